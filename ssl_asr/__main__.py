@@ -1,0 +1,26 @@
+"""``ssl-asr COMMAND``: the same as ``python -m ssl_asr.COMMAND``."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "fine-tune a pretrained speech model and report its WER",
+    "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
+    "transcribe": "write down what files, folders or manifests say",
+    "corpus": "speak a small corpus of a narrow domain, for smoke tests",
+}
+
+
+def main() -> None:
+    """Hand the rest of the command line to the command named first."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        width = max(map(len, COMMANDS))
+        print("usage: ssl-asr COMMAND [key=value …]\n")
+        print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+        sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"], []) else 2)
+    command = sys.argv.pop(1)
+    importlib.import_module(f"ssl_asr.{command}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""From a resolved config to objects: the only caller of ``instantiate``."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+
+from ssl_asr.config import config_folder
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.module import ASRDataModule, DataConfig, read_manifests
+from ssl_asr.data.text import get_normalizer
+from ssl_asr.data.tokenizer import (
+    Characters,
+    CharTokenizer,
+    WhisperTokenizer,
+    WhisperTokens,
+    restore_tokenizer,
+)
+from ssl_asr.decoding.seq2seq import WhisperGreedy
+from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.metrics.report import Normalizer
+from ssl_asr.models.backbone import one_frame_length
+from ssl_asr.models.freezing import FreezePolicy, TrainAll
+from ssl_asr.models.loading import (
+    backbone_folder,
+    load_encoder,
+    load_seq2seq,
+    model_family,
+    rebuild,
+)
+from ssl_asr.models.checkpoints import resolve_checkpoint
+from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
+from ssl_asr.models.whisper import WINDOW_S, WhisperBackbone, WhisperEncoder
+from ssl_asr.training.callbacks import Samples, Throughput, best_and_last
+from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
+from ssl_asr.training.ctc import CTCModule
+from ssl_asr.training.module import ASRModule, OptimConfig
+from ssl_asr.training.optim import total_updates
+from ssl_asr.training.seq2seq import Seq2SeqModule
+from ssl_asr.training.tasks import Seq2Seq
+from ssl_asr.training.trainer import TrainerConfig, make_trainer
+from ssl_asr.types import SAMPLE_RATE, Tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Everything a training run needs, ready to go."""
+
+    module: ASRModule
+    data: ASRDataModule
+    trainer: L.Trainer
+    config: dict[str, Any]
+
+
+def normalizers(names: list[str]) -> dict[str, Normalizer]:
+    """Normalisers by name, in this order."""
+    return {name: get_normalizer(name, key="normalizers") for name in names}
+
+
+def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
+    if isinstance(options, WhisperTokens):
+        return WhisperTokenizer.from_folder(
+            folder, language=options.language, task=options.task, normalizer=options.normalizer
+        )
+    assert isinstance(options, Characters)
+    if options.characters is not None:
+        return CharTokenizer(characters=options.characters, normalizer=options.normalizer)
+    return CharTokenizer.from_texts(train, normalizer=options.normalizer)
+
+
+def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
+    """What the model can take, with the user's own limits laid over it."""
+    encoder: Any = module.model.encoder if isinstance(module, Seq2SeqModule) else module.encoder
+    min_s = encoder.min_samples / SAMPLE_RATE if isinstance(encoder, SSLEncoder) else 0.0
+    max_s, why = encoder.max_s, "Whisper's window"
+    if config is not None:
+        min_s = max(min_s, config.min_s)
+        if config.max_s is not None and (max_s is None or config.max_s < max_s):
+            max_s, why = config.max_s, "data.max_s"
+    if isinstance(module, Seq2SeqModule):
+        prompt = 4 if module.tokenizer.is_multilingual else 2
+        return Limits(min_s, max_s, why, max_tokens=module.model.max_tokens, prompt_tokens=prompt)
+    return Limits(min_s, max_s, why, ctc_frames=lambda samples: one_frame_length(encoder, samples))
+
+
+def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule:
+    backbone = instantiate(config["backbone"])
+    folder = backbone_folder(backbone, say)
+    tokenizer = _make_tokenizer(instantiate(config["tokenizer"]), train, folder)
+    trainer: TrainerConfig = instantiate(config["trainer"])
+    shared: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "policy": instantiate(config["freeze_policy"]),
+        "normalizers": normalizers(config["normalizers"]),
+        "optim": OptimConfig(
+            optimizers={side: instantiate(node) for side, node in config["optimizers"].items()},
+            schedulers={side: instantiate(node) for side, node in config["schedulers"].items()},
+            accumulate=trainer.accumulate_grad_batches,
+            clip_norm=trainer.gradient_clip_val,
+            max_nonfinite=trainer.max_nonfinite,
+        ),
+    }
+    task = instantiate(config["task"])
+    if isinstance(task, Seq2Seq):
+        assert isinstance(tokenizer, WhisperTokenizer)
+        model = load_seq2seq(backbone, folder)
+        return Seq2SeqModule(
+            model=model,
+            decoder=instantiate(config["decoder"]),
+            label_smoothing=task.label_smoothing,
+            **shared,
+        )
+    encoder = load_encoder(backbone, folder)
+    head = instantiate(config["head"]).build(dim=encoder.dim, vocab_size=tokenizer.vocab_size)
+    return CTCModule(encoder=encoder, head=head, **shared)
+
+
+def describe_model(module: ASRModule) -> dict[str, Any]:
+    """Plain data from which `restore_module` makes the model's twin."""
+    if isinstance(module, Seq2SeqModule):
+        return {"task": "seq2seq", **module.model.description()}
+    assert isinstance(module, CTCModule)
+    encoder: Any = module.encoder
+    description: dict[str, Any] = {"task": "ctc", **encoder.description()}
+    return description
+
+
+def build_training(config: dict[str, Any], folder: Path, console: Console | None) -> TrainingRun:
+    """Everything of a training run, wrong input raised before the weights are touched.
+
+    Args:
+        config: as `ssl_asr.config.resolve` gives it.
+        folder: the run's.
+        console: where tables go; None prints nothing.
+    """
+    say: Say = console.print if console is not None else (lambda _: None)
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    data_config: DataConfig = instantiate(config["data"])
+    manifests = read_manifests(data_config)
+    module = _make_module(config, manifests["train"], say)
+    data = ASRDataModule(
+        config=data_config,
+        manifests=manifests,
+        tokenizer=module.tokenizer,
+        limits=make_limits(module, data_config),
+        seed=config["seed"],
+        console=console,
+    )
+    data.select()
+    module.test_names = data.test_names
+    trainer_config: TrainerConfig = instantiate(config["trainer"])
+    name = config["run_name"] or folder.name
+    loggers, logger_callbacks = instantiate(config["logger"]).build(folder=folder, name=name, config=config)
+    has_dev = data_config.dev is not None
+    callbacks = [
+        SelfDescription(config=config, description=describe_model(module)),
+        RandomStates(),
+        Throughput(),
+        Samples(folder=folder, console=console, count=config["samples"]),
+        *logger_callbacks,
+        *best_and_last(
+            folder / "checkpoints",
+            monitor=trainer_config.monitor if has_dev else None,
+            every_n_updates=trainer_config.checkpoint_every_n_updates,
+        ),
+    ]
+    trainer = make_trainer(
+        trainer_config, folder=folder, loggers=loggers, callbacks=callbacks, verbose=console is not None
+    )
+    batches = data.batches_per_epoch(trainer_config.max_epochs, trainer.world_size)
+    module.total_updates = total_updates(batches, trainer_config.accumulate_grad_batches, trainer_config.max_steps)
+    return TrainingRun(module, data, trainer, config)
+
+
+def write_config(config: dict[str, Any], path: Path) -> None:
+    """Write a resolved config as YAML."""
+    from omegaconf import OmegaConf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+
+# A model to use ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """What a user may say about a model that is only used; None leaves it to the model."""
+
+    window: str | None = None
+    tail_s: float | None = None
+    language: str | None = None
+    task: str = "transcribe"
+    max_tokens_per_s: float | None = None
+
+
+def find_checkpoint(name: str) -> Path | None:
+    """The checkpoint file of a run directory or path; None where the name is neither.
+
+    Raises:
+        CheckpointError: a directory that looks like a run but holds no checkpoint.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(name, "holds neither checkpoints/best.ckpt nor config.json", "is it a run directory?")
+
+
+def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
+    """A module that transcribes, from a run directory, checkpoint, backbone option or pretrained name.
+
+    A pretrained Whisper gets the window it was trained with, 30 s, unless told otherwise.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot transcribe without training.
+    """
+    checkpoint = find_checkpoint(name)
+    module = (
+        restore_module(read_checkpoint(checkpoint), options)
+        if checkpoint is not None
+        else _pretrained_module(name, options, say)
+    )
+    if isinstance(module, Seq2SeqModule) and options.max_tokens_per_s is not None:
+        module.decoder = replace(module.decoder, max_tokens_per_s=options.max_tokens_per_s)
+    _set_window(module, options)
+    return module.eval()
+
+
+def _set_window(module: ASRModule, options: InferenceOptions) -> None:
+    encoder: Any = module.model.encoder if isinstance(module, Seq2SeqModule) else module.encoder  # type: ignore[attr-defined]
+    if isinstance(encoder, WhisperEncoder):
+        encoder.window = options.window if options.window is not None else encoder.window  # type: ignore[assignment]
+        encoder.tail_s = options.tail_s if options.tail_s is not None else encoder.tail_s
+    elif options.window is not None or options.tail_s is not None:
+        raise ConfigError("window", "this encoder has no window", "leave window and tail_s out")
+
+
+def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASRModule:
+    """The module of a checkpoint, with no other file and no network."""
+    saved = checkpoint[KEY]
+    config, description = saved["config"], saved["model"]
+    state = dict(saved["tokenizer"])
+    if state["kind"] == "whisper" and options.language is not None:
+        state["language"] = options.language
+    tokenizer = restore_tokenizer(state)
+    policy: FreezePolicy = TrainAll()
+    shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": policy, "normalizers": {}, "optim": None}
+    model = rebuild(description, seq2seq=description["task"] == "seq2seq")
+    module: ASRModule
+    if description["task"] == "seq2seq":
+        module = Seq2SeqModule(model=model, decoder=_checked(config["decoder"]), label_smoothing=0.0, **shared)  # type: ignore[arg-type]
+    else:
+        head = _checked(config["head"]).build(dim=model.dim, vocab_size=tokenizer.vocab_size)  # type: ignore[union-attr]
+        module = CTCModule(encoder=model, head=head, **shared)
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
+    module.load_state_dict(weights)
+    return module
+
+
+def _checked(node: dict[str, Any]) -> Any:
+    """An object of a config that came with a checkpoint: only classes of this package, checked before they are called."""
+    from ssl_asr.errors import raise_all
+    from ssl_asr.targets import check_node
+
+    raise_all(check_node(node, "config of the checkpoint"))
+    return instantiate(node)
+
+
+def _backbone_source(name: str) -> str:
+    """The source of a backbone option of that name, or the name itself."""
+    from omegaconf import OmegaConf
+
+    option = config_folder() / "backbone" / f"{name}.yaml"
+    if not option.is_file():
+        return name
+    node: Any = OmegaConf.load(option)
+    return str(node.get("backbone", node)["source"])
+
+
+def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> Seq2SeqModule:
+    source = _backbone_source(name)
+    folder = resolve_checkpoint(source, say=say)
+    if model_family(folder) != "whisper":
+        raise CheckpointError(name, "has no decoder: it writes no text before it is trained", "train it with task=ctc")
+    backbone = WhisperBackbone(
+        source=source, revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
+    )
+    tokenizer = WhisperTokenizer.from_folder(folder, language=options.language, task=options.task, normalizer="none")
+    return Seq2SeqModule(
+        model=load_seq2seq(backbone, folder),
+        decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),
+        label_smoothing=0.0,
+        tokenizer=tokenizer,
+        policy=TrainAll(),
+        optim=None,
+        normalizers={},
+    )

@@ -1,0 +1,363 @@
+"""The typed schema of a run, and `resolve`, which turns what was typed into what will run.
+
+The only place that knows ``freeze``. Importing it imports no torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_asr.errors import ConfigError, raise_all
+from ssl_asr.targets import check_node, did_you_mean
+
+_POLICIES = "ssl_asr.models.freezing"
+# What a backbone file may recommend, and `freeze` fold to.
+_FOLDED = {
+    "none": {"_target_": f"{_POLICIES}.TrainAll"},
+    "feature_encoder": {"_target_": f"{_POLICIES}.FreezeFeatureEncoder"},
+    "encoder": {"_target_": f"{_POLICIES}.FreezeEncoder"},
+}
+_NORMALIZERS = ("none", "lower", "basic", "whisper_basic", "whisper_english", "by_language")
+
+
+@dataclass
+class TrainConfig:
+    """Everything ``python -m ssl_asr.train`` takes. Groups are options under ``conf/``; scalars have their type here.
+
+    Attributes:
+        freeze: false trains every weight; true freezes by the policy, or the whole encoder where none is
+            named; null takes the backbone's recommendation or the policy named.
+        seed: of everything random; 0 is a seed.
+        normalizers: text normalisers that scores are reported under; the first one's WER chooses the best
+            checkpoint.
+        resume: a checkpoint to continue from, or null.
+        init: a run directory or checkpoint whose weights to start from, or null for the pretrained ones.
+        run_dir: where everything of the run goes.
+        run_name: shown by the loggers; null takes the folder's name.
+        samples: aligned hypotheses to show at each validation.
+        verbose: whether to show bars and tables.
+    """
+
+    backbone: Any = MISSING
+    task: Any = MISSING
+    head: Any = MISSING
+    tokenizer: Any = MISSING
+    decoder: Any = MISSING
+    freeze_policy: Any = MISSING
+    data: Any = MISSING
+    optimizers: Any = MISSING
+    schedulers: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    freeze: bool | None = None
+    seed: int = 0
+    normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
+    resume: str | None = None
+    run_dir: str = MISSING
+    run_name: str | None = None
+    samples: int = 4
+    verbose: bool = True
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything ``python -m ssl_asr.evaluate`` takes.
+
+    Attributes:
+        model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
+        manifest: what to score: a path, a list of paths, or paths by name.
+        predictions: score this predictions.jsonl again instead of running a model.
+        max_tokens_per_s: caps the tokens Whisper may write an utterance by its length; null for no cap.
+        window: Whisper's window, ``real`` or ``30s``; null takes the model's own, 30s for a pretrained one.
+        tail_s: seconds of silence after the speech for ``real``; null takes the model's own.
+        language, task: of a multilingual Whisper where the manifest names none.
+        normalizers: text normalisers that scores are reported under.
+        max_batch_s: seconds of audio in a batch, padding included.
+        num_workers: reading processes.
+        on_bad_audio: ``skip`` counts and names what cannot be read, ``error`` stops at the first.
+        max_skip_fraction: a manifest that loses more than this share is an error.
+        accelerator, precision: as Lightning's.
+        output_dir: where predictions and results go.
+        samples: aligned hypotheses to show.
+        verbose: whether to show bars and tables.
+    """
+
+    model: str | None = None
+    manifest: Any = None
+    predictions: str | None = None
+    max_tokens_per_s: float | None = None
+    window: str | None = None
+    tail_s: float | None = None
+    language: str | None = None
+    task: str = "transcribe"
+    normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
+    max_batch_s: float = 120.0
+    num_workers: int = 2
+    on_bad_audio: str = "skip"
+    max_skip_fraction: float = 0.05
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    output_dir: str = MISSING
+    samples: int = 4
+    verbose: bool = True
+
+
+@dataclass
+class TranscribeConfig:
+    """Everything ``python -m ssl_asr.transcribe`` takes.
+
+    Attributes:
+        model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
+        input: audio files, folders of them, or manifests (.jsonl).
+        output: a .jsonl file to write, or null to print ``path<TAB>text``.
+        window, tail_s, language, task, max_batch_s, accelerator, precision: see `EvaluateConfig`.
+        verbose: whether to show bars.
+    """
+
+    model: str = MISSING
+    input: list[str] = MISSING
+    output: str | None = None
+    window: str | None = None
+    tail_s: float | None = None
+    language: str | None = None
+    task: str = "transcribe"
+    max_batch_s: float = 120.0
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    verbose: bool = True
+
+
+@dataclass
+class CorpusConfig:
+    """Everything ``python -m ssl_asr.corpus`` takes.
+
+    Attributes:
+        output_dir: where audio and manifests go.
+        train, dev, test: sentences in each; no sentence is in two, nor is a voice.
+        seed: of sentences, voices and noise.
+        verbose: whether to show bars.
+    """
+
+    output_dir: str = MISSING
+    train: int = 240
+    dev: int = 32
+    test: int = 64
+    seed: int = 0
+    verbose: bool = True
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "transcribe": TranscribeConfig,
+    "corpus": CorpusConfig,
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra, as ``NAME_schema``."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def config_folder() -> Path:
+    """The ``conf`` folder: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain data, interpolations resolved.
+
+    Raises:
+        ConfigError: a mandatory value is missing or an interpolation leads nowhere, all of them at once.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    raise_all([ConfigError(key, "is missing", f"give {key}=…") for key in missing])
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key or "config"), str(error.msg or error).splitlines()[0]) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def named_manifests(value: Any, key: str) -> dict[str, str]:
+    """Manifests by name, from a path (named ``test``), a list of paths (by folder and file) or names to paths.
+
+    Raises:
+        ConfigError: it is none of these, or two of a list come to the same name.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"test": value}
+    if isinstance(value, list) and all(isinstance(path, str) for path in value):
+        named = {f"{Path(path).resolve().parent.name}_{Path(path).stem}": path for path in value}
+        if len(named) == len(value):
+            return named
+    if isinstance(value, dict) and all(isinstance(path, str) for path in value.values()):
+        return {str(name): path for name, path in value.items()}
+    raise ConfigError(key, f"is {value!r}", "it should be a path, a list of them, or {name: path, …}")
+
+
+def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
+    """The freeze policy that ``freeze``, ``freeze_policy`` and the backbone's recommendation come to.
+
+    ``freeze: false`` trains every weight whatever the policy says. A named policy, or ``freeze: true``, stands
+    as it is, ``auto`` then meaning the whole encoder. With neither, the backbone recommends.
+    """
+    freeze, policy = config["freeze"], config["freeze_policy"]
+    is_auto = policy == {"name": "auto"}
+    if freeze is False:
+        return _FOLDED["none"]
+    if not is_auto:
+        folded: dict[str, Any] = policy
+        return folded
+    return _FOLDED["encoder" if freeze else config["backbone"]["recommended_freeze"]]
+
+
+def _nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every node with a ``_target_``, by key."""
+    keys = ["backbone", "task", "head", "tokenizer", "decoder", "data", "trainer", "logger", "freeze_policy"]
+    nodes = {key: config[key] for key in keys}
+    for group in ("optimizers", "schedulers"):
+        for side in ("pretrained", "new"):
+            nodes[f"{group}.{side}"] = (config[group] or {}).get(side)
+    return {key: node if isinstance(node, dict) else {} for key, node in nodes.items()}
+
+
+def _check_names(names: list[str], key: str) -> list[ConfigError]:
+    if not names:
+        return [ConfigError(key, "is empty", "name at least one normaliser")]
+    unknown = [name for name in names if name not in _NORMALIZERS]
+    return [ConfigError(key, f"no normaliser '{name}'", did_you_mean(name, list(_NORMALIZERS))) for name in unknown]
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+# (key path, is it right?, what it should be), for values whose type is right but whose range may not be.
+_RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("data.max_batch_s", _positive, "more than 0 seconds"),
+    ("data.eval_batch_s", _positive, "more than 0 seconds"),
+    ("data.max_batch_size", lambda v: v is None or _positive(v), "null, or 1 or more"),
+    ("data.num_workers", lambda v: v >= 0, "0 or more"),
+    ("data.max_skip_fraction", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    ("data.on_bad_audio", lambda v: v in ("skip", "error"), "skip or error"),
+    ("trainer.max_epochs", _positive, "1 or more"),
+    ("trainer.accumulate_grad_batches", _positive, "1 or more"),
+    ("trainer.gradient_clip_val", lambda v: v is None or _positive(v), "null, or more than 0"),
+    ("trainer.max_nonfinite", _positive, "1 or more"),
+    ("optimizers.pretrained.lr", lambda v: v >= 0, "0 or more"),
+    ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
+    ("backbone.tail_s", lambda v: 0 <= v < 30, "0 to 30 seconds"),
+    ("backbone.recommended_freeze", lambda v: v in _FOLDED, f"one of {', '.join(_FOLDED)}"),
+    (
+        "backbone.train_tail_s",
+        lambda v: v is None or (len(v) == 2 and 0 <= v[0] <= v[1] < 30),
+        "null, or [least, most] seconds of 0 to 30",
+    ),
+]
+
+
+def _lookup(config: dict[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _check_ranges(config: dict[str, Any], wrong: set[str]) -> list[ConfigError]:
+    errors = []
+    for key, is_right, expected in _RANGES:
+        value = _lookup(config, key)
+        optional = value is None and not key.endswith((".lr", "max_epochs"))
+        if key not in wrong and not optional and not is_right(value):
+            errors.append(ConfigError(key, f"is {value!r}", f"it should be {expected}"))
+    return errors
+
+
+def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
+    """Whether backbone, task, head, tokenizer and decoder go together."""
+    kind = {key: str(config[key].get("_target_", "")).rpartition(".")[2] for key in ("backbone", "task", "head", "tokenizer", "decoder")}
+    errors = []
+    if kind["task"] == "Seq2Seq":
+        if kind["backbone"] != "WhisperBackbone":
+            errors.append(ConfigError("task", "seq2seq needs a decoder, this backbone has none", "task=ctc, or a whisper backbone"))
+        wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
+        remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
+    else:
+        wanted = {"tokenizer": "Characters", "decoder": "CtcGreedy"}
+        remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
+        if kind["head"] == "NoHead":
+            errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))
+    for key, name in wanted.items():
+        if kind[key] and kind[key] != name:
+            errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy[key]))
+    return errors
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The training config as it will run: plain data, ``freeze`` folded into the policy, everything checked.
+
+    Raises:
+        ConfigError, UserErrors: every unknown key, missing value, wrong type, value out of range and pair
+            that does not go together, at once, each with its key and a remedy.
+    """
+    config = to_plain(cfg)
+    recommended = (config["backbone"] or {}).get("recommended_freeze")
+    errors: list[ConfigError] = []
+    if config["freeze"] is False or config["freeze_policy"] != {"name": "auto"} or config["freeze"] or recommended in _FOLDED:
+        config["freeze_policy"] = fold_freeze(config)
+    else:
+        config["freeze_policy"] = _FOLDED["none"]
+    try:
+        config["data"]["test"] = named_manifests(config["data"].get("test"), "data.test")
+    except ConfigError as error:
+        errors.append(error)
+    nodes = _nodes(config)
+    for key, node in nodes.items():
+        errors += check_node(node, key)
+    errors += _check_ranges(config, {error.where for error in errors})
+    errors += _check_fit(config)
+    errors += _check_names(config["normalizers"], "normalizers")
+    raise_all(errors)
+    return config
+
+
+def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config of the other commands: plain data, its ranges checked.
+
+    Raises:
+        ConfigError, UserErrors: what is wrong, at once.
+    """
+    config = to_plain(cfg)
+    errors: list[ConfigError] = []
+    if "normalizers" in config:
+        errors += _check_names(config["normalizers"], "normalizers")
+    if "manifest" in config:
+        config["manifest"] = named_manifests(config["manifest"], "manifest")
+    if config.get("window") not in (None, "real", "30s"):
+        errors.append(ConfigError("window", f"is {config['window']!r}", "it should be real or 30s"))
+    if config.get("task") not in (None, "transcribe", "translate"):
+        errors.append(ConfigError("task", f"is {config['task']!r}", "it should be transcribe or translate"))
+    for key in ("max_batch_s", "train", "dev", "test"):
+        if key in config and not _positive(config[key]):
+            errors.append(ConfigError(key, f"is {config[key]!r}", "it should be more than 0"))
+    raise_all(errors)
+    return config
+
+
+def known_keys(name: str) -> list[str]:
+    """The top-level keys of a command's config, for suggestions."""
+    return [f.name for f in fields(SCHEMAS[name])]

@@ -1,0 +1,70 @@
+"""Utterance to example: read the audio, spell the text. Padding happens in `collate` and nowhere else."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from ssl_asr.data.audio import Downmix, read_waveform
+from ssl_asr.errors import AudioError
+from ssl_asr.types import Batch, Example, Skip, Tokenizer, Utterance
+
+
+class SpeechDataset(Dataset["Example | Skip"]):
+    """Examples of a sequence of utterances, read when asked for.
+
+    Args:
+        utterances: a `Manifest` (packed, shared by workers) or any sequence.
+        tokenizer: spells the targets; None leaves them empty, for transcribing.
+        downmix: what to do with several channels.
+        skip_bad_audio: give a `Skip` for audio that cannot be read, instead of raising.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        tokenizer: Tokenizer | None,
+        downmix: Downmix = "mean",
+        skip_bad_audio: bool = False,
+    ) -> None:
+        self.utterances = utterances
+        self.tokenizer = tokenizer
+        self.downmix: Downmix = downmix
+        self.skip_bad_audio = skip_bad_audio
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> Example | Skip:
+        utterance = self.utterances[index]
+        try:
+            waveform_T = read_waveform(utterance, downmix=self.downmix)
+        except AudioError as error:
+            if not self.skip_bad_audio:
+                raise
+            detail = str(error)
+            return Skip(utterance.id, utterance.where, error.reason, detail, utterance.duration)
+        tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
+        return Example(utterance, waveform_T, tokens)
+
+
+def collate(items: Sequence[Example | Skip]) -> Batch:
+    """Put examples side by side, padded with zeros; skips travel along, so that they are counted and named."""
+    examples = [item for item in items if isinstance(item, Example)]
+    lengths_B = torch.tensor([len(example.waveform_T) for example in examples], dtype=torch.int64)
+    token_lengths_B = torch.tensor([len(example.tokens) for example in examples], dtype=torch.int64)
+    width = int(lengths_B.max()) if examples else 0
+    waveform_BT = torch.zeros(len(examples), width)
+    tokens_BU = torch.zeros(len(examples), int(token_lengths_B.max()) if examples else 0, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        waveform_BT[row, : len(example.waveform_T)] = example.waveform_T
+        tokens_BU[row, : len(example.tokens)] = torch.tensor(example.tokens, dtype=torch.int64)
+    return Batch(
+        waveform_BT=waveform_BT,
+        lengths_B=lengths_B,
+        tokens_BU=tokens_BU,
+        token_lengths_B=token_lengths_B,
+        utterances=[example.utterance for example in examples],
+        skipped=[item for item in items if isinstance(item, Skip)],
+    )

@@ -1,0 +1,67 @@
+"""Audio files, folders and manifests as one list of utterances to transcribe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s
+from ssl_asr.data.manifest import Manifest, pack_rows, read_manifest
+from ssl_asr.errors import AudioError, ManifestError, UserError, raise_all
+from ssl_asr.types import Skip
+
+
+def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
+    """The utterances of files, folders (searched to the bottom) and manifests (``.jsonl``, text not needed).
+
+    Returns:
+        The manifest, and the files that cannot be read.
+
+    Raises:
+        ManifestError: an input does not exist or is of no known kind, or nothing is left.
+    """
+    rows: list[dict[str, Any]] = []
+    skips: list[Skip] = []
+    errors: list[UserError] = []
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+            if not files:
+                errors.append(ManifestError(str(path), "holds no audio", f"looked for {' '.join(AUDIO_SUFFIXES)}"))
+            for file in files:
+                _add(file, rows, skips)
+        elif path.suffix == ".jsonl" and path.is_file():
+            rows += _manifest_rows(path)
+        elif path.is_file():
+            _add(path, rows, skips)
+        else:
+            errors.append(ManifestError(str(path), "no such file or folder", "check input"))
+    raise_all(errors)
+    if not rows:
+        reasons = "; ".join(skip.detail for skip in skips[:5])
+        raise ManifestError("input", f"nothing can be read: {reasons}", "give audio files, folders or manifests")
+    return pack_rows(_unique(rows), Path()), skips
+
+
+def _add(file: Path, rows: list[dict[str, Any]], skips: list[Skip]) -> None:
+    try:
+        duration = audio_duration_s(file)
+    except AudioError as error:
+        skips.append(Skip(str(file), "", error.reason, str(error)))
+        return
+    rows.append({"id": str(file), "audio_filepath": str(file.resolve()), "duration": duration})
+
+
+def _manifest_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for utterance in read_manifest(path, require_text=False):
+        row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": utterance.duration}
+        optional = {"offset": utterance.offset, "lang": utterance.lang, "task": utterance.task, "channel": utterance.channel}
+        audio = str(Path(utterance.audio_filepath).resolve())
+        rows.append(row | {"audio_filepath": audio} | {k: v for k, v in optional.items() if v is not None})
+    return rows
+
+
+def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with every id once: the same input named twice is transcribed once."""
+    by_id = {row["id"]: row for row in rows}
+    return list(by_id.values())

@@ -1,0 +1,262 @@
+"""Characters for CTC, and Whisper's own byte-pair tokens with its prompt.
+
+Both are described wholly by plain data (`state`), which is what a checkpoint keeps.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_asr.data.text import get_normalizer
+from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
+from ssl_asr.types import Tokenizer, Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Characters:
+    """The ``char`` option.
+
+    Attributes:
+        characters: the alphabet; null takes the train split's.
+        normalizer: the named normaliser that training text goes through.
+    """
+
+    characters: str | None
+    normalizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperTokens:
+    """The ``whisper`` option: the checkpoint's own tokenizer.
+
+    Attributes:
+        language: used where a manifest line names none; null is for English-only checkpoints.
+        task: transcribe or translate, where a line names none.
+        normalizer: the named normaliser that training text goes through.
+    """
+
+    language: str | None
+    task: str
+    normalizer: str
+
+
+class CharTokenizer:
+    """One id a character, for CTC: 0 is the blank, 1 stands for a character never seen in training.
+
+    The blank is no label and is distinct from the unknown character; padding has no id at all, since targets
+    travel with their lengths.
+
+    Args:
+        characters: the alphabet, in id order from 2 on.
+        normalizer: the named normaliser that text goes through before it is spelt.
+
+    Example:
+        >>> tokenizer = CharTokenizer(characters=" abc", normalizer="lower")
+        >>> tokenizer.decode([4, 2, 3])
+        'b a'
+    """
+
+    blank_id = 0
+    unknown_id = 1
+
+    def __init__(self, *, characters: str | Sequence[str], normalizer: str = "none") -> None:
+        characters = list(characters)
+        repeated = [character for character, count in Counter(characters).items() if count > 1]
+        if repeated or not characters:
+            what = f"repeats {repeated}" if repeated else "is empty"
+            raise ConfigError("tokenizer.characters", what, "list each character once")
+        self.characters = characters
+        self.normalizer = normalizer
+        self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
+        self._ids = {character: i for i, character in enumerate(characters, start=2)}
+
+    @classmethod
+    def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "CharTokenizer":
+        """The alphabet of these texts (the train split's, and no other), sorted by code point."""
+        normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
+        seen: set[str] = set()
+        for utterance in utterances:
+            seen.update(normalize(utterance.text, utterance.lang))
+        if not seen:
+            raise ManifestError("train manifest", "has no text at all", "CTC needs characters to learn")
+        return cls(characters=sorted(seen), normalizer=normalizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """Blank, unknown and the alphabet."""
+        return len(self.characters) + 2
+
+    def encode(self, utterance: Utterance) -> list[int]:
+        """The ids of the normalised text's characters."""
+        text = self._normalize(utterance.text, utterance.lang)
+        return [self._ids.get(character, self.unknown_id) for character in text]
+
+    def unseen(self, utterance: Utterance) -> str:
+        """The characters of the normalised text that the alphabet lacks, repeats included."""
+        text = self._normalize(utterance.text, utterance.lang)
+        return "".join(character for character in text if character not in self._ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
+        pieces = ["⁇" if i == self.unknown_id else self.characters[i - 2] for i in ids if i != self.blank_id]
+        return " ".join("".join(pieces).split())
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for `restore_tokenizer`."""
+        return {"kind": "char", "characters": list(self.characters), "normalizer": self.normalizer}
+
+
+class WhisperTokenizer:
+    """Whisper's tokens, with the prompt each utterance starts from.
+
+    ``encode`` gives the text and the end token; the prompt (start of transcript, language, task, no
+    timestamps) comes from `prompt`, so exactly one start token can ever be there. English-only checkpoints
+    have neither language nor task tokens.
+
+    Args:
+        tokenizer_json: the text of the checkpoint's ``tokenizer.json``.
+        language: code used where an utterance names none; None for English-only checkpoints.
+        task: used where an utterance names none.
+        normalizer: the named normaliser that target text goes through.
+
+    Raises:
+        ConfigError: an unknown language, or one given to an English-only checkpoint that is not English.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer_json: str,
+        language: str | None = None,
+        task: str = "transcribe",
+        normalizer: str = "none",
+    ) -> None:
+        from tokenizers import Tokenizer as BytePairTokenizer
+
+        self._json = tokenizer_json
+        self._bpe = BytePairTokenizer.from_str(tokenizer_json)
+        self.language, self.task, self.normalizer = language, task, normalizer
+        self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
+        self.start_id = self._special("<|startoftranscript|>")
+        self.end_id = self._special("<|endoftext|>")
+        self.no_timestamps_id = self._special("<|notimestamps|>")
+        # English-only vocabularies are one entry shorter, which is how OpenAI tells them apart too.
+        self.is_multilingual = self.vocab_size >= 51865
+        self.languages = self._find_languages() if self.is_multilingual else {}
+        self._check(language, task, where="tokenizer.language")
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, language: str | None, task: str, normalizer: str
+    ) -> "WhisperTokenizer":
+        """The tokenizer of a local checkpoint in transformers' layout."""
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+        else:
+            from transformers import WhisperTokenizerFast
+
+            try:
+                text = WhisperTokenizerFast.from_pretrained(folder).backend_tokenizer.to_str()
+            except (OSError, ValueError) as error:
+                raise CheckpointError(str(folder), f"no Whisper tokenizer: {error}") from None
+        return cls(tokenizer_json=text, language=language, task=task, normalizer=normalizer)
+
+    def _special(self, token: str) -> int:
+        found = self._bpe.token_to_id(token)
+        if found is None:
+            raise CheckpointError("tokenizer.json", f"has no {token}", "is this a Whisper checkpoint?")
+        return int(found)
+
+    def _find_languages(self) -> dict[str, int]:
+        first, last = self.start_id + 1, self._special("<|translate|>")
+        tokens = ((self._bpe.id_to_token(i), i) for i in range(first, last))
+        return {token[2:-2]: i for token, i in tokens if token}
+
+    def _check(self, language: str | None, task: str, where: str) -> None:
+        if not self.is_multilingual:
+            if language not in (None, "en") or task != "transcribe":
+                what = f"language {language!r}, task {task!r} for an English-only checkpoint"
+                raise ConfigError(where, what, "take a multilingual checkpoint")
+        elif language is not None and language not in self.languages:
+            raise ConfigError(where, f"no language '{language}'", f"one of {' '.join(self.languages)}")
+        elif task not in ("transcribe", "translate"):
+            raise ConfigError(where, f"no task '{task}'", "transcribe or translate")
+
+    @property
+    def vocab_size(self) -> int:
+        """All tokens, specials and timestamps included."""
+        size: int = self._bpe.get_vocab_size(with_added_tokens=True)
+        # English-only and multilingual vocabularies end with 1501 timestamp tokens, which some
+        # tokenizer.json files leave out; the prompt and text never reach them.
+        return size if size > self.no_timestamps_id + 1 else self.no_timestamps_id + 1 + 1501
+
+    def prompt(self, utterance: Utterance) -> list[int]:
+        """The tokens the decoder is given: start, and for multilingual checkpoints language and task.
+
+        Raises:
+            ConfigError: neither the utterance nor the config names a language, or it is unknown.
+        """
+        if not self.is_multilingual:
+            self._check(utterance.lang, utterance.task or self.task, where=utterance.where or utterance.id)
+            return [self.start_id, self.no_timestamps_id]
+        language, task = utterance.lang or self.language, utterance.task or self.task
+        where = utterance.where or utterance.id
+        if language is None:
+            raise ConfigError(where, "no language", "set tokenizer.language, or 'lang' in the manifest")
+        self._check(language, task, where=where)
+        task_id = self._special(f"<|{task}|>")
+        return [self.start_id, self.languages[language], task_id, self.no_timestamps_id]
+
+    def encode(self, utterance: Utterance) -> list[int]:
+        """Ids of the normalised text, spelt with a leading space as in pretraining, and the end token."""
+        text = self._normalize(utterance.text, utterance.lang)
+        ids = self._bpe.encode(f" {text}", add_special_tokens=False).ids if text else []
+        return [*ids, self.end_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, every special token and timestamp left out."""
+        text: str = self._bpe.decode([i for i in ids if i < self.end_id], skip_special_tokens=True)
+        return text.strip()
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for `restore_tokenizer`."""
+        return {
+            "kind": "whisper",
+            "tokenizer_json": self._json,
+            "language": self.language,
+            "task": self.task,
+            "normalizer": self.normalizer,
+        }
+
+
+def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that ``state`` describes, as a checkpoint holds it."""
+    kinds = {"char": CharTokenizer, "whisper": WhisperTokenizer}
+    if state.get("kind") not in kinds:
+        raise CheckpointError("tokenizer", f"unknown kind {state.get('kind')!r}", "was it made by ssl_asr?")
+    arguments = {key: value for key, value in state.items() if key != "kind"}
+    tokenizer: Tokenizer = kinds[state["kind"]](**arguments)
+    return tokenizer
+
+
+def check_coverage(tokenizer: Tokenizer, utterances: Iterable[Utterance], *, where: str) -> None:
+    """Refuse training text with characters a fixed alphabet cannot spell.
+
+    Raises:
+        ManifestError: naming the 20 commonest such characters, each with one utterance.
+    """
+    if not isinstance(tokenizer, CharTokenizer):
+        return
+    counts: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for utterance in utterances:
+        for character in tokenizer.unseen(utterance):
+            counts[character] += 1
+            example.setdefault(character, utterance.where or utterance.id)
+    if counts:
+        rows = [f"{c!r} U+{ord(c):04X} x{n} (first at {example[c]})" for c, n in counts.most_common(20)]
+        what = f"{len(counts)} characters are not in the alphabet: {'; '.join(rows)}"
+        raise ManifestError(where, what, "extend tokenizer.characters, or choose a tokenizer.normalizer")

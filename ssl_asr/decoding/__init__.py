@@ -1,0 +1,1 @@
+"""From logits or states to hypotheses."""

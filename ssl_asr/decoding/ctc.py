@@ -1,0 +1,36 @@
+"""Greedy CTC decoding: the best label of each frame, repeats merged, blanks dropped."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtcGreedy:
+    """The ``ctc_greedy`` decoder; it has no settings."""
+
+
+def collapse(path: list[int], blank: int) -> list[int]:
+    """The labels of a CTC path: repeats merged first, then blanks dropped, so that LL needs a blank between.
+
+    Example:
+        >>> collapse([1, 1, 0, 1, 2, 2], blank=0)
+        [1, 1, 2]
+    """
+    previous = [-1, *path[:-1]]
+    return [label for label, before in zip(path, previous, strict=True) if label not in (before, blank)]
+
+
+def greedy_paths(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> tuple[list[list[int]], list[float]]:
+    """The best path of each utterance over its own frames, and its mean log-probability a frame.
+
+    One transfer from the device for the batch. ``frame_lengths_B`` is int64 on the CPU.
+    """
+    best = log_probs_BFV.max(dim=-1)
+    packed = torch.stack([best.values.double(), best.indices.double()]).cpu()
+    paths, scores = [], []
+    for row, frames in enumerate(frame_lengths_B.tolist()):
+        paths.append([int(label) for label in packed[1, row, :frames].tolist()])
+        scores.append(float(packed[0, row, :frames].mean()) if frames else 0.0)
+    return paths, scores

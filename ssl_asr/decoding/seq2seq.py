@@ -1,0 +1,128 @@
+"""Greedy decoding of an autoregressive model, batched, with a cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# On a GPU, asking whether all have ended waits for the device, so it is asked only every so many tokens.
+_GPU_CHECK_EVERY = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperGreedy:
+    """The ``whisper_greedy`` decoder.
+
+    Attributes:
+        suppress: apply the checkpoint's suppression lists, as its zero-shot figures were made with.
+        max_tokens_per_s: a cap on tokens an utterance by its length (with 8 more), which ends run-away text
+            early; null leaves the model's own limit.
+    """
+
+    suppress: bool
+    max_tokens_per_s: float | None
+
+
+class StepModel(Protocol):
+    """What greedy search asks of a model (see `WhisperSeq2Seq`)."""
+
+    max_tokens: int
+
+    def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> Any:
+        """An empty cache."""
+
+    def step(self, tokens_BU: Tensor, state: Any) -> Tensor:
+        """Logits after the last token, ``logits_BV``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """Tokens that may never be chosen, and those that may not come first."""
+
+    always: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Tokens chosen after the prompt, the end token left out, and their mean log-probability."""
+
+    tokens: list[int]
+    score: float
+
+
+def greedy(
+    model: StepModel,
+    h_BFD: Tensor,
+    context_lengths_B: Tensor,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    suppression: Suppression,
+    limits: Sequence[int] | None = None,
+) -> list[Decoded]:
+    """The likeliest token at each step, for every utterance of a batch at once.
+
+    Rows that have ended leave the batch, so one long utterance does not cost the others. What a row gets
+    does not depend on the rows beside it.
+
+    Args:
+        model: gives the logits.
+        h_BFD, context_lengths_B: encoder states and how many of them count.
+        prompts: of equal length, one an utterance.
+        end_id: the token that ends a row.
+        suppression: tokens that are out of the question.
+        limits: the most tokens to choose for each row; None for the model's own limit.
+    """
+    device = h_BFD.device
+    prompt_BU = torch.tensor(prompts, device=device)
+    batch, prompt_length = prompt_BU.shape
+    room = model.max_tokens - prompt_length
+    limit_B = torch.tensor([min(room, n) for n in limits] if limits is not None else [room] * batch)
+    limit_device_B = limit_B.to(device)
+    always = torch.tensor(suppression.always, dtype=torch.int64, device=device)
+    first = torch.tensor(suppression.first, dtype=torch.int64, device=device)
+
+    most = int(limit_B.max())
+    state = model.begin(h_BFD, context_lengths_B, prompt_length + most)
+    tokens_BU = torch.full((batch, most), end_id, dtype=torch.int64, device=device)
+    score_B = torch.zeros(batch, dtype=torch.float32, device=device)
+    steps_B = torch.zeros(batch, dtype=torch.int64, device=device)
+    alive = torch.arange(batch, device=device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    inputs_BU = prompt_BU
+    for position in range(most):
+        log_probs_BV = _masked(model.step(inputs_BU, state), always, first if position == 0 else None)
+        best = log_probs_BV.max(dim=-1)
+        running = ~ended
+        tokens_BU[alive, position] = torch.where(running, best.indices, end_id)
+        score_B[alive] += best.values * running
+        steps_B[alive] += running
+        ended = ended | (best.indices == end_id) | (limit_device_B[alive] <= position + 1)
+        inputs_BU = best.indices[:, None]
+        if device.type == "cpu" or position % _GPU_CHECK_EVERY == _GPU_CHECK_EVERY - 1:
+            rows = (~ended).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            # Copying the cache costs as much as some steps: shrink only when it is worth it.
+            if len(rows) <= 0.75 * len(alive):
+                state.keep(rows)
+                alive, ended, inputs_BU = alive[rows], ended[rows], inputs_BU[rows]
+    mean_B = (score_B / steps_B.clamp(min=1)).tolist()
+    rows_BU = [_until(row, end_id, limit) for row, limit in zip(tokens_BU.tolist(), limit_B.tolist(), strict=True)]
+    return [Decoded(row, score) for row, score in zip(rows_BU, mean_B, strict=True)]
+
+
+def _masked(logits_BV: Tensor, always: Tensor, first: Tensor | None) -> Tensor:
+    logits_BV = logits_BV.float()
+    logits_BV[:, always] = -torch.inf
+    if first is not None:
+        logits_BV[:, first] = -torch.inf
+    return logits_BV.log_softmax(-1)
+
+
+def _until(row: list[int], end_id: int, limit: int) -> list[int]:
+    row = row[:limit]
+    return row[: row.index(end_id)] if end_id in row else row

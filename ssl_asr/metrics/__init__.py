@@ -1,0 +1,1 @@
+"""Errors counted, summed and reported."""

@@ -1,0 +1,97 @@
+"""The one definition of an error: a minimal alignment of two token sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Operation = Literal["match", "sub", "ins", "del"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Substitutions, insertions and deletions that turn a reference of ``ref`` tokens into the hypothesis."""
+
+    sub: int = 0
+    ins: int = 0
+    dele: int = 0
+    ref: int = 0
+
+    def __add__(self, other: "Edits") -> "Edits":
+        return Edits(
+            self.sub + other.sub, self.ins + other.ins, self.dele + other.dele, self.ref + other.ref
+        )
+
+    @property
+    def errors(self) -> int:
+        """All edits together."""
+        return self.sub + self.ins + self.dele
+
+    @property
+    def rate(self) -> float:
+        """Errors over reference tokens; with an empty reference 0.0 for no error and infinity for any."""
+        if self.ref == 0:
+            return 0.0 if self.errors == 0 else float("inf")
+        return self.errors / self.ref
+
+
+def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:
+    """A minimal alignment, as ``(operation, reference token, hypothesis token)`` with "" where there is none.
+
+    Levenshtein distance with unit costs. Each row of the table is one vector operation, since an insertion
+    run is a running minimum.
+
+    Example:
+        >>> align("a b c".split(), "a x c d".split())
+        [('match', 'a', 'a'), ('sub', 'b', 'x'), ('match', 'c', 'c'), ('ins', '', 'd')]
+    """
+    ids: dict[str, int] = {}
+    ref_N = np.array([ids.setdefault(token, len(ids)) for token in ref], dtype=np.int64)
+    hyp_N = np.array([ids.setdefault(token, len(ids)) for token in hyp], dtype=np.int64)
+    columns = np.arange(len(hyp) + 1)
+    table = np.empty((len(ref) + 1, len(hyp) + 1), dtype=np.int64)
+    table[0] = columns
+    for row, token in enumerate(ref_N, start=1):
+        best = table[row - 1] + 1
+        best[1:] = np.minimum(best[1:], table[row - 1, :-1] + (hyp_N != token))
+        table[row] = np.minimum.accumulate(best - columns) + columns
+    return _trace(table, ref, hyp)
+
+
+def _trace(table: np.ndarray, ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:  # type: ignore[type-arg]
+    operations: list[tuple[Operation, str, str]] = []
+    i, j = len(ref), len(hyp)
+    while i or j:
+        here = table[i, j]
+        if i and j and here == table[i - 1, j - 1] + (ref[i - 1] != hyp[j - 1]):
+            i, j = i - 1, j - 1
+            operations.append(("match" if ref[i] == hyp[j] else "sub", ref[i], hyp[j]))
+        elif i and here == table[i - 1, j] + 1:
+            i -= 1
+            operations.append(("del", ref[i], ""))
+        else:
+            j -= 1
+            operations.append(("ins", "", hyp[j]))
+    return operations[::-1]
+
+
+def count_edits(ref: Sequence[str], hyp: Sequence[str]) -> Edits:
+    """The edits of a minimal alignment.
+
+    Example:
+        >>> count_edits("a b c".split(), "a x c d".split())
+        Edits(sub=1, ins=1, dele=0, ref=3)
+    """
+    operations = [operation for operation, _, _ in align(ref, hyp)]
+    return Edits(operations.count("sub"), operations.count("ins"), operations.count("del"), len(ref))
+
+
+def word_edits(ref: str, hyp: str) -> Edits:
+    """Edits between the words of two texts."""
+    return count_edits(ref.split(), hyp.split())
+
+
+def char_edits(ref: str, hyp: str) -> Edits:
+    """Edits between the characters of two texts, single spaces between words counted as characters."""
+    return count_edits(" ".join(ref.split()), " ".join(hyp.split()))

@@ -1,0 +1,184 @@
+"""What an evaluation leaves: predictions.jsonl, and scores that can be recomputed from it to the digit."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_asr.errors import ManifestError
+from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
+
+Normalizer = Callable[[str, str | None], str]
+
+BOOTSTRAP_SAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One utterance's reference and hypothesis, both as they came, before any normaliser."""
+
+    id: str
+    ref: str
+    hyp: str
+    score: float
+    duration: float
+    audio_filepath: str
+    offset: float = 0.0
+    lang: str | None = None
+    tags: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Error rates of a set of predictions under one named normaliser.
+
+    ``wer_low`` and ``wer_high`` bound the WER's 95 % interval, from 1,000 bootstrap samples of utterances.
+    """
+
+    normalizer: str
+    words: Edits
+    chars: Edits
+    wer_low: float
+    wer_high: float
+    sentence_errors: int
+    utterances: int
+
+    @property
+    def wer(self) -> float:
+        """Word error rate, a ratio."""
+        return self.words.rate
+
+    @property
+    def cer(self) -> float:
+        """Character error rate, a ratio."""
+        return self.chars.rate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for results.json."""
+        return {"wer": self.wer, "cer": self.cer, **asdict(self)}
+
+
+def bootstrap_interval(errors_N: NDArray[np.int64], refs_N: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of ``sum(errors) / sum(refs)`` when utterances are drawn anew (Bisani and Ney, 2004).
+
+    Samples without a single reference token are left out; with none left, both bounds are NaN.
+    """
+    rng = np.random.default_rng(seed)
+    rates = []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        drawn = rng.integers(0, len(errors_N), len(errors_N))
+        if refs_N[drawn].sum() > 0:
+            rates.append(errors_N[drawn].sum() / refs_N[drawn].sum())
+    if not rates:
+        return float("nan"), float("nan")
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def score_predictions(
+    predictions: Sequence[Prediction], normalizer: str, normalize: Normalizer
+) -> Score:
+    """Score predictions after ``normalize``, in order of id so that the interval does not depend on batches."""
+    words, chars = [], []
+    for prediction in sorted(predictions, key=lambda p: p.id):
+        ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
+        words.append(word_edits(ref, hyp))
+        chars.append(char_edits(ref, hyp))
+    errors_N = np.array([edits.errors for edits in words], dtype=np.int64)
+    refs_N = np.array([edits.ref for edits in words], dtype=np.int64)
+    low, high = bootstrap_interval(errors_N, refs_N) if predictions else (float("nan"), float("nan"))
+    return Score(
+        normalizer=normalizer,
+        words=sum(words, Edits()),
+        chars=sum(chars, Edits()),
+        wer_low=low,
+        wer_high=high,
+        sentence_errors=int((errors_N > 0).sum()),
+        utterances=len(predictions),
+    )
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write one JSON object a line, sorted by id, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    rows = sorted(predictions, key=lambda prediction: prediction.id)
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The predictions of a file that `write_predictions` wrote.
+
+    Raises:
+        ManifestError: a line is not such a prediction.
+    """
+    predictions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            predictions.append(Prediction(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ManifestError(f"{path}:{number}", f"is no prediction: {error}") from None
+    return predictions
+
+
+def coloured_diff(ref: str, hyp: str) -> Text:
+    """The alignment in one line: substitutions yellow, insertions green, deletions red."""
+    text = Text()
+    for operation, old, new in align(ref.split(), hyp.split()):
+        if operation == "match":
+            text.append(old)
+        elif operation == "sub":
+            text.append(f"[{old}→{new}]", style="yellow")
+        elif operation == "ins":
+            text.append(f"+{new}", style="green")
+        else:
+            text.append(f"-{old}", style="red")
+        text.append(" ")
+    return text
+
+
+def plain_diff(ref: str, hyp: str) -> str:
+    """The same alignment without colour, for logs and tables."""
+    return coloured_diff(ref, hyp).plain.strip()
+
+
+def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, console: Console, count: int = 4) -> None:
+    """Print a few aligned utterances, worst and best alike, so that trouble shows to the eye."""
+    table = Table(show_header=True, title_justify="left", title="Samples")
+    table.add_column("id", no_wrap=True)
+    table.add_column("reference against hypothesis")
+    step = max(1, len(predictions) // max(1, count))
+    for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
+        ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
+        table.add_row(prediction.id, coloured_diff(ref, hyp))
+    console.print(table)
+
+
+def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
+    """Print error rates in percent, with their parts."""
+    table = Table(title=title, title_justify="left")
+    for column in ("normaliser", "WER %", "95 % interval", "sub", "ins", "del", "words", "CER %", "utterances wrong"):
+        table.add_column(column, justify="left" if column == "normaliser" else "right")
+    for score in scores:
+        words = score.words
+        table.add_row(
+            score.normalizer,
+            f"{100 * score.wer:.2f}",
+            f"{100 * score.wer_low:.2f} - {100 * score.wer_high:.2f}",
+            f"{words.sub:,}",
+            f"{words.ins:,}",
+            f"{words.dele:,}",
+            f"{words.ref:,}",
+            f"{100 * score.cer:.2f}",
+            f"{score.sentence_errors:,} of {score.utterances:,}",
+        )
+    console.print(table)

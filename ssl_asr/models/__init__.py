@@ -1,0 +1,1 @@
+"""Encoders, decoders, heads, freezing and where their weights come from."""

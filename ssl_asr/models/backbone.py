@@ -1,0 +1,87 @@
+"""What every speech encoder offers, whoever wrote its layers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ssl_asr.types import Samples, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOutput:
+    """States ``h_BFD`` and two int64 lengths on the CPU.
+
+    ``frame_lengths_B`` counts the frames of speech, which CTC aligns to. ``context_lengths_B`` counts the
+    frames a decoder may look at: the same, plus Whisper's silence after the speech.
+    """
+
+    h_BFD: Tensor
+    frame_lengths_B: Tensor
+    context_lengths_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """A named part of a model: the unit of freezing and of layer-wise learning rates.
+
+    ``modules`` are put in eval mode when frozen; ``extra`` are parameters that sit directly on a parent.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    extra: tuple[nn.Parameter, ...] = ()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter of the group, each once."""
+        for module in self.modules:
+            yield from module.parameters()
+        yield from self.extra
+
+
+class SpeechEncoder(Protocol):
+    """A pretrained encoder behind one contract; an ``nn.Module``.
+
+    Padding never changes an answer: states up to ``frame_lengths_B`` equal those of the utterance alone.
+    """
+
+    dim: int
+    max_s: Seconds | None
+
+    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
+        """Encode float32 16 kHz samples; ``lengths_B`` is int64 on the CPU."""
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames of so many samples, exact integer arithmetic."""
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """A partition of the trainable parameters, from the samples up."""
+
+    def description(self) -> dict[str, Any]:
+        """Plain data from which an untrained twin can be built (`ssl_asr.models.loading.rebuild`)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of ``nn.Module``."""
+
+
+class Backbone(Protocol):
+    """A ``backbone`` option: where the weights come from and how the encoder is to be run."""
+
+    recommended_freeze: str
+
+
+def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor | None:
+    """True where a row has content, shape (B, width); None where every row is full, so that no mask is needed.
+
+    ``lengths_B`` is on the CPU, so nothing here waits for the device.
+    """
+    if bool((lengths_B >= width).all()):
+        return None
+    return torch.arange(width, device=device)[None] < lengths_B.to(device, non_blocking=True)[:, None]
+
+
+def one_frame_length(encoder: SpeechEncoder, samples: Samples) -> int:
+    """Frames of one utterance of so many samples."""
+    return int(encoder.frame_lengths(torch.tensor([samples])))

@@ -1,0 +1,197 @@
+"""Read a Whisper model in CTranslate2's binary format and write it in transformers' layout.
+
+The format (CTranslate2 ``model.bin``, versions 4 to 6): version, the spec's name and revision, then each
+variable with its name, shape, type and bytes, then aliases. Fused projections unfold: self-attention
+``linear_0`` is query, key and value stacked and ``linear_1`` the output; cross-attention ``linear_0`` is the
+query, ``linear_1`` key and value stacked and ``linear_2`` the output.
+"""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_asr.errors import CheckpointError
+
+_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+
+
+def _number(file: BinaryIO, layout: str) -> int:
+    return int(struct.unpack(layout, file.read(struct.calcsize(layout)))[0])
+
+
+def _string(file: BinaryIO) -> str:
+    return file.read(_number(file, "<H")).rstrip(b"\0").decode()
+
+
+def read_model(path: Path) -> dict[str, Tensor]:
+    """Every variable of a ``model.bin``, aliases resolved.
+
+    Raises:
+        CheckpointError: the file is not of this format, or is quantised.
+    """
+    variables: dict[str, Tensor] = {}
+    try:
+        with path.open("rb") as file:
+            _number(file, "<I")
+            name = _string(file)
+            _number(file, "<I")
+            if name != "WhisperSpec":
+                raise CheckpointError(str(path), f"holds a {name!r}, not a WhisperSpec")
+            for _ in range(_number(file, "<I")):
+                key = _string(file)
+                shape = [_number(file, "<I") for _ in range(_number(file, "<B"))]
+                kind = _TYPES[_number(file, "<B")]
+                data = np.frombuffer(file.read(_number(file, "<I")), dtype=kind)
+                variables[key] = torch.from_numpy(data.reshape(shape).copy())
+            for _ in range(_number(file, "<I")):
+                alias = _string(file)
+                variables[alias] = variables[_string(file)]
+    except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(str(path), f"is no CTranslate2 model: {error}") from None
+    return variables
+
+
+def _pair(variables: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    return {name: variables[f"{key}/{name}"].float() for name in ("weight", "bias") if f"{key}/{name}" in variables}
+
+
+def _norm(variables: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    return {"weight": variables[f"{key}/gamma"].float(), "bias": variables[f"{key}/beta"].float()}
+
+
+def _split(pair: dict[str, Tensor], names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """A stacked projection's parts; keys have no bias in Whisper, though the stack carries one of zeros."""
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for field, stacked in pair.items():
+        for name, part in zip(names, stacked.chunk(len(names)), strict=True):
+            if not (name == "k_proj" and field == "bias"):
+                parts[name][field] = part.contiguous()
+    return parts
+
+
+def _layer(variables: dict[str, Tensor], key: str, *, cross: bool) -> dict[str, Any]:
+    own = f"{key}/self_attention"
+    layer: dict[str, Any] = {
+        "self_attn_layer_norm": _norm(variables, f"{own}/layer_norm"),
+        "self_attn": {
+            **_split(_pair(variables, f"{own}/linear_0"), ["q_proj", "k_proj", "v_proj"]),
+            "out_proj": _pair(variables, f"{own}/linear_1"),
+        },
+        "final_layer_norm": _norm(variables, f"{key}/ffn/layer_norm"),
+        "fc1": _pair(variables, f"{key}/ffn/linear_0"),
+        "fc2": _pair(variables, f"{key}/ffn/linear_1"),
+    }
+    if cross:
+        other = f"{key}/attention"
+        layer["encoder_attn_layer_norm"] = _norm(variables, f"{other}/layer_norm")
+        layer["encoder_attn"] = {
+            "q_proj": _pair(variables, f"{other}/linear_0"),
+            **_split(_pair(variables, f"{other}/linear_1"), ["k_proj", "v_proj"]),
+            "out_proj": _pair(variables, f"{other}/linear_2"),
+        }
+    return layer
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _count_layers(variables: dict[str, Tensor], side: str) -> int:
+    return 1 + max(int(key.split("/")[1][6:]) for key in variables if key.startswith(f"{side}/layer_") and "norm" not in key.split("/")[1])
+
+
+def whisper_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' ``WhisperForConditionalGeneration`` weights in float32, the tied head left out."""
+    encoder_layers, decoder_layers = (_count_layers(variables, side) for side in ("encoder", "decoder"))
+    encoder = {
+        "conv1": _pair(variables, "encoder/conv1"),
+        "conv2": _pair(variables, "encoder/conv2"),
+        "embed_positions": {"weight": variables["encoder/position_encodings/encodings"].float()},
+        "layers": {str(i): _layer(variables, f"encoder/layer_{i}", cross=False) for i in range(encoder_layers)},
+        "layer_norm": _norm(variables, "encoder/layer_norm"),
+    }
+    decoder = {
+        "embed_tokens": {"weight": variables["decoder/embeddings/weight"].float()},
+        "embed_positions": {"weight": variables["decoder/position_encodings/encodings"].float()},
+        "layers": {str(i): _layer(variables, f"decoder/layer_{i}", cross=True) for i in range(decoder_layers)},
+        "layer_norm": _norm(variables, "decoder/layer_norm"),
+    }
+    return _flatten({"model": {"encoder": encoder, "decoder": decoder}})
+
+
+def convert_whisper(source: Path, target: Path) -> None:
+    """Write the model in ``source`` (model.bin, config.json, tokenizer.json) as a transformers checkpoint.
+
+    Weights are float32; the generation settings carry the suppression lists and alignment heads of the
+    source, and language ids where it is multilingual.
+    """
+    from transformers import GenerationConfig, WhisperConfig
+
+    variables = read_model(source / "model.bin")
+    state = whisper_state(variables)
+    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    vocab, width = state["model.decoder.embed_tokens.weight"].shape
+    multilingual = vocab >= 51865
+    end = 50257 if multilingual else 50256
+    heads = int(variables["encoder/num_heads"]) if "encoder/num_heads" in variables else width // 64
+    layers = [1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"model.{side}.layers")) for side in ("encoder", "decoder")]
+    config = WhisperConfig(
+        vocab_size=vocab,
+        d_model=width,
+        num_mel_bins=state["model.encoder.conv1.weight"].shape[1],
+        encoder_layers=layers[0],
+        decoder_layers=layers[1],
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=state["model.encoder.layers.0.fc1.weight"].shape[0],
+        decoder_ffn_dim=state["model.decoder.layers.0.fc1.weight"].shape[0],
+        decoder_start_token_id=end + 1,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        architectures=["WhisperForConditionalGeneration"],
+    )
+    target.mkdir(parents=True)
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
+    generation = generation_settings(settings, source / "tokenizer.json", end=end, multilingual=multilingual)
+    # A fresh GenerationConfig: one derived from a model config loses its language ids when it is read again.
+    GenerationConfig(**generation).save_pretrained(target)
+
+
+def generation_settings(settings: dict[str, Any], tokenizer: Path, *, end: int, multilingual: bool) -> dict[str, Any]:
+    """What transformers' ``generate`` asks of Whisper's generation config."""
+    tokens = {t["content"]: t["id"] for t in json.loads(tokenizer.read_text(encoding="utf-8"))["added_tokens"]}
+    generation: dict[str, Any] = {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "decoder_start_token_id": end + 1,
+        "max_length": 448,
+        "suppress_tokens": settings["suppress_ids"],
+        "begin_suppress_tokens": settings["suppress_ids_begin"],
+        "alignment_heads": settings["alignment_heads"],
+        "no_timestamps_token_id": tokens["<|notimestamps|>"],
+        "prev_sot_token_id": tokens["<|startofprev|>"],
+        "is_multilingual": multilingual,
+        "return_timestamps": False,
+        "max_initial_timestamp_index": 50,
+    }
+    if multilingual:
+        languages = range(end + 2, tokens["<|translate|>"])
+        generation["lang_to_id"] = {text: i for text, i in tokens.items() if i in languages}
+        generation["task_to_id"] = {name: tokens[f"<|{name}|>"] for name in ("transcribe", "translate")}
+    return generation

@@ -1,0 +1,120 @@
+"""From a backbone's config to a model with weights, and from a checkpoint's description to an empty twin."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.models.checkpoints import read_json, resolve_checkpoint
+from ssl_asr.models.ssl import SSL_MODEL_TYPES, SSLBackbone, SSLEncoder, new_ssl_encoder
+from ssl_asr.models.whisper import (
+    WhisperBackbone,
+    WhisperEncoder,
+    WhisperSeq2Seq,
+    new_whisper_parts,
+)
+
+Say = Callable[[str], None]
+
+
+def backbone_folder(backbone: SSLBackbone | WhisperBackbone, say: Say) -> Path:
+    """The local folder of a backbone's checkpoint, its family checked.
+
+    Raises:
+        CheckpointError: it cannot be had.
+        ConfigError: the checkpoint is of a family this backbone option does not run.
+    """
+    folder = resolve_checkpoint(backbone.source, revision=backbone.revision, say=say)
+    found = read_json(folder / "config.json").get("model_type")
+    expected = ("whisper",) if isinstance(backbone, WhisperBackbone) else SSL_MODEL_TYPES
+    if found not in expected:
+        what = f"'{backbone.source}' is a {found} model, this backbone option runs {' '.join(expected)}"
+        raise ConfigError("backbone.source", what, "choose the backbone option of its family")
+    return folder
+
+
+def model_family(folder: Path) -> str:
+    """``whisper`` or ``ssl``, by the checkpoint's config.
+
+    Raises:
+        CheckpointError: a family that is not supported.
+    """
+    found = read_json(folder / "config.json").get("model_type")
+    if found == "whisper":
+        return "whisper"
+    if found in SSL_MODEL_TYPES:
+        return "ssl"
+    supported = ", ".join(("whisper", *SSL_MODEL_TYPES))
+    raise CheckpointError(str(folder), f"is a {found} model", f"supported are {supported}")
+
+
+def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...]) -> nn.Module:
+    """transformers' model in float32, refusing a checkpoint that lacks any weight of it.
+
+    ``new_parts`` are prefixes of weights that pretraining may not have had.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(str(folder), f"cannot be loaded: {error}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(new_parts))
+    if missing or info["mismatched_keys"]:
+        shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
+        raise CheckpointError(str(folder), f"lacks weights or has others: {shown}", "is the file whole?")
+    loaded: nn.Module = model
+    return loaded
+
+
+def _whisper_parts(folder: Path) -> Any:
+    from transformers import WhisperForConditionalGeneration
+
+    return _pretrained(WhisperForConditionalGeneration, folder, ("proj_out",)).model
+
+
+def _window(backbone: WhisperBackbone) -> dict[str, Any]:
+    return {"window": backbone.window, "tail_s": backbone.tail_s, "train_tail_s": backbone.train_tail_s}
+
+
+def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEncoder | WhisperEncoder:
+    """The pretrained encoder of a checkpoint folder, in float32."""
+    if isinstance(backbone, WhisperBackbone):
+        return WhisperEncoder(net=_whisper_parts(folder).encoder, **_window(backbone))
+    from transformers import AutoModel
+
+    net = _pretrained(AutoModel, folder, ("masked_spec_embed",))
+    normalize = backbone.normalize_waveform
+    if normalize is None:
+        preprocessor = read_json(folder / "preprocessor_config.json")
+        normalize = bool(preprocessor.get("do_normalize", True))
+    return SSLEncoder(net=net, normalize=normalize)
+
+
+def load_seq2seq(backbone: WhisperBackbone, folder: Path) -> WhisperSeq2Seq:
+    """The pretrained encoder-decoder of a checkpoint folder, in float32, its generation settings whole."""
+    parts = _whisper_parts(folder)
+    encoder = WhisperEncoder(net=parts.encoder, **_window(backbone))
+    generation = read_json(folder / "generation_config.json")
+    return WhisperSeq2Seq(encoder=encoder, net=parts.decoder, generation=generation)
+
+
+def rebuild(description: dict[str, Any], *, seq2seq: bool) -> SSLEncoder | WhisperEncoder | WhisperSeq2Seq:
+    """A model of that description with random weights, for a checkpoint's to be loaded into."""
+    if description["family"] == "ssl":
+        return new_ssl_encoder(description["config"], description["normalize"])
+    encoder_net, decoder_net = new_whisper_parts(description["config"])
+    window = {key: description[key] for key in ("window", "tail_s", "train_tail_s")}
+    encoder = WhisperEncoder(net=encoder_net, **window)
+    if not seq2seq:
+        return encoder
+    return WhisperSeq2Seq(encoder=encoder, net=decoder_net, generation=description["generation"])

@@ -1,0 +1,161 @@
+"""The wav2vec 2.0 family (wav2vec 2.0, HuBERT, WavLM) with exact lengths and no influence of padding.
+
+The layers and weights are transformers'. The way in is our own: the waveform is normalised over an
+utterance's own samples, and the group norm of base models takes its statistics over an utterance's own
+frames. transformers takes both over the padded row, which is why a base model's states change there with
+the company they keep; here they do not, so the attention mask can be given to both norm styles.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.types import Samples, Seconds
+
+SSL_MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSLBackbone:
+    """A checkpoint of the wav2vec 2.0 family.
+
+    Attributes:
+        source: a local directory, a Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: the Hub revision to pin; null for the newest.
+        normalize_waveform: zero mean and unit variance an utterance; null asks the checkpoint.
+        recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
+    """
+
+    source: str
+    revision: str | None
+    normalize_waveform: bool | None
+    recommended_freeze: str
+
+
+def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Zero mean and unit variance over each utterance's own samples; the padding stays zero."""
+    mask_BT = padding_mask(lengths_B, waveform_BT.shape[1], waveform_BT.device)
+    if mask_BT is None:
+        mean_B = waveform_BT.mean(1, keepdim=True)
+        variance_B = waveform_BT.var(1, keepdim=True, correction=0)
+        return (waveform_BT - mean_B) / (variance_B + 1e-7).sqrt()
+    count_B = lengths_B.to(waveform_BT.device)[:, None]
+    mean_B = (waveform_BT * mask_BT).sum(1, keepdim=True) / count_B
+    centred_BT = (waveform_BT - mean_B) * mask_BT
+    variance_B = centred_BT.square().sum(1, keepdim=True) / count_B
+    return centred_BT / (variance_B + 1e-7).sqrt()
+
+
+def _masked_group_norm(norm: nn.GroupNorm, x_BDF: Tensor, lengths_B: Tensor) -> Tensor:
+    """The per-channel group norm of base models, its statistics over each row's own frames."""
+    mask_BF = padding_mask(lengths_B, x_BDF.shape[-1], x_BDF.device)
+    if mask_BF is None:
+        return norm(x_BDF)
+    assert norm.num_groups == norm.num_channels, "base models normalise each channel by itself"
+    x = x_BDF.float()
+    mask, count = mask_BF[:, None], lengths_B.to(x.device)[:, None, None]
+    mean = (x * mask).sum(-1, keepdim=True) / count
+    variance = ((x - mean) * mask).square().sum(-1, keepdim=True) / count
+    x = (x - mean) * (variance + norm.eps).rsqrt()
+    return (x * norm.weight[:, None] + norm.bias[:, None]).to(x_BDF.dtype)
+
+
+class SSLEncoder(nn.Module):
+    """An encoder of the wav2vec 2.0 family behind the `SpeechEncoder` contract.
+
+    Args:
+        net: transformers' ``Wav2Vec2Model``, ``HubertModel`` or ``WavLMModel``.
+        normalize: whether the waveform is normalised an utterance.
+    """
+
+    max_s: Seconds | None = None
+
+    def __init__(self, *, net: nn.Module, normalize: bool) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.normalize = normalize
+        config = self.net.config
+        self.dim: int = config.hidden_size
+        self._geometry = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        # Layers dropped at random leave ranks with unequal graphs, and masked frames are a recipe's choice,
+        # not the checkpoint's: neither is switched on behind the user's back.
+        config.layerdrop = 0.0
+        config.apply_spec_augment = False
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames after the convolutions, ``floor((n - kernel) / stride) + 1`` for each."""
+        for kernel, stride in self._geometry:
+            lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
+        return lengths_B.clamp(min=0)
+
+    @property
+    def min_samples(self) -> Samples:
+        """The shortest input that gives a frame (400 samples, 25 ms, for the released models)."""
+        samples = 1
+        for kernel, stride in reversed(self._geometry):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
+        """Encode ``waveform_BT`` (float32, 16 kHz) of ``lengths_B`` samples (int64, CPU)."""
+        if self.normalize:
+            waveform_BT = normalize_waveform(waveform_BT, lengths_B)
+        x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
+        frame_lengths_B = self.frame_lengths(lengths_B)
+        projected = self.net.feature_projection(x_BFD)
+        h_BFD = projected[0] if isinstance(projected, tuple) else projected
+        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
+        states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
+        return EncoderOutput(states.last_hidden_state, frame_lengths_B, frame_lengths_B)
+
+    def _convolve(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        x_BDF = waveform_BT[:, None]
+        for layer, (kernel, stride) in zip(
+            self.net.feature_extractor.conv_layers, self._geometry, strict=True
+        ):
+            lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                x_BDF = layer.activation(_masked_group_norm(layer.layer_norm, layer.conv(x_BDF), lengths_B))
+            else:
+                x_BDF = layer(x_BDF)
+        return x_BDF
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """``feature_encoder``, ``projection``, ``layers.0`` … and, where the model ends with a norm, ``final_norm``."""
+        encoder = self.net.encoder
+        masked = getattr(self.net, "masked_spec_embed", None)
+        final_first = self.net.config.do_stable_layer_norm
+        below = (self.net.feature_projection, encoder.pos_conv_embed)
+        groups = [
+            LayerGroup("feature_encoder", (self.net.feature_extractor,)),
+            LayerGroup(
+                "projection",
+                below if final_first else (*below, encoder.layer_norm),
+                () if masked is None else (masked,),
+            ),
+            *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(encoder.layers)),
+        ]
+        return [*groups, LayerGroup("final_norm", (encoder.layer_norm,))] if final_first else groups
+
+    def description(self) -> dict[str, Any]:
+        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        return {"family": "ssl", "config": self.net.config.to_dict(), "normalize": self.normalize}
+
+
+def check_no_adapter(config: Any) -> bool:
+    """Whether a config is of a model this class runs whole (no adapter after the encoder)."""
+    return not getattr(config, "add_adapter", False)
+
+
+def new_ssl_encoder(config: dict[str, Any], normalize: bool) -> SSLEncoder:
+    """An encoder of that configuration with random weights."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = dict(config)
+    net = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    return SSLEncoder(net=net.to(torch.float32), normalize=normalize)

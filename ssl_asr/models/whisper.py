@@ -1,0 +1,342 @@
+"""Whisper: log-mel on the device, the encoder at the window one chooses, the decoder with a cache.
+
+The weights sit in transformers' modules; the forward passes are ours, since transformers' encoder takes
+nothing but 30 s and its decoder knows no padding in the encoder's states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
+
+Window = Literal["real", "30s"]
+
+N_FFT: Samples = 400
+HOP: Samples = 160
+WINDOW_S: Seconds = 30.0
+WINDOW_SAMPLES: Samples = int(WINDOW_S * SAMPLE_RATE)
+# The second convolution halves the frame rate.
+SAMPLES_PER_FRAME: Samples = 2 * HOP
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperBackbone:
+    """A Whisper checkpoint, and the window its encoder sees.
+
+    Attributes:
+        source: a local directory, a Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: the Hub revision to pin; null for the newest.
+        window: ``real`` encodes only the utterance and ``tail_s`` of silence; ``30s`` pads as in pretraining.
+        tail_s: seconds of silence after the utterance, for ``real``.
+        train_tail_s: the range a training tail is drawn from, an utterance at a time, which keeps the end
+            token learnt at any length; null trains with ``tail_s`` always.
+        recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
+    """
+
+    source: str
+    revision: str | None
+    window: Window
+    tail_s: float
+    train_tail_s: list[float] | None
+    recommended_freeze: str
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram, batched on the device, each utterance as if it were alone.
+
+    Equal to transformers' ``WhisperFeatureExtractor`` an utterance at a time: the dynamic range is clamped
+    below the utterance's own maximum, never the batch's.
+
+    Args:
+        n_mels: 80, or 128 for large-v3.
+    """
+
+    filters_FM: Tensor
+    window_T: Tensor
+
+    def __init__(self, *, n_mels: int) -> None:
+        super().__init__()
+        from transformers.audio_utils import mel_filter_bank
+
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + N_FFT // 2,
+            num_mel_filters=n_mels,
+            min_frequency=0.0,
+            max_frequency=8000.0,
+            sampling_rate=SAMPLE_RATE,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        filters_FM = torch.from_numpy(filters).to(torch.float32)
+        self.register_buffer("filters_FM", filters_FM, persistent=False)
+        self.register_buffer("window_T", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, waveform_BT: Tensor, frames: int) -> Tensor:
+        """The first ``frames`` mel frames of zero-padded samples, ``mel_BMF`` float32; at most 3,000."""
+        samples = frames * HOP
+        # One window more of silence lets the frames at the end see what they see in 30 s of padding.
+        room = samples if samples >= WINDOW_SAMPLES else samples + N_FFT
+        waveform_BT = functional.pad(waveform_BT[:, :room], (0, max(0, room - waveform_BT.shape[1])))
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            spectrum = torch.stft(
+                waveform_BT.float(), N_FFT, HOP, window=self.window_T, center=True, return_complex=True
+            )
+            power_BFT = spectrum[..., :-1].abs().square()
+            log_BMT = (self.filters_FM.T @ power_BFT).clamp(min=1e-10).log10()
+            floor_B = log_BMT.amax(dim=(1, 2), keepdim=True) - 8.0
+            return (torch.maximum(log_BMT, floor_B)[..., :frames] + 4.0) / 4.0
+
+
+def _heads(x_BND: Tensor, heads: int) -> Tensor:
+    return x_BND.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _attend(attention: Any, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of ``x`` over keys and values already split into heads, through the module's projections."""
+    q = _heads(attention.q_proj(x_BND), attention.num_heads)
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+    )
+    out: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def _keys_values(attention: Any, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+    heads = attention.num_heads
+    return _heads(attention.k_proj(x_BND), heads), _heads(attention.v_proj(x_BND), heads)
+
+
+def _drop(layer: Any, x: Tensor, p: float | None = None) -> Tensor:
+    return functional.dropout(x, p=layer.dropout if p is None else p, training=layer.training)
+
+
+def _feed_forward(layer: Any, x_BND: Tensor) -> Tensor:
+    h_BND = layer.activation_fn(layer.fc1(layer.final_layer_norm(x_BND)))
+    return x_BND + _drop(layer, layer.fc2(_drop(layer, h_BND, layer.activation_dropout)))
+
+
+class WhisperEncoder(nn.Module):
+    """Whisper's encoder behind the `SpeechEncoder` contract.
+
+    With ``window="real"`` it encodes the utterance and its tail of silence, at the positions of the start of
+    the window; padding beyond is kept out of the convolutions and the attention, so that an utterance's
+    states are those it has alone. With ``window="30s"`` every utterance sees the window of pretraining.
+    Either way ``frame_lengths_B`` counts the true frames, 50 a second.
+
+    Args:
+        net: transformers' ``WhisperEncoder``, for its weights.
+        window, tail_s, train_tail_s: see `WhisperBackbone`.
+    """
+
+    max_s: Seconds | None = WINDOW_S
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        window: Window,
+        tail_s: Seconds,
+        train_tail_s: Sequence[float] | None,
+    ) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.window: Window = window
+        self.tail_s = tail_s
+        self.train_tail_s = None if train_tail_s is None else (train_tail_s[0], train_tail_s[1])
+        self.dim: int = self.net.config.d_model
+        self.net.embed_positions.requires_grad_(False)
+        self.log_mel = LogMel(n_mels=self.net.config.num_mel_bins)
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames of so many samples: one for every 320 begun, at most 1,500."""
+        return lengths_B.add(SAMPLES_PER_FRAME - 1).div(SAMPLES_PER_FRAME, rounding_mode="floor").clamp(max=1500)
+
+    def _context_samples(self, lengths_B: Tensor) -> Tensor:
+        if self.window == "30s":
+            return torch.full_like(lengths_B, WINDOW_SAMPLES)
+        if self.training and self.train_tail_s is not None:
+            low, high = self.train_tail_s
+            tail_B = low + (high - low) * torch.rand(len(lengths_B))
+        else:
+            tail_B = torch.full((len(lengths_B),), self.tail_s)
+        return (lengths_B + (tail_B * SAMPLE_RATE).long()).clamp(max=WINDOW_SAMPLES)
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
+        """Encode ``waveform_BT`` (float32, 16 kHz, zero-padded) of ``lengths_B`` samples (int64, CPU)."""
+        samples_B = self._context_samples(lengths_B)
+        mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
+        context_lengths_B = (mel_lengths_B + 1).div(2, rounding_mode="floor")
+        mel_BMF = self.log_mel(waveform_BT, int(mel_lengths_B.max()))
+        mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)
+        # A convolution pads with zeros, so what lies beyond an utterance must be zero before each of them.
+        x = functional.gelu(self.net.conv1(_blank(mel_BMF, mel_mask)))
+        x = functional.gelu(self.net.conv2(_blank(x, mel_mask)))
+        h_BFD = x.transpose(1, 2)
+        h_BFD = h_BFD + self.net.embed_positions.weight[: h_BFD.shape[1]]
+        h_BFD = _drop(self.net, h_BFD)
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        mask = None if mask_BF is None else mask_BF[:, None, None]
+        for layer in self.net.layers:
+            h_BFD = self._layer(layer, h_BFD, mask)
+        return EncoderOutput(self.net.layer_norm(h_BFD), self.frame_lengths(lengths_B), context_lengths_B)
+
+    @staticmethod
+    def _layer(layer: Any, h_BFD: Tensor, mask: Tensor | None) -> Tensor:
+        x_BFD = layer.self_attn_layer_norm(h_BFD)
+        k, v = _keys_values(layer.self_attn, x_BFD)
+        h_BFD = h_BFD + _drop(layer, _attend(layer.self_attn, x_BFD, k, v, mask, causal=False))
+        return _feed_forward(layer, h_BFD)
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """``feature_encoder`` (the two convolutions), ``layers.0`` … and ``final_norm``.
+
+        The positions are sinusoids, not weights, and stay fixed as in pretraining.
+        """
+        return [
+            LayerGroup("feature_encoder", (self.net.conv1, self.net.conv2)),
+            *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.layers)),
+            LayerGroup("final_norm", (self.net.layer_norm,)),
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        return {
+            "family": "whisper",
+            "config": self.net.config.to_dict(),
+            "window": self.window,
+            "tail_s": self.tail_s,
+            "train_tail_s": None if self.train_tail_s is None else list(self.train_tail_s),
+        }
+
+
+def _blank(x_BMF: Tensor, mask_BF: Tensor | None) -> Tensor:
+    return x_BMF if mask_BF is None else x_BMF * mask_BF[:, None]
+
+
+@dataclass(slots=True)
+class DecodingState:
+    """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones."""
+
+    self_k: list[Tensor]
+    self_v: list[Tensor]
+    cross_k: list[Tensor]
+    cross_v: list[Tensor]
+    cross_mask: Tensor | None
+    filled: int = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (int64 on the device)."""
+        for name in ("self_k", "self_v", "cross_k", "cross_v"):
+            setattr(self, name, [tensor[rows] for tensor in getattr(self, name)])
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask[rows]
+
+
+class WhisperSeq2Seq(nn.Module):
+    """Whisper whole: encoder, decoder and the token head, which is the embedding itself.
+
+    Args:
+        encoder: the encoder at its window.
+        net: transformers' ``WhisperDecoder``, for its weights.
+        generation: the checkpoint's generation settings: ``suppress_tokens``, ``begin_suppress_tokens`` and
+            whatever else it holds, kept whole.
+    """
+
+    def __init__(self, *, encoder: WhisperEncoder, net: nn.Module, generation: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.net: Any = net
+        self.generation = generation
+        self.max_tokens: int = self.net.config.max_target_positions
+        self.vocab_size: int = self.net.config.vocab_size
+
+    def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
+        """States after each token, teacher-forced: ``states_BUD``; `logits` turns rows of them into logits.
+
+        What follows a row's last token cannot reach back, so tokens need no mask, only the loss does.
+        """
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        cross_mask = None if mask_BF is None else mask_BF[:, None, None]
+        x_BUD = self._embed(tokens_BU, 0)
+        for layer in self.net.layers:
+            y_BUD = layer.self_attn_layer_norm(x_BUD)
+            k, v = _keys_values(layer.self_attn, y_BUD)
+            x_BUD = x_BUD + _drop(layer, _attend(layer.self_attn, y_BUD, k, v, None, causal=True))
+            k, v = _keys_values(layer.encoder_attn, h_BFD)
+            x_BUD = self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+        states_BUD: Tensor = self.net.layer_norm(x_BUD)
+        return states_BUD
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of any selection of states, shape (…, V)."""
+        return functional.linear(states, self.net.embed_tokens.weight)
+
+    def _embed(self, tokens_BU: Tensor, first: int) -> Tensor:
+        positions_UD = self.net.embed_positions.weight[first : first + tokens_BU.shape[1]]
+        return _drop(self.net, self.net.embed_tokens(tokens_BU) + positions_UD)
+
+    @staticmethod
+    def _cross_and_feed(layer: Any, x_BUD: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        y_BUD = layer.encoder_attn_layer_norm(x_BUD)
+        x_BUD = x_BUD + _drop(layer, _attend(layer.encoder_attn, y_BUD, k, v, mask, causal=False))
+        return _feed_forward(layer, x_BUD)
+
+    def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> DecodingState:
+        """An empty cache over these encoder states, with room for ``max_tokens`` tokens an utterance."""
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        cross = [_keys_values(layer.encoder_attn, h_BFD) for layer in self.net.layers]
+        batch, heads, _, dim = cross[0][0].shape
+        room = (batch, heads, max_tokens, dim)
+        return DecodingState(
+            self_k=[k.new_zeros(room) for k, _ in cross],
+            self_v=[v.new_zeros(room) for _, v in cross],
+            cross_k=[k.contiguous() for k, _ in cross],
+            cross_v=[v.contiguous() for _, v in cross],
+            cross_mask=None if mask_BF is None else mask_BF[:, None, None],
+        )
+
+    def step(self, tokens_BU: Tensor, state: DecodingState) -> Tensor:
+        """Feed the next tokens and return the logits after the last of them, ``logits_BV``.
+
+        Several tokens at once are only for the empty cache (the prompt).
+        """
+        start, end = state.filled, state.filled + tokens_BU.shape[1]
+        assert start == 0 or tokens_BU.shape[1] == 1
+        x_BUD = self._embed(tokens_BU, start)
+        for i, layer in enumerate(self.net.layers):
+            y_BUD = layer.self_attn_layer_norm(x_BUD)
+            k, v = _keys_values(layer.self_attn, y_BUD)
+            state.self_k[i][:, :, start:end], state.self_v[i][:, :, start:end] = k, v
+            k, v = state.self_k[i][:, :, :end], state.self_v[i][:, :, :end]
+            x_BUD = x_BUD + _attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
+            x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
+        state.filled = end
+        return self.logits(self.net.layer_norm(x_BUD[:, -1]))
+
+    def decoder_groups(self) -> Sequence[LayerGroup]:
+        """``decoder.embed``, ``decoder.layers.0`` … and ``decoder.final_norm``."""
+        return [
+            LayerGroup("decoder.embed", (self.net.embed_tokens, self.net.embed_positions)),
+            *(LayerGroup(f"decoder.layers.{i}", (layer,)) for i, layer in enumerate(self.net.layers)),
+            LayerGroup("decoder.final_norm", (self.net.layer_norm,)),
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        return {**self.encoder.description(), "generation": self.generation}
+
+
+def new_whisper_parts(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """transformers' encoder and decoder of that configuration, with random weights."""
+    from transformers import WhisperConfig, WhisperModel
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    model = WhisperModel(WhisperConfig(**settings)).to(torch.float32)
+    return model.encoder, model.decoder

@@ -1,0 +1,73 @@
+"""``python -m ssl_asr.train``: fine-tune a pretrained speech model and report an honest WER."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssl_asr import cli
+
+
+def train(config: dict[str, Any], folder: Path) -> float | None:
+    """Train as the resolved config says; returns the best dev WER, for sweeps."""
+    from rich.console import Console
+
+    from ssl_asr.build import build_training, write_config
+    from ssl_asr.quiet import hush
+    from ssl_asr.recognition import report, run_test
+    from ssl_asr.training.callbacks import print_groups
+    from ssl_asr.training.checkpointing import read_checkpoint
+
+    hush()
+    folder = Path(config["run_dir"])
+    console = Console() if config["verbose"] else None
+    if config["resume"] is not None:
+        read_checkpoint(Path(config["resume"]))
+    run = build_training(config, folder, console)
+    write_config(config, folder / "config.yaml")
+    skips = [asdict(skip) for split in run.data.skips.values() for skip in split]
+    (folder / "skipped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in skips), encoding="utf-8")
+    if console is not None:
+        fill, padding = run.data.batching()
+        policy = config["freeze_policy"]["_target_"].rpartition(".")[2]
+        print_groups(run.module.group_table(), policy, console)
+        console.print(f"batches: {100 * fill:.1f} % of the budget filled, {100 * padding:.1f} % padding")
+    failed = True
+    try:
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=config["resume"])
+        best = folder / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            run.module.load_state_dict(read_checkpoint(best)["state_dict"])
+        if run.data.test_names:
+            predictions, test_skips = run_test(run.trainer, run.module, run.data)
+            if run.trainer.is_global_zero:
+                report(
+                    predictions,
+                    test_skips,
+                    names=config["normalizers"],
+                    folder=folder,
+                    console=console,
+                    samples=config["samples"],
+                )
+        failed = False
+    finally:
+        if "wandb" in config["logger"]["_target_"].lower():
+            from ssl_asr.training.wandb import finish
+
+            finish(failed=failed)
+    return best_dev_wer(run.trainer)
+
+
+def best_dev_wer(trainer: Any) -> float | None:
+    """The monitored metric of ``best.ckpt``; None where there was no dev set."""
+    scores = [c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_score is not None]
+    return float(scores[0]) if scores else None
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run("train", lambda: train)
+
+
+if __name__ == "__main__":
+    main()

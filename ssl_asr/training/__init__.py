@@ -1,0 +1,1 @@
+"""LightningModules, their two optimizers, callbacks, checkpoints and loggers."""

@@ -1,0 +1,85 @@
+"""CTC on a pretrained encoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssl_asr.decoding.ctc import collapse, greedy_paths
+from ssl_asr.metrics.report import Normalizer
+from ssl_asr.models.backbone import LayerGroup, SpeechEncoder
+from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.training.module import ASRModule, Loss, OptimConfig
+from ssl_asr.types import Batch, Hypothesis, Tokenizer
+
+BLANK = 0
+
+
+class CTCModule(ASRModule):
+    """Encoder, head, CTC.
+
+    Args:
+        encoder: the pretrained encoder.
+        head: from ``h_BFD`` to ``logits_BFV``, the blank at index 0.
+        tokenizer, policy, optim, normalizers: see `ASRModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Any,
+        head: nn.Module,
+        tokenizer: Tokenizer,
+        policy: FreezePolicy,
+        optim: OptimConfig | None,
+        normalizers: dict[str, Normalizer],
+    ) -> None:
+        super().__init__(
+            encoder=encoder,
+            rest=head,
+            rest_groups=[LayerGroup("head", (head,))],
+            tokenizer=tokenizer,
+            policy=policy,
+            optim=optim,
+            normalizers=normalizers,
+        )
+        self.encoder: SpeechEncoder = encoder
+        self.head = head
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``log_probs_BFV`` in float32 and each utterance's frames (int64, CPU)."""
+        with self.encoder_context():
+            out = self.encoder(batch.waveform_BT, batch.lengths_B)
+        logits_BFV: Tensor = self.head(out.h_BFD)
+        return logits_BFV.float().log_softmax(-1), out.frame_lengths_B
+
+    def loss(self, batch: Batch) -> Loss:
+        """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted.
+
+        Targets that cannot fit were dropped before training; should audio turn out shorter than its
+        manifest says, its infinite loss is taken as zero rather than spoiling the batch.
+        """
+        log_probs_BFV, frame_lengths_B = self.log_probs(batch)
+        with torch.autocast(log_probs_BFV.device.type, enabled=False):
+            nll_B = functional.ctc_loss(
+                log_probs_BFV.transpose(0, 1),
+                batch.tokens_BU,
+                frame_lengths_B,
+                batch.token_lengths_B,
+                blank=BLANK,
+                reduction="none",
+                zero_infinity=True,
+            )
+        labels_B = batch.token_lengths_B.clamp(min=1).to(nll_B.device, non_blocking=True)
+        weight_B = torch.tensor([u.weight for u in batch.utterances]).to(nll_B.device, non_blocking=True)
+        return Loss((weight_B * nll_B / labels_B).sum(), weight_B.sum())
+
+    def transcribe(self, batch: Batch) -> list[Hypothesis]:
+        """Greedy hypotheses."""
+        paths, scores = greedy_paths(*self.log_probs(batch))
+        hypotheses = []
+        for utterance, path, score in zip(batch.utterances, paths, scores, strict=True):
+            tokens = collapse(path, BLANK)
+            hypotheses.append(Hypothesis(utterance.id, self.tokenizer.decode(tokens), score, tokens))
+        return hypotheses

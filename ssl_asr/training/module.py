@@ -1,0 +1,385 @@
+"""What every task shares: two optimizers without the known faults, frozen parts, scores and predictions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ssl_asr.errors import TrainingError
+from ssl_asr.metrics.edit import char_edits, word_edits
+from ssl_asr.metrics.error_rate import ErrorRate
+from ssl_asr.metrics.report import Normalizer, Prediction
+from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.freezing import FreezePolicy, apply_policy, check_partition
+from ssl_asr.training.optim import MetricScheduler, OptimizerConfig, SchedulerConfig, UpdateScheduler
+from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A sum over ``count`` tokens (seq2seq) or utterances (CTC), so that windows and ranks can be averaged
+    over all of them; ``count`` is a scalar tensor.
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How updates are made: one of each kind for the pretrained side and for the new one.
+
+    Attributes:
+        optimizers: ``pretrained`` and ``new``.
+        schedulers: ``pretrained`` and ``new``.
+        accumulate: batches an update.
+        clip_norm: the most the global norm over every parameter of both may be; None for no limit.
+        max_nonfinite: updates in a row that may be skipped as not finite.
+    """
+
+    optimizers: dict[str, OptimizerConfig]
+    schedulers: dict[str, SchedulerConfig]
+    accumulate: int
+    clip_norm: float | None
+    max_nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A row of the table of what trains."""
+
+    side: str
+    name: str
+    trainable: int
+    total: int
+    lr: float | None
+
+
+class ASRModule(L.LightningModule):
+    """A model that trains with two optimizers and transcribes.
+
+    The first optimizer has the pretrained encoder, the second all the rest; a side with nothing to train has
+    none. ``global_step`` counts updates. A subclass adds `loss` and `transcribe`.
+
+    Args:
+        encoder: the pretrained side.
+        rest: the other trainable part (head, or decoder without its encoder).
+        rest_groups: the layer groups of ``rest``.
+        tokenizer: its state goes into checkpoints.
+        policy: which groups of the encoder train.
+        optim: how updates are made; None for a module that only transcribes.
+        normalizers: by name; the first one's WER is ``val/wer``.
+
+    ``total_updates``, the length of the run that schedules need, is set once the data are known.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Any,
+        rest: nn.Module,
+        rest_groups: Sequence[LayerGroup],
+        tokenizer: Tokenizer,
+        policy: FreezePolicy,
+        optim: OptimConfig | None,
+        normalizers: dict[str, Normalizer],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer, self.policy, self.optim = tokenizer, policy, optim
+        self.normalizers = normalizers
+        self.total_updates = 0
+        self.predictions: dict[str, list[Prediction]] = {}
+        self.skipped_audio: dict[str, list[Skip]] = {}
+        self.test_names: list[str] = []
+        self.nonfinite_updates = 0
+        self._nonfinite_in_a_row = 0
+        self._window: list[tuple[Tensor, list[str]]] = []
+        self._sides: dict[str, tuple[nn.Module, Sequence[LayerGroup]]] = {
+            "pretrained": (encoder, list(encoder.layer_groups())),
+            "new": (rest, list(rest_groups)),
+        }
+        self._freeze(encoder)
+        self._encoder_frozen = not any(p.requires_grad for p in encoder.parameters())
+        self._metrics = nn.ModuleDict(
+            {f"{kind}_{name}": ErrorRate(edits) for name in normalizers for kind, edits in _KINDS.items()}
+        )
+        self._val_loss: list[tuple[Tensor, Tensor]] = []
+
+    # What trains -----------------------------------------------------------------------------------------
+
+    def _freeze(self, encoder: nn.Module) -> None:
+        groups = self._sides["pretrained"][1]
+        check_partition(groups, encoder.parameters())
+        trainable = self.policy.trainable([group.name for group in groups])
+        frozen = apply_policy(groups, trainable)
+        # Dropout between the groups belongs to none of them: an encoder that is frozen whole is so whole.
+        self._frozen: list[nn.Module] = frozen if trainable else [encoder]
+
+    def train(self, mode: bool = True) -> "ASRModule":
+        """Train mode for what trains; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        """Lightning restores modes at its own discretion; frozen parts are frozen from the first batch."""
+        self.train()
+
+    def encoder_context(self) -> AbstractContextManager[None]:
+        """No gradients through an encoder of which nothing trains."""
+        return torch.no_grad() if self._encoder_frozen else nullcontext()
+
+    def group_table(self) -> list[GroupRow]:
+        """What trains: a row for each layer group."""
+        rows = []
+        for side, (_, groups) in self._sides.items():
+            lr = None if self.optim is None else self.optim.optimizers[side].lr
+            for group in groups:
+                sizes = [(p.numel(), p.requires_grad) for p in group.parameters()]
+                trains = sum(n for n, wanted in sizes if wanted)
+                total = sum(n for n, _ in sizes)
+                rows.append(GroupRow(side, group.name, trains, total, lr if trains else None))
+        return rows
+
+    # What a task adds --------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Loss:
+        """The summed loss of a batch and what to divide it by."""
+        raise AssertionError("a task defines its loss")
+
+    def transcribe(self, batch: Batch) -> list[Hypothesis]:
+        """A hypothesis for each utterance, in batch order."""
+        raise AssertionError("a task defines how it transcribes")
+
+    # Updates -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+        """Two optimizers and two schedulers, or one of each where a side has nothing to train."""
+        assert self.optim is not None
+        optimizers, configs = [], []
+        self._schedulers: list[UpdateScheduler | MetricScheduler] = []
+        for side, (module, _) in self._sides.items():
+            parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+            if not parameters:
+                continue
+            optimizer = self.optim.optimizers[side].build(parameters)
+            scheduler = self.optim.schedulers[side].build(optimizer, self.total_updates)
+            optimizers.append(optimizer)
+            self._schedulers.append(scheduler)
+            config = {"scheduler": scheduler.scheduler, "name": f"lr/{side}"}
+            if isinstance(scheduler, MetricScheduler):
+                config |= {"monitor": scheduler.monitor, "reduce_on_plateau": True}
+            configs.append(config)
+        return optimizers, configs
+
+    def _bare_optimizers(self) -> list[Optimizer]:
+        return [optimizer.optimizer for optimizer in self._wrapped_optimizers()]
+
+    def _wrapped_optimizers(self) -> list[Any]:
+        wrapped = self.optimizers()
+        return list(wrapped) if isinstance(wrapped, list) else [wrapped]
+
+    def _optimized(self) -> Iterator[nn.Parameter]:
+        for optimizer in self._bare_optimizers():
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulate the gradients of a batch and, at a window's end, make one update."""
+        assert self.optim is not None
+        loss = self.loss(batch) if len(batch) else self._no_loss()
+        ends = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
+        with nullcontext() if ends else self._without_sync():
+            # A sum divided by a constant: the mean over the whole window is made when its count is known.
+            self.manual_backward(loss.total / self._nominal)
+        self._window.append((loss.count.detach(), batch.ids))
+        self.skipped_audio.setdefault("train", []).extend(batch.skipped)
+        if len(batch):
+            self._log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
+        if ends:
+            self._update()
+
+    # Keeps summed losses in a range that fp16 gradients survive; it cancels exactly in the mean.
+    _nominal = 64.0
+
+    def _no_loss(self) -> Loss:
+        """A zero that every rank can back-propagate, for a batch of which nothing could be read."""
+        total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
+        return Loss(total, torch.zeros((), device=self.device))
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        model = self.trainer.strategy.model
+        context: AbstractContextManager[None] = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+        return context
+
+    def _update(self) -> None:
+        """One update of both optimizers: unscale, mean over the window, clip once, step both, scaler once."""
+        assert self.optim is not None
+        window, self._window = self._window, []
+        optimizers, scaler = self._bare_optimizers(), self._scaler
+        if scaler is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+        gradients = [p.grad for p in self._optimized() if p.grad is not None]
+        self._average(gradients, torch.stack([count for count, _ in window]).sum())
+        norm = nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            if self.optim.clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(list(self._optimized()), self.optim.clip_norm, norm)
+            self._step(optimizers, scaler)
+            self._log_train("train/grad_norm", norm, 1)
+        elif scaler is not None:
+            # The scaler saw the overflow when it unscaled: stepping through it would skip, updating it halves.
+            scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
+
+    def _average(self, gradients: list[Tensor], count: Tensor) -> None:
+        """From DDP's mean over ranks of sums over the window to the mean over everything in it, on all ranks."""
+        world_size = self.trainer.world_size
+        if world_size > 1:
+            torch.distributed.all_reduce(count)
+        torch._foreach_mul_(gradients, self._nominal * world_size / count.clamp(min=1))
+
+    def _step(self, optimizers: list[Optimizer], scaler: torch.amp.GradScaler | None) -> None:
+        # Lightning counts an update in these two hooks of its wrapper: called once, whatever the number of
+        # optimizers, `global_step` is the number of updates.
+        counter = self._wrapped_optimizers()[0]
+        counter._on_before_step()
+        for optimizer in optimizers:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+        counter._on_after_step()
+        for scheduler in self._schedulers:
+            if isinstance(scheduler, UpdateScheduler):
+                scheduler.scheduler.step()
+        for wrapped, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            self._log_train(str(config.name), torch.tensor(wrapped.param_groups[0]["lr"]), 1)
+
+    def _count_nonfinite(self, finite: bool, ids: list[str], *, overflow: bool) -> None:
+        assert self.optim is not None
+        if finite:
+            self._nonfinite_in_a_row = 0
+            return
+        self.nonfinite_updates += 1
+        self._nonfinite_in_a_row += 1
+        why = "the scale was too large for fp16, or the loss is not finite" if overflow else "not finite"
+        self.print(f"update skipped, gradients {why}; utterances: {', '.join(ids)}")
+        if self._nonfinite_in_a_row >= self.optim.max_nonfinite:
+            what = f"{self._nonfinite_in_a_row} updates in a row were not finite; the last saw {', '.join(ids[:8])}"
+            raise TrainingError("training", what, "look at those utterances, lower the rate, or use bf16 or fp32")
+
+    def _log_train(self, name: str, value: Tensor, batch_size: int) -> None:
+        self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
+
+    def on_train_epoch_end(self) -> None:
+        """Log how many updates were skipped so far."""
+        self.log("train/nonfinite_updates", float(self.nonfinite_updates))
+
+    # Evaluation ----------------------------------------------------------------------------------------------
+
+    def _hear(self, batch: Batch, split: str) -> None:
+        self.skipped_audio.setdefault(split, []).extend(batch.skipped)
+        if not len(batch):
+            return
+        hypotheses = self.transcribe(batch)
+        for utterance, hypothesis in zip(batch.utterances, hypotheses, strict=True):
+            assert utterance.id == hypothesis.id
+            self.predictions.setdefault(split, []).append(
+                Prediction(
+                    id=utterance.id,
+                    ref=utterance.text,
+                    hyp=hypothesis.text,
+                    score=hypothesis.score,
+                    duration=utterance.duration,
+                    audio_filepath=utterance.audio_filepath,
+                    offset=utterance.offset,
+                    lang=utterance.lang,
+                    tags=utterance.tags,
+                )
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.predictions.pop("dev", None)
+        self.skipped_audio.pop("dev", None)
+        self._val_loss = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and hypotheses of a dev batch."""
+        if len(batch):
+            loss = self.loss(batch)
+            self._val_loss.append((loss.total.detach(), loss.count.detach()))
+        self._hear(batch, "dev")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log corpus-level rates over all ranks, and step the schedulers that wait for a metric."""
+        predictions = self.predictions.get("dev", [])
+        for name, normalize in self.normalizers.items():
+            refs = [normalize(p.ref, p.lang) for p in predictions]
+            hyps = [normalize(p.hyp, p.lang) for p in predictions]
+            for kind in _KINDS:
+                metric = self._metrics[f"{kind}_{name}"]
+                assert isinstance(metric, ErrorRate)
+                metric.update(refs, hyps)
+                value = metric.compute()
+                metric.reset()
+                self.log(f"val/{kind}/{name}", value.float(), rank_zero_only=True)
+                if name == next(iter(self.normalizers)):
+                    self.log(f"val/{kind}", value.float(), prog_bar=True)
+        self.log("val/loss", self._mean_val_loss())
+        if not self.trainer.sanity_checking:
+            self._step_on_metrics()
+
+    def _mean_val_loss(self) -> Tensor:
+        zero = torch.zeros((), device=self.device)
+        sums = torch.stack(
+            [sum((total for total, _ in self._val_loss), zero), sum((count for _, count in self._val_loss), zero)]
+        ).double()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return (sums[0] / sums[1].clamp(min=1)).float()
+
+    def _step_on_metrics(self) -> None:
+        for scheduler in getattr(self, "_schedulers", []):
+            if isinstance(scheduler, MetricScheduler):
+                metrics = self.trainer.callback_metrics
+                if scheduler.monitor not in metrics:
+                    remedy = f"one of {', '.join(sorted(metrics))}"
+                    raise TrainingError("schedulers.monitor", f"no metric '{scheduler.monitor}'", remedy)
+                scheduler.scheduler.step(float(metrics[scheduler.monitor]))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Hypotheses of a test batch."""
+        self._hear(batch, self.test_names[dataloader_idx])
+
+    def gathered_predictions(self, split: str) -> list[Prediction]:
+        """The predictions of all ranks, each id once, in order of id."""
+        own = self.predictions.get(split, [])
+        shares: list[list[Prediction]] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shares = [[] for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(shares, own)
+        by_id = {prediction.id: prediction for share in shares for prediction in share}
+        return [by_id[key] for key in sorted(by_id)]
+
+
+_KINDS = {"wer": word_edits, "cer": char_edits}

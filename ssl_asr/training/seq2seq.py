@@ -1,0 +1,111 @@
+"""Whisper as a whole encoder-decoder."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssl_asr.data.tokenizer import WhisperTokenizer
+from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy
+from ssl_asr.metrics.report import Normalizer
+from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.models.whisper import WhisperSeq2Seq
+from ssl_asr.training.module import ASRModule, Loss, OptimConfig
+from ssl_asr.types import Batch, Hypothesis
+
+
+class Seq2SeqModule(ASRModule):
+    """Whisper, trained to write the transcript after its prompt.
+
+    Args:
+        model: encoder and decoder.
+        decoder: how transcripts are searched for.
+        label_smoothing: share of the target's mass spread over the vocabulary.
+        tokenizer, policy, optim, normalizers: see `ASRModule`.
+    """
+
+    tokenizer: WhisperTokenizer
+
+    def __init__(
+        self,
+        *,
+        model: WhisperSeq2Seq,
+        decoder: WhisperGreedy,
+        label_smoothing: float,
+        tokenizer: WhisperTokenizer,
+        policy: FreezePolicy,
+        optim: OptimConfig | None,
+        normalizers: dict[str, Normalizer],
+    ) -> None:
+        super().__init__(
+            encoder=model.encoder,
+            rest=model.net,
+            rest_groups=model.decoder_groups(),
+            tokenizer=tokenizer,
+            policy=policy,
+            optim=optim,
+            normalizers=normalizers,
+        )
+        self.model = model
+        self.decoder, self.label_smoothing = decoder, label_smoothing
+        generation = model.generation
+        self.suppression = Suppression(
+            always=tuple(generation.get("suppress_tokens") or ()),
+            first=tuple(generation.get("begin_suppress_tokens") or ()),
+        )
+
+    def _whole(self, batch: Batch) -> Tensor:
+        """Prompt and transcript of each utterance, ``(B, P + U)``: the one start token is the prompt's."""
+        prompts = [self.tokenizer.prompt(utterance) for utterance in batch.utterances]
+        prompt_BP = torch.tensor(prompts).to(batch.tokens_BU.device, non_blocking=True)
+        return torch.cat([prompt_BP, batch.tokens_BU], dim=1)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy summed over the tokens of every transcript, its end included, and their number."""
+        with self.encoder_context():
+            out = self.model.encoder(batch.waveform_BT, batch.lengths_B)
+        whole_BU = self._whole(batch)
+        inputs_BU, targets_BU = whole_BU[:, :-1], whole_BU[:, 1:]
+        states_BUD = self.model(inputs_BU, out.h_BFD, out.context_lengths_B)
+        # What counts is a matter of position, never of the token's value: the end token is also Whisper's
+        # padding and must be learnt. Known on the CPU, the rows are picked without waiting for a device.
+        first = whole_BU.shape[1] - batch.tokens_BU.shape[1] - 1
+        rows_N = _rows(batch.token_lengths_B, first, inputs_BU.shape[1])
+        rows_N = rows_N.to(states_BUD.device, non_blocking=True)
+        logits_NV = self.model.logits(states_BUD.flatten(0, 1)[rows_N])
+        loss_N = functional.cross_entropy(
+            logits_NV.float(),
+            targets_BU.flatten()[rows_N],
+            reduction="none",
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+        )
+        weights = torch.tensor([u.weight for u in batch.utterances])
+        weight_N = weights.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
+        return Loss((loss_N * weight_N).sum(), weight_N.sum())
+
+    def transcribe(self, batch: Batch) -> list[Hypothesis]:
+        """Greedy hypotheses."""
+        assert not self.model.net.training, "decoding in train mode keeps dropout on"
+        out = self.model.encoder(batch.waveform_BT, batch.lengths_B)
+        per_s = self.decoder.max_tokens_per_s
+        limits = None if per_s is None else [8 + int(per_s * u.duration) for u in batch.utterances]
+        decoded = greedy(
+            self.model,
+            out.h_BFD,
+            out.context_lengths_B,
+            [self.tokenizer.prompt(utterance) for utterance in batch.utterances],
+            end_id=self.tokenizer.end_id,
+            suppression=self.suppression if self.decoder.suppress else Suppression(),
+            limits=limits,
+        )
+        return [
+            Hypothesis(utterance.id, self.tokenizer.decode(row.tokens), row.score, row.tokens)
+            for utterance, row in zip(batch.utterances, decoded, strict=True)
+        ]
+
+
+def _rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:
+    """Flat indices of the places that count: ``token_lengths_B[b]`` from ``first`` on in row ``b``."""
+    starts_B = torch.arange(len(token_lengths_B)) * width + first
+    ends_B = token_lengths_B.cumsum(0)
+    within_N = torch.arange(int(ends_B[-1])) - (ends_B - token_lengths_B).repeat_interleave(token_lengths_B)
+    return starts_B.repeat_interleave(token_lengths_B) + within_N

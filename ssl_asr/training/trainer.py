@@ -1,0 +1,104 @@
+"""The Lightning Trainer of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from ssl_asr.training.checkpointing import AtomicCheckpointIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The ``trainer`` group: Lightning's names for Lightning's things.
+
+    Attributes:
+        accelerator, devices, num_nodes, strategy, precision: as Lightning's.
+        max_epochs: passes over the training data.
+        max_steps: updates, whichever comes first; -1 for no limit.
+        accumulate_grad_batches: batches an update; the mean is over everything in them.
+        gradient_clip_val: the most the global norm over all parameters may be; null for no limit.
+        check_val_every_n_epoch: epochs between validations.
+        log_every_n_steps: updates between log lines.
+        checkpoint_every_n_updates: updates between checkpoints within an epoch; null saves after epochs.
+        max_nonfinite: updates in a row that may be skipped as not finite before the run ends with an error.
+        monitor: the metric, lower is better, that chooses ``best.ckpt``.
+        deterministic: as Lightning's.
+    """
+
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: int
+    strategy: str
+    precision: str
+    max_epochs: int
+    max_steps: int
+    accumulate_grad_batches: int
+    gradient_clip_val: float | None
+    check_val_every_n_epoch: int
+    log_every_n_steps: int
+    checkpoint_every_n_updates: int | None
+    max_nonfinite: int
+    monitor: str
+    deterministic: bool
+
+
+def make_trainer(
+    config: TrainerConfig, *, folder: Path, loggers: Sequence[Any], callbacks: Sequence[Callback], verbose: bool
+) -> L.Trainer:
+    """A Trainer whose checkpoints are whole and whose loaders are made anew each epoch.
+
+    Clipping and accumulation are the module's: Lightning refuses both where there are two optimizers.
+    """
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    precision: Any = config.precision
+    if config.precision == "16-mixed" and config.accelerator == "cpu":
+        # Lightning would quietly take bf16 without a scaler here.
+        plugins.append(MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu")))
+        precision = None
+    bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=precision,
+        max_epochs=config.max_epochs,
+        max_steps=config.max_steps,
+        check_val_every_n_epoch=config.check_val_every_n_epoch,
+        log_every_n_steps=config.log_every_n_steps,
+        deterministic=config.deterministic,
+        default_root_dir=folder,
+        logger=list(loggers),
+        callbacks=[*callbacks, *bar],
+        plugins=plugins,
+        num_sanity_val_steps=0,
+        # Epochs have their own batches, and so their own number of them.
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=verbose,
+        enable_model_summary=False,
+        enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
+    )
+
+
+def make_inference_trainer(*, accelerator: str, precision: str, verbose: bool) -> L.Trainer:
+    """A Trainer that only runs test loops, on one device."""
+    bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=bar,
+        enable_progress_bar=verbose,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        inference_mode=True,
+    )
