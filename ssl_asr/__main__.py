@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
     "transcribe": "write down what files, folders or manifests say",
     "corpus": "speak a small corpus of a narrow domain, for smoke tests",
+    "demo": "all of the above on a corpus made on the spot",
 }
 
 

@@ -1,13 +1,11 @@
 """From a resolved config to objects: the only caller of ``instantiate``."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
@@ -24,10 +22,11 @@ from ssl_asr.data.tokenizer import (
     restore_tokenizer,
 )
 from ssl_asr.decoding.seq2seq import WhisperGreedy
-from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
-from ssl_asr.models.freezing import FreezePolicy, TrainAll
+from ssl_asr.models.checkpoints import resolve_checkpoint
+from ssl_asr.models.freezing import TrainAll
 from ssl_asr.models.loading import (
     backbone_folder,
     load_encoder,
@@ -35,9 +34,9 @@ from ssl_asr.models.loading import (
     model_family,
     rebuild,
 )
-from ssl_asr.models.checkpoints import resolve_checkpoint
-from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
-from ssl_asr.models.whisper import WINDOW_S, WhisperBackbone, WhisperEncoder
+from ssl_asr.models.ssl import SSLEncoder
+from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
+from ssl_asr.targets import check_node
 from ssl_asr.training.callbacks import Samples, Throughput, best_and_last
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
 from ssl_asr.training.ctc import CTCModule
@@ -77,9 +76,14 @@ def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
     return CharTokenizer.from_texts(train, normalizer=options.normalizer)
 
 
+def encoder_of(module: ASRModule) -> Any:
+    """The pretrained encoder of a task's module."""
+    return module.model.encoder if isinstance(module, Seq2SeqModule) else cast(CTCModule, module).encoder
+
+
 def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
     """What the model can take, with the user's own limits laid over it."""
-    encoder: Any = module.model.encoder if isinstance(module, Seq2SeqModule) else module.encoder
+    encoder = encoder_of(module)
     min_s = encoder.min_samples / SAMPLE_RATE if isinstance(encoder, SSLEncoder) else 0.0
     max_s, why = encoder.max_s, "Whisper's window"
     if config is not None:
@@ -128,10 +132,7 @@ def describe_model(module: ASRModule) -> dict[str, Any]:
     """Plain data from which `restore_module` makes the model's twin."""
     if isinstance(module, Seq2SeqModule):
         return {"task": "seq2seq", **module.model.description()}
-    assert isinstance(module, CTCModule)
-    encoder: Any = module.encoder
-    description: dict[str, Any] = {"task": "ctc", **encoder.description()}
-    return description
+    return {"task": "ctc", **encoder_of(module).description()}
 
 
 def build_training(config: dict[str, Any], folder: Path, console: Console | None) -> TrainingRun:
@@ -196,7 +197,7 @@ def write_config(config: dict[str, Any], path: Path) -> None:
 class InferenceOptions:
     """What a user may say about a model that is only used; None leaves it to the model."""
 
-    window: str | None = None
+    window: Window | None = None
     tail_s: float | None = None
     language: str | None = None
     task: str = "transcribe"
@@ -241,9 +242,9 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
 
 
 def _set_window(module: ASRModule, options: InferenceOptions) -> None:
-    encoder: Any = module.model.encoder if isinstance(module, Seq2SeqModule) else module.encoder  # type: ignore[attr-defined]
+    encoder = encoder_of(module)
     if isinstance(encoder, WhisperEncoder):
-        encoder.window = options.window if options.window is not None else encoder.window  # type: ignore[assignment]
+        encoder.window = options.window if options.window is not None else encoder.window
         encoder.tail_s = options.tail_s if options.tail_s is not None else encoder.tail_s
     elif options.window is not None or options.tail_s is not None:
         raise ConfigError("window", "this encoder has no window", "leave window and tail_s out")
@@ -257,14 +258,13 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
     if state["kind"] == "whisper" and options.language is not None:
         state["language"] = options.language
     tokenizer = restore_tokenizer(state)
-    policy: FreezePolicy = TrainAll()
-    shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": policy, "normalizers": {}, "optim": None}
-    model = rebuild(description, seq2seq=description["task"] == "seq2seq")
+    shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": TrainAll(), "normalizers": {}, "optim": None}
+    model: Any = rebuild(description, seq2seq=description["task"] == "seq2seq")
     module: ASRModule
     if description["task"] == "seq2seq":
-        module = Seq2SeqModule(model=model, decoder=_checked(config["decoder"]), label_smoothing=0.0, **shared)  # type: ignore[arg-type]
+        module = Seq2SeqModule(model=model, decoder=_checked(config["decoder"]), label_smoothing=0.0, **shared)
     else:
-        head = _checked(config["head"]).build(dim=model.dim, vocab_size=tokenizer.vocab_size)  # type: ignore[union-attr]
+        head = _checked(config["head"]).build(dim=model.dim, vocab_size=tokenizer.vocab_size)
         module = CTCModule(encoder=model, head=head, **shared)
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
     module.load_state_dict(weights)
@@ -272,10 +272,7 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
 
 
 def _checked(node: dict[str, Any]) -> Any:
-    """An object of a config that came with a checkpoint: only classes of this package, checked before they are called."""
-    from ssl_asr.errors import raise_all
-    from ssl_asr.targets import check_node
-
+    """An object of a config that came with a checkpoint: a class of this package, checked before it is called."""
     raise_all(check_node(node, "config of the checkpoint"))
     return instantiate(node)
 

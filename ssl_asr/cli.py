@@ -47,7 +47,11 @@ def _jobs(overrides: list[str], multirun: bool) -> list[list[str]]:
 def _said(error: Exception) -> str:
     """Hydra's message without its stack of causes."""
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-    return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith(("object_type", "reference_type", "To append", "Set the env")))
+    return "; ".join(
+        line
+        for line in dict.fromkeys(lines)
+        if not line.startswith(("object_type", "reference_type", "To append", "Set the env"))
+    )
 
 
 def _explain(name: str, override: str, error: Exception) -> ConfigError:
@@ -77,7 +81,8 @@ def _composes(name: str, overrides: list[str]) -> DictConfig | Exception:
 
 def _check_job(name: str, overrides: list[str]) -> list[UserError]:
     """Every mistake of one job: overrides that do not compose, each on its own, then what `resolve` finds."""
-    good, errors = [], []
+    good: list[str] = []
+    errors: list[UserError] = []
     composed = _composes(name, overrides)
     if isinstance(composed, Exception):
         for override in overrides:
@@ -96,10 +101,10 @@ def _check_job(name: str, overrides: list[str]) -> list[UserError]:
                 composed[key] = "."
         resolve(composed) if name == "train" else resolve_plain(composed)
     except UserErrors as several:
-        errors += several.errors  # type: ignore[arg-type]
+        errors += several.errors
     except UserError as error:
-        errors.append(error)  # type: ignore[arg-type]
-    return list(errors)
+        errors.append(error)
+    return errors
 
 
 def preflight(name: str, arguments: list[str]) -> None:

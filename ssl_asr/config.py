@@ -151,11 +151,31 @@ class CorpusConfig:
     verbose: bool = True
 
 
+@dataclass
+class DemoConfig:
+    """Everything ``python -m ssl_asr.demo`` takes.
+
+    Attributes:
+        output_dir: where corpus, run and scores go.
+        model: the Whisper backbone option to start from.
+        train, dev, test: sentences in each split.
+        epochs: of fine-tuning.
+    """
+
+    output_dir: str = "demo"
+    model: str = "whisper_tiny_en"
+    train: int = 240
+    dev: int = 32
+    test: int = 64
+    epochs: int = 3
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "corpus": CorpusConfig,
+    "demo": DemoConfig,
 }
 
 
@@ -289,11 +309,20 @@ def _check_ranges(config: dict[str, Any], wrong: set[str]) -> list[ConfigError]:
 
 def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
-    kind = {key: str(config[key].get("_target_", "")).rpartition(".")[2] for key in ("backbone", "task", "head", "tokenizer", "decoder")}
+    kind = {
+        key: str(config[key].get("_target_", "")).rpartition(".")[2]
+        for key in ("backbone", "task", "head", "tokenizer", "decoder")
+    }
     errors = []
     if kind["task"] == "Seq2Seq":
         if kind["backbone"] != "WhisperBackbone":
-            errors.append(ConfigError("task", "seq2seq needs a decoder, this backbone has none", "task=ctc, or a whisper backbone"))
+            errors.append(
+                ConfigError(
+                    "task",
+                    "seq2seq needs a decoder, this backbone has none",
+                    "task=ctc, or a whisper backbone",
+                )
+            )
         wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
         remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
     else:
@@ -317,7 +346,12 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     config = to_plain(cfg)
     recommended = (config["backbone"] or {}).get("recommended_freeze")
     errors: list[ConfigError] = []
-    if config["freeze"] is False or config["freeze_policy"] != {"name": "auto"} or config["freeze"] or recommended in _FOLDED:
+    if (
+        config["freeze"] is False
+        or config["freeze_policy"] != {"name": "auto"}
+        or config["freeze"]
+        or recommended in _FOLDED
+    ):
         config["freeze_policy"] = fold_freeze(config)
     else:
         config["freeze_policy"] = _FOLDED["none"]
@@ -351,7 +385,7 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
         errors.append(ConfigError("window", f"is {config['window']!r}", "it should be real or 30s"))
     if config.get("task") not in (None, "transcribe", "translate"):
         errors.append(ConfigError("task", f"is {config['task']!r}", "it should be transcribe or translate"))
-    for key in ("max_batch_s", "train", "dev", "test"):
+    for key in ("max_batch_s", "train", "dev", "test", "epochs"):
         if key in config and not _positive(config[key]):
             errors.append(ConfigError(key, f"is {config[key]!r}", "it should be more than 0"))
     raise_all(errors)

@@ -1,42 +1,53 @@
 """``python -m ssl_asr.evaluate``: score any run, checkpoint or pretrained Whisper on manifests."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_asr import cli
 from ssl_asr.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ssl_asr.metrics.report import Prediction
+    from ssl_asr.types import Skip
+
 
 def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     """Score as the resolved config says; returns the first manifest's WER under the first normaliser."""
-    from rich.console import Console
-
     from ssl_asr.build import InferenceOptions, load_model
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.metrics.report import read_predictions
-    from ssl_asr.quiet import hush
+    from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import recognise, report
 
     hush()
     folder = Path(config["output_dir"])
-    console = Console() if config["verbose"] else None
+    console = make_console() if config["verbose"] else None
     if (config["predictions"] is None) == (config["model"] is None):
         raise ConfigError("model", "give either model=… or predictions=…", "a model also needs manifest=…")
+    predictions: dict[str, list[Prediction]]
+    skips: dict[str, list[Skip]] = {}
     if config["predictions"] is not None:
         path = Path(config["predictions"])
         if not path.is_file():
             raise ConfigError("predictions", f"no such file: {path}")
-        predictions, skips = {path.stem: read_predictions(path)}, {}
+        predictions = {path.stem: read_predictions(path)}
     else:
         if not config["manifest"]:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
         manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
-        options = InferenceOptions(**{key: config[key] for key in ("window", "tail_s", "language", "task", "max_tokens_per_s")})
+        options = InferenceOptions(
+            **{key: config[key] for key in ("window", "tail_s", "language", "task", "max_tokens_per_s")}
+        )
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")
         predictions, skips = recognise(module, manifests, console=console, **{key: config[key] for key in keys})
     results = report(
-        predictions, skips, names=config["normalizers"], folder=folder, console=console, samples=config["samples"]
+        predictions,
+        skips,
+        names=config["normalizers"],
+        folder=folder,
+        console=console,
+        samples=config["samples"],
     )
     first = next(iter(results.values()))["scores"][config["normalizers"][0]]
     return float(first["wer"])

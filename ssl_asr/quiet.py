@@ -1,7 +1,15 @@
-"""Keep other libraries from talking over our tables."""
+"""Where our tables go, and how other libraries are kept from talking over them."""
 
 import logging
 import warnings
+
+from rich.console import Console
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal, and wide enough for our tables where there is none."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def hush() -> None:

@@ -10,17 +10,15 @@ from ssl_asr import cli
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
     """Train as the resolved config says; returns the best dev WER, for sweeps."""
-    from rich.console import Console
-
     from ssl_asr.build import build_training, write_config
-    from ssl_asr.quiet import hush
+    from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import report, run_test
     from ssl_asr.training.callbacks import print_groups
     from ssl_asr.training.checkpointing import read_checkpoint
 
     hush()
     folder = Path(config["run_dir"])
-    console = Console() if config["verbose"] else None
+    console = make_console() if config["verbose"] else None
     if config["resume"] is not None:
         read_checkpoint(Path(config["resume"]))
     run = build_training(config, folder, console)

@@ -11,15 +11,13 @@ from ssl_asr.errors import ConfigError
 
 def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
     """Transcribe as the resolved config says; a file that cannot be read is named and passed over."""
-    from rich.console import Console
-
     from ssl_asr.build import InferenceOptions, load_model
     from ssl_asr.data.files import gather
-    from ssl_asr.quiet import hush
+    from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import recognise
 
     hush()
-    console = Console(stderr=True) if config["verbose"] else None
+    console = make_console(stderr=True) if config["verbose"] else None
     manifest, unreadable = gather([Path(path) for path in config["input"]])
     options = InferenceOptions(**{key: config[key] for key in ("window", "tail_s", "language", "task")})
     module = load_model(config["model"], options, console.print if console else (lambda _: None))

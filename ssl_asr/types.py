@@ -105,9 +105,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch with samples and tokens in page-locked memory, as the DataLoader asks for."""
-        return replace(
-            self, waveform_BT=self.waveform_BT.pin_memory(), tokens_BU=self.tokens_BU.pin_memory()
-        )
+        return replace(self, waveform_BT=self.waveform_BT.pin_memory(), tokens_BU=self.tokens_BU.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ def _open(utterance: Utterance) -> Iterator[soundfile.SoundFile]:
 
 
 def _missing_s(file: soundfile.SoundFile, utterance: Utterance) -> Seconds:
-    return utterance.offset + utterance.duration - file.frames / file.samplerate
+    missing: Seconds = utterance.offset + utterance.duration - file.frames / file.samplerate
+    return missing
 
 
 def _cut_off(utterance: Utterance, missing_s: Seconds) -> AudioError:
@@ -71,7 +72,8 @@ def audio_duration_s(path: Path) -> Seconds:
         AudioError: the file is missing, empty or not audio.
     """
     with _open(Utterance(id=path.name, audio_filepath=str(path), duration=0.0)) as file:
-        return float(file.frames / file.samplerate)
+        seconds: float = file.frames / file.samplerate
+        return seconds
 
 
 def read_waveform(utterance: Utterance, *, downmix: Downmix = "mean") -> Tensor:
@@ -107,9 +109,7 @@ def read_waveform(utterance: Utterance, *, downmix: Downmix = "mean") -> Tensor:
     return _resample(torch.from_numpy(np.ascontiguousarray(samples_T)), rate)
 
 
-def _mono(
-    samples_TC: NDArray[np.float32], utterance: Utterance, downmix: Downmix, where: str
-) -> NDArray[np.float32]:
+def _mono(samples_TC: NDArray[np.float32], utterance: Utterance, downmix: Downmix, where: str) -> NDArray[np.float32]:
     channels = samples_TC.shape[1]
     if utterance.channel is not None:
         if utterance.channel >= channels:

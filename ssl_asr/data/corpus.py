@@ -21,25 +21,79 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.types import SAMPLE_RATE, Hertz
 
 VOICES = {
-    "train": ("en-us", "en-us+m3", "en-us+f2", "en-gb+m1", "en-gb+f4", "en-gb-scotland", "en-us+m7", "en-gb-x-rp+f3"),
-    "dev": ("en-gb+m5", "en-us+f5"),
+    "train": (
+        "en-us",
+        "en-us+m3",
+        "en-us+f2",
+        "en+m1",
+        "en+f4",
+        "en-gb-scotland",
+        "en-us+m7",
+        "en-gb-x-rp+f3",
+    ),
+    "dev": ("en+m5", "en-us-nyc+f5"),
     "test": ("en-us+f1", "en-gb-x-rp", "en-gb-scotland+m2"),
 }
-_DRUGS = (
-    "amoxicillin apixaban atorvastatin bisoprolol ceftriaxone clopidogrel dalteparin digoxin enoxaparin "
-    "furosemide gentamicin haloperidol ibuprofen lansoprazole levothyroxine metformin metoprolol morphine "
-    "omeprazole ondansetron paracetamol prednisolone ramipril salbutamol simvastatin tramadol vancomycin warfarin"
-).split()
-_AMOUNTS = (
-    "two point five|five|ten|fifteen|twenty|twenty five|forty|fifty|seventy five|one hundred|"
-    "one hundred and twenty five|two hundred and fifty|five hundred|seven hundred and fifty"
-).split("|")
+_DRUGS = [
+    "amoxicillin",
+    "apixaban",
+    "atorvastatin",
+    "bisoprolol",
+    "ceftriaxone",
+    "clopidogrel",
+    "dalteparin",
+    "digoxin",
+    "enoxaparin",
+    "furosemide",
+    "gentamicin",
+    "haloperidol",
+    "ibuprofen",
+    "lansoprazole",
+    "levothyroxine",
+    "metformin",
+    "metoprolol",
+    "morphine",
+    "omeprazole",
+    "ondansetron",
+    "paracetamol",
+    "prednisolone",
+    "ramipril",
+    "salbutamol",
+    "simvastatin",
+    "tramadol",
+    "vancomycin",
+    "warfarin",
+]
+_AMOUNTS = [
+    "two point five",
+    "five",
+    "ten",
+    "fifteen",
+    "twenty",
+    "twenty five",
+    "forty",
+    "fifty",
+    "seventy five",
+    "one hundred",
+    "one hundred and twenty five",
+    "two hundred and fifty",
+    "five hundred",
+    "seven hundred and fifty",
+]
 _UNITS = ("milligrams", "micrograms", "units", "millilitres")
 _ROUTES = ("orally", "intravenously", "subcutaneously", "by nebuliser", "per rectum", "sublingually")
-_TIMES = (
-    "once daily|twice daily|three times a day|every four hours|every six hours|every eight hours|"
-    "at night|in the morning|before meals|as required"
-).split("|")
+_TIMES = [
+    "once daily",
+    "twice daily",
+    "three times a day",
+    "every four hours",
+    "every six hours",
+    "every eight hours",
+    "at night",
+    "in the morning",
+    "before meals",
+    "as required",
+]
 _FORMS = (
     "give {drug} {amount} {unit} {route} {time}",
     "start {drug} {amount} {unit} {time} for bed {bed}",
@@ -49,7 +103,20 @@ _FORMS = (
     "hold {drug} until the {check} is back",
     "check the {check} before the next dose of {drug}",
 )
-_BEDS = "one two three four five six seven eight nine ten eleven twelve".split()
+_BEDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 _CHECKS = ("potassium", "creatinine", "blood glucose", "inr", "white count", "troponin", "lactate")
 
 
@@ -108,7 +175,7 @@ class Espeak:
         self._callback = self._CALLBACK(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples: Any, count: int, events: Any) -> int:  # noqa: ARG002
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
@@ -145,7 +212,8 @@ def _room(samples_T: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     padded_T *= rng.uniform(0.2, 0.8) / max(1e-6, float(np.abs(padded_T).max()))
     noise_T = rng.standard_normal(len(padded_T)).astype(np.float32)
     power = float(np.square(samples_T).mean()) / 10 ** (rng.uniform(20, 35) / 10)
-    return padded_T + noise_T * np.sqrt(power).astype(np.float32)
+    noisy_T: NDArray[np.float32] = padded_T + noise_T * np.float32(np.sqrt(power))
+    return noisy_T
 
 
 def make_corpus(
@@ -181,7 +249,10 @@ def make_corpus(
             samples_T = _room(_at_16_khz(speech_T, espeak.rate), rng)
             path = folder / "audio" / split / f"{row['id']}.flac"
             soundfile.write(path, samples_T, SAMPLE_RATE)
-            audio = {"audio_filepath": path.relative_to(folder).as_posix(), "duration": len(samples_T) / SAMPLE_RATE}
+            audio = {
+                "audio_filepath": path.relative_to(folder).as_posix(),
+                "duration": len(samples_T) / SAMPLE_RATE,
+            }
             rows.append(json.dumps(audio | row))
             done += 1
             progress(done, sum(counts.values()))

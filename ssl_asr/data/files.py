@@ -55,7 +55,12 @@ def _manifest_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for utterance in read_manifest(path, require_text=False):
         row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": utterance.duration}
-        optional = {"offset": utterance.offset, "lang": utterance.lang, "task": utterance.task, "channel": utterance.channel}
+        optional = {
+            "offset": utterance.offset,
+            "lang": utterance.lang,
+            "task": utterance.task,
+            "channel": utterance.channel,
+        }
         audio = str(Path(utterance.audio_filepath).resolve())
         rows.append(row | {"audio_filepath": audio} | {k: v for k, v in optional.items() if v is not None})
     return rows

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from rich.console import Console
@@ -49,7 +50,7 @@ def ctc_frames_needed(tokens: Sequence[int]) -> int:
         >>> ctc_frames_needed([5, 5, 6])
         4
     """
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
 def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
@@ -154,7 +155,9 @@ def print_selections(selections: Sequence[Selection], console: Console) -> None:
         table.add_column(column, justify="right" if right else "left")
     for selection in selections:
         hours = selection.kept.total_s / 3600
-        table.add_row(selection.name, f"{len(selection.kept):,}", f"{hours:.2f}", f"kept of {len(selection.manifest):,}")
+        table.add_row(
+            selection.name, f"{len(selection.kept):,}", f"{hours:.2f}", f"kept of {len(selection.manifest):,}"
+        )
         by_reason: dict[str, list[Skip]] = defaultdict(list)
         for skip in selection.skips:
             by_reason[skip.reason].append(skip)

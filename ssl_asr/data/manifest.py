@@ -33,7 +33,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "offset": (lambda v: _is_number(v) and v >= 0, "a number of seconds, 0 or more"),
     "lang": (lambda v: isinstance(v, str), "a language code"),
     "task": (lambda v: v in ("transcribe", "translate"), "'transcribe' or 'translate'"),
-    "channel": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0, "a channel number from 0"),
+    "channel": (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+        "a channel number from 0",
+    ),
     "weight": (lambda v: _is_number(v) and v >= 0, "a number, 0 or more"),
 }
 

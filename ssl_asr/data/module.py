@@ -16,8 +16,7 @@ from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
 from ssl_asr.data.tokenizer import check_coverage
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
-from ssl_asr.types import Batch, Seconds, Skip, Tokenizer
-
+from ssl_asr.types import Batch, Skip, Tokenizer
 
 # Reasons that are about limits; the others are about the audio itself.
 _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -65,7 +64,7 @@ class ResumableLoader(DataLoader["Batch"]):
     """
 
     def __init__(self, *, dataset: SpeechDataset, sampler: TrainBatchSampler, epoch: int, **options: Any) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)
+        super().__init__(dataset, batch_sampler=sampler, **options)  # type: ignore[arg-type]
         self._sampler, self._epoch, self._handed_out = sampler, epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -255,4 +254,3 @@ def _check_shared_ids(manifests: dict[str, Manifest]) -> None:
     if shared:
         what = f"{len(shared)} utterance ids are in two splits: {'; '.join(shared[:5])}"
         raise ManifestError("data", what, "split them apart, or set data.allow_duplicate_ids=true")
-

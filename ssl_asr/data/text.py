@@ -53,7 +53,7 @@ def _basic(text: str, lang: str | None = None) -> str:
 
 @lru_cache(maxsize=1)
 def _english_normalizer() -> Any:
-    """transformers' port of OpenAI's; the table of British spellings it needs is in whisper_normalizer's data.
+    """Transformers' port of OpenAI's; the table of British spellings it needs is in whisper_normalizer's data.
 
     whisper_normalizer's own code has departed from OpenAI's (numbers), and gives other error rates.
     """

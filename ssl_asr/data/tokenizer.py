@@ -148,9 +148,7 @@ class WhisperTokenizer:
         self._check(language, task, where="tokenizer.language")
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, *, language: str | None, task: str, normalizer: str
-    ) -> "WhisperTokenizer":
+    def from_folder(cls, folder: Path, *, language: str | None, task: str, normalizer: str) -> "WhisperTokenizer":
         """The tokenizer of a local checkpoint in transformers' layout."""
         file = folder / "tokenizer.json"
         if file.is_file():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Operation = Literal["match", "sub", "ins", "del"]
 
@@ -19,9 +20,7 @@ class Edits:
     ref: int = 0
 
     def __add__(self, other: "Edits") -> "Edits":
-        return Edits(
-            self.sub + other.sub, self.ins + other.ins, self.dele + other.dele, self.ref + other.ref
-        )
+        return Edits(self.sub + other.sub, self.ins + other.ins, self.dele + other.dele, self.ref + other.ref)
 
     @property
     def errors(self) -> int:
@@ -59,7 +58,7 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
     return _trace(table, ref, hyp)
 
 
-def _trace(table: np.ndarray, ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:  # type: ignore[type-arg]
+def _trace(table: NDArray[np.int64], ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:
     operations: list[tuple[Operation, str, str]] = []
     i, j = len(ref), len(hyp)
     while i or j:

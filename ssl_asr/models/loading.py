@@ -52,7 +52,7 @@ def model_family(folder: Path) -> str:
 
 
 def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...]) -> nn.Module:
-    """transformers' model in float32, refusing a checkpoint that lacks any weight of it.
+    """Transformers' model in float32, refusing a checkpoint that lacks any weight of it.
 
     ``new_parts`` are prefixes of weights that pretraining may not have had.
     """

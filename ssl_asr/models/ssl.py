@@ -54,7 +54,8 @@ def _masked_group_norm(norm: nn.GroupNorm, x_BDF: Tensor, lengths_B: Tensor) -> 
     """The per-channel group norm of base models, its statistics over each row's own frames."""
     mask_BF = padding_mask(lengths_B, x_BDF.shape[-1], x_BDF.device)
     if mask_BF is None:
-        return norm(x_BDF)
+        normed: Tensor = norm(x_BDF)
+        return normed
     assert norm.num_groups == norm.num_channels, "base models normalise each channel by itself"
     x = x_BDF.float()
     mask, count = mask_BF[:, None], lengths_B.to(x.device)[:, None, None]
@@ -74,7 +75,7 @@ class SSLEncoder(nn.Module):
 
     max_s: Seconds | None = None
 
-    def __init__(self, *, net: nn.Module, normalize: bool) -> None:
+    def __init__(self, *, net: Any, normalize: bool) -> None:
         super().__init__()
         self.net: Any = net
         self.normalize = normalize
@@ -115,9 +116,7 @@ class SSLEncoder(nn.Module):
 
     def _convolve(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
         x_BDF = waveform_BT[:, None]
-        for layer, (kernel, stride) in zip(
-            self.net.feature_extractor.conv_layers, self._geometry, strict=True
-        ):
+        for layer, (kernel, stride) in zip(self.net.feature_extractor.conv_layers, self._geometry, strict=True):
             lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
                 x_BDF = layer.activation(_masked_group_norm(layer.layer_norm, layer.conv(x_BDF), lengths_B))

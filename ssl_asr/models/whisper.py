@@ -94,16 +94,15 @@ class LogMel(nn.Module):
 
 
 def _heads(x_BND: Tensor, heads: int) -> Tensor:
-    return x_BND.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, length, _ = x_BND.shape
+    return x_BND.view(batch, length, heads, -1).transpose(1, 2)
 
 
 def _attend(attention: Any, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Attention of ``x`` over keys and values already split into heads, through the module's projections."""
     q = _heads(attention.q_proj(x_BND), attention.num_heads)
     dropout = attention.dropout if attention.training else 0.0
-    mixed = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
-    )
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     out: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return out
 
@@ -140,7 +139,7 @@ class WhisperEncoder(nn.Module):
     def __init__(
         self,
         *,
-        net: nn.Module,
+        net: Any,
         window: Window,
         tail_s: Seconds,
         train_tail_s: Sequence[float] | None,
@@ -249,7 +248,7 @@ class WhisperSeq2Seq(nn.Module):
             whatever else it holds, kept whole.
     """
 
-    def __init__(self, *, encoder: WhisperEncoder, net: nn.Module, generation: dict[str, Any]) -> None:
+    def __init__(self, *, encoder: WhisperEncoder, net: Any, generation: dict[str, Any]) -> None:
         super().__init__()
         self.encoder = encoder
         self.net: Any = net
@@ -334,7 +333,7 @@ class WhisperSeq2Seq(nn.Module):
 
 
 def new_whisper_parts(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """transformers' encoder and decoder of that configuration, with random weights."""
+    """Transformers' encoder and decoder of that configuration, with random weights."""
     from transformers import WhisperConfig, WhisperModel
 
     settings = {key: value for key, value in config.items() if key != "model_type"}

@@ -40,7 +40,12 @@ def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
     trains, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
     title = f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)"
     table = Table(title=title, title_justify="left")
-    for column, right in (("optimizer", False), ("layer group", False), ("parameters", True), ("peak rate", True)):
+    for column, right in (
+        ("optimizer", False),
+        ("layer group", False),
+        ("parameters", True),
+        ("peak rate", True),
+    ):
         table.add_column(column, justify="right" if right else "left")
     for row in _merged(rows):
         rate = f"{row.lr:g}" if row.lr is not None else "frozen"
@@ -57,25 +62,30 @@ class Throughput(Callback):
         self._busy_s = 0.0
         self._began = 0.0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count."""
         self._audio_s, self._busy_s, self._began = 0.0, 0.0, time.monotonic()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock for validation."""
         self._busy_s += time.monotonic() - self._began
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """And start it again."""
         self._began = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Count a batch's audio."""
         self._audio_s += sum(utterance.duration for utterance in batch.utterances)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch."""
         busy_s = max(1e-9, self._busy_s + time.monotonic() - self._began)
         pl_module.log("train/epoch_s", busy_s)

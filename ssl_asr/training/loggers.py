@@ -25,7 +25,7 @@ def _csv(folder: Path, config: dict[str, Any]) -> CSVLogger:
 class CsvLog:
     """``metrics/metrics.csv`` in the run's folder."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:  # noqa: ARG002
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
         """The one logger."""
         return [_csv(folder, config)], []
 
@@ -34,7 +34,7 @@ class CsvLog:
 class NoLog:
     """Nothing is logged; results and predictions are written all the same."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:  # noqa: ARG002
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
         """No logger."""
         return [], []
 
@@ -43,7 +43,7 @@ class NoLog:
 class TensorBoardLog:
     """Event files for TensorBoard, and the CSV beside."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:  # noqa: ARG002
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
         """Both loggers."""
         board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
         board.log_hyperparams(config)

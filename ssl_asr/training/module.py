@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from ssl_asr.errors import TrainingError
@@ -22,8 +23,9 @@ from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum over ``count`` tokens (seq2seq) or utterances (CTC), so that windows and ranks can be averaged
-    over all of them; ``count`` is a scalar tensor.
+    """A sum over ``count`` tokens (seq2seq) or utterances (CTC), a scalar tensor each.
+
+    Windows and ranks are averaged over all of what they sum.
     """
 
     total: Tensor
@@ -192,8 +194,8 @@ class ASRModule(L.LightningModule):
                 yield from group["params"]
 
     @property
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+    def _scaler(self) -> GradScaler | None:
+        scaler: GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -220,7 +222,7 @@ class ASRModule(L.LightningModule):
         return Loss(total, torch.zeros((), device=self.device))
 
     def _without_sync(self) -> AbstractContextManager[None]:
-        model = self.trainer.strategy.model
+        model: Any = self.trainer.strategy.model
         context: AbstractContextManager[None] = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
         return context
 
@@ -255,7 +257,7 @@ class ASRModule(L.LightningModule):
             torch.distributed.all_reduce(count)
         torch._foreach_mul_(gradients, self._nominal * world_size / count.clamp(min=1))
 
-    def _step(self, optimizers: list[Optimizer], scaler: torch.amp.GradScaler | None) -> None:
+    def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         # Lightning counts an update in these two hooks of its wrapper: called once, whatever the number of
         # optimizers, `global_step` is the number of updates.
         counter = self._wrapped_optimizers()[0]
@@ -352,7 +354,10 @@ class ASRModule(L.LightningModule):
     def _mean_val_loss(self) -> Tensor:
         zero = torch.zeros((), device=self.device)
         sums = torch.stack(
-            [sum((total for total, _ in self._val_loss), zero), sum((count for _, count in self._val_loss), zero)]
+            [
+                sum((total for total, _ in self._val_loss), zero),
+                sum((count for _, count in self._val_loss), zero),
+            ]
         ).double()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)

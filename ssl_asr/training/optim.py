@@ -241,7 +241,7 @@ class NewBob:
     patience: int
     monitor: str
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:  # noqa: ARG002
+    def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:
         """The scheduler of this optimizer."""
         newbob = NewBobLR(optimizer, factor=self.factor, threshold=self.threshold, patience=self.patience)
         return MetricScheduler(newbob, self.monitor)
@@ -261,7 +261,7 @@ class Plateau:
     patience: int
     monitor: str
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:  # noqa: ARG002
+    def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:
         """The scheduler of this optimizer."""
         plateau = ReduceLROnPlateau(optimizer, factor=self.factor, patience=self.patience)
         return MetricScheduler(plateau, self.monitor)

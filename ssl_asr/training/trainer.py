@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.training.checkpointing import AtomicCheckpointIO
 
@@ -49,7 +49,12 @@ class TrainerConfig:
 
 
 def make_trainer(
-    config: TrainerConfig, *, folder: Path, loggers: Sequence[Any], callbacks: Sequence[Callback], verbose: bool
+    config: TrainerConfig,
+    *,
+    folder: Path,
+    loggers: Sequence[Any],
+    callbacks: Sequence[Callback],
+    verbose: bool,
 ) -> L.Trainer:
     """A Trainer whose checkpoints are whole and whose loaders are made anew each epoch.
 
@@ -59,7 +64,7 @@ def make_trainer(
     precision: Any = config.precision
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         # Lightning would quietly take bf16 without a scaler here.
-        plugins.append(MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu")))
+        plugins.append(MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu")))
         precision = None
     bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
     return L.Trainer(

@@ -1,6 +1,7 @@
 """Weights & Biases: one run one id, the config as data, a table at each validation. The only place that imports it."""
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run_id(folder: Path) -> str:
     file = folder / _ID_FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(wandb.util.generate_id() + "\n")
+        file.write_text(secrets.token_hex(4) + "\n")
     return file.read_text().strip()
 
 
