@@ -12,6 +12,8 @@ from ssl_asr.types import Seconds
 # Utterances are sorted within windows of about this many batches: wide enough for little padding, narrow
 # enough that every epoch has other batches.
 WINDOW_BATCHES = 250
+# Half the range, as a share of the length, by which lengths are blurred before sorting.
+JITTER = 0.04
 
 
 def plan_epoch(
@@ -40,9 +42,10 @@ def plan_epoch(
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
-        by_length = part[np.argsort(durations_N[part], kind="stable")]
-        # An epoch that fits one window would always be cut at the same places: begin at a random one.
-        batches += _cut(by_length, durations_N, max_batch_s, max_batch_size, rng)
+        # Sorted by a length that is a little off, an epoch that fits one window has other batches as well.
+        jittered_N = durations_N[part] * rng.uniform(1 - JITTER, 1 + JITTER, len(part))
+        from_longest = part[np.argsort(-jittered_N, kind="stable")]
+        batches += _cut(from_longest, durations_N, max_batch_s, max_batch_size)
     _halve_until_divisible(batches, world_size)
     batches.sort(key=lambda batch: float(durations_N[batch].max()) * len(batch))
     groups = [batches[i : i + world_size] for i in range(0, len(batches), world_size)]
@@ -51,37 +54,23 @@ def plan_epoch(
 
 
 def _cut(
-    by_length: NDArray[np.int64],
+    order: NDArray[np.int64],
     durations_N: NDArray[np.float64],
     max_batch_s: Seconds,
     max_batch_size: int | None,
-    rng: np.random.Generator,
 ) -> list[list[int]]:
-    """Cut utterances sorted by length into batches that keep the budget, from the longest down.
-
-    The first batch takes a random share of what it could hold, which moves every later cut.
-    """
-    batches: list[list[int]] = []
-    current: list[int] = []
+    """Cut utterances, in this order, into batches as large as the budget lets them be."""
+    batches: list[list[int]] = [[]]
     longest_s = 0.0
-    limit = max_batch_size if max_batch_size is not None else len(by_length)
-    first_limit = 0
-    for index in by_length[::-1].tolist():
-        if not current:
-            longest_s = float(durations_N[index])
-        first_limit = first_limit or _random_share(longest_s, max_batch_s, limit, rng)
-        allowed = first_limit if not batches else limit
-        if current and (longest_s * (len(current) + 1) > max_batch_s or len(current) >= allowed):
-            batches.append(current)
-            current, longest_s = [], float(durations_N[index])
-        current.append(index)
-    batches.append(current)
+    for index, duration_s in zip(order.tolist(), durations_N[order].tolist(), strict=True):
+        batch = batches[-1]
+        longest_s = max(longest_s, duration_s)
+        full = max_batch_size is not None and len(batch) >= max_batch_size
+        if batch and (full or longest_s * (len(batch) + 1) > max_batch_s):
+            batches.append([])
+            longest_s = duration_s
+        batches[-1].append(index)
     return batches
-
-
-def _random_share(longest_s: Seconds, max_batch_s: Seconds, limit: int, rng: np.random.Generator) -> int:
-    full = min(limit, max(1, int(max_batch_s // longest_s)))
-    return int(rng.integers(1, full + 1))
 
 
 def _halve_until_divisible(batches: list[list[int]], world_size: int) -> None:
@@ -155,15 +144,8 @@ class EvalBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         order = np.argsort(-durations_N, kind="stable")
-        batches: list[list[int]] = [[]]
-        for index in order.tolist():
-            batch = batches[-1]
-            longest_s = float(durations_N[batch[0]]) if batch else float(durations_N[index])
-            full = max_batch_size is not None and len(batch) >= max_batch_size
-            if batch and (full or longest_s * (len(batch) + 1) > max_batch_s):
-                batches.append([])
-            batches[-1].append(index)
-        self.batches = [batch for batch in batches if batch][rank::world_size]
+        batches = _cut(order, durations_N, max_batch_s, max_batch_size)
+        self.batches = batches[rank::world_size]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

@@ -1,6 +1,7 @@
 """Greedy CTC decoding: the best label of each frame, repeats merged, blanks dropped."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ def collapse(path: list[int], blank: int) -> list[int]:
         >>> collapse([1, 1, 0, 1, 2, 2], blank=0)
         [1, 1, 2]
     """
-    previous = [-1, *path[:-1]]
-    return [label for label, before in zip(path, previous, strict=True) if label not in (before, blank)]
+    merged = (label for label, _ in groupby(path))
+    return [label for label in merged if label != blank]
 
 
 def greedy_paths(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> tuple[list[list[int]], list[float]]:

@@ -147,8 +147,9 @@ def convert_whisper(source: Path, target: Path) -> None:
     state = whisper_state(variables)
     settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     vocab, width = state["model.decoder.embed_tokens.weight"].shape
-    multilingual = vocab >= 51865
-    end = 50257 if multilingual else 50256
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     heads = int(variables["encoder/num_heads"]) if "encoder/num_heads" in variables else width // 64
     layers = [
         1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"model.{side}.layers"))
@@ -164,7 +165,7 @@ def convert_whisper(source: Path, target: Path) -> None:
         decoder_attention_heads=heads,
         encoder_ffn_dim=state["model.encoder.layers.0.fc1.weight"].shape[0],
         decoder_ffn_dim=state["model.decoder.layers.0.fc1.weight"].shape[0],
-        decoder_start_token_id=end + 1,
+        decoder_start_token_id=start,
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
@@ -174,19 +175,21 @@ def convert_whisper(source: Path, target: Path) -> None:
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(target)
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
-    generation = generation_settings(settings, source / "tokenizer.json", end=end, multilingual=multilingual)
+    generation = generation_settings(settings, tokens, multilingual=vocab >= 51865)
     # A fresh GenerationConfig: one derived from a model config loses its language ids when it is read again.
     GenerationConfig(**generation).save_pretrained(target)
 
 
-def generation_settings(settings: dict[str, Any], tokenizer: Path, *, end: int, multilingual: bool) -> dict[str, Any]:
-    """What transformers' ``generate`` asks of Whisper's generation config."""
-    tokens = {t["content"]: t["id"] for t in json.loads(tokenizer.read_text(encoding="utf-8"))["added_tokens"]}
+def generation_settings(
+    settings: dict[str, Any], tokens: dict[str, int], *, multilingual: bool
+) -> dict[str, Any]:
+    """What transformers' ``generate`` asks of Whisper's generation config; ``tokens`` are the special ones."""
+    end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     generation: dict[str, Any] = {
         "bos_token_id": end,
         "eos_token_id": end,
         "pad_token_id": end,
-        "decoder_start_token_id": end + 1,
+        "decoder_start_token_id": start,
         "max_length": 448,
         "suppress_tokens": settings["suppress_ids"],
         "begin_suppress_tokens": settings["suppress_ids_begin"],
@@ -198,7 +201,7 @@ def generation_settings(settings: dict[str, Any], tokenizer: Path, *, end: int, 
         "max_initial_timestamp_index": 50,
     }
     if multilingual:
-        languages = range(end + 2, tokens["<|translate|>"])
+        languages = range(start + 1, tokens["<|translate|>"])
         generation["lang_to_id"] = {text: i for text, i in tokens.items() if i in languages}
         generation["task_to_id"] = {name: tokens[f"<|{name}|>"] for name in ("transcribe", "translate")}
     return generation

@@ -1,0 +1,120 @@
+import json
+import os
+import pickle
+
+import pytest
+
+from ssl_asr.data.manifest import pack_rows, read_manifest
+from ssl_asr.errors import ManifestError, UserErrors
+
+GOOD = {"audio_filepath": "a.wav", "duration": 1.5, "text": "hello"}
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_reads_what_was_written(tmp_path):
+    path = write(
+        tmp_path,
+        GOOD,
+        "",
+        {**GOOD, "id": "x", "offset": 2, "lang": "de", "task": "translate", "channel": 1, "weight": 0.5, "age": 7},
+        {"audio_filepath": "dir/ü.flac", "duration": 3, "text": "größe"},
+    )
+    manifest = read_manifest(path)
+    first, second, third = manifest
+    assert (first.id, first.text, first.duration, first.offset) == ("a", "hello", 1.5, 0.0)
+    assert first.audio_filepath == str(tmp_path / "a.wav")
+    assert first.where == f"{path}:1"
+    assert (second.lang, second.task, second.channel, second.weight, second.tags) == ("de", "translate", 1, 0.5, {"age": 7})
+    assert second.where == f"{path}:3", "blank lines count as lines of the file"
+    assert third.text == "größe"
+    assert third.id == "dir/ü"
+    assert manifest.total_s == 6.0
+    assert [u.id for u in manifest.select([2, 0])] == ["dir/ü", "a"]
+    assert manifest[-1] == third
+    assert manifest[0:2] == [first, second]
+
+
+def test_a_last_line_without_newline_and_a_very_long_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({**GOOD, "text": "w " * 20_000}) + "\n" + json.dumps({**GOOD, "id": "last"}))
+    manifest = read_manifest(path)
+    assert len(manifest[0].text.split()) == 20_000
+    assert manifest[1].id == "last"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{not json", "not valid JSON"),
+        ("[1, 2]", "JSON list"),
+        ({"duration": 1, "text": "x"}, "lacks 'audio_filepath'"),
+        ({"audio_filepath": "a.wav", "text": "x"}, "lacks 'duration'"),
+        ({"audio_filepath": "a.wav", "duration": 1}, "lacks 'text'"),
+        ({**GOOD, "duration": "abc"}, "'duration' is 'abc'"),
+        ({**GOOD, "duration": True}, "'duration' is True"),
+        ({**GOOD, "duration": -1}, "'duration' is -1"),
+        ('{"audio_filepath": "a.wav", "duration": NaN, "text": "x"}', "'duration' is nan"),
+        ({**GOOD, "text": 5}, "'text' is 5"),
+        ({**GOOD, "offset": -0.1}, "'offset' is -0.1"),
+        ({**GOOD, "channel": "left"}, "'channel' is 'left'"),
+        ({**GOOD, "task": "sing"}, "'task' is 'sing'"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, said):
+    path = write(tmp_path, {**GOOD, "id": "fine"}, line)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert f"{path}:2" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_every_bad_line_is_reported_at_once(tmp_path):
+    path = write(tmp_path, "{", {**GOOD, "text": 1, "duration": 0}, GOOD, GOOD)
+    with pytest.raises(UserErrors) as caught:
+        read_manifest(path)
+    said = str(caught.value)
+    assert [f"{path}:{n}" in said for n in (1, 2, 3, 4)] == [True, True, True, True]
+    assert len(caught.value.errors) == 4, "one JSON fault, two wrong fields, one duplicate id"
+    assert f"is already at {path}:3" in said
+
+
+def test_not_utf8_empty_and_missing(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
+        read_manifest(tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match="holds no utterance"):
+        read_manifest(write(tmp_path, ""))
+    with pytest.raises(ManifestError, match="no such manifest"):
+        read_manifest(tmp_path / "none.jsonl")
+
+
+def test_packed_rows_are_shared_not_copied_by_workers(tmp_path):
+    rows = [{**GOOD, "id": f"u{i}"} for i in range(200_000)]
+    manifest = pack_rows(rows, tmp_path)
+    del rows
+
+    def private_mb() -> float:
+        fields = dict(line.split(":") for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
+        return int(fields["Private_Dirty"].split()[0]) / 1024
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = private_mb()
+        for utterance in manifest:
+            assert utterance.duration == 1.5
+        os.write(writer, str(private_mb() - before).encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    grown = float(os.read(reader, 100))
+    assert grown < 20, f"a worker that read every row grew by {grown:.0f} MB"
+
+
+def test_a_manifest_travels_to_spawned_workers(tmp_path):
+    manifest = read_manifest(write(tmp_path, GOOD))
+    assert pickle.loads(pickle.dumps(manifest))[0] == manifest[0]

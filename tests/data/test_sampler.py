@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report, plan_epoch
+from ssl_asr.errors import ConfigError
+
+
+def librispeech_like(count=20_000, seed=0):
+    """Most utterances between 10 and 16 s, the rest spread below, as LibriSpeech's are."""
+    rng = np.random.default_rng(seed)
+    long = rng.normal(14.2, 1.3, int(0.65 * count))
+    short = rng.uniform(1.5, 13.0, count - len(long))
+    return np.clip(np.concatenate([long, short]), 1.3, 24.5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+@pytest.mark.parametrize("budget", [100.0, 200.0])
+def test_fill_padding_budget_and_completeness(world_size, budget):
+    durations = librispeech_like()
+    batches = plan_epoch(durations, max_batch_s=budget, max_batch_size=None, seed=0, epoch=0, world_size=world_size)
+    fill, padding = batching_report(batches, durations, budget)
+    assert fill >= 0.90
+    assert padding <= 0.05
+    assert max(len(b) * durations[b].max() for b in batches) <= budget
+    assert sorted(i for batch in batches for i in batch) == list(range(len(durations)))
+    assert len(batches) % world_size == 0
+
+
+@pytest.mark.parametrize("count", [40, 845, 6000])
+def test_epochs_differ_and_repeat_exactly(count):
+    durations = librispeech_like(count)
+
+    def plan(seed, epoch):
+        return plan_epoch(durations, max_batch_s=80.0, max_batch_size=None, seed=seed, epoch=epoch)
+
+    first, again, second, other = plan(0, 0), plan(0, 0), plan(0, 1), plan(1, 0)
+    assert first == again
+    sets = [{frozenset(batch) for batch in p} for p in (first, second, other)]
+    # Utterances far from any other in length can only ever be batched one way.
+    share = 0.1 if count > 100 else 0.7
+    assert len(sets[0] & sets[1]) <= share * len(sets[0]), "an epoch must not train on the batches of the one before"
+    assert len(sets[0] & sets[2]) <= share * len(sets[0])
+
+
+def test_ranks_share_without_overlap_and_with_like_costs():
+    durations = librispeech_like(4001)
+    ranks = [TrainBatchSampler(durations, max_batch_s=100.0, rank=r, world_size=4) for r in range(4)]
+    assert len({len(rank) for rank in ranks}) == 1
+    seen = [i for rank in ranks for batch in rank for i in batch]
+    assert sorted(seen) == list(range(4001))
+    costs = np.array([[len(b) * durations[b].max() for b in rank] for rank in ranks])
+    assert (costs.mean(0) / costs.max(0)).mean() > 0.9, "ranks of one step cost about the same"
+
+
+def test_resuming_gives_the_rest_of_the_epoch():
+    durations = librispeech_like(500)
+    whole = list(TrainBatchSampler(durations, max_batch_s=60.0, seed=3, epoch=2))
+    rest = TrainBatchSampler(durations, max_batch_s=60.0, seed=3, epoch=2, start=7)
+    assert list(rest) == whole[7:]
+    assert len(rest) == len(whole)
+
+
+def test_limits_on_count_and_single_long_utterances():
+    durations = np.array([50.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    batches = plan_epoch(durations, max_batch_s=10.0, max_batch_size=2, seed=0, epoch=0)
+    assert [0] in batches, "an utterance over the budget is a batch of its own, not lost"
+    assert max(map(len, batches)) <= 2
+
+
+def test_too_few_utterances_for_the_ranks_is_said():
+    with pytest.raises(ConfigError, match="3 utterances cannot be shared by 4 ranks"):
+        plan_epoch(np.ones(3), max_batch_s=10.0, max_batch_size=None, seed=0, epoch=0, world_size=4)
+
+
+def test_evaluation_sees_each_utterance_once_longest_first():
+    durations = librispeech_like(777)
+    ranks = [EvalBatchSampler(durations, max_batch_s=100.0, rank=r, world_size=3) for r in range(3)]
+    assert sorted(i for rank in ranks for batch in rank for i in batch) == list(range(777))
+    first = list(ranks[0])[0]
+    assert durations[first].max() == durations.max()
+    assert list(EvalBatchSampler(np.array([200.0, 1.0]), max_batch_s=10.0)) == [[0], [1]]

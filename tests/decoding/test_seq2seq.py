@@ -1,0 +1,88 @@
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from ssl_asr.decoding.seq2seq import Suppression, greedy
+from ssl_asr.models.loading import load_seq2seq
+from ssl_asr.models.whisper import WhisperBackbone
+from tests.toys import END, NO_TIMESTAMPS, START
+
+PROMPT = [START, NO_TIMESTAMPS]
+
+
+@pytest.fixture
+def model(toy_checkpoints):
+    backbone = WhisperBackbone(
+        source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
+    )
+    model = load_seq2seq(backbone, toy_checkpoints["whisper"]).eval()
+    # A random model never ends by itself: make the end likely enough that rows end at different places.
+    with torch.no_grad():
+        model.net.embed_tokens.weight[END] *= 2.5
+    return model
+
+
+@pytest.fixture
+def states():
+    return torch.randn(7, 12, 16) * 3, torch.tensor([12, 3, 7, 12, 1, 9, 12])
+
+
+def loop(model, h, length, suppression, limit):
+    """Token by token, the whole prefix each time, no cache, no batch."""
+    tokens, total, steps = list(PROMPT), 0.0, 0
+    while len(tokens) - 2 < limit:
+        states = model(torch.tensor([tokens]), h[None, :length], torch.tensor([length]))
+        logits = model.logits(states)[0, -1].clone()
+        logits[list(suppression.always)] = -torch.inf
+        if len(tokens) == 2:
+            logits[list(suppression.first)] = -torch.inf
+        best = logits.log_softmax(-1).max(-1)
+        tokens.append(int(best.indices))
+        total, steps = total + float(best.values), steps + 1
+        if tokens[-1] == END:
+            tokens.pop()
+            break
+    return tokens[2:], total / steps
+
+
+@pytest.mark.parametrize("suppression", [Suppression(), Suppression(always=(3, 5, START), first=(END, 7))])
+def test_batched_search_equals_the_plain_loop(model, states, suppression):
+    h, lengths = states
+    with torch.inference_mode():
+        rows = greedy(
+            model, h, lengths, [PROMPT] * 7, end_id=END, suppression=suppression, limits=[20, 20, 5, 20, 20, 1, 30]
+        )
+        for row, (limit, decoded) in enumerate(zip([20, 20, 5, 20, 20, 1, 30], rows, strict=True)):
+            tokens, score = loop(model, h[row], int(lengths[row]), suppression, limit)
+            assert decoded.tokens == tokens
+            assert abs(decoded.score - score) < 1e-4
+    ends = {len(row.tokens) for row in rows}
+    assert len(ends) > 2, "the rows of this test are meant to end at different places"
+
+
+def test_equal_to_transformers_generate(model, toy_checkpoints):
+    reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"]).eval()
+    with torch.no_grad():
+        reference.model.decoder.embed_tokens.weight[END] *= 2.5
+    generation = model.generation
+    suppression = Suppression(tuple(generation["suppress_tokens"]), tuple(generation["begin_suppress_tokens"]))
+    waveform = torch.randn(3, 24000) * torch.tensor([[0.1], [1.0], [0.01]])
+    with torch.inference_mode():
+        out = model.encoder(waveform, torch.full((3,), 24000))
+        rows = greedy(
+            model, out.h_BFD, out.context_lengths_B, [PROMPT] * 3, end_id=END, suppression=suppression, limits=[40] * 3
+        )
+        features = model.encoder.log_mel(waveform, 3000)
+        for row, decoded in enumerate(rows):
+            generated = reference.generate(features[row : row + 1], max_new_tokens=40, num_beams=1, do_sample=False)
+            expected = [t for t in generated[0].tolist() if t not in (START, NO_TIMESTAMPS)]
+            expected = expected[: expected.index(END)] if END in expected else expected
+            assert decoded.tokens == expected
+
+
+def test_no_row_passes_the_models_own_limit(model, states):
+    h, lengths = states
+    with torch.inference_mode():
+        suppression = Suppression(always=(END,))
+        rows = greedy(model, h[:2], lengths[:2], [PROMPT] * 2, end_id=END, suppression=suppression)
+    assert [len(row.tokens) for row in rows] == [446, 446]

@@ -1,0 +1,92 @@
+import random
+
+import jiwer
+import pytest
+import torch
+
+from ssl_asr.metrics.edit import Edits, align, char_edits, count_edits, word_edits
+from ssl_asr.metrics.error_rate import ErrorRate
+
+
+def _texts(seed, count=200):
+    rng = random.Random(seed)
+    words = ["a", "b", "c", "dd", "naïve"]
+    for _ in range(count):
+        ref = [rng.choice(words) for _ in range(rng.randint(1, 12))]
+        hyp = [w for w in ref if rng.random() > 0.2]
+        hyp = [rng.choice(words) if rng.random() < 0.2 else w for w in hyp]
+        for _ in range(rng.randint(0, 2)):
+            hyp.insert(rng.randint(0, len(hyp)), rng.choice(words))
+        yield " ".join(ref), " ".join(hyp)
+
+
+def test_errors_equal_jiwers():
+    pairs = list(_texts(0))
+    for ref, hyp in pairs:
+        reference, ours = jiwer.process_words(ref, hyp), word_edits(ref, hyp)
+        assert ours.errors == reference.substitutions + reference.insertions + reference.deletions
+        assert ours.ref == reference.hits + reference.substitutions + reference.deletions
+        assert ours.ref - ours.sub - ours.dele == len(hyp.split()) - ours.sub - ours.ins
+        assert char_edits(ref, hyp).rate == pytest.approx(jiwer.cer(ref, hyp))
+    refs, hyps = zip(*pairs, strict=True)
+    wer, cer = ErrorRate(word_edits), ErrorRate(char_edits)
+    for start in range(0, 200, 17):
+        wer.update(refs[start : start + 17], hyps[start : start + 17])
+        cer.update(refs[start : start + 17], hyps[start : start + 17])
+    assert float(wer.compute()) == pytest.approx(jiwer.wer(list(refs), list(hyps)), abs=1e-12)
+    assert float(cer.compute()) == pytest.approx(jiwer.cer(list(refs), list(hyps)), abs=1e-12)
+
+
+def test_alignment_is_a_path_between_the_two():
+    for ref, hyp in _texts(1, 50):
+        operations = align(ref.split(), hyp.split())
+        assert [old for _, old, _ in operations if old] == ref.split()
+        assert [new for _, _, new in operations if new] == hyp.split()
+        assert all((old == new) == (operation == "match") for operation, old, new in operations)
+
+
+@pytest.mark.parametrize(
+    ("ref", "hyp", "edits"),
+    [
+        ("a b c", "a b c", Edits(0, 0, 0, 3)),
+        ("a b c", "", Edits(0, 0, 3, 3)),
+        ("", "a b", Edits(0, 2, 0, 0)),
+        ("", "", Edits(0, 0, 0, 0)),
+        ("a", "b c", Edits(1, 1, 0, 1)),
+        ("  a   b ", "a b", Edits(0, 0, 0, 2)),
+    ],
+)
+def test_by_hand(ref, hyp, edits):
+    assert word_edits(ref, hyp) == edits
+
+
+def test_rates_of_empty_references_are_defined():
+    assert Edits(0, 0, 0, 0).rate == 0.0
+    assert Edits(0, 2, 0, 0).rate == float("inf")
+    mixed = ErrorRate(word_edits)
+    mixed.update(["", "a b"], ["x", "a b"])
+    assert float(mixed.compute()) == 0.5, "an insertion against an empty reference counts in the corpus"
+    assert str(float(ErrorRate(word_edits).compute())) == "nan"
+
+
+def test_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
+        ErrorRate(word_edits).update(["a", "b"], ["a"])
+
+
+def test_counts_stay_exact_past_what_float32_holds():
+    metric = ErrorRate(word_edits)
+    metric.counts += torch.tensor([2**24, 0, 0, 2**26])
+    metric.update(["a b"], ["x b"])
+    assert metric.totals() == Edits(2**24 + 1, 0, 0, 2**26 + 2)
+
+
+def test_a_corpus_is_not_the_mean_of_its_batches():
+    metric = ErrorRate(word_edits)
+    metric.update(["a"], ["b"])
+    metric.update(["a b c d e f g h i j"], ["a b c d e f g h i j"])
+    assert float(metric.compute()) == pytest.approx(1 / 11)
+
+
+def test_characters_beyond_the_first_plane():
+    assert count_edits("a😀b", "a😀").errors == 1

@@ -1,0 +1,80 @@
+import json
+
+import jiwer
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ssl_asr.data.text import get_normalizer
+from ssl_asr.errors import ManifestError
+from ssl_asr.metrics.report import (
+    Prediction,
+    bootstrap_interval,
+    plain_diff,
+    print_samples,
+    print_scores,
+    read_predictions,
+    score_predictions,
+    write_predictions,
+)
+
+
+@pytest.fixture
+def predictions():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(60):
+        ref = " ".join(rng.choice(["one", "two", "three", "four"], size=rng.integers(1, 8)))
+        hyp = " ".join(w.upper() for w in ref.split() if rng.random() > 0.15)
+        rows.append(Prediction(f"u{i:02d}", ref, hyp, -0.1 * i, 1.5, f"/x/{i}.wav", lang="en", tags={"speaker": "s"}))
+    return rows
+
+
+def test_scores_survive_the_file_to_the_digit(tmp_path, predictions):
+    lower = get_normalizer("lower")
+    before = score_predictions(predictions, "lower", lower)
+    write_predictions(tmp_path / "p.jsonl", predictions[::-1])
+    after = score_predictions(read_predictions(tmp_path / "p.jsonl"), "lower", lower)
+    assert after == before
+    assert before.wer == pytest.approx(jiwer.wer([p.ref for p in predictions], [p.hyp.lower() for p in predictions]))
+    assert before.wer_low < before.wer < before.wer_high
+    assert json.loads(json.dumps(before.as_dict()))["wer"] == before.wer
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_normaliser_matters_and_is_named(predictions):
+    raw = score_predictions(predictions, "none", get_normalizer("none"))
+    assert raw.wer == pytest.approx(1.0)
+    assert raw.normalizer == "none"
+
+
+def test_the_interval_covers_what_a_known_rate_gives():
+    """Errors drawn at 10 %: about 95 of 100 intervals hold 0.1."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(60):
+        refs = rng.integers(5, 15, 150)
+        low, high = bootstrap_interval(rng.binomial(refs, 0.1), refs, seed)
+        hits += low <= 0.1 <= high
+    assert 50 <= hits <= 60
+    assert bootstrap_interval(np.array([1, 2]), np.array([0, 0]))[0] != 0
+
+
+def test_broken_predictions_name_their_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(ManifestError, match=r"p\.jsonl:1: is no prediction"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_what_people_see(predictions):
+    assert plain_diff("a b c", "a x c d") == "a [b→x] c +d"
+    assert plain_diff("a b", "b") == "-a b"
+    console = Console(record=True, width=160)
+    lower = get_normalizer("lower")
+    print_samples(predictions, lower, console, 3)
+    print_scores("dev", [score_predictions(predictions, "lower", lower)], console)
+    shown = console.export_text()
+    assert shown.count("│ u") == 3
+    assert "of 60" in shown
+    print_samples(predictions, lower, console, 0)
+    assert console.export_text() == ""

@@ -1,0 +1,126 @@
+import pytest
+import torch
+import transformers
+
+from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, apply_policy, check_partition
+from ssl_asr.models.loading import load_encoder, rebuild
+from ssl_asr.models.ssl import SSLBackbone, normalize_waveform
+from tests.toys import SSL_FAMILIES
+
+LENGTHS = [4000, 9001, 2222, 9500]
+
+
+def encoder_of(folder, normalize=None):
+    backbone = SSLBackbone(
+        source=str(folder), revision=None, normalize_waveform=normalize, recommended_freeze="feature_encoder"
+    )
+    return load_encoder(backbone, folder).eval()
+
+
+@pytest.fixture
+def waveforms():
+    """Loud and quiet, long and short."""
+    return [torch.randn(n) * scale + 0.1 for n, scale in zip(LENGTHS, (1.0, 0.01, 3.0, 0.3), strict=True)]
+
+
+def padded(waveforms):
+    return torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), torch.tensor([len(w) for w in waveforms])
+
+
+@pytest.mark.parametrize("name", SSL_FAMILIES)
+def test_one_utterance_equals_transformers(toy_checkpoints, waveforms, name):
+    encoder = encoder_of(toy_checkpoints[name])
+    reference = transformers.AutoModel.from_pretrained(toy_checkpoints[name]).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=name.endswith("layer"))
+    for waveform in waveforms:
+        values = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+        expected = reference(values).last_hidden_state
+        out = encoder(waveform[None], torch.tensor([len(waveform)]))
+        torch.testing.assert_close(out.h_BFD, expected, atol=1e-5, rtol=1e-4)
+        assert out.frame_lengths_B.tolist() == [expected.shape[1]]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", SSL_FAMILIES)
+def test_a_neighbour_never_changes_an_answer(toy_checkpoints, waveforms, name, normalize):
+    encoder = encoder_of(toy_checkpoints[name], normalize)
+    out = encoder(*padded(waveforms))
+    for row, waveform in enumerate(waveforms):
+        alone = encoder(waveform[None], torch.tensor([len(waveform)]))
+        frames = int(alone.frame_lengths_B[0])
+        assert int(out.frame_lengths_B[row]) == frames == alone.h_BFD.shape[1]
+        torch.testing.assert_close(out.h_BFD[row, :frames], alone.h_BFD[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2_group", "hubert_group", "wavlm_group"])
+def test_transformers_itself_lets_neighbours_change_a_base_models_answer(toy_checkpoints, waveforms, name):
+    """Why the group norm is our own: with the same weights, padding moves transformers' states."""
+    reference = transformers.AutoModel.from_pretrained(toy_checkpoints[name]).eval()
+    batch, _ = padded(waveforms)
+    alone = reference(waveforms[2][None]).last_hidden_state[0]
+    assert (reference(batch).last_hidden_state[2, : len(alone)] - alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["wav2vec2_group", "wavlm_layer"])
+def test_frame_lengths_at_every_boundary(toy_checkpoints, name):
+    encoder = encoder_of(toy_checkpoints[name])
+    shortest = encoder.min_samples
+    assert encoder.frame_lengths(torch.tensor([shortest - 1, shortest, 0])).tolist() == [0, 1, 0]
+    for samples in range(shortest, shortest + 45):
+        out = encoder(torch.randn(1, samples), torch.tensor([samples]))
+        assert out.h_BFD.shape[1] == int(out.frame_lengths_B[0])
+
+
+def test_the_tutorials_figures():
+    """wav2vec 2.0's geometry: 2.87 s are 143 frames, 25 ms the least."""
+    encoder = rebuild(
+        {"family": "ssl", "config": transformers.Wav2Vec2Config(num_hidden_layers=1).to_dict(), "normalize": True},
+        seq2seq=False,
+    )
+    assert encoder.min_samples == 400
+    assert encoder.dim == 768
+    assert encoder.frame_lengths(torch.tensor([45920])).tolist() == [143]
+
+
+def test_normalisation_is_of_the_utterance_not_of_the_row():
+    waveform, lengths = padded([torch.randn(500) * 5 + 2, torch.randn(900)])
+    normal = normalize_waveform(waveform, lengths)
+    assert float(normal[0, 500:].abs().max()) == 0.0
+    torch.testing.assert_close(normal[0, :500].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal[0, :500].std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SSL_FAMILIES)
+def test_layer_groups_are_a_partition_from_the_samples_up(toy_checkpoints, name):
+    encoder = encoder_of(toy_checkpoints[name])
+    groups = encoder.layer_groups()
+    check_partition(groups, encoder.parameters())
+    names = [group.name for group in groups]
+    assert names[:4] == ["feature_encoder", "projection", "layers.0", "layers.1"]
+    grouped = sum(p.numel() for group in groups for p in group.parameters())
+    assert grouped == sum(p.numel() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", SSL_FAMILIES)
+def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms, name):
+    encoder = encoder_of(toy_checkpoints[name])
+    twin = rebuild(encoder.description(), seq2seq=False).eval()
+    twin.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(twin(*padded(waveforms)).h_BFD, encoder(*padded(waveforms)).h_BFD)
+
+
+def test_no_gradient_reaches_below_what_trains(toy_checkpoints, waveforms):
+    encoder = encoder_of(toy_checkpoints["wav2vec2_group"])
+    groups = encoder.layer_groups()
+    names = [group.name for group in groups]
+    apply_policy(groups, FreezeFeatureEncoder().trainable(names))
+    encoder.train()
+    encoder(*padded(waveforms)).h_BFD.sum().backward()
+    assert all(p.grad is None for p in groups[0].parameters())
+    assert all(p.grad is not None for p in groups[2].parameters())
+    convolved = encoder._convolve(*padded(waveforms))
+    assert not convolved.requires_grad, "transformers switches gradients on here even where nothing trains"
+    apply_policy(groups, FreezeEncoder().trainable(names))
+    assert not any(p.requires_grad for p in encoder.parameters())
+    apply_policy(groups, frozenset(names))
+    assert all(p.requires_grad for p in encoder.parameters()), "policies set both ways"

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from ssl_asr.models.freezing import check_partition
+from ssl_asr.models.loading import load_seq2seq, rebuild
+from ssl_asr.models.whisper import LogMel, WhisperBackbone
+from tests.toys import NO_TIMESTAMPS, START
+
+LENGTHS = [16000, 44321, 8001, 160]
+
+
+@pytest.fixture
+def waveforms():
+    return [torch.randn(n) * scale for n, scale in zip(LENGTHS, (0.3, 0.001, 1.0, 0.1), strict=True)]
+
+
+def model_of(folder, window="30s", tail_s=0.5):
+    backbone = WhisperBackbone(
+        source=str(folder), revision=None, window=window, tail_s=tail_s, train_tail_s=None, recommended_freeze="none"
+    )
+    return load_seq2seq(backbone, folder).eval()
+
+
+def padded(waveforms):
+    return torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), torch.tensor([len(w) for w in waveforms])
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_log_mel_equals_transformers_utterance_by_utterance(waveforms, n_mels):
+    """Next to a loud neighbour too: the range is clamped by an utterance's own maximum."""
+    extractor = WhisperFeatureExtractor(feature_size=n_mels)
+    ours = LogMel(n_mels=n_mels)(padded(waveforms)[0], 3000)
+    for row, waveform in enumerate(waveforms):
+        expected = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features[0]
+        torch.testing.assert_close(ours[row], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [400, 16000, 16001, 16159, 16160, 100_000, 479_999, 480_000])
+def test_real_frames_are_the_first_of_the_thirty_seconds(samples):
+    waveform = torch.randn(1, samples)
+    extractor = WhisperFeatureExtractor()
+    expected = extractor(waveform[0].numpy(), sampling_rate=16000, return_tensors="pt").input_features
+    frames = -(-samples // 160)
+    torch.testing.assert_close(LogMel(n_mels=80)(waveform, frames), expected[..., :frames], atol=1e-4, rtol=1e-4)
+
+
+def test_encoder_and_decoder_equal_transformers(toy_checkpoints, waveforms):
+    model = model_of(toy_checkpoints["whisper"])
+    reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"]).eval()
+    tokens = torch.randint(0, 250, (len(waveforms), 9))
+    tokens[:, :2] = torch.tensor([START, NO_TIMESTAMPS])
+    out = model.encoder(*padded(waveforms))
+    features = model.encoder.log_mel(padded(waveforms)[0], 3000)
+    expected = reference(input_features=features, decoder_input_ids=tokens)
+    torch.testing.assert_close(out.h_BFD, expected.encoder_last_hidden_state, atol=1e-5, rtol=1e-4)
+    logits = model.logits(model(tokens, out.h_BFD, out.context_lengths_B))
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", ["real", "30s"])
+def test_a_neighbour_never_changes_an_answer(toy_checkpoints, waveforms, window):
+    model = model_of(toy_checkpoints["whisper"], window)
+    tokens = torch.randint(0, 250, (len(waveforms), 6))
+    out = model.encoder(*padded(waveforms))
+    logits = model.logits(model(tokens, out.h_BFD, out.context_lengths_B))
+    for row, waveform in enumerate(waveforms):
+        alone = model.encoder(waveform[None], torch.tensor([len(waveform)]))
+        context = int(alone.context_lengths_B[0])
+        assert int(out.context_lengths_B[row]) == context == alone.h_BFD.shape[1]
+        assert int(out.frame_lengths_B[row]) == -(-len(waveform) // 320)
+        torch.testing.assert_close(out.h_BFD[row, :context], alone.h_BFD[0], atol=1e-4, rtol=1e-4)
+        alone_logits = model.logits(model(tokens[row : row + 1], alone.h_BFD, alone.context_lengths_B))
+        torch.testing.assert_close(logits[row], alone_logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_real_window_with_a_full_tail_is_the_thirty_seconds(toy_checkpoints, waveforms):
+    real = model_of(toy_checkpoints["whisper"], "real", tail_s=29.999)
+    whole = model_of(toy_checkpoints["whisper"])
+    with torch.inference_mode():
+        a, b = real.encoder(*padded(waveforms[:2])), whole.encoder(*padded(waveforms[:2]))
+    assert a.context_lengths_B.tolist() == [1500, 1500]
+    torch.testing.assert_close(a.h_BFD, b.h_BFD, atol=1e-4, rtol=1e-4)
+
+
+def test_ctc_knows_the_true_frames(toy_checkpoints, waveforms):
+    for window in ("real", "30s"):
+        encoder = model_of(toy_checkpoints["whisper"], window).encoder
+        out = encoder(*padded(waveforms))
+        assert out.frame_lengths_B.tolist() == [-(-n // 320) for n in LENGTHS]
+        assert bool((out.frame_lengths_B <= out.context_lengths_B).all())
+
+
+def test_training_tails_vary_and_evaluation_tails_do_not(toy_checkpoints):
+    encoder = model_of(toy_checkpoints["whisper"], "real", tail_s=1.0).encoder
+    encoder.train_tail_s = (0.0, 2.0)
+    lengths = torch.full((64,), 16000)
+    assert set(encoder._context_samples(lengths).tolist()) == {32000}
+    encoder.train()
+    drawn = encoder._context_samples(lengths)
+    assert drawn.min() >= 16000
+    assert drawn.max() <= 48000
+    assert len(set(drawn.tolist())) > 30
+    assert encoder._context_samples(torch.tensor([479_000])).tolist() <= [480_000]
+
+
+def test_the_cache_gives_what_teacher_forcing_gives(toy_checkpoints, waveforms):
+    model = model_of(toy_checkpoints["whisper"], "real")
+    tokens = torch.randint(0, 250, (len(waveforms), 8))
+    out = model.encoder(*padded(waveforms))
+    whole = model.logits(model(tokens, out.h_BFD, out.context_lengths_B))
+    state = model.begin(out.h_BFD, out.context_lengths_B, 8)
+    torch.testing.assert_close(model.step(tokens[:, :3], state), whole[:, 2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.step(tokens[:, 3:4], state), whole[:, 3], atol=1e-4, rtol=1e-4)
+    kept = torch.tensor([2, 0])
+    state.keep(kept)
+    torch.testing.assert_close(model.step(tokens[kept, 4:5], state), whole[kept, 4], atol=1e-4, rtol=1e-4)
+
+
+def test_groups_partition_both_sides(toy_checkpoints):
+    model = model_of(toy_checkpoints["whisper"])
+    check_partition(model.encoder.layer_groups(), model.encoder.parameters())
+    check_partition(model.decoder_groups(), model.net.parameters())
+    fixed = [name for name, p in model.encoder.named_parameters() if not p.requires_grad]
+    assert fixed == ["net.embed_positions.weight"], "only the sinusoids are no weights"
+
+
+def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms):
+    model = model_of(toy_checkpoints["whisper"], "real")
+    twin = rebuild(model.description(), seq2seq=True).eval()
+    twin.load_state_dict(model.state_dict())
+    assert twin.generation == model.generation
+    torch.testing.assert_close(twin.encoder(*padded(waveforms)).h_BFD, model.encoder(*padded(waveforms)).h_BFD)
+
+
+def test_half_precision_checkpoints_become_float32(toy_checkpoints, tmp_path):
+    reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"])
+    reference.half().save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "generation_config.json"):
+        (tmp_path / file).write_bytes((toy_checkpoints["whisper"] / file).read_bytes())
+    assert {p.dtype for p in model_of(tmp_path).parameters()} == {torch.float32}
+
+
+def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root):
+    """Greedy at 30 s against ``generate``, on real speech, in one batch against one by one."""
+    from ssl_asr.data.audio import read_waveform
+    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.decoding.seq2seq import Suppression, greedy
+
+    manifest = read_manifest(data_root / "en_an4" / "test.jsonl")
+    utterances = [manifest[i] for i in np.linspace(0, len(manifest) - 1, 6).astype(int)]
+    tokenizer = WhisperTokenizer.from_folder(whisper_tiny_en, language=None, task="transcribe", normalizer="none")
+    model = model_of(whisper_tiny_en)
+    waveforms = [read_waveform(u) for u in utterances]
+    suppression = Suppression(
+        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+    )
+    reference = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, dtype=torch.float32).eval()
+    extractor = WhisperFeatureExtractor()
+    with torch.inference_mode():
+        out = model.encoder(*padded(waveforms))
+        prompts = [tokenizer.prompt(u) for u in utterances]
+        decoded = greedy(
+            model, out.h_BFD, out.context_lengths_B, prompts, end_id=tokenizer.end_id, suppression=suppression
+        )
+        for row, waveform in zip(decoded, waveforms, strict=True):
+            features = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+            expected = reference.generate(features, num_beams=1, do_sample=False)[0].tolist()
+            assert tokenizer.decode(row.tokens) == tokenizer.decode(expected)
+            assert row.tokens == [i for i in expected if i < tokenizer.end_id]

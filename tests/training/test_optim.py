@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from ssl_asr.errors import ConfigError
+from ssl_asr.training.optim import (
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    NewBob,
+    Plateau,
+    parameter_groups,
+    total_updates,
+)
+
+
+def _optimizer(lr=1.0):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def _rates(config, updates, total):
+    optimizer = _optimizer()
+    scheduler = config.build(optimizer, total)
+    rates = []
+    for _ in range(updates):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.scheduler.step()
+    return rates
+
+
+def test_schedules_follow_their_formulas():
+    warm = [(n + 1) / 10 for n in range(10)]
+    assert _rates(Constant(warmup=10), 30, 100) == pytest.approx(warm + [1.0] * 20)
+    linear = [1 - 0.9 * n / 90 for n in range(90)]
+    assert _rates(Linear(warmup=0.1, final=0.1), 100, 100) == pytest.approx(warm + linear)
+    cosine = [0.5 * (1 + math.cos(math.pi * n / 90)) for n in range(90)]
+    assert _rates(Cosine(warmup=10, final=0.0), 100, 100) == pytest.approx(warm + cosine)
+    assert _rates(Linear(warmup=0, final=0.0), 12, 10)[-2:] == [0.0, 0.0], "past the end it stays at the end"
+
+
+def test_a_senseless_warmup_is_refused():
+    for warmup in (-0.1, 1.5):
+        with pytest.raises(ConfigError, match=f"warmup is {warmup}"):
+            Linear(warmup=warmup, final=0.0).build(_optimizer(), 10)
+
+
+def test_newbob_anneals_on_the_last_validation_not_the_best():
+    optimizer = _optimizer()
+    newbob = NewBob(factor=0.5, threshold=0.1, patience=0, monitor="val/loss").build(optimizer, 1)
+    assert newbob.interval == "validation"
+    rates = []
+    for value in (1.0, 0.5, 0.49, 0.60, 0.40):
+        newbob.scheduler.step(value)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 0.5, 0.25, 0.25]
+    other = NewBob(factor=0.5, threshold=0.1, patience=0, monitor="val/loss").build(_optimizer(), 1)
+    other.scheduler.load_state_dict(newbob.scheduler.state_dict())
+    assert other.scheduler.previous == 0.40
+
+
+def test_newbob_has_patience():
+    optimizer = _optimizer()
+    newbob = NewBob(factor=0.5, threshold=0.1, patience=1, monitor="x").build(optimizer, 1).scheduler
+    rates = []
+    for _ in range(4):
+        newbob.step(1.0)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_plateau_waits_for_a_new_best():
+    optimizer = _optimizer()
+    plateau = Plateau(factor=0.1, patience=1, monitor="val/loss").build(optimizer, 1)
+    for value in (1.0, 1.1, 1.2):
+        plateau.scheduler.step(value)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_norms_and_biases_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    groups = parameter_groups(model.named_parameters(), 0.01)
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.01), (3, 0.0)]
+    model[1].requires_grad_(False)
+    assert len(parameter_groups(model.named_parameters(), 0.01)[1]["params"]) == 1
+    adamw = AdamW(lr=1.0, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.5).build(model.named_parameters())
+    assert adamw.defaults["betas"] == (0.9, 0.98)
+
+
+def test_updates_of_a_run():
+    assert total_updates([10, 11], 1, -1) == 21
+    assert total_updates([10, 11], 4, -1) == 3 + 3, "a window that the epoch's end cuts short is an update"
+    assert total_updates([10, 11], 1, 15) == 15
