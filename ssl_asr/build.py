@@ -200,7 +200,7 @@ class InferenceOptions:
     window: Window | None = None
     tail_s: float | None = None
     language: str | None = None
-    task: str = "transcribe"
+    whisper_task: str = "transcribe"
     max_tokens_per_s: float | None = None
 
 
@@ -296,7 +296,9 @@ def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> Seq2Se
     backbone = WhisperBackbone(
         source=source, revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
     )
-    tokenizer = WhisperTokenizer.from_folder(folder, language=options.language, task=options.task, normalizer="none")
+    tokenizer = WhisperTokenizer.from_folder(
+        folder, language=options.language, task=options.whisper_task, normalizer="none"
+    )
     return Seq2SeqModule(
         model=load_seq2seq(backbone, folder),
         decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),

@@ -75,7 +75,7 @@ class EvaluateConfig:
         max_tokens_per_s: caps the tokens Whisper may write an utterance by its length; null for no cap.
         window: Whisper's window, ``real`` or ``30s``; null takes the model's own, 30s for a pretrained one.
         tail_s: seconds of silence after the speech for ``real``; null takes the model's own.
-        language, task: of a multilingual Whisper where the manifest names none.
+        language, whisper_task: of a multilingual Whisper where the manifest names none.
         normalizers: text normalisers that scores are reported under.
         max_batch_s: seconds of audio in a batch, padding included.
         num_workers: reading processes.
@@ -94,7 +94,7 @@ class EvaluateConfig:
     window: str | None = None
     tail_s: float | None = None
     language: str | None = None
-    task: str = "transcribe"
+    whisper_task: str = "transcribe"
     normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
     max_batch_s: float = 120.0
     num_workers: int = 2
@@ -115,7 +115,7 @@ class TranscribeConfig:
         model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
         input: audio files, folders of them, or manifests (.jsonl).
         output: a .jsonl file to write, or null to print ``path<TAB>text``.
-        window, tail_s, language, task, max_batch_s, accelerator, precision: see `EvaluateConfig`.
+        window, tail_s, language, whisper_task, max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.
     """
 
@@ -125,7 +125,7 @@ class TranscribeConfig:
     window: str | None = None
     tail_s: float | None = None
     language: str | None = None
-    task: str = "transcribe"
+    whisper_task: str = "transcribe"
     max_batch_s: float = 120.0
     accelerator: str = "auto"
     precision: str = "32-true"
@@ -192,20 +192,19 @@ def config_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain data, interpolations resolved.
+def to_plain(cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The config as plain data with interpolations resolved, and an error for each mandatory value not given.
 
     Raises:
-        ConfigError: a mandatory value is missing or an interpolation leads nowhere, all of them at once.
+        ConfigError: an interpolation leads nowhere.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    raise_all([ConfigError(key, "is missing", f"give {key}=…") for key in missing])
+    missing = [ConfigError(key, "is missing", f"give {key}=…") for key in sorted(OmegaConf.missing_keys(cfg))]
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key or "config"), str(error.msg or error).splitlines()[0]) from None
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items()}, missing
 
 
 def named_manifests(value: Any, key: str) -> dict[str, str]:
@@ -343,9 +342,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         ConfigError, UserErrors: every unknown key, missing value, wrong type, value out of range and pair
             that does not go together, at once, each with its key and a remedy.
     """
-    config = to_plain(cfg)
+    config, errors = to_plain(cfg)
     recommended = (config["backbone"] or {}).get("recommended_freeze")
-    errors: list[ConfigError] = []
     if (
         config["freeze"] is False
         or config["freeze_policy"] != {"name": "auto"}
@@ -375,18 +373,18 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError, UserErrors: what is wrong, at once.
     """
-    config = to_plain(cfg)
-    errors: list[ConfigError] = []
+    config, errors = to_plain(cfg)
     if "normalizers" in config:
         errors += _check_names(config["normalizers"], "normalizers")
     if "manifest" in config:
         config["manifest"] = named_manifests(config["manifest"], "manifest")
     if config.get("window") not in (None, "real", "30s"):
         errors.append(ConfigError("window", f"is {config['window']!r}", "it should be real or 30s"))
-    if config.get("task") not in (None, "transcribe", "translate"):
-        errors.append(ConfigError("task", f"is {config['task']!r}", "it should be transcribe or translate"))
+    if config.get("whisper_task") not in (None, "transcribe", "translate"):
+        what = f"is {config['whisper_task']!r}"
+        errors.append(ConfigError("whisper_task", what, "it should be transcribe or translate"))
     for key in ("max_batch_s", "train", "dev", "test", "epochs"):
-        if key in config and not _positive(config[key]):
+        if key in config and config[key] != MISSING and not _positive(config[key]):
             errors.append(ConfigError(key, f"is {config[key]!r}", "it should be more than 0"))
     raise_all(errors)
     return config

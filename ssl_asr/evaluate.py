@@ -36,7 +36,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
         manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
         options = InferenceOptions(
-            **{key: config[key] for key in ("window", "tail_s", "language", "task", "max_tokens_per_s")}
+            **{key: config[key] for key in ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s")}
         )
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")

@@ -16,6 +16,8 @@ from typing import Any
 from ssl_asr.errors import ConfigError
 
 _ALLOWED = "ssl_asr."
+# How OmegaConf writes a value that must still be given; reported where the whole config is read.
+MISSING = "???"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,18 @@ def _module_tree(module: str) -> ast.Module:
 
 
 def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
-    return {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    """Type aliases a module defines, or imports from another module of this package."""
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ALLOWED):
+            theirs = _own_aliases(_module_tree(str(node.module)))
+            found |= {alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+    return found | _own_aliases(tree)
+
+
+def _own_aliases(tree: ast.Module) -> dict[str, ast.expr]:
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    return {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
 
 
 def signature(target: str, key: str) -> tuple[dict[str, Parameter], dict[str, ast.expr]]:
@@ -124,7 +131,7 @@ def check_node(node: dict[str, Any], key: str) -> list[ConfigError]:
         return [error]
     errors = []
     for name, value in node.items():
-        if name == "_target_":
+        if name == "_target_" or value == MISSING:
             continue
         if name not in parameters:
             what = f"unknown key of {target.rpartition('.')[2]}"

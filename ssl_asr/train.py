@@ -10,18 +10,19 @@ from ssl_asr import cli
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
     """Train as the resolved config says; returns the best dev WER, for sweeps."""
-    from ssl_asr.build import build_training, write_config
+    from ssl_asr.build import build_training, describe_model, write_config
     from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import report, run_test
     from ssl_asr.training.callbacks import print_groups
-    from ssl_asr.training.checkpointing import read_checkpoint
+    from ssl_asr.training.checkpointing import check_resumable, read_checkpoint
 
     hush()
     folder = Path(config["run_dir"])
     console = make_console() if config["verbose"] else None
-    if config["resume"] is not None:
-        read_checkpoint(Path(config["resume"]))
+    resumed = None if config["resume"] is None else read_checkpoint(Path(config["resume"]))
     run = build_training(config, folder, console)
+    if resumed is not None:
+        check_resumable(resumed, run.module, describe_model(run.module))
     write_config(config, folder / "config.yaml")
     skips = [asdict(skip) for split in run.data.skips.values() for skip in split]
     (folder / "skipped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in skips), encoding="utf-8")

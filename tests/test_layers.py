@@ -71,7 +71,9 @@ def test_libraries_stay_where_they_belong(path):
         assert homes is None or any(name == home or name.startswith(f"{home}/") for home in homes), f"{name}: {module}"
 
 
-@pytest.mark.parametrize("module", ["ssl_asr", "ssl_asr.cli", "ssl_asr.train", "ssl_asr.evaluate", "ssl_asr.transcribe"])
+@pytest.mark.parametrize(
+    "module", ["ssl_asr", "ssl_asr.cli", "ssl_asr.train", "ssl_asr.evaluate", "ssl_asr.transcribe"]
+)
 def test_importing_an_entry_point_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

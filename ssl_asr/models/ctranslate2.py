@@ -180,9 +180,7 @@ def convert_whisper(source: Path, target: Path) -> None:
     GenerationConfig(**generation).save_pretrained(target)
 
 
-def generation_settings(
-    settings: dict[str, Any], tokens: dict[str, int], *, multilingual: bool
-) -> dict[str, Any]:
+def generation_settings(settings: dict[str, Any], tokens: dict[str, int], *, multilingual: bool) -> dict[str, Any]:
     """What transformers' ``generate`` asks of Whisper's generation config; ``tokens`` are the special ones."""
     end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     generation: dict[str, Any] = {

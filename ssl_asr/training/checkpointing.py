@@ -113,22 +113,20 @@ class SelfDescription(Callback):
             "model": self.description,
         }
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue a run with another vocabulary or model.
 
-        Raises:
-            CheckpointError: naming what differs.
-        """
-        assert isinstance(pl_module, ASRModule)
-        saved = checkpoint[KEY]
-        differing = []
-        if saved["tokenizer"] != pl_module.tokenizer.state():
-            differing.append("tokenizer")
-        keys = {*saved["model"], *self.description} - {"config", "generation"}
-        differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != self.description.get(key)]
-        if differing:
-            what = f"was made with another {', '.join(differing)}"
-            raise CheckpointError("resume", what, "resume with the config of the run, or start anew")
+def check_resumable(checkpoint: dict[str, Any], module: ASRModule, description: dict[str, Any]) -> None:
+    """Refuse to continue a run with another vocabulary or model.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    saved = checkpoint[KEY]
+    differing = [] if saved["tokenizer"] == module.tokenizer.state() else ["tokenizer"]
+    keys = {*saved["model"], *description} - {"config", "generation"}
+    differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]
+    if differing:
+        what = f"was made with another {', '.join(differing)}"
+        raise CheckpointError("resume", what, "resume with the config of the run, or start anew")
 
 
 class RandomStates(Callback):

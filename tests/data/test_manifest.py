@@ -29,7 +29,13 @@ def test_reads_what_was_written(tmp_path):
     assert (first.id, first.text, first.duration, first.offset) == ("a", "hello", 1.5, 0.0)
     assert first.audio_filepath == str(tmp_path / "a.wav")
     assert first.where == f"{path}:1"
-    assert (second.lang, second.task, second.channel, second.weight, second.tags) == ("de", "translate", 1, 0.5, {"age": 7})
+    assert (second.lang, second.task, second.channel, second.weight, second.tags) == (
+        "de",
+        "translate",
+        1,
+        0.5,
+        {"age": 7},
+    )
     assert second.where == f"{path}:3", "blank lines count as lines of the file"
     assert third.text == "größe"
     assert third.id == "dir/ü"

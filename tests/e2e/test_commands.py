@@ -1,0 +1,190 @@
+"""The commands as a user types them, on tiny models."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.training.toy_runs import toy_overrides
+
+
+@pytest.fixture(scope="module")
+def runs(run_command, toy_checkpoints, toy_corpus, tmp_path_factory):
+    """A finished CTC run and a finished Whisper run."""
+    made = {}
+    for task, name in (("ctc", "wav2vec2_group"), ("seq2seq", "whisper")):
+        folder = tmp_path_factory.mktemp(task)
+        overrides = [o for o in toy_overrides(toy_checkpoints[name], toy_corpus, task) if o != "logger=none"]
+        done = run_command("train", *overrides, f"run_dir={folder}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        made[task] = (folder, done)
+    return made
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_a_run_leaves_what_it_says(runs, task):
+    folder, done = runs[task]
+    for name in ("config.yaml", "results.json", "skipped.jsonl", "metrics/metrics.csv", "metrics/hparams.yaml"):
+        assert (folder / name).is_file(), name
+    for name in ("best", "last"):
+        assert (folder / "checkpoints" / f"{name}.ckpt.sha256").is_file()
+    header = (folder / "metrics" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/wer", "val/cer", "val/loss", "train/loss", "train/grad_norm", "lr/new"} <= set(header)
+    for part in ("kept of 10", "parameters train", "of the budget filled", "Samples", "WER %"):
+        assert part in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_evaluate_gives_the_same_number_to_the_digit(runs, run_command, toy_corpus, tmp_path, task):
+    folder, _ = runs[task]
+    expected = json.loads((folder / "results.json").read_text())["test"]["scores"]
+    for source in (
+        [f"model={folder}", f"manifest={toy_corpus['test']}", "max_batch_s=2.0"],
+        [f"predictions={folder}/predictions/test.jsonl"],
+    ):
+        more = ["max_tokens_per_s=4"] if task == "seq2seq" and source[0].startswith("model") else []
+        done = run_command("evaluate", *source, *more, f"output_dir={tmp_path / 'out'}", "num_workers=0")
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["test"]["scores"] == expected
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_a_run_directory_needs_nothing_else(runs, run_command, toy_corpus, tmp_path, task):
+    """Moved elsewhere, the pretrained checkpoint and the config gone, it still transcribes."""
+    moved = tmp_path / "moved"
+    (moved / "checkpoints").mkdir(parents=True)
+    shutil.copy(runs[task][0] / "checkpoints" / "best.ckpt", moved / "checkpoints")
+    soundfile.write(tmp_path / "stereo.flac", np.random.default_rng(0).uniform(-0.1, 0.1, (44100, 2)), 44100)
+    (tmp_path / "bad.wav").write_text("<html>")
+    arguments = [
+        "transcribe",
+        f"model={moved}",
+        f"input=[{tmp_path},{toy_corpus['dev']}]",
+        f"output={tmp_path}/o.jsonl",
+    ]
+    done = run_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in open(tmp_path / "o.jsonl")]
+    assert len(rows) == 5
+    assert {"id", "audio_filepath", "offset", "duration", "text", "score"} == set(rows[0])
+    assert f"skipped {tmp_path / 'bad.wav'}: not_audio" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "moved", "o.jsonl", "stereo.flac"], "no litter"
+
+
+def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    arguments = [f"model={toy_checkpoints['whisper']}", f"manifest={toy_corpus['test']}", "max_tokens_per_s=2"]
+    done = run_command("evaluate", *arguments, f"output_dir={tmp_path}", "num_workers=0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kept of 5" in done.stdout
+
+
+def test_a_sweep_runs_every_job_and_fails_if_one_did(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    overrides = toy_overrides(toy_checkpoints["hubert_group"], toy_corpus)
+    overrides = [o for o in overrides if not o.startswith(("trainer.max_epochs", "data.max_skip"))]
+    done = run_command(
+        "train",
+        "-m",
+        *overrides,
+        "trainer.max_epochs=1",
+        "data.max_s=0.01,10",
+        "freeze=true",
+        f"hydra.sweep.dir={tmp_path}",
+        "verbose=false",
+    )
+    assert done.returncode == 2
+    assert "0 of 10 utterances can be used: too_long 10" in done.stderr
+    assert "1 of the jobs failed" in done.stderr
+    assert not (tmp_path / "0" / "results.json").exists()
+    assert (tmp_path / "1" / "results.json").exists()
+
+
+BAD = {
+    "manifest": (["data.train={broken}"], "broken.jsonl:1: is not valid JSON"),
+    "missing manifest": (["data.train=nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
+    "checkpoint": (["backbone.source=nobody/nothing"], "nobody/nothing: cannot be had"),
+    "folder": (["backbone.source={empty}"], "has no config.json"),
+    "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "'whisper' backbone"),
+    "resume": (["resume={broken}"], "cannot be read"),
+    "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids are in two splits"),
+    "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the alphabet"),
+    "several": (["seeed=1", "head=bogus"], "did you mean 'seed'?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_code_2_one_message_and_nothing_half_written(
+    run_command, toy_checkpoints, toy_corpus, tmp_path, case
+):
+    broken, empty, out = tmp_path / "broken.jsonl", tmp_path / "empty", tmp_path / "out"
+    broken.write_text("{nope\n")
+    empty.mkdir()
+    names = {"broken": broken, "empty": empty, "ssl": toy_checkpoints["wav2vec2_group"]}
+    if case == "duplicate ids":
+        copy = tmp_path / "train.jsonl"
+        text = (
+            toy_corpus["train"]
+            .read_text()
+            .replace('"audio_filepath": "', f'"audio_filepath": "{toy_corpus["train"].parent}/')
+        )
+        copy.write_text(text)
+        names["train"] = copy
+    overrides, said = BAD[case]
+    overrides = [override.format(**names) for override in overrides]
+    done = run_command(
+        "train", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), *overrides, f"run_dir={out}"
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = "runs whisper" if case == "family" else said
+    assert said in done.stderr
+    assert not (out / "checkpoints").exists()
+    assert not (out / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("evaluate", ["model=nowhere", "manifest=x.jsonl"], "x.jsonl: no such manifest"),
+        ("evaluate", ["manifest=x.jsonl"], "give either model=… or predictions=…"),
+        ("transcribe", ["model=x", "input=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
+        ("transcribe", ["model={empty}", "input=[{audio}]"], "is it a run directory?"),
+        ("transcribe", ["model={audio}", "input=[{audio}]"], "cannot be read"),
+    ],
+)
+def test_the_other_commands_say_what_is_wrong(run_command, tmp_path, command, arguments, said):
+    (tmp_path / "empty").mkdir()
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, np.zeros(1600), 16000)
+    filled = [argument.format(empty=tmp_path / "empty", audio=audio) for argument in arguments]
+    done = run_command(command, *filled, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_front_door_lists_the_commands(run_command):
+    done = run_command("__main__")
+    assert done.returncode == 0
+    for name in ("train", "evaluate", "transcribe", "corpus", "demo"):
+        assert name in done.stdout
+
+
+def test_a_corpus_is_spoken_by_other_voices_in_each_split(run_command, tmp_path):
+    from ssl_asr.data.manifest import read_manifest
+
+    done = run_command("corpus", f"output_dir={tmp_path}/c", "train=9", "dev=3", "test=4", "verbose=false")
+    assert done.returncode == 0, done.stderr
+    splits = {name: list(read_manifest(tmp_path / "c" / f"{name}.jsonl")) for name in ("train", "dev", "test")}
+    assert [len(rows) for rows in splits.values()] == [9, 3, 4]
+    voices = [{u.tags["speaker"] for u in rows} for rows in splits.values()]
+    texts = [{u.text for u in rows} for rows in splits.values()]
+    assert sum(map(len, voices)) == len(set.union(*voices))
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 16
+    for utterance in splits["test"]:
+        audio, rate = soundfile.read(utterance.audio_filepath)
+        assert rate == 16000
+        assert abs(len(audio) / rate - utterance.duration) < 1e-3
+        assert 0.05 < np.abs(audio).max() <= 1.0

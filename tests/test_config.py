@@ -1,0 +1,204 @@
+"""Contract 8, and what ``freeze`` means."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ssl_asr import cli
+from ssl_asr.config import config_folder, register_schemas, resolve, resolve_plain
+from ssl_asr.errors import ConfigError, UserError
+from ssl_asr.targets import check_node
+
+CONF = config_folder()
+GROUPS = {
+    folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in sorted(CONF.iterdir()) if folder.is_dir()
+}
+SIDES = {"optimizer": "optimizer@optimizers.{}", "scheduler": "scheduler@schedulers.{}"}
+NEEDED = ["data.train=t.jsonl", "run_dir=r"]
+
+
+def compose_train(*overrides):
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def resolved(*overrides):
+    return resolve(compose_train(*NEEDED, *overrides))
+
+
+def policy(*overrides):
+    return resolved(*overrides)["freeze_policy"]["_target_"].rpartition(".")[2]
+
+
+OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_resolves(group, option):
+    overrides = [f"{group}={option}"]
+    if group in SIDES:
+        overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")]
+    if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) == ("head", "none"):
+        overrides = ["backbone=whisper_tiny_en", *overrides]
+    config = resolved(*overrides)
+    assert check_node(config["freeze_policy"], "freeze_policy") == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_no_option_is_a_yaml_boolean(group, option):
+    assert option.lower() not in ("on", "off", "yes", "no", "true", "false", "null")
+
+
+@pytest.mark.parametrize("group", ["freeze_policy", "logger", "head", "experiment"])
+def test_groups_that_can_be_empty_have_none(group):
+    assert "none" in GROUPS[group]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "FreezeFeatureEncoder"),
+        (["backbone=whisper_medium"], "TrainAll"),
+        (["backbone=whisper_medium", "freeze=false"], "TrainAll"),
+        (["freeze=false"], "TrainAll"),
+        (["freeze=true"], "FreezeEncoder"),
+        (["backbone=whisper_medium", "freeze=true"], "FreezeEncoder"),
+        (["freeze_policy=encoder"], "FreezeEncoder"),
+        (["freeze_policy=none"], "TrainAll"),
+        (["freeze_policy=feature_encoder"], "FreezeFeatureEncoder"),
+        (["freeze=true", "freeze_policy=feature_encoder"], "FreezeFeatureEncoder"),
+        (["freeze=true", "freeze_policy=auto"], "FreezeEncoder"),
+        (["freeze=false", "freeze_policy=encoder"], "TrainAll"),
+    ],
+)
+def test_freeze_folds_into_one_policy(overrides, expected):
+    assert policy(*overrides) == expected
+
+
+def test_freeze_false_and_no_policy_are_the_same_node():
+    assert resolved("freeze=false")["freeze_policy"] == resolved("freeze_policy=none")["freeze_policy"]
+
+
+def test_a_backbone_brings_its_task_and_the_command_line_wins():
+    whisper = resolved("backbone=whisper_medium")
+    assert [whisper[k]["_target_"].rpartition(".")[2] for k in ("task", "head", "tokenizer", "decoder")] == [
+        "Seq2Seq",
+        "NoHead",
+        "WhisperTokens",
+        "WhisperGreedy",
+    ]
+    ctc = resolved("backbone=whisper_tiny_en", "task=ctc", "head=dnn")
+    assert [ctc[k]["_target_"].rpartition(".")[2] for k in ("task", "head", "tokenizer")] == [
+        "Ctc",
+        "DnnHead",
+        "Characters",
+    ]
+    assert ctc["optimizers"]["new"]["lr"] == 2e-3
+
+
+def test_numbers_that_look_false_stay():
+    config = resolved("seed=0", "head.dropout=0", "data.num_workers=0")
+    assert (config["seed"], config["head"]["dropout"], config["data"]["num_workers"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("a/test.jsonl", ["test"]),
+        ("[a/test.jsonl,b/test.jsonl]", ["a_test", "b_test"]),
+        ("{x: a.jsonl, y: b.jsonl}", ["x", "y"]),
+        ("null", []),
+    ],
+)
+def test_test_manifests_get_names(value, names):
+    assert list(resolved(f"data.test={value}")["data"]["test"]) == names
+
+
+WRONG = {
+    "backbone=bogus": "whisper_tiny_en",
+    "freezee=false": "freezee: unknown key (did you mean 'freeze'?)",
+    "freeze=maybe": "freeze",
+    "freeze=encoder": "freeze",
+    "seed=abc": "seed",
+    "logger=null": "logger: a group takes the name of an option, not null",
+    "head.droput=0.1": "head.droput: unknown key",
+    "+head.droput=0.1": "head.droput: unknown key of LinearHead (did you mean 'dropout'?)",
+    "head.dropout=much": "head.dropout: is 'much' (it should be float)",
+    "data.max_batch_s=-1": "data.max_batch_s: is -1 (it should be more than 0 seconds)",
+    "data.downmix=left": "data.downmix: is 'left' (it should be 'mean', 'first', 'refuse')",
+    "trainer.max_epochs=0": "trainer.max_epochs: is 0",
+    "data.test=5": "data.test: is 5",
+    "normalizers=[whisper_englsh]": "normalizers: no normaliser 'whisper_englsh' (did you mean 'whisper_english'?)",
+    "task=seq2seq": "task: seq2seq needs a decoder",
+    "head=none": "head: CTC needs a head",
+    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with this task (tokenizer=char)",
+    "head._target_=os.system": "head._target_: no class 'os.system'",
+    "optimizers.new.lr=-1": "optimizers.new.lr: is -1",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_mistake_is_named_with_its_remedy(override, capsys):
+    with pytest.raises(UserError) as caught:
+        cli.preflight("train", ["data.train=t.jsonl", override])
+    assert WRONG[override] in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_all_mistakes_at_once():
+    mistakes = ["freezee=true", "backbone=bogus", "head.dropout=much", "data.max_batch_s=-1", "seed=x"]
+    with pytest.raises(UserError) as caught:
+        cli.preflight("train", mistakes)
+    lines = str(caught.value).splitlines()
+    for key in ("freezee", "backbone", "head.dropout", "data.max_batch_s", "seed"):
+        assert sum(line.startswith(f"{key}:") for line in lines) == 1, str(caught.value)
+
+
+def test_missing_values_are_named():
+    with pytest.raises(UserError, match=r"data\.train: is missing \(give data\.train=…\)"):
+        cli.preflight("train", [])
+
+
+def test_every_job_of_a_sweep_is_checked_first():
+    with pytest.raises(UserError, match="bogus"):
+        cli.preflight("train", ["-m", "data.train=t", "backbone=wav2vec2_base,bogus", "freeze=true,false"])
+    cli.preflight("train", ["-m", "data.train=t", "backbone=wav2vec2_base,wavlm_base_plus", "freeze=true,false"])
+    cli.preflight("train", ["-m", "data.train=t", "backbone=whisper_medium", "freeze=true,false"])
+
+
+def test_help_is_left_to_hydra():
+    for flag in ("--help", "--cfg=job", "--info"):
+        cli.preflight("train", [flag])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("evaluate", ["window=60s"], "window: is '60s'"),
+        ("evaluate", ["whisper_task=sing"], "whisper_task: is 'sing'"),
+        ("transcribe", ["model=x"], "input: is missing"),
+        ("corpus", ["output_dir=x", "train=0"], "train: is 0"),
+        ("evaluate", ["manifst=x"], "did you mean 'manifest'?"),
+    ],
+)
+def test_the_other_commands_check_too(name, overrides, said):
+    with pytest.raises(UserError) as caught:
+        cli.preflight(name, overrides)
+    assert said in str(caught.value)
+
+
+def test_other_packages_cannot_be_called_from_a_config():
+    for target in ("os.system", "torch.load", "torch.hub.load", "ssl_asr.nowhere.X", "ssl_asr.models.heads.Nothing"):
+        [error] = check_node({"_target_": target}, "head")
+        assert isinstance(error, ConfigError)
+        assert "no class" in str(error)
+
+
+def test_resolve_plain_gives_plain_data():
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolve_plain(compose("evaluate", overrides=["manifest=a/b.jsonl", "output_dir=o"]))
+    assert config["manifest"] == {"test": "a/b.jsonl"}
+    assert Path(config["output_dir"]) == Path("o")

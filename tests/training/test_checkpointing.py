@@ -1,0 +1,162 @@
+"""Contract 9: plain types, whole files, exact continuation."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from ssl_asr.build import describe_model
+from ssl_asr.errors import CheckpointError
+from ssl_asr.training.checkpointing import KEY, check_resumable, read_checkpoint, write_checkpoint
+from tests.training.toy_runs import build, toy_overrides
+
+PLAIN = {KEY: {"format": 1}, "weights": torch.arange(10.0)}
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "a.ckpt"
+    write_checkpoint(PLAIN, path)
+    assert torch.equal(read_checkpoint(path)["weights"], PLAIN["weights"])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damage_is_found(tmp_path, damage):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(PLAIN, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"flip": bytes(data), "cut": bytes(data[:200]), "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_checkpoint(path)
+    if damage != "flip":
+        (tmp_path / "a.ckpt.sha256").unlink()
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_checkpoint(path)
+
+
+def test_foreign_files_are_refused_and_never_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    torch.save({"x": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+    torch.save({"x": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="was not written by"):
+        read_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_killed_while_writing_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(PLAIN, path)
+    code = f"""
+        import os, signal, pathlib, torch
+        from ssl_asr.training import checkpointing
+        def killed(fd):
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpointing.os.fsync = killed
+        checkpointing.write_checkpoint({{"weights": torch.zeros(1000)}}, pathlib.Path({str(path)!r}))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert done.returncode == -signal.SIGKILL
+    assert torch.equal(read_checkpoint(path)["weights"], PLAIN["weights"])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (4, 2), (5, 0)])
+def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers):
+    """Broken off within an epoch, with dropout and warm-up, and continued by a process of another seed state."""
+    overrides = [
+        *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus),
+        "trainer.max_epochs=3",
+        "trainer.checkpoint_every_n_updates=1",
+        f"data.num_workers={workers}",
+        "freeze=false",
+        "optimizers.pretrained.lr=0.01",
+        "head.dropout=0.3",
+        "data.max_batch_s=2.5",
+    ]
+    whole = build(tmp_path / "whole", *overrides)
+    whole.trainer.fit(whole.module, datamodule=whole.data)
+    per_epoch = len(whole.data.train_sampler(0))
+    assert per_epoch > 3
+
+    broken = build(tmp_path / "broken", *overrides)
+    last = [c for c in broken.trainer.checkpoint_callbacks if c.filename == "last"][0]
+    plain = last.on_train_batch_end
+
+    def on_train_batch_end(trainer, *arguments, **more):
+        plain(trainer, *arguments, **more)
+        if trainer.global_step == stop_at:
+            raise Stop
+
+    last.on_train_batch_end = on_train_batch_end
+    with pytest.raises(Stop):
+        broken.trainer.fit(broken.module, datamodule=broken.data)
+
+    torch.rand(17)
+    resumed = build(tmp_path / "resumed", *overrides)
+    torch.rand(5)
+    seen = []
+    plain_loss = resumed.module.loss
+    resumed.module.loss = lambda batch: (
+        seen.append(batch.ids) if resumed.module.training else None,
+        plain_loss(batch),
+    )[1]
+    resumed.trainer.fit(
+        resumed.module, datamodule=resumed.data, ckpt_path=str(tmp_path / "broken" / "checkpoints" / "last.ckpt")
+    )
+    assert resumed.trainer.global_step == whole.trainer.global_step == whole.module.total_updates
+    assert len(seen) == whole.trainer.global_step - stop_at, "no batch lost, none repeated"
+    ours, theirs = resumed.module.state_dict(), whole.module.state_dict()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    for a, b in zip(resumed.trainer.optimizers, whole.trainer.optimizers, strict=True):
+        assert [g["lr"] for g in a.param_groups] == [g["lr"] for g in b.param_groups]
+
+
+def test_a_finished_run_trains_no_further(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), "freeze=false"]
+    run = build(tmp_path / "a", *overrides)
+    run.trainer.fit(run.module, datamodule=run.data)
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    again = build(tmp_path / "b", *overrides)
+    again.trainer.fit(again.module, datamodule=again.data, ckpt_path=str(last))
+    assert again.trainer.global_step == run.trainer.global_step
+    for name, value in run.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], value), name
+
+
+def test_another_vocabulary_or_model_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+    run = build(tmp_path / "a", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus))
+    run.trainer.fit(run.module, datamodule=run.data)
+    last = read_checkpoint(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    check_resumable(last, run.module, describe_model(run.module))
+    more = "tokenizer.characters=' abckz'"
+    other = build(tmp_path / "b", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), more)
+    with pytest.raises(CheckpointError, match="made with another tokenizer"):
+        check_resumable(last, other.module, describe_model(other.module))
+
+
+def test_checkpoints_hold_plain_types_only(toy_checkpoints, toy_corpus, tmp_path):
+    run = build(tmp_path, *toy_overrides(toy_checkpoints["whisper"], toy_corpus, "seq2seq"))
+    run.trainer.fit(run.module, datamodule=run.data)
+    for name in ("best", "last"):
+        checkpoint = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        saved = checkpoint[KEY]
+        assert saved["config"]["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.TrainAll"}
+        assert saved["tokenizer"]["kind"] == "whisper"
+        assert saved["model"]["generation"]["begin_suppress_tokens"] == [256, 7]
+        assert saved["model"]["window"] == "real"

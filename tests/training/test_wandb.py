@@ -1,0 +1,65 @@
+"""W&B, offline, read back from what the run left on disk."""
+
+import json
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from tests.training.toy_runs import toy_overrides
+
+
+@pytest.fixture
+def finished_run(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    overrides = toy_overrides(toy_checkpoints["wavlm_layer"], toy_corpus)
+    overrides[overrides.index("logger=none")] = "logger=wandb"
+    done = run_command(
+        "train", *overrides, "freeze=true", f"run_dir={tmp_path}", "logger.audio_samples=3", "verbose=false"
+    )
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def _records(folder):
+    [file] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
+    records = list(_records(finished_run))
+    [run] = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+    assert run.run_id == (finished_run / "wandb_run_id.txt").read_text().strip()
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.FreezeEncoder"}, (
+        "what is logged is what ran"
+    )
+    assert config["optimizers"]["new"]["lr"] == 2e-3, "data, not strings"
+
+    history = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            history.append(items)
+    keys = {key for row in history for key in row}
+    assert {"val/wer", "val/loss", "train/loss", "lr/new"} <= keys
+    tables = [row for row in history if any(key.startswith("val/predictions") for key in row)]
+    assert len(tables) == 2, "one at each validation"
+    steps = [row["trainer/global_step"] for row in history if "trainer/global_step" in row]
+    assert steps == sorted(steps)
+
+    files = sorted(finished_run.glob("wandb/offline-run-*/files/media/table/val/predictions*.table.json"))
+    assert len(files) == 2
+    table = json.loads(files[-1].read_text())
+    assert table["columns"] == ["id", "audio", "reference", "hypothesis", "edits", "sub", "ins", "del", "wer"]
+    assert len(table["data"]) == 3
+    by_id = {json.loads(line)["id"]: json.loads(line) for line in open(finished_run / "predictions" / "dev.jsonl")}
+    for row in table["data"]:
+        assert row[2] == by_id[row[0]]["ref"]
+        assert row[3] == by_id[row[0]]["hyp"]
+        assert row[1]["_type"] == "audio-file"
+    assert list(finished_run.glob("wandb/offline-run-*/files/media/audio/**/*.wav"))
