@@ -144,6 +144,9 @@ class EvalBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         order = np.argsort(-durations_N, kind="stable")
+        if world_size > 1:
+            share = -(-len(order) // world_size)
+            max_batch_size = share if max_batch_size is None else min(share, max_batch_size)
         batches = _cut(order, durations_N, max_batch_s, max_batch_size)
         self.batches = batches[rank::world_size]
 

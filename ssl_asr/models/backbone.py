@@ -27,18 +27,16 @@ class EncoderOutput:
 class LayerGroup:
     """A named part of a model: the unit of freezing and of layer-wise learning rates.
 
-    ``modules`` are put in eval mode when frozen; ``extra`` are parameters that sit directly on a parent.
+    ``modules`` are put in eval mode when frozen.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
-    extra: tuple[nn.Parameter, ...] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter of the group, each once."""
         for module in self.modules:
             yield from module.parameters()
-        yield from self.extra
 
 
 class SpeechEncoder(Protocol):

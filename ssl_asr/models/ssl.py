@@ -86,6 +86,9 @@ class SSLEncoder(nn.Module):
         # not the checkpoint's: neither is switched on behind the user's back.
         config.layerdrop = 0.0
         config.apply_spec_augment = False
+        # The vector that stands for a masked frame; nothing is masked, so it is no part of what trains.
+        if getattr(self.net, "masked_spec_embed", None) is not None:
+            self.net.masked_spec_embed.requires_grad_(False)
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames after the convolutions, ``floor((n - kernel) / stride) + 1`` for each."""
@@ -127,16 +130,11 @@ class SSLEncoder(nn.Module):
     def layer_groups(self) -> Sequence[LayerGroup]:
         """``feature_encoder``, ``projection``, ``layers.0`` … and, where the model ends with a norm, ``final_norm``."""
         encoder = self.net.encoder
-        masked = getattr(self.net, "masked_spec_embed", None)
         final_first = self.net.config.do_stable_layer_norm
         below = (self.net.feature_projection, encoder.pos_conv_embed)
         groups = [
             LayerGroup("feature_encoder", (self.net.feature_extractor,)),
-            LayerGroup(
-                "projection",
-                below if final_first else (*below, encoder.layer_norm),
-                () if masked is None else (masked,),
-            ),
+            LayerGroup("projection", below if final_first else (*below, encoder.layer_norm)),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(encoder.layers)),
         ]
         return [*groups, LayerGroup("final_norm", (encoder.layer_norm,))] if final_first else groups

@@ -292,6 +292,10 @@ class ASRModule(L.LightningModule):
     def _log_train(self, name: str, value: Tensor, batch_size: int) -> None:
         self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep the loggers' axis in updates: with manual optimization Lightning counts batches there."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.trainer.global_step - 1)
+
     def on_train_epoch_end(self) -> None:
         """Log how many updates were skipped so far."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))

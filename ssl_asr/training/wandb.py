@@ -103,7 +103,7 @@ class ValidationTable(Callback):
         for edits, ref, hyp, prediction in rows[: self.audio_samples]:
             counts = (edits.sub, edits.ins, edits.dele, edits.rate)
             table.add_data(prediction.id, _audio(prediction), ref, hyp, plain_diff(ref, hyp), *counts)
-        step = {"trainer/global_step": trainer.global_step}
+        step = {"trainer/global_step": trainer.fit_loop.epoch_loop._batches_that_stepped}
         self.logger.experiment.log({"val/predictions": table, **step})
 
 

@@ -1,5 +1,6 @@
 """Contract 4: two optimizers, against a loop written by hand."""
 
+import csv
 from contextlib import nullcontext
 
 import pytest
@@ -148,6 +149,17 @@ def test_max_steps_counts_updates(toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.trainer.global_step == 3 == run.module.total_updates
+
+
+def test_loggers_count_updates(toy_checkpoints, toy_corpus, tmp_path):
+    more = ["trainer.accumulate_grad_batches=2", "logger=csv", "trainer.max_epochs=3", "freeze=true"]
+    run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
+    run.trainer.fit(run.module, datamodule=run.data)
+    rows = list(csv.DictReader(open(tmp_path / "metrics" / "metrics.csv")))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps)
+    assert steps[-1] == run.trainer.global_step - 1 == run.module.total_updates - 1
+    assert len(rows[0]) > 5
 
 
 def test_schedulers_step_on_their_own_interval(toy_checkpoints, toy_corpus, tmp_path):
