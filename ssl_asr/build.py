@@ -1,7 +1,8 @@
 """From a resolved config to objects: the only caller of ``instantiate``."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -182,12 +183,15 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
     return TrainingRun(module, data, trainer, config)
 
 
-def write_config(config: dict[str, Any], path: Path) -> None:
-    """Write a resolved config as YAML."""
+def write_beginning(run: TrainingRun, folder: Path) -> None:
+    """Write what is known before training: the config as it runs, and what was dropped."""
     from omegaconf import OmegaConf
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run.config)), encoding="utf-8")
+    rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
 
 
 # A model to use ------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """How every command starts: Hydra composes, mistakes are found before anything heavy, errors end with code 2."""
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -133,6 +132,18 @@ def preflight(name: str, arguments: list[str]) -> None:
         raise UserErrors(list(errors.values()))
 
 
+def refuse_ddp(config: dict[str, Any]) -> None:
+    """Refuse several processes a job in a sweep: each would start the whole sweep again.
+
+    Raises:
+        ConfigError: always said before the job begins.
+    """
+    trainer = config["trainer"]
+    if "ddp" in trainer["strategy"] or trainer["devices"] not in (1, "1"):
+        what = f"{trainer['devices']} devices with {trainer['strategy']} in a sweep"
+        raise ConfigError("trainer", what, "one device a job (trainer.devices=1), or torchrun for each job")
+
+
 def run(name: str, job: Callable[[], Job]) -> None:
     """Run a command: the ``main`` of every entry point.
 
@@ -142,8 +153,6 @@ def run(name: str, job: Callable[[], Job]) -> None:
     """
     import hydra
 
-    # A message for people, whatever the width of the terminal a test or a scheduler gives.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     register_schemas()
     failures: list[str] = []
 
@@ -152,6 +161,8 @@ def run(name: str, job: Callable[[], Job]) -> None:
         hydra_config = HydraConfig.get()
         try:
             config = resolve(cfg) if name == "train" else resolve_plain(cfg)
+            if hydra_config.mode.name == "MULTIRUN" and name == "train":
+                refuse_ddp(config)
             return job()(config, Path(hydra_config.runtime.output_dir))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

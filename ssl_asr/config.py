@@ -36,7 +36,6 @@ class TrainConfig:
         normalizers: text normalisers that scores are reported under; the first one's WER chooses the best
             checkpoint.
         resume: a checkpoint to continue from, or null.
-        init: a run directory or checkpoint whose weights to start from, or null for the pretrained ones.
         run_dir: where everything of the run goes.
         run_name: shown by the loggers; null takes the folder's name.
         samples: aligned hypotheses to show at each validation.
@@ -239,7 +238,8 @@ def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
     if not is_auto:
         folded: dict[str, Any] = policy
         return folded
-    return _FOLDED["encoder" if freeze else config["backbone"]["recommended_freeze"]]
+    # A recommendation that is none is an error of its own, found where the backbone is checked.
+    return _FOLDED["encoder"] if freeze else _FOLDED.get(config["backbone"].get("recommended_freeze"), _FOLDED["none"])
 
 
 def _nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -335,6 +335,22 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     return errors
 
 
+def _check_monitors(config: dict[str, Any]) -> list[ConfigError]:
+    """Whether every metric that something waits for will be logged."""
+    logged = ["val/loss", "val/wer", "val/cer"]
+    logged += [f"val/{kind}/{name}" for kind in ("wer", "cer") for name in config["normalizers"]]
+    waiting = [(key, _lookup(config, key)) for key in ("schedulers.pretrained.monitor", "schedulers.new.monitor")]
+    errors = [
+        ConfigError(key, f"no metric '{name}'", did_you_mean(str(name), logged))
+        for key, name in [*waiting, ("trainer.monitor", _lookup(config, "trainer.monitor"))]
+        if name is not None and name not in logged
+    ]
+    if config["data"].get("dev") is None:
+        remedy = "give data.dev=…, or take a scheduler that follows updates"
+        errors += [ConfigError(key, "waits for a validation", remedy) for key, name in waiting if name is not None]
+    return errors
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The training config as it will run: plain data, ``freeze`` folded into the policy, everything checked.
 
@@ -343,16 +359,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
             that does not go together, at once, each with its key and a remedy.
     """
     config, errors = to_plain(cfg)
-    recommended = (config["backbone"] or {}).get("recommended_freeze")
-    if (
-        config["freeze"] is False
-        or config["freeze_policy"] != {"name": "auto"}
-        or config["freeze"]
-        or recommended in _FOLDED
-    ):
-        config["freeze_policy"] = fold_freeze(config)
-    else:
-        config["freeze_policy"] = _FOLDED["none"]
+    config["freeze_policy"] = fold_freeze(config)
     try:
         config["data"]["test"] = named_manifests(config["data"].get("test"), "data.test")
     except ConfigError as error:
@@ -362,6 +369,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         errors += check_node(node, key)
     errors += _check_ranges(config, {error.where for error in errors})
     errors += _check_fit(config)
+    errors += _check_monitors(config)
     errors += _check_names(config["normalizers"], "normalizers")
     raise_all(errors)
     return config

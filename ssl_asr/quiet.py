@@ -24,5 +24,6 @@ def hush() -> None:
         ".*Experiment logs directory.*",
         ".*lr_scheduler.step\\(\\).*before.*optimizer.step\\(\\).*",
         ".*No audio backend.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)

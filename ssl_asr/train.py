@@ -1,7 +1,5 @@
 """``python -m ssl_asr.train``: fine-tune a pretrained speech model and report an honest WER."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +7,23 @@ from ssl_asr import cli
 
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
-    """Train as the resolved config says; returns the best dev WER, for sweeps."""
-    from ssl_asr.build import build_training, describe_model, write_config
+    """Train as the resolved config says; returns the best dev score, for sweeps."""
+    from ssl_asr.build import build_training, describe_model, write_beginning
     from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import report, run_test
     from ssl_asr.training.callbacks import print_groups
     from ssl_asr.training.checkpointing import check_resumable, read_checkpoint
+    from ssl_asr.training.trainer import is_first_process
 
     hush()
-    folder = Path(config["run_dir"])
-    console = make_console() if config["verbose"] else None
+    folder, first = Path(config["run_dir"]), is_first_process()
+    console = make_console() if config["verbose"] and first else None
     resumed = None if config["resume"] is None else read_checkpoint(Path(config["resume"]))
     run = build_training(config, folder, console)
     if resumed is not None:
         check_resumable(resumed, run.module, describe_model(run.module))
-    write_config(config, folder / "config.yaml")
-    skips = [asdict(skip) for split in run.data.skips.values() for skip in split]
-    (folder / "skipped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in skips), encoding="utf-8")
+    if first:
+        write_beginning(run, folder)
     if console is not None:
         fill, padding = run.data.batching()
         policy = config["freeze_policy"]["_target_"].rpartition(".")[2]
@@ -54,10 +52,10 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
             from ssl_asr.training.wandb import finish
 
             finish(failed=failed)
-    return best_dev_wer(run.trainer)
+    return best_dev_score(run.trainer)
 
 
-def best_dev_wer(trainer: Any) -> float | None:
+def best_dev_score(trainer: Any) -> float | None:
     """The monitored metric of ``best.ckpt``; None where there was no dev set."""
     scores = [c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_score is not None]
     return float(scores[0]) if scores else None

@@ -39,7 +39,7 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() for option in op
 def test_every_option_composes_and_resolves(group, option):
     overrides = [f"{group}={option}"]
     if group in SIDES:
-        overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")]
+        overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
     if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) == ("head", "none"):
         overrides = ["backbone=whisper_tiny_en", *overrides]
     config = resolved(*overrides)
@@ -135,6 +135,9 @@ WRONG = {
     "head=none": "head: CTC needs a head",
     "tokenizer=whisper": "tokenizer: WhisperTokens does not go with this task (tokenizer=char)",
     "head._target_=os.system": "head._target_: no class 'os.system'",
+    "trainer.monitor=val/wre": "trainer.monitor: no metric 'val/wre' (did you mean 'val/wer'?)",
+    "scheduler@schedulers.new=newbob": "schedulers.new.monitor: waits for a validation (give data.dev=…",
+    "backbone.recommended_freeze=some": "backbone.recommended_freeze: is 'some'",
     "optimizers.new.lr=-1": "optimizers.new.lr: is -1",
 }
 
@@ -166,6 +169,13 @@ def test_every_job_of_a_sweep_is_checked_first():
         cli.preflight("train", ["-m", "data.train=t", "backbone=wav2vec2_base,bogus", "freeze=true,false"])
     cli.preflight("train", ["-m", "data.train=t", "backbone=wav2vec2_base,wavlm_base_plus", "freeze=true,false"])
     cli.preflight("train", ["-m", "data.train=t", "backbone=whisper_medium", "freeze=true,false"])
+
+
+def test_several_processes_in_a_sweep_are_refused():
+    for overrides in (["trainer=ddp"], ["trainer.devices=2"]):
+        with pytest.raises(ConfigError, match="in a sweep"):
+            cli.refuse_ddp(resolved(*overrides))
+    cli.refuse_ddp(resolved("trainer=gpu"))
 
 
 def test_help_is_left_to_hydra():

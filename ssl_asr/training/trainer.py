@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
@@ -46,6 +47,12 @@ class TrainerConfig:
     max_nonfinite: int
     monitor: str
     deterministic: bool
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, before there is a Trainer to ask."""
+    rank: int | None = getattr(rank_zero_only, "rank", None)
+    return rank in (None, 0)
 
 
 def make_trainer(
