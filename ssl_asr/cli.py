@@ -115,6 +115,7 @@ def preflight(name: str, arguments: list[str]) -> None:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
+    register_schemas()
     found = _overrides(arguments)
     if found is None:
         return
