@@ -170,3 +170,33 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root)
             expected = reference.generate(features, num_beams=1, do_sample=False)[0].tolist()
             assert tokenizer.decode(row.tokens) == tokenizer.decode(expected)
             assert row.tokens == [i for i in expected if i < tokenizer.end_id]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["en_an4", "en_librispeech_mini"])
+def test_every_test_utterance_is_written_as_transformers_writes_it(
+    whisper_tiny_en, data_root, run_command, tmp_path, corpus
+):
+    """``evaluate``, batched and sorted as it is, against ``generate`` one by one: the same text for every one."""
+    import json
+
+    from ssl_asr.data.audio import read_waveform
+    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.tokenizer import WhisperTokenizer
+
+    path = data_root / corpus / "test.jsonl"
+    more = [f"output_dir={tmp_path}", "samples=0"]
+    done = run_command("evaluate", f"model={whisper_tiny_en}", f"manifest={path}", *more, env={"OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr
+    ours = {row["id"]: row["hyp"] for row in map(json.loads, open(tmp_path / "predictions" / "test.jsonl"))}
+    reference = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, dtype=torch.float32).eval()
+    tokenizer = WhisperTokenizer.from_folder(whisper_tiny_en, language=None, task="transcribe", normalizer="none")
+    extractor = WhisperFeatureExtractor()
+    theirs = {}
+    for utterance in read_manifest(path):
+        waveform = read_waveform(utterance).numpy()
+        features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_features
+        with torch.inference_mode():
+            generated = reference.generate(features, num_beams=1, do_sample=False)[0].tolist()
+        theirs[utterance.id] = tokenizer.decode(generated)
+    assert ours == theirs
