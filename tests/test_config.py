@@ -178,9 +178,12 @@ def test_several_processes_in_a_sweep_are_refused():
     cli.refuse_ddp(resolved("trainer=gpu"))
 
 
-def test_help_is_left_to_hydra():
-    for flag in ("--help", "--cfg=job", "--info"):
-        cli.preflight("train", [flag])
+@pytest.mark.parametrize("flag", ["--help", "--hydra-help", "--cfg=job"])
+def test_help_is_left_to_hydra(flag):
+    """Even with what is missing and wrong, so that people can look the right thing up."""
+    assert cli._overrides([flag, "freezee=1"]) is None
+    assert cli._overrides(["freeze=true"]) == (["freeze=true"], False)
+    assert cli._overrides(["-m", "freeze=true,false"]) == (["freeze=true,false"], True)
 
 
 @pytest.mark.parametrize(

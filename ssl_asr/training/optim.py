@@ -113,18 +113,23 @@ class SchedulerConfig(Protocol):
         """The scheduler of this optimizer; ``total_updates`` is the length of the whole run."""
 
 
-def _warmup_updates(warmup: float, total: int, key: str) -> int:
-    """A count of updates from a setting below 1 (a share of the run) or from 1 on (updates)."""
+def _ramped(optimizer: Optimizer, *, warmup: float, total: int, shape: Callable[[float], float]) -> UpdateScheduler:
+    """Linear warm-up to the full rate, then ``shape`` of the share of the rest that is done.
+
+    Args:
+        optimizer: whose rates are scaled.
+        warmup: a share of the run (below 1) or a count of updates (from 1 on).
+        total: updates of the run.
+        shape: from 0 … 1 to a factor on the rate.
+    """
     if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
-        raise ConfigError(key, f"warmup is {warmup}", "a share of the run below 1, or a whole number of updates")
-    return round(warmup * total) if warmup < 1 else int(warmup)
-
-
-def _ramped(optimizer: Optimizer, warmup: int, after: Callable[[int], float]) -> UpdateScheduler:
-    """Linear from 1/warmup to 1, then ``after`` of the updates since."""
+        remedy = "a share of the run below 1, or a whole number of updates"
+        raise ConfigError("schedulers.warmup", f"warmup is {warmup}", remedy)
+    ramp = round(warmup * total) if warmup < 1 else int(warmup)
+    rest = max(1, total - ramp)
 
     def factor(update: int) -> float:
-        return (update + 1) / warmup if update < warmup else after(update - warmup)
+        return (update + 1) / ramp if update < ramp else shape(min(1.0, (update - ramp) / rest))
 
     return UpdateScheduler(LambdaLR(optimizer, factor))
 
@@ -141,8 +146,7 @@ class Constant:
 
     def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
         """The scheduler of this optimizer."""
-        warmup = _warmup_updates(self.warmup, total_updates, "schedulers.warmup")
-        return _ramped(optimizer, warmup, lambda _: 1.0)
+        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=lambda _: 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +163,11 @@ class Linear:
 
     def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
         """The scheduler of this optimizer."""
-        warmup = _warmup_updates(self.warmup, total_updates, "schedulers.warmup")
-        rest = max(1, total_updates - warmup)
-        return _ramped(optimizer, warmup, lambda n: 1.0 - (1.0 - self.final) * min(1.0, n / rest))
+
+        def shape(done: float) -> float:
+            return 1.0 - (1.0 - self.final) * done
+
+        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +184,11 @@ class Cosine:
 
     def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
         """The scheduler of this optimizer."""
-        warmup = _warmup_updates(self.warmup, total_updates, "schedulers.warmup")
-        rest = max(1, total_updates - warmup)
 
-        def after(update: int) -> float:
-            share = min(1.0, update / rest)
-            return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * share))
+        def shape(done: float) -> float:
+            return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
-        return _ramped(optimizer, warmup, after)
+        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=shape)
 
 
 class NewBobLR:
