@@ -166,7 +166,7 @@ class DemoConfig:
     train: int = 240
     dev: int = 32
     test: int = 64
-    epochs: int = 3
+    epochs: int = 2
 
 
 SCHEMAS: dict[str, type] = {
