@@ -70,5 +70,11 @@ def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
     for row in table["data"]:
         assert row[2] == by_id[row[0]]["ref"]
         assert row[3] == by_id[row[0]]["hyp"]
-        assert row[1]["_type"] == "audio-file"
-    assert list(finished_run.glob("wandb/offline-run-*/files/media/audio/**/*.wav"))
+
+    # W&B keeps a table's media in the artifact that goes with it.
+    artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+    assert [artifact.type for artifact in artifacts] == ["run_table", "run_table"]
+    for artifact in artifacts:
+        audio = [entry for entry in artifact.manifest.contents if entry.path.endswith(".wav")]
+        assert len(audio) == 3
+        assert all(entry.size > 8000 for entry in audio), "a quarter of a second at least"
