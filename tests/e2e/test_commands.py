@@ -42,7 +42,7 @@ def test_evaluate_gives_the_same_number_to_the_digit(runs, run_command, toy_corp
     folder, _ = runs[task]
     expected = json.loads((folder / "results.json").read_text())["test"]["scores"]
     for source in (
-        [f"model={folder}", f"manifest={toy_corpus['test']}"],
+        [f"model={folder}", f"manifest={toy_corpus['test']}", "max_batch_s=2.0"],
         [f"predictions={folder}/predictions/test.jsonl"],
     ):
         more = ["max_tokens_per_s=4"] if task == "seq2seq" and source[0].startswith("model") else []
