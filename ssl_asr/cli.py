@@ -125,12 +125,35 @@ def preflight(name: str, arguments: list[str]) -> None:
     except HydraException as error:
         raise ConfigError("command line", _said(error), "overrides are written key=value") from None
     errors: dict[str, UserError] = {}
+    folders = [folder for job in jobs if (folder := _folder_of(job)) is not None]
+    if len(set(folders)) < len(folders):
+        what = f"one folder, {folders[0]}, for {len(jobs)} jobs"
+        fix = f"hydra.sweep.dir={folders[0]} gives each job a folder of its own below it"
+        errors["folder"] = ConfigError("run_dir" if name == "train" else "output_dir", what, fix)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         for job in jobs:
             own = [override for override in job if not override.lstrip("+~").startswith("hydra")]
             errors |= {str(error): error for error in _check_job(name, own)}
     if errors:
         raise UserErrors(list(errors.values()))
+
+
+def _folder_of(overrides: list[str]) -> str | None:
+    """The folder a command line names for the results, as it is written there."""
+    named = [override.partition("=")[2] for override in overrides if re.match(r"(run_dir|output_dir)=", override)]
+    return named[-1] if named else None
+
+
+def hydra_follows(arguments: list[str]) -> list[str]:
+    """The command line with Hydra's own folder made the one the user named, so that none is left beside it."""
+    found = _overrides(arguments)
+    if found is None:
+        return arguments
+    overrides, multirun = found
+    folder = _folder_of(overrides)
+    if folder is None or multirun or any(override.startswith("hydra.run.dir=") for override in overrides):
+        return arguments
+    return [*arguments, f"hydra.run.dir={folder}"]
 
 
 def refuse_ddp(config: dict[str, Any]) -> None:
@@ -179,6 +202,8 @@ def run(name: str, job: Callable[[], Job]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    if name in ("train", "evaluate"):
+        sys.argv[1:] = hydra_follows(sys.argv[1:])
     task()
     if failures:
         print(f"{len(failures)} of the jobs failed; the others are done", file=sys.stderr)

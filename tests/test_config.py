@@ -171,6 +171,21 @@ def test_every_job_of_a_sweep_is_checked_first():
     cli.preflight("train", ["-m", "data.train=t", "backbone=whisper_medium", "freeze=true,false"])
 
 
+def test_one_folder_for_several_jobs_is_refused():
+    sweep = ["-m", "data.train=t", "freeze=true,false"]
+    with pytest.raises(UserError, match=r"run_dir: one folder, runs/a, for 2 jobs.*hydra.sweep.dir=runs/a"):
+        cli.preflight("train", [*sweep, "run_dir=runs/a"])
+    cli.preflight("train", ["-m", "data.train=t", "run_dir=runs/a,runs/b"])
+    cli.preflight("train", [*sweep, "hydra.sweep.dir=runs/a"])
+
+
+def test_hydra_writes_where_the_results_go():
+    given = ["data.train=t", "run_dir=runs/a"]
+    assert cli.hydra_follows(given) == [*given, "hydra.run.dir=runs/a"]
+    for untouched in (["data.train=t"], [*given, "hydra.run.dir=h"], ["-m", *given], ["--help", *given]):
+        assert cli.hydra_follows(untouched) == untouched
+
+
 def test_several_processes_in_a_sweep_are_refused():
     for overrides in (["trainer=ddp"], ["trainer.devices=2"]):
         with pytest.raises(ConfigError, match="in a sweep"):
