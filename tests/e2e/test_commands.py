@@ -26,7 +26,14 @@ def runs(run_command, toy_checkpoints, toy_corpus, tmp_path_factory):
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
 def test_a_run_leaves_what_it_says(runs, task):
     folder, done = runs[task]
-    for name in (".hydra/overrides.yaml", "config.yaml", "results.json", "skipped.jsonl", "metrics/metrics.csv", "metrics/hparams.yaml"):
+    for name in (
+        ".hydra/overrides.yaml",
+        "config.yaml",
+        "results.json",
+        "skipped.jsonl",
+        "metrics/metrics.csv",
+        "metrics/hparams.yaml",
+    ):
         assert (folder / name).is_file(), name
     for name in ("best", "last"):
         assert (folder / "checkpoints" / f"{name}.ckpt.sha256").is_file()
