@@ -29,7 +29,8 @@ def greedy_paths(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> tuple[list[l
     One transfer from the device for the batch. ``frame_lengths_B`` is int64 on the CPU.
     """
     best = log_probs_BFV.max(dim=-1)
-    packed = torch.stack([best.values.double(), best.indices.double()]).cpu()
+    # Labels are exact in float32 up to 2**24; not every accelerator has float64.
+    packed = torch.stack([best.values.float(), best.indices.float()]).cpu()
     paths, scores = [], []
     for row, frames in enumerate(frame_lengths_B.tolist()):
         paths.append([int(label) for label in packed[1, row, :frames].tolist()])

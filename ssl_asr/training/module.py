@@ -356,15 +356,13 @@ class ASRModule(L.LightningModule):
             self._step_on_metrics()
 
     def _mean_val_loss(self) -> Tensor:
-        zero = torch.zeros((), device=self.device)
-        sums = torch.stack(
-            [
-                sum((total for total, _ in self._val_loss), zero),
-                sum((count for _, count in self._val_loss), zero),
-            ]
-        ).double()
+        # Summed on the CPU, since not every accelerator has float64.
+        pairs = [torch.stack(pair) for pair in self._val_loss]
+        sums = torch.stack(pairs).cpu().double().sum(0) if pairs else torch.zeros(2, dtype=torch.float64)
         if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(sums)
+            shares = sums.float().to(self.device)
+            torch.distributed.all_reduce(shares)
+            sums = shares.cpu().double()
         return (sums[0] / sums[1].clamp(min=1)).float()
 
     def _step_on_metrics(self) -> None:

@@ -28,6 +28,7 @@ def test_a_run_leaves_what_it_says(runs, task):
     folder, done = runs[task]
     for name in (
         ".hydra/overrides.yaml",
+        "train.log",
         "config.yaml",
         "results.json",
         "skipped.jsonl",
