@@ -42,7 +42,7 @@ from ssl_asr.training.callbacks import Samples, Throughput, best_and_last
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule, OptimConfig
-from ssl_asr.training.optim import total_updates
+from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.seq2seq import Seq2SeqModule
 from ssl_asr.training.tasks import Seq2Seq
 from ssl_asr.training.trainer import TrainerConfig, make_trainer

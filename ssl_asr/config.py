@@ -277,6 +277,8 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("trainer.max_nonfinite", _positive, "1 or more"),
     ("optimizers.pretrained.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
+    ("optimizers.pretrained.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    ("optimizers.new.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
     ("backbone.tail_s", lambda v: 0 <= v < 30, "0 to 30 seconds"),
     ("backbone.recommended_freeze", lambda v: v in _FOLDED, f"one of {', '.join(_FOLDED)}"),
     (

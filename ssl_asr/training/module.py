@@ -17,7 +17,8 @@ from ssl_asr.metrics.error_rate import ErrorRate
 from ssl_asr.metrics.report import Normalizer, Prediction
 from ssl_asr.models.backbone import LayerGroup
 from ssl_asr.models.freezing import FreezePolicy, apply_policy, check_partition
-from ssl_asr.training.optim import MetricScheduler, OptimizerConfig, SchedulerConfig, UpdateScheduler
+from ssl_asr.training.optimizers import OptimizerConfig, layer_scales
+from ssl_asr.training.schedulers import MetricScheduler, SchedulerConfig, UpdateScheduler
 from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
 
 
@@ -116,8 +117,9 @@ class ASRModule(L.LightningModule):
     # What trains -----------------------------------------------------------------------------------------
 
     def _freeze(self, encoder: nn.Module) -> None:
+        for module, own in self._sides.values():
+            check_partition(own, module.parameters())
         groups = self._sides["pretrained"][1]
-        check_partition(groups, encoder.parameters())
         trainable = self.policy.trainable([group.name for group in groups])
         frozen = apply_policy(groups, trainable)
         # Dropout between the groups belongs to none of them: an encoder that is frozen whole is so whole.
@@ -142,12 +144,15 @@ class ASRModule(L.LightningModule):
         """What trains: a row for each layer group."""
         rows = []
         for side, (_, groups) in self._sides.items():
-            lr = None if self.optim is None else self.optim.optimizers[side].lr
+            optimizer = None if self.optim is None else self.optim.optimizers[side]
+            decay = 1.0 if optimizer is None else optimizer.layer_decay
+            scales = layer_scales([group.name for group in groups], decay)
             for group in groups:
                 sizes = [(p.numel(), p.requires_grad) for p in group.parameters()]
                 trains = sum(n for n, wanted in sizes if wanted)
                 total = sum(n for n, _ in sizes)
-                rows.append(GroupRow(side, group.name, trains, total, lr if trains else None))
+                lr = optimizer.lr * scales[group.name] if optimizer is not None and trains else None
+                rows.append(GroupRow(side, group.name, trains, total, lr))
         return rows
 
     # What a task adds --------------------------------------------------------------------------------------
@@ -167,11 +172,10 @@ class ASRModule(L.LightningModule):
         assert self.optim is not None
         optimizers, configs = [], []
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
-        for side, (module, _) in self._sides.items():
-            parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-            if not parameters:
+        for side, (_, groups) in self._sides.items():
+            if not any(p.requires_grad for group in groups for p in group.parameters()):
                 continue
-            optimizer = self.optim.optimizers[side].build(parameters)
+            optimizer = self.optim.optimizers[side].build(groups)
             scheduler = self.optim.schedulers[side].build(optimizer, self.total_updates)
             optimizers.append(optimizer)
             self._schedulers.append(scheduler)

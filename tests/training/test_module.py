@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.data.dataset import collate
 from ssl_asr.errors import TrainingError
+from ssl_asr.models.backbone import LayerGroup
 from tests.training.toy_runs import build, toy_overrides
 
 # A large eps, or Adam makes whole steps of the rounding in gradients that are zero (those of key biases).
@@ -28,9 +29,8 @@ def by_hand(run, epochs, accumulate, clip, scaler=None):
     sides = {"pretrained": module.encoder, "new": module.head}
     pairs = []
     for side, part in sides.items():
-        parameters = [(n, p) for n, p in part.named_parameters() if p.requires_grad]
-        if parameters:
-            optimizer = optim.optimizers[side].build(parameters)
+        if any(p.requires_grad for p in part.parameters()):
+            optimizer = optim.optimizers[side].build([LayerGroup(side, (part,))])
             pairs.append((optimizer, optim.schedulers[side].build(optimizer, module.total_updates).scheduler))
     everything = [p for optimizer, _ in pairs for g in optimizer.param_groups for p in g["params"]]
     updates = 0

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.training.optim import (
-    AdamW,
+from ssl_asr.training.schedulers import (
     Constant,
     Cosine,
+    InverseSqrt,
     Linear,
     NewBob,
+    Noam,
     Plateau,
-    parameter_groups,
+    TriStage,
     total_updates,
 )
 
@@ -39,6 +40,33 @@ def test_schedules_follow_their_formulas():
     cosine = [0.5 * (1 + math.cos(math.pi * n / 90)) for n in range(90)]
     assert _rates(Cosine(warmup=10, final=0.0), 100, 100) == pytest.approx(warm + cosine)
     assert _rates(Linear(warmup=0, final=0.0), 12, 10)[-2:] == [0.0, 0.0], "past the end it stays at the end"
+
+
+def test_tri_stage_is_fairseqs():
+    """Against the phases as fairseq's scheduler computes them, an update at a time."""
+    expected = []
+    for update in range(110):
+        if update < 10:
+            expected.append(0.01 + (1.0 - 0.01) / 10 * update)
+        elif update < 50:
+            expected.append(1.0)
+        elif update < 100:
+            expected.append(math.exp(-(-math.log(0.05) / 50) * (update - 50)))
+        else:
+            expected.append(0.05)
+    assert _rates(TriStage(warmup=0.1, hold=0.4, initial=0.01, final=0.05), 110, 100) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match=r"60 \+ 50 of 100 updates"):
+        TriStage(warmup=60, hold=50, initial=0.01, final=0.05).build(_optimizer(), 100)
+    with pytest.raises(ConfigError, match="ends above 0"):
+        TriStage(warmup=0.1, hold=0.4, initial=0.01, final=0.0).build(_optimizer(), 100)
+
+
+def test_noam_and_inverse_sqrt_peak_when_the_warm_up_ends():
+    inverse = _rates(InverseSqrt(warmup=10), 40, 40)
+    assert inverse[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert inverse[39] == pytest.approx(0.5)
+    noam = _rates(Noam(warmup=10, width=64), 40, 40)
+    assert noam == pytest.approx([rate * 64**-0.5 * 10**-0.5 for rate in inverse])
 
 
 def test_a_senseless_warmup_is_refused():
@@ -77,16 +105,6 @@ def test_plateau_waits_for_a_new_best():
     for value in (1.0, 1.1, 1.2):
         plateau.scheduler.step(value)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-
-
-def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    groups = parameter_groups(model.named_parameters(), 0.01)
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.01), (3, 0.0)]
-    model[1].requires_grad_(False)
-    assert len(parameter_groups(model.named_parameters(), 0.01)[1]["params"]) == 1
-    adamw = AdamW(lr=1.0, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.5).build(model.named_parameters())
-    assert adamw.defaults["betas"] == (0.9, 0.98)
 
 
 def test_updates_of_a_run():

@@ -1,85 +1,14 @@
-"""Optimizers and schedulers: one pair for the pretrained encoder, one for everything else."""
+"""Schedules of the learning rate, by update or by validation; each side of the model has its own."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ssl_asr.errors import ConfigError
-
-
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: weights with decay; norms, biases and other vectors without."""
-    trainable = [(name, p) for name, p in parameters if p.requires_grad]
-    decayed = [p for _, p in trainable if p.ndim >= 2]
-    others = [p for _, p in trainable if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-class OptimizerConfig(Protocol):
-    """An ``optimizer`` option."""
-
-    @property
-    def lr(self) -> float:
-        """The learning rate its schedule scales."""
-
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The optimizer over the trainable ones of these named parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """AdamW, without weight decay on norms and biases; the fused kernel where every weight is on a GPU.
-
-    Attributes:
-        lr: peak learning rate.
-        betas: decay rates of the two moments.
-        eps: added to the denominator.
-        weight_decay: decoupled, on matrices only.
-    """
-
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The optimizer over the trainable ones of these named parameters."""
-        groups = parameter_groups(parameters, self.weight_decay)
-        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-        betas = (self.betas[0], self.betas[1])
-        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=on_gpu)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adadelta:
-    """Adadelta, as SpeechBrain's heads use it.
-
-    Attributes:
-        lr: factor on the update (1.0 as published).
-        rho: decay of the running averages.
-        eps: added under the roots.
-        weight_decay: L2, on matrices only.
-    """
-
-    lr: float
-    rho: float
-    eps: float
-    weight_decay: float
-
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The optimizer over the trainable ones of these named parameters."""
-        groups = parameter_groups(parameters, self.weight_decay)
-        return torch.optim.Adadelta(groups, lr=self.lr, rho=self.rho, eps=self.eps)
 
 
 class Scheduler(Protocol):
@@ -113,29 +42,44 @@ class SchedulerConfig(Protocol):
         """The scheduler of this optimizer; ``total_updates`` is the length of the whole run."""
 
 
-def _ramped(optimizer: Optimizer, *, warmup: float, total: int, shape: Callable[[float], float]) -> UpdateScheduler:
-    """Linear warm-up to the full rate, then ``shape`` of the share of the rest that is done.
+def updates_of(amount: float, total: int, key: str) -> int:
+    """A length given as a share of the run (below 1) or as a number of updates (from 1 on), in updates.
 
-    Args:
-        optimizer: whose rates are scaled.
-        warmup: a share of the run (below 1) or a count of updates (from 1 on).
-        total: updates of the run.
-        shape: from 0 … 1 to a factor on the rate.
+    Raises:
+        ConfigError: it is negative, or a number of updates that is not whole.
     """
-    if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
+    if amount < 0 or (amount >= 1 and amount != int(amount)):
         remedy = "a share of the run below 1, or a whole number of updates"
-        raise ConfigError("schedulers.warmup", f"warmup is {warmup}", remedy)
-    ramp = round(warmup * total) if warmup < 1 else int(warmup)
-    rest = max(1, total - ramp)
+        raise ConfigError(f"schedulers.{key}", f"{key} is {amount}", remedy)
+    return round(amount * total) if amount < 1 else int(amount)
 
-    def factor(update: int) -> float:
-        return (update + 1) / ramp if update < ramp else shape(min(1.0, (update - ramp) / rest))
 
-    return UpdateScheduler(LambdaLR(optimizer, factor))
+class _ByUpdate:
+    """What schedules that follow updates share: a subclass gives the factor on the rate."""
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the learning rate for an update, counted from 0, of a run of ``total``."""
+        raise AssertionError("a schedule defines its factor")
+
+    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
+        """The scheduler of this optimizer.
+
+        Raises:
+            ConfigError: a length is senseless.
+        """
+        return UpdateScheduler(LambdaLR(optimizer, lambda update: self.factor(update, total_updates)))
+
+
+def _ramp(update: int, total: int, warmup: float) -> tuple[float | None, float]:
+    """The factor of a linear warm-up, None once it is over, and then the share done of the rest."""
+    ramp = updates_of(warmup, total, "warmup")
+    if update < ramp:
+        return (update + 1) / ramp, 0.0
+    return None, min(1.0, (update - ramp) / max(1, total - ramp))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class Constant(_ByUpdate):
     """Linear warm-up, then constant.
 
     Attributes:
@@ -144,13 +88,14 @@ class Constant:
 
     warmup: float
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
-        """The scheduler of this optimizer."""
-        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=lambda _: 1.0)
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        warm, _ = _ramp(update, total, self.warmup)
+        return 1.0 if warm is None else warm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_ByUpdate):
     """Linear warm-up, then linear to ``final``.
 
     Attributes:
@@ -161,17 +106,14 @@ class Linear:
     warmup: float
     final: float
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
-        """The scheduler of this optimizer."""
-
-        def shape(done: float) -> float:
-            return 1.0 - (1.0 - self.final) * done
-
-        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=shape)
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        warm, done = _ramp(update, total, self.warmup)
+        return 1.0 - (1.0 - self.final) * done if warm is None else warm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(_ByUpdate):
     """Linear warm-up, then half a cosine to ``final``.
 
     Attributes:
@@ -182,13 +124,84 @@ class Cosine:
     warmup: float
     final: float
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
-        """The scheduler of this optimizer."""
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        warm, done = _ramp(update, total, self.warmup)
+        falling = self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return falling if warm is None else warm
 
-        def shape(done: float) -> float:
-            return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
-        return _ramped(optimizer, warmup=self.warmup, total=total_updates, shape=shape)
+@dataclass(frozen=True, kw_only=True)
+class TriStage(_ByUpdate):
+    """Linear warm-up, a plateau, then exponential decay: fairseq's ``tri_stage``, of every wav2vec 2.0 recipe.
+
+    Attributes:
+        warmup: updates (from 1 on), or a share of the run (below 1).
+        hold: the same, of the plateau.
+        initial: the factor at the first update.
+        final: the factor at the end of the run.
+    """
+
+    warmup: float
+    hold: float
+    initial: float
+    final: float
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate.
+
+        Raises:
+            ConfigError: warm-up and plateau leave nothing of the run, or ``final`` is not above 0.
+        """
+        warmup, hold = updates_of(self.warmup, total, "warmup"), updates_of(self.hold, total, "hold")
+        if self.final <= 0:
+            raise ConfigError("schedulers.final", f"final is {self.final}", "exponential decay ends above 0")
+        if warmup + hold > total:
+            what = f"warm-up and plateau take {warmup} + {hold} of {total} updates"
+            raise ConfigError("schedulers.hold", what, "shorten them, or train longer")
+        if update < warmup:
+            return self.initial + (1.0 - self.initial) * update / warmup
+        if update < warmup + hold:
+            return 1.0
+        done = min(1.0, (update - warmup - hold) / max(1, total - warmup - hold))
+        return math.exp(math.log(self.final) * done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt(_ByUpdate):
+    """Linear warm-up to the full rate, then falling with the root of the updates (fairseq's ``inverse_sqrt``).
+
+    Attributes:
+        warmup: updates (from 1 on), or a share of the run (below 1).
+    """
+
+    warmup: float
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        warmup = max(1, updates_of(self.warmup, total, "warmup"))
+        return min((update + 1) / warmup, math.sqrt(warmup / (update + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noam(_ByUpdate):
+    """The schedule of "Attention is all you need", the learning rate being its free factor.
+
+    ``lr * width**-0.5 * min(n**-0.5, n * warmup**-1.5)`` for the n-th update: the peak depends on width and
+    warm-up, as in ESPnet. For a peak that is ``lr`` itself take `InverseSqrt`.
+
+    Attributes:
+        warmup: updates (from 1 on), or a share of the run (below 1).
+        width: features of the model.
+    """
+
+    warmup: float
+    width: int
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        warmup, n = max(1, updates_of(self.warmup, total, "warmup")), update + 1
+        return float(self.width**-0.5 * min(n**-0.5, n * warmup**-1.5))
 
 
 class NewBobLR:

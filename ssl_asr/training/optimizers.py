@@ -1,0 +1,165 @@
+"""Optimizers of one side of the model, over its layer groups from the bottom up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from ssl_asr.errors import ConfigError
+from ssl_asr.models.backbone import LayerGroup
+
+
+def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
+    """The factor on the learning rate of each group: 1 at the top, times ``layer_decay`` for each one below.
+
+    Example:
+        >>> layer_scales(["feature_encoder", "layers.0", "layers.1"], 0.5)
+        {'feature_encoder': 0.25, 'layers.0': 0.5, 'layers.1': 1.0}
+    """
+    return {name: layer_decay ** (len(names) - 1 - i) for i, name in enumerate(names)}
+
+
+def parameter_groups(
+    groups: Sequence[LayerGroup], *, lr: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate, and within that weights with decay; norms and biases without.
+
+    Args:
+        groups: from the bottom up; what does not train in them is left out.
+        lr: of the top group.
+        weight_decay: on matrices and kernels; vectors (norms, biases) have none.
+        layer_decay: see `layer_scales`; 1 gives every group the same rate.
+    """
+    scales = layer_scales([group.name for group in groups], layer_decay)
+    made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group.parameters():
+            if parameter.requires_grad:
+                decay = weight_decay if parameter.ndim >= 2 else 0.0
+                made.setdefault((lr * scales[group.name], decay), []).append(parameter)
+    # The top of the model first, since its rate is the one that is logged.
+    ordered = sorted(made.items(), key=lambda item: (-item[0][0], -item[0][1]))
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in ordered]
+
+
+class OptimizerConfig(Protocol):
+    """An ``optimizer`` option."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the top layer group, which the schedule scales."""
+
+    @property
+    def layer_decay(self) -> float:
+        """The factor on the rate of each layer group below another."""
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups."""
+
+
+def _is_fused(groups: list[dict[str, Any]]) -> bool:
+    """Whether every parameter is on a GPU, where one fused kernel makes the whole update."""
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW, without weight decay on norms and biases; the fused kernel where every weight is on a GPU.
+
+    Attributes:
+        lr: peak learning rate, of the top layer group.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices only.
+        layer_decay: factor on the rate of each layer group below another; 1 for none.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups."""
+        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        betas = (self.betas[0], self.betas[1])
+        return torch.optim.AdamW(made, lr=self.lr, betas=betas, eps=self.eps, fused=_is_fused(made))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam, as fairseq fine-tunes wav2vec 2.0 with; its weight decay is L2, inside the gradient.
+
+    Attributes:
+        lr, betas, eps, layer_decay: see `AdamW`.
+        weight_decay: L2, on matrices only.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups."""
+        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        betas = (self.betas[0], self.betas[1])
+        return torch.optim.Adam(made, lr=self.lr, betas=betas, eps=self.eps, fused=_is_fused(made))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adadelta:
+    """Adadelta, as SpeechBrain's heads use it.
+
+    Attributes:
+        lr: factor on the update (1.0 as published).
+        rho: decay of the running averages.
+        eps: added under the roots.
+        weight_decay: L2, on matrices only.
+        layer_decay: see `AdamW`.
+    """
+
+    lr: float
+    rho: float
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups."""
+        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        return torch.optim.Adadelta(made, lr=self.lr, rho=self.rho, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with momentum.
+
+    Attributes:
+        lr: learning rate, of the top layer group.
+        momentum: 0 for none.
+        nesterov: look ahead by the momentum.
+        weight_decay: L2, on matrices only.
+        layer_decay: see `AdamW`.
+    """
+
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups.
+
+        Raises:
+            ConfigError: Nesterov's step without a momentum.
+        """
+        if self.nesterov and self.momentum <= 0:
+            raise ConfigError("optimizers.nesterov", "there is no momentum to look ahead by", "nesterov=false")
+        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        return torch.optim.SGD(made, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

@@ -1,0 +1,65 @@
+"""Which parameter gets which rate and which decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_asr.errors import ConfigError
+from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, layer_scales, parameter_groups
+
+
+def _groups():
+    parts = [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), nn.Linear(3, 2)]
+    return [LayerGroup(f"layers.{i}", (part,)) for i, part in enumerate(parts)]
+
+
+def test_norms_and_biases_do_not_decay():
+    groups = parameter_groups(_groups(), lr=1.0, weight_decay=0.01, layer_decay=1.0)
+    assert [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups] == [(3, 1.0, 0.01), (5, 1.0, 0.0)]
+
+
+def test_what_does_not_train_is_in_no_group():
+    groups = _groups()
+    groups[1].modules[0].requires_grad_(False)
+    made = parameter_groups(groups, lr=1.0, weight_decay=0.01, layer_decay=1.0)
+    wanted = {id(p) for group in (groups[0], groups[2]) for p in group.parameters()}
+    assert {id(p) for g in made for p in g["params"]} == wanted
+
+
+def test_each_layer_below_learns_more_slowly_and_the_top_comes_first():
+    groups = _groups()
+    made = parameter_groups(groups, lr=0.1, weight_decay=0.0, layer_decay=0.5)
+    rates = {id(p): g["lr"] for g in made for p in g["params"]}
+    for group, rate in zip(groups, (0.025, 0.05, 0.1), strict=True):
+        assert [rates[id(p)] for p in group.parameters()] == pytest.approx([rate] * len(list(group.parameters())))
+    assert made[0]["lr"] == pytest.approx(0.1), "the rate that is logged is the top's"
+
+
+def test_freezing_below_leaves_the_rates_above_as_they_were():
+    assert layer_scales(["a", "b", "c"], 0.5) == {"a": 0.25, "b": 0.5, "c": 1.0}
+
+
+MADE = {
+    torch.optim.AdamW: AdamW(lr=0.1, betas=[0.9, 0.98], eps=1e-6, weight_decay=0.5, layer_decay=0.9),
+    torch.optim.Adam: Adam(lr=0.1, betas=[0.9, 0.98], eps=1e-6, weight_decay=0.5, layer_decay=0.9),
+    torch.optim.Adadelta: Adadelta(lr=0.1, rho=0.9, eps=1e-6, weight_decay=0.5, layer_decay=0.9),
+    torch.optim.SGD: SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.5, layer_decay=0.9),
+}
+SETTINGS = {"betas": (0.9, 0.98), "eps": 1e-6, "rho": 0.9, "momentum": 0.9, "nesterov": True}
+
+
+@pytest.mark.parametrize("kind", MADE, ids=lambda kind: kind.__name__)
+def test_every_setting_reaches_the_optimizer(kind):
+    optimizer = MADE[kind].build(_groups())
+    assert type(optimizer) is kind
+    for key, value in SETTINGS.items():
+        assert optimizer.defaults.get(key, value) == value
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.5, 0.0}
+    assert max(g["lr"] for g in optimizer.param_groups) == pytest.approx(0.1)
+    assert min(g["lr"] for g in optimizer.param_groups) == pytest.approx(0.1 * 0.81)
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ConfigError, match="no momentum"):
+        SGD(lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0, layer_decay=1.0).build(_groups())
