@@ -35,6 +35,7 @@ from ssl_asr.models.loading import (
     model_family,
     rebuild,
 )
+from ssl_asr.models.masking import SpecAugment
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
 from ssl_asr.targets import check_node
@@ -115,9 +116,12 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
         ),
     }
     task = instantiate(config["task"])
+    augment = instantiate(config["augment"])
     if isinstance(task, Seq2Seq):
         assert isinstance(tokenizer, WhisperTokenizer)
         model = load_seq2seq(backbone, folder)
+        if isinstance(augment, SpecAugment):
+            model.encoder.mask_with(augment)
         return Seq2SeqModule(
             model=model,
             decoder=instantiate(config["decoder"]),
@@ -125,6 +129,8 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
             **shared,
         )
     encoder = load_encoder(backbone, folder)
+    if isinstance(augment, SpecAugment):
+        encoder.mask_with(augment)
     head = instantiate(config["head"]).build(dim=encoder.dim, vocab_size=tokenizer.vocab_size)
     return CTCModule(encoder=encoder, head=head, **shared)
 

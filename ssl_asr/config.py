@@ -48,6 +48,7 @@ class TrainConfig:
     tokenizer: Any = MISSING
     decoder: Any = MISSING
     freeze_policy: Any = MISSING
+    augment: Any = MISSING
     data: Any = MISSING
     optimizers: Any = MISSING
     schedulers: Any = MISSING
@@ -244,7 +245,7 @@ def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
 
 def _nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every node with a ``_target_``, by key."""
-    keys = ["backbone", "task", "head", "tokenizer", "decoder", "data", "trainer", "logger", "freeze_policy"]
+    keys = ["backbone", "task", "head", "tokenizer", "decoder", "data", "trainer", "logger", "freeze_policy", "augment"]
     nodes = {key: config[key] for key in keys}
     for group in ("optimizers", "schedulers"):
         for side in ("pretrained", "new"):
@@ -279,6 +280,10 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.pretrained.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
     ("optimizers.new.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    ("augment.time_prob", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    ("augment.time_span", _positive, "1 frame or more"),
+    ("augment.feature_prob", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    ("augment.feature_span", _positive, "1 feature or more"),
     ("backbone.tail_s", lambda v: 0 <= v < 30, "0 to 30 seconds"),
     ("backbone.recommended_freeze", lambda v: v in _FOLDED, f"one of {', '.join(_FOLDED)}"),
     (
@@ -331,6 +336,10 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
         if kind["head"] == "NoHead":
             errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))
+    frozen = str(config["freeze_policy"].get("_target_", "")).endswith(".FreezeEncoder")
+    if frozen and str(config["augment"].get("_target_", "")).endswith(".SpecAugment"):
+        what = "a frozen encoder is never masked, so this would do nothing"
+        errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
     for key, name in wanted.items():
         if kind[key] and kind[key] != name:
             errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy[key]))

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ssl_asr.models.masking import SpecAugment
 from ssl_asr.types import Samples, Seconds
 
 
@@ -27,16 +28,18 @@ class EncoderOutput:
 class LayerGroup:
     """A named part of a model: the unit of freezing and of layer-wise learning rates.
 
-    ``modules`` are put in eval mode when frozen.
+    ``modules`` are put in eval mode when frozen; ``loose`` are parameters that sit in none of them.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
+    loose: tuple[nn.Parameter, ...] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter of the group, each once."""
         for module in self.modules:
             yield from module.parameters()
+        yield from self.loose
 
 
 class SpeechEncoder(Protocol):
@@ -47,6 +50,11 @@ class SpeechEncoder(Protocol):
 
     dim: int
     max_s: Seconds | None
+    masked_share: float | None
+    """The share of frames hidden in the last forward pass; None where nothing is masked."""
+
+    def mask_with(self, augment: SpecAugment) -> None:
+        """Hide spans of the input whenever in train mode; before `layer_groups` is asked for."""
 
     def __call__(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
         """Encode float32 16 kHz samples; ``lengths_B`` is int64 on the CPU."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.types import Samples, Seconds
 
 SSL_MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
@@ -86,9 +87,35 @@ class SSLEncoder(nn.Module):
         # not the checkpoint's: neither is switched on behind the user's back.
         config.layerdrop = 0.0
         config.apply_spec_augment = False
-        # The vector that stands for a masked frame; nothing is masked, so it is no part of what trains.
+        # The vector that stands for a masked frame is no part of what trains until something is masked.
         if getattr(self.net, "masked_spec_embed", None) is not None:
             self.net.masked_spec_embed.requires_grad_(False)
+        self.augment: SpecAugment | None = None
+        self.masked_share: float | None = None
+
+    def mask_with(self, augment: SpecAugment) -> None:
+        """Hide spans of frames and features of the transformer's input whenever in train mode."""
+        self.augment = augment
+        if augment.time_prob > 0:
+            if getattr(self.net, "masked_spec_embed", None) is None:
+                self.net.masked_spec_embed = nn.Parameter(torch.empty(self.dim).uniform_())
+                # transformers makes the vector only where its own masking would be used.
+                self.net.config.mask_time_prob = augment.time_prob
+            self.net.masked_spec_embed.requires_grad_(True)
+
+    def _hide(self, h_BFD: Tensor, frame_lengths_B: Tensor) -> Tensor:
+        """The learnt vector over hidden frames, then zeros over hidden features."""
+        assert self.augment is not None
+        time_BF = self.augment.time_mask(frame_lengths_B, h_BFD.shape[1])
+        feature_BD = self.augment.feature_mask(h_BFD.shape[0], h_BFD.shape[2])
+        self.masked_share = share(time_BF, frame_lengths_B)
+        if time_BF is not None:
+            # Part of the graph in every batch, hidden frames or none: all ranks must agree on what has gradients.
+            vector_D = self.net.masked_spec_embed.to(h_BFD.dtype)
+            h_BFD = torch.where(time_BF.to(h_BFD.device, non_blocking=True)[..., None], vector_D, h_BFD)
+        if feature_BD is not None:
+            h_BFD = h_BFD.masked_fill(feature_BD.to(h_BFD.device, non_blocking=True)[:, None], 0.0)
+        return h_BFD
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames after the convolutions, ``floor((n - kernel) / stride) + 1`` for each."""
@@ -112,6 +139,8 @@ class SSLEncoder(nn.Module):
         frame_lengths_B = self.frame_lengths(lengths_B)
         projected = self.net.feature_projection(x_BFD)
         h_BFD = projected[0] if isinstance(projected, tuple) else projected
+        if self.training and self.augment is not None:
+            h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
         # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
         states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
@@ -134,10 +163,13 @@ class SSLEncoder(nn.Module):
         below = (self.net.feature_projection, encoder.pos_conv_embed)
         groups = [
             LayerGroup("feature_encoder", (self.net.feature_extractor,)),
-            LayerGroup("projection", below if final_first else (*below, encoder.layer_norm)),
+            LayerGroup("projection", below if final_first else (*below, encoder.layer_norm), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(encoder.layers)),
         ]
         return [*groups, LayerGroup("final_norm", (encoder.layer_norm,))] if final_first else groups
+
+    def _mask_vector(self) -> tuple[nn.Parameter, ...]:
+        return (self.net.masked_spec_embed,) if self.augment is not None and self.augment.time_prob > 0 else ()
 
     def description(self) -> dict[str, Any]:
         """Plain data for `ssl_asr.models.loading.rebuild`."""

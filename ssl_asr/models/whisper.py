@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
 
 Window = Literal["real", "30s"]
@@ -152,6 +153,25 @@ class WhisperEncoder(nn.Module):
         self.dim: int = self.net.config.d_model
         self.net.embed_positions.requires_grad_(False)
         self.log_mel = LogMel(n_mels=self.net.config.num_mel_bins)
+        self.augment: SpecAugment | None = None
+        self.masked_share: float | None = None
+
+    def mask_with(self, augment: SpecAugment) -> None:
+        """Hide spans of log-mel frames and bands whenever in train mode."""
+        self.augment = augment
+
+    def _hide(self, mel_BMF: Tensor, lengths_B: Tensor) -> Tensor:
+        """Zeros, near the mean of normalised log-mel, over the hidden spans of the speech."""
+        assert self.augment is not None
+        mel_lengths_B = lengths_B.div(HOP, rounding_mode="floor").clamp(max=mel_BMF.shape[-1])
+        time_BF = self.augment.time_mask(mel_lengths_B, mel_BMF.shape[-1])
+        band_BM = self.augment.feature_mask(*mel_BMF.shape[:2])
+        self.masked_share = share(time_BF, mel_lengths_B)
+        if time_BF is not None:
+            mel_BMF = mel_BMF.masked_fill(time_BF.to(mel_BMF.device, non_blocking=True)[:, None], 0.0)
+        if band_BM is not None:
+            mel_BMF = mel_BMF.masked_fill(band_BM.to(mel_BMF.device, non_blocking=True)[..., None], 0.0)
+        return mel_BMF
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames of so many samples: one for every 320 begun, at most 1,500."""
@@ -173,6 +193,8 @@ class WhisperEncoder(nn.Module):
         mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
         context_lengths_B = (mel_lengths_B + 1).div(2, rounding_mode="floor")
         mel_BMF = self.log_mel(waveform_BT, int(mel_lengths_B.max()))
+        if self.training and self.augment is not None:
+            mel_BMF = self._hide(mel_BMF, lengths_B)
         mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)
         # A convolution pads with zeros, so what lies beyond an utterance must be zero before each of them.
         x = functional.gelu(self.net.conv1(_blank(mel_BMF, mel_mask)))

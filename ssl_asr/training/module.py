@@ -214,6 +214,9 @@ class ASRModule(L.LightningModule):
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
         if len(batch):
             self._log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
+            encoder: Any = self._sides["pretrained"][0]
+            if encoder.masked_share is not None:
+                self._log_train("train/masked_share", torch.tensor(encoder.masked_share), len(batch))
         if ends:
             self._update()
 
