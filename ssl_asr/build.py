@@ -95,7 +95,7 @@ def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
     if isinstance(module, Seq2SeqModule):
         prompt = 4 if module.tokenizer.is_multilingual else 2
         return Limits(min_s, max_s, why, max_tokens=module.model.max_tokens, prompt_tokens=prompt)
-    return Limits(min_s, max_s, why, ctc_frames=lambda samples: one_frame_length(encoder, samples))
+    return Limits(min_s, max_s, why, ctc_frames=lambda samples: one_frame_length(cast(CTCModule, module), samples))
 
 
 def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule:
@@ -131,8 +131,9 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
     encoder = load_encoder(backbone, folder)
     if isinstance(augment, SpecAugment):
         encoder.mask_with(augment)
-    head = instantiate(config["head"]).build(dim=encoder.dim, vocab_size=tokenizer.vocab_size)
-    return CTCModule(encoder=encoder, head=head, **shared)
+    states = instantiate(config["states"]).build(encoder)
+    head = instantiate(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
+    return CTCModule(encoder=encoder, states=states, head=head, **shared)
 
 
 def describe_model(module: ASRModule) -> dict[str, Any]:
@@ -274,8 +275,9 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
     if description["task"] == "seq2seq":
         module = Seq2SeqModule(model=model, decoder=_checked(config["decoder"]), label_smoothing=0.0, **shared)
     else:
-        head = _checked(config["head"]).build(dim=model.dim, vocab_size=tokenizer.vocab_size)
-        module = CTCModule(encoder=model, head=head, **shared)
+        states = _checked(config["states"]).build(model)
+        head = _checked(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
+        module = CTCModule(encoder=model, states=states, head=head, **shared)
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
     module.load_state_dict(weights)
     return module

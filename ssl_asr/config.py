@@ -44,6 +44,7 @@ class TrainConfig:
 
     backbone: Any = MISSING
     task: Any = MISSING
+    states: Any = MISSING
     head: Any = MISSING
     tokenizer: Any = MISSING
     decoder: Any = MISSING
@@ -245,7 +246,19 @@ def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
 
 def _nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every node with a ``_target_``, by key."""
-    keys = ["backbone", "task", "head", "tokenizer", "decoder", "data", "trainer", "logger", "freeze_policy", "augment"]
+    keys = [
+        "backbone",
+        "task",
+        "head",
+        "tokenizer",
+        "decoder",
+        "data",
+        "trainer",
+        "logger",
+        "freeze_policy",
+        "augment",
+        "states",
+    ]
     nodes = {key: config[key] for key in keys}
     for group in ("optimizers", "schedulers"):
         for side in ("pretrained", "new"):
@@ -280,6 +293,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.pretrained.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
     ("optimizers.new.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    ("states.stride", lambda v: v in (1, 2, 3), "1, 2 or 3"),
     ("augment.time_prob", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("augment.time_span", _positive, "1 frame or more"),
     ("augment.feature_prob", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
@@ -317,7 +331,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
         key: str(config[key].get("_target_", "")).rpartition(".")[2]
-        for key in ("backbone", "task", "head", "tokenizer", "decoder")
+        for key in ("backbone", "task", "states", "head", "tokenizer", "decoder")
     }
     errors = []
     if kind["task"] == "Seq2Seq":
@@ -329,6 +343,9 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
                     "task=ctc, or a whisper backbone",
                 )
             )
+        if config["states"] != {"_target_": "ssl_asr.models.states.LastLayer", "stride": 1}:
+            what = "Whisper's decoder reads the encoder's last states as they are"
+            errors.append(ConfigError("states", what, "states=last states.stride=1"))
         wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
         remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
     else:

@@ -16,12 +16,14 @@ class EncoderOutput:
     """States ``h_BFD`` and two int64 lengths on the CPU.
 
     ``frame_lengths_B`` counts the frames of speech, which CTC aligns to. ``context_lengths_B`` counts the
-    frames a decoder may look at: the same, plus Whisper's silence after the speech.
+    frames a decoder may look at: the same, plus Whisper's silence after the speech. ``layers``, where asked
+    for, has the input of the first transformer layer and the states after each, the last being ``h_BFD``.
     """
 
     h_BFD: Tensor
     frame_lengths_B: Tensor
     context_lengths_B: Tensor
+    layers: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,15 @@ class SpeechEncoder(Protocol):
     def mask_with(self, augment: SpecAugment) -> None:
         """Hide spans of the input whenever in train mode; before `layer_groups` is asked for."""
 
-    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
-        """Encode float32 16 kHz samples; ``lengths_B`` is int64 on the CPU."""
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the checkpoint, also once it is cut."""
+
+    def cut(self, layers: int) -> None:
+        """Keep so many transformer layers from the bottom; what ended the last of them is not put after another."""
+
+    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
+        """Encode float32 16 kHz samples; ``lengths_B`` is int64 on the CPU; ``layers`` asks for all layers' states."""
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames of so many samples, exact integer arithmetic."""
@@ -88,6 +97,13 @@ def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor 
     return torch.arange(width, device=device)[None] < lengths_B.to(device, non_blocking=True)[:, None]
 
 
-def one_frame_length(encoder: SpeechEncoder, samples: Samples) -> int:
+class FrameCounter(Protocol):
+    """Whatever knows how many frames so many samples give: an encoder, or a module that joins its frames."""
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames of so many samples, exact integer arithmetic."""
+
+
+def one_frame_length(counter: FrameCounter, samples: Samples) -> int:
     """Frames of one utterance of so many samples."""
-    return int(encoder.frame_lengths(torch.tensor([samples])))
+    return int(counter.frame_lengths(torch.tensor([samples])))

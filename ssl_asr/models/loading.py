@@ -110,11 +110,17 @@ def load_seq2seq(backbone: WhisperBackbone, folder: Path) -> WhisperSeq2Seq:
 
 def rebuild(description: dict[str, Any], *, seq2seq: bool) -> SSLEncoder | WhisperEncoder | WhisperSeq2Seq:
     """A model of that description with random weights, for a checkpoint's to be loaded into."""
+    cut_to = description.get("cut_to")
     if description["family"] == "ssl":
-        return new_ssl_encoder(description["config"], description["normalize"])
+        ssl_encoder = new_ssl_encoder(description["config"], description["normalize"])
+        if cut_to is not None:
+            ssl_encoder.cut(cut_to)
+        return ssl_encoder
     encoder_net, decoder_net = new_whisper_parts(description["config"])
     window = {key: description[key] for key in ("window", "tail_s", "train_tail_s")}
     encoder = WhisperEncoder(net=encoder_net, **window)
+    if cut_to is not None:
+        encoder.cut(cut_to)
     if not seq2seq:
         return encoder
     return WhisperSeq2Seq(encoder=encoder, net=decoder_net, generation=description["generation"])

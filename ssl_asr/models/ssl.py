@@ -6,7 +6,8 @@ frames. transformers takes both over the padded row, which is why a base model's
 the company they keep; here they do not, so the attention mask can be given to both norm styles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,7 @@ class SSLEncoder(nn.Module):
         # The vector that stands for a masked frame is no part of what trains until something is masked.
         if getattr(self.net, "masked_spec_embed", None) is not None:
             self.net.masked_spec_embed.requires_grad_(False)
+        self.cut_to: int | None = None
         self.augment: SpecAugment | None = None
         self.masked_share: float | None = None
 
@@ -131,7 +133,21 @@ class SSLEncoder(nn.Module):
             samples = (samples - 1) * stride + kernel
         return samples
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the checkpoint, also once it is cut."""
+        layers: int = self.net.config.num_hidden_layers
+        return layers
+
+    def cut(self, layers: int) -> None:
+        """Keep so many layers; a final norm belongs to the whole encoder's last and goes with it."""
+        if layers < self.n_layers:
+            self.cut_to = layers
+            self.net.encoder.layers = self.net.encoder.layers[:layers]
+            if self.net.config.do_stable_layer_norm:
+                self.net.encoder.layer_norm = nn.Identity()
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
         """Encode ``waveform_BT`` (float32, 16 kHz) of ``lengths_B`` samples (int64, CPU)."""
         if self.normalize:
             waveform_BT = normalize_waveform(waveform_BT, lengths_B)
@@ -143,8 +159,32 @@ class SSLEncoder(nn.Module):
             h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
         # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
-        states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
-        return EncoderOutput(states.last_hidden_state, frame_lengths_B, frame_lengths_B)
+        with self._watch(layers) as seen:
+            states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
+        last_BFD = states.last_hidden_state
+        kept = (*seen[:-1], last_BFD) if layers else None
+        return EncoderOutput(last_BFD, frame_lengths_B, frame_lengths_B, kept)
+
+    @contextmanager
+    def _watch(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """The input of the first transformer layer and the output of each, as they pass."""
+        seen: list[Tensor] = []
+
+        def keep_input(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.append(given[0] if given else named["hidden_states"])
+
+        def keep_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = []
+        if wanted:
+            hooks = [layer.register_forward_hook(keep_output) for layer in self.net.encoder.layers]
+            hooks.append(self.net.encoder.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _convolve(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
         x_BDF = waveform_BT[:, None]
@@ -166,14 +206,20 @@ class SSLEncoder(nn.Module):
             LayerGroup("projection", below if final_first else (*below, encoder.layer_norm), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(encoder.layers)),
         ]
-        return [*groups, LayerGroup("final_norm", (encoder.layer_norm,))] if final_first else groups
+        whole = self.cut_to is None
+        return [*groups, LayerGroup("final_norm", (encoder.layer_norm,))] if final_first and whole else groups
 
     def _mask_vector(self) -> tuple[nn.Parameter, ...]:
         return (self.net.masked_spec_embed,) if self.augment is not None and self.augment.time_prob > 0 else ()
 
     def description(self) -> dict[str, Any]:
         """Plain data for `ssl_asr.models.loading.rebuild`."""
-        return {"family": "ssl", "config": self.net.config.to_dict(), "normalize": self.normalize}
+        return {
+            "family": "ssl",
+            "config": self.net.config.to_dict(),
+            "normalize": self.normalize,
+            "cut_to": self.cut_to,
+        }
 
 
 def check_no_adapter(config: Any) -> bool:

@@ -153,6 +153,7 @@ class WhisperEncoder(nn.Module):
         self.dim: int = self.net.config.d_model
         self.net.embed_positions.requires_grad_(False)
         self.log_mel = LogMel(n_mels=self.net.config.num_mel_bins)
+        self.cut_to: int | None = None
         self.augment: SpecAugment | None = None
         self.masked_share: float | None = None
 
@@ -187,7 +188,20 @@ class WhisperEncoder(nn.Module):
             tail_B = torch.full((len(lengths_B),), self.tail_s)
         return (lengths_B + (tail_B * SAMPLE_RATE).long()).clamp(max=WINDOW_SAMPLES)
 
-    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> EncoderOutput:
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the checkpoint, also once it is cut."""
+        layers: int = self.net.config.encoder_layers
+        return layers
+
+    def cut(self, layers: int) -> None:
+        """Keep so many layers; the final norm belongs to the whole encoder's last and goes with it."""
+        if layers < self.n_layers:
+            self.cut_to = layers
+            self.net.layers = self.net.layers[:layers]
+            self.net.layer_norm = nn.Identity()
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
         """Encode ``waveform_BT`` (float32, 16 kHz, zero-padded) of ``lengths_B`` samples (int64, CPU)."""
         samples_B = self._context_samples(lengths_B)
         mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
@@ -204,9 +218,13 @@ class WhisperEncoder(nn.Module):
         h_BFD = _drop(self.net, h_BFD)
         mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
         mask = None if mask_BF is None else mask_BF[:, None, None]
+        seen = [h_BFD]
         for layer in self.net.layers:
             h_BFD = self._layer(layer, h_BFD, mask)
-        return EncoderOutput(self.net.layer_norm(h_BFD), self.frame_lengths(lengths_B), context_lengths_B)
+            seen.append(h_BFD)
+        seen[-1] = h_BFD = self.net.layer_norm(h_BFD)
+        kept = tuple(seen) if layers else None
+        return EncoderOutput(h_BFD, self.frame_lengths(lengths_B), context_lengths_B, kept)
 
     @staticmethod
     def _layer(layer: Any, h_BFD: Tensor, mask: Tensor | None) -> Tensor:
@@ -223,7 +241,7 @@ class WhisperEncoder(nn.Module):
         return [
             LayerGroup("feature_encoder", (self.net.conv1, self.net.conv2)),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.layers)),
-            LayerGroup("final_norm", (self.net.layer_norm,)),
+            *([LayerGroup("final_norm", (self.net.layer_norm,))] if self.cut_to is None else []),
         ]
 
     def description(self) -> dict[str, Any]:
@@ -234,6 +252,7 @@ class WhisperEncoder(nn.Module):
             "window": self.window,
             "tail_s": self.tail_s,
             "train_tail_s": None if self.train_tail_s is None else list(self.train_tail_s),
+            "cut_to": self.cut_to,
         }
 
 

@@ -10,6 +10,7 @@ from ssl_asr.decoding.ctc import collapse, greedy_paths
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
 from ssl_asr.types import Batch, Hypothesis, Tokenizer
 
@@ -17,10 +18,11 @@ BLANK = 0
 
 
 class CTCModule(ASRModule):
-    """Encoder, head, CTC.
+    """Encoder, states, head, CTC.
 
     Args:
         encoder: the pretrained encoder.
+        states: which of its states the head reads.
         head: from ``h_BFD`` to ``logits_BFV``, the blank at index 0.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
     """
@@ -29,6 +31,7 @@ class CTCModule(ASRModule):
         self,
         *,
         encoder: Any,
+        states: States,
         head: nn.Module,
         tokenizer: Tokenizer,
         policy: FreezePolicy,
@@ -37,22 +40,28 @@ class CTCModule(ASRModule):
     ) -> None:
         super().__init__(
             encoder=encoder,
-            rest=head,
-            rest_groups=[LayerGroup("head", (head,))],
+            rest=nn.ModuleList([states, head]),
+            rest_groups=[LayerGroup("states", (states,)), LayerGroup("head", (head,))],
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
             normalizers=normalizers,
         )
         self.encoder: SpeechEncoder = encoder
+        self.states = states
         self.head = head
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames that CTC aligns, of so many samples."""
+        return self.states.frame_lengths(self.encoder.frame_lengths(lengths_B))
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """``log_probs_BFV`` in float32 and each utterance's frames (int64, CPU)."""
         with self.encoder_context():
-            out = self.encoder(batch.waveform_BT, batch.lengths_B)
-        logits_BFV: Tensor = self.head(out.h_BFD)
-        return logits_BFV.float().log_softmax(-1), out.frame_lengths_B
+            out = self.encoder(batch.waveform_BT, batch.lengths_B, layers=self.states.reads_layers)
+        h_BFD, frame_lengths_B = self.states(out)
+        logits_BFV: Tensor = self.head(h_BFD)
+        return logits_BFV.float().log_softmax(-1), frame_lengths_B
 
     def loss(self, batch: Batch) -> Loss:
         """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted.
