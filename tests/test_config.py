@@ -40,6 +40,8 @@ def test_every_option_composes_and_resolves(group, option):
     overrides = [f"{group}={option}"]
     if group in SIDES:
         overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
+    if group == "augment":
+        overrides.append("freeze=false")
     if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) == ("head", "none"):
         overrides = ["backbone=whisper_tiny_en", *overrides]
     config = resolved(*overrides)
@@ -139,6 +141,8 @@ WRONG = {
     "scheduler@schedulers.new=newbob": "schedulers.new.monitor: waits for a validation (give data.dev=…",
     "backbone.recommended_freeze=some": "backbone.recommended_freeze: is 'some'",
     "optimizers.new.lr=-1": "optimizers.new.lr: is -1",
+    "optimizers.new.layer_decay=0": "optimizers.new.layer_decay: is 0 (it should be more than 0, at most 1)",
+    "states.stride=4": "states.stride: is 4 (it should be 1, 2 or 3)",
 }
 
 
@@ -148,6 +152,16 @@ def test_a_mistake_is_named_with_its_remedy(override, capsys):
         cli.preflight("train", ["data.train=t.jsonl", override])
     assert WRONG[override] in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_options_that_would_do_nothing_are_refused():
+    for overrides, said in (
+        (["augment=spec_augment", "freeze=true"], "augment: a frozen encoder is never masked"),
+        (["backbone=whisper_tiny_en", "states=weighted_sum"], "states: Whisper's decoder reads the encoder's last"),
+    ):
+        with pytest.raises(UserError) as caught:
+            cli.preflight("train", ["data.train=t.jsonl", *overrides])
+        assert said in str(caught.value)
 
 
 def test_all_mistakes_at_once():

@@ -23,7 +23,7 @@ class CTCModule(ASRModule):
     Args:
         encoder: the pretrained encoder.
         states: which of its states the head reads.
-        head: from ``h_BFD`` to ``logits_BFV``, the blank at index 0.
+        head: from ``h_BFD, frame_lengths_B`` to ``logits_BFV``, the blank at index 0.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
     """
 
@@ -60,7 +60,7 @@ class CTCModule(ASRModule):
         with self.encoder_context():
             out = self.encoder(batch.waveform_BT, batch.lengths_B, layers=self.states.reads_layers)
         h_BFD, frame_lengths_B = self.states(out)
-        logits_BFV: Tensor = self.head(h_BFD)
+        logits_BFV: Tensor = self.head(h_BFD, frame_lengths_B)
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
 
     def loss(self, batch: Batch) -> Loss:

@@ -1,0 +1,47 @@
+"""Every option trains, and what it trained is restored from its checkpoint alone."""
+
+import pytest
+import torch
+
+from ssl_asr.build import InferenceOptions, restore_module
+from ssl_asr.training.checkpointing import read_checkpoint
+from tests.training.toy_runs import build, toy_overrides
+
+RECIPES = {
+    "bilstm": ["head=bilstm", "head.width=8"],
+    "batch norm": ["head=dnn", "head.width=8", "head.norm=batch"],
+    "weighted sum": ["states=weighted_sum", "states.layer_norm=true", "freeze=true"],
+    "chosen layer, joined": ["states=layer", "states.layer=1", "states.stride=2"],
+    "masked": ["augment=spec_augment", "augment.time_span=2", "augment.feature_span=2"],
+    "fairseq": [
+        "optimizer@optimizers.pretrained=adam",
+        "optimizer@optimizers.new=adam",
+        "scheduler@schedulers.pretrained=tri_stage",
+        "scheduler@schedulers.new=tri_stage",
+    ],
+    "others": [
+        "optimizer@optimizers.pretrained=sgd",
+        "optimizers.pretrained.lr=1.0",
+        "optimizers.pretrained.layer_decay=0.5",
+        "scheduler@schedulers.pretrained=inverse_sqrt",
+        "scheduler@schedulers.new=noam",
+    ],
+}
+
+
+@pytest.mark.parametrize("backbone", ["wav2vec2_layer", "whisper"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, name, backbone):
+    more = ["head=linear", *RECIPES[name]] if "head=bilstm" not in RECIPES[name] else RECIPES[name]
+    overrides = [o for o in toy_overrides(toy_checkpoints[backbone], toy_corpus) if "max_epochs" not in o]
+    run = build(tmp_path, *overrides, *more, "tokenizer=char", "decoder=ctc_greedy", "trainer.max_epochs=1")
+    before = {key: value.clone() for key, value in run.module.state_dict().items()}
+    run.trainer.fit(run.module, datamodule=run.data)
+    moved = {key for key, value in run.module.state_dict().items() if not torch.equal(value, before[key])}
+    trained = {key for key, p in run.module.named_parameters() if p.requires_grad}
+    # A key's bias moves every score of a row alike, so its gradient is zero but for rounding.
+    assert {key for key in trained - moved if "k_proj.bias" not in key} == set()
+    assert {key for key, _ in run.module.named_parameters()} & moved <= trained
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    batch = next(iter(run.data.val_dataloader()[0]))
+    torch.testing.assert_close(twin.log_probs(batch)[0], run.module.eval().log_probs(batch)[0])
