@@ -349,6 +349,9 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
         remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
     else:
+        if str(config["freeze_policy"].get("_target_", "")).endswith(".FreezeDecoder"):
+            what = "this task has no pretrained decoder"
+            errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
         wanted = {"tokenizer": "Characters", "decoder": "CtcGreedy"}
         remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
         if kind["head"] == "NoHead":

@@ -42,7 +42,10 @@ def test_every_option_composes_and_resolves(group, option):
         overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
     if group == "augment":
         overrides.append("freeze=false")
-    if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) == ("head", "none"):
+    if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) in (
+        ("head", "none"),
+        ("freeze_policy", "decoder"),
+    ):
         overrides = ["backbone=whisper_tiny_en", *overrides]
     config = resolved(*overrides)
     assert check_node(config["freeze_policy"], "freeze_policy") == []
@@ -157,6 +160,7 @@ def test_a_mistake_is_named_with_its_remedy(override, capsys):
 def test_options_that_would_do_nothing_are_refused():
     for overrides, said in (
         (["augment=spec_augment", "freeze=true"], "augment: a frozen encoder is never masked"),
+        (["freeze_policy=decoder"], "freeze_policy: this task has no pretrained decoder"),
         (["backbone=whisper_tiny_en", "states=weighted_sum"], "states: Whisper's decoder reads the encoder's last"),
     ):
         with pytest.raises(UserError) as caught:

@@ -74,7 +74,7 @@ class ASRModule(L.LightningModule):
         rest: the other trainable part (head, or decoder without its encoder).
         rest_groups: the layer groups of ``rest``.
         tokenizer: its state goes into checkpoints.
-        policy: which groups of the encoder train.
+        policy: which layer groups train.
         optim: how updates are made; None for a module that only transcribes.
         normalizers: by name; the first one's WER is ``val/wer``.
 
@@ -107,7 +107,7 @@ class ASRModule(L.LightningModule):
             "pretrained": (encoder, list(encoder.layer_groups())),
             "new": (rest, list(rest_groups)),
         }
-        self._freeze(encoder)
+        self._freeze()
         self._encoder_frozen = not any(p.requires_grad for p in encoder.parameters())
         self._metrics = nn.ModuleDict(
             {f"{kind}_{name}": ErrorRate(edits) for name in normalizers for kind, edits in _KINDS.items()}
@@ -116,14 +116,16 @@ class ASRModule(L.LightningModule):
 
     # What trains -----------------------------------------------------------------------------------------
 
-    def _freeze(self, encoder: nn.Module) -> None:
+    def _freeze(self) -> None:
         for module, own in self._sides.values():
             check_partition(own, module.parameters())
-        groups = self._sides["pretrained"][1]
-        trainable = self.policy.trainable([group.name for group in groups])
-        frozen = apply_policy(groups, trainable)
-        # Dropout between the groups belongs to none of them: an encoder that is frozen whole is so whole.
-        self._frozen: list[nn.Module] = frozen if trainable else [encoder]
+        names = {side: [group.name for group in groups] for side, (_, groups) in self._sides.items()}
+        trainable = self.policy.trainable(names["pretrained"], names["new"])
+        self._frozen: list[nn.Module] = []
+        for side, (module, groups) in self._sides.items():
+            frozen = apply_policy(groups, trainable & set(names[side]))
+            # Dropout between the groups belongs to none of them: a side that is frozen whole is so whole.
+            self._frozen += frozen if trainable & set(names[side]) else [module]
 
     def train(self, mode: bool = True) -> "ASRModule":
         """Train mode for what trains; frozen parts stay in eval mode."""
