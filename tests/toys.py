@@ -6,7 +6,14 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import HubertConfig, Wav2Vec2Config, WavLMConfig, WhisperConfig
+from transformers import (
+    Data2VecAudioConfig,
+    HubertConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+    WhisperConfig,
+)
 
 SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
 SPECIALS += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
@@ -36,6 +43,8 @@ FAMILIES = {
     "hubert_layer": (HubertConfig, _LAYER),
     "wavlm_group": (WavLMConfig, _GROUP),
     "wavlm_layer": (WavLMConfig, _LAYER),
+    "unispeech_sat_layer": (UniSpeechSatConfig, _LAYER),
+    "data2vec": (Data2VecAudioConfig, {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 4}),
     "whisper": (WhisperConfig, {}),
 }
 SSL_FAMILIES = [name for name in FAMILIES if name != "whisper"]
@@ -90,7 +99,7 @@ def save_checkpoint(name: str, folder: Path) -> Path:
     if name == "whisper":
         _save_whisper(folder)
         return folder
-    model = transformers.AutoModel.from_config(config_class(**_SMALL, **norm))
+    model = transformers.AutoModel.from_config(config_class(**{**_SMALL, **norm}))
     model.save_pretrained(folder)
     do_normalize = name.endswith("layer")
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))

@@ -1,6 +1,6 @@
 """From a backbone's config to a model with weights, and from a checkpoint's description to an empty twin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,19 @@ def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...]) -> nn
     if missing or info["mismatched_keys"]:
         shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
         raise CheckpointError(str(folder), f"lacks weights or has others: {shown}", "is the file whole?")
+    stray = _stray(info["unexpected_keys"], model)
+    if stray:
+        what = f"has weights its config does not account for: {', '.join(stray[:5])}"
+        raise CheckpointError(str(folder), what, "do config.json and the weights belong together?")
     loaded: nn.Module = model
     return loaded
+
+
+def _stray(unexpected: Iterable[str], model: Any) -> list[str]:
+    """Weights that are of the model's own parts and yet not its own; those of pretraining's other parts are fine."""
+    parts = {name for name, _ in model.named_children()}
+    bare = [key.removeprefix(f"{model.base_model_prefix}.") for key in sorted(unexpected)]
+    return [key for key in bare if key.partition(".")[0] in parts]
 
 
 def _whisper_parts(folder: Path) -> Any:

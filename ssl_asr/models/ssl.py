@@ -1,4 +1,6 @@
-"""The wav2vec 2.0 family (wav2vec 2.0, HuBERT, WavLM) with exact lengths and no influence of padding.
+"""The wav2vec 2.0 family with exact lengths and no influence of padding.
+
+wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM, data2vec and UniSpeech-SAT.
 
 The layers and weights are transformers'. The way in is our own: the waveform is normalised over an
 utterance's own samples, and the group norm of base models takes its statistics over an utterance's own
@@ -18,7 +20,7 @@ from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
 from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.types import Samples, Seconds
 
-SSL_MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+SSL_MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class SSLEncoder(nn.Module):
     """An encoder of the wav2vec 2.0 family behind the `SpeechEncoder` contract.
 
     Args:
-        net: transformers' ``Wav2Vec2Model``, ``HubertModel`` or ``WavLMModel``.
+        net: transformers' ``Wav2Vec2Model``, ``HubertModel``, ``WavLMModel``, ``Data2VecAudioModel`` or
+            ``UniSpeechSatModel``.
         normalize: whether the waveform is normalised an utterance.
     """
 
@@ -83,6 +86,9 @@ class SSLEncoder(nn.Module):
         self.normalize = normalize
         config = self.net.config
         self.dim: int = config.hidden_size
+        # data2vec is a post-norm model whose config does not say so.
+        self._norm_first = bool(getattr(config, "do_stable_layer_norm", False))
+        self._mask_positions()
         self._geometry = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         # Layers dropped at random leave ranks with unequal graphs, and masked frames are a recipe's choice,
         # not the checkpoint's: neither is switched on behind the user's back.
@@ -94,6 +100,20 @@ class SSLEncoder(nn.Module):
         self.cut_to: int | None = None
         self.augment: SpecAugment | None = None
         self.masked_share: float | None = None
+
+    def _mask_positions(self) -> None:
+        """Zero the padding before each of data2vec's convolutions for positions.
+
+        They are five in a row: what the first makes of the padding would reach an utterance's last frames
+        through the second, where the utterance alone meets zeros.
+        """
+
+        def blank(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+            return given if self._position_mask_BF is None else (given[0] * self._position_mask_BF[:, None],)
+
+        self._position_mask_BF: Tensor | None = None
+        for layer in getattr(self.net.encoder.pos_conv_embed, "layers", ()):
+            layer.register_forward_pre_hook(blank)
 
     def mask_with(self, augment: SpecAugment) -> None:
         """Hide spans of frames and features of the transformer's input whenever in train mode."""
@@ -144,7 +164,7 @@ class SSLEncoder(nn.Module):
         if layers < self.n_layers:
             self.cut_to = layers
             self.net.encoder.layers = self.net.encoder.layers[:layers]
-            if self.net.config.do_stable_layer_norm:
+            if self._norm_first:
                 self.net.encoder.layer_norm = nn.Identity()
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
@@ -158,6 +178,7 @@ class SSLEncoder(nn.Module):
         if self.training and self.augment is not None:
             h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        self._position_mask_BF = mask_BF
         # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
         with self._watch(layers) as seen:
             states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
@@ -199,7 +220,7 @@ class SSLEncoder(nn.Module):
     def layer_groups(self) -> Sequence[LayerGroup]:
         """``feature_encoder``, ``projection``, ``layers.0`` … and, where the model ends with a norm, ``final_norm``."""
         encoder = self.net.encoder
-        final_first = self.net.config.do_stable_layer_norm
+        final_first = self._norm_first
         below = (self.net.feature_projection, encoder.pos_conv_embed)
         groups = [
             LayerGroup("feature_encoder", (self.net.feature_extractor,)),

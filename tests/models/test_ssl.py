@@ -1,7 +1,11 @@
+import shutil
+
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
+from ssl_asr.errors import CheckpointError
 from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, apply_policy, check_partition
 from ssl_asr.models.loading import load_encoder, rebuild
 from ssl_asr.models.ssl import SSLBackbone, normalize_waveform
@@ -125,3 +129,44 @@ def test_no_gradient_reaches_below_what_trains(toy_checkpoints, waveforms):
     apply_policy(groups, frozenset(names))
     trainable = [p for group in groups for p in group.parameters()]
     assert all(p.requires_grad for p in trainable), "policies set both ways"
+
+
+def _weights(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def _copy(source, target, weights):
+    target.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(source / name, target)
+    safetensors.torch.save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("change", ["lacks", "has more", "is of a deeper model"])
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(toy_checkpoints, tmp_path, change):
+    weights = _weights(toy_checkpoints["wav2vec2_layer"])
+    if change == "lacks":
+        del weights["encoder.layers.1.attention.k_proj.weight"]
+    elif change == "has more":
+        weights["feature_projection.extra.weight"] = torch.zeros(2)
+    else:
+        weights["encoder.layers.2.attention.k_proj.weight"] = torch.zeros(16, 16)
+    with pytest.raises(CheckpointError, match=r"lacks weights|does not account for"):
+        encoder_of(_copy(toy_checkpoints["wav2vec2_layer"], tmp_path / "x", weights))
+
+
+def test_what_pretraining_and_fine_tuning_left_is_set_aside(toy_checkpoints, waveforms, tmp_path):
+    """A head, a quantizer, the prefix of a whole model, and the old names of weight norm."""
+    weights = {}
+    for key, value in _weights(toy_checkpoints["wav2vec2_layer"]).items():
+        key = key.replace("parametrizations.weight.original0", "weight_g")
+        weights[f"wav2vec2.{key.replace('parametrizations.weight.original1', 'weight_v')}"] = value
+    weights |= {
+        "lm_head.weight": torch.zeros(3, 16),
+        "quantizer.codevectors": torch.zeros(2),
+        "project_q.bias": torch.zeros(2),
+    }
+    encoder = encoder_of(_copy(toy_checkpoints["wav2vec2_layer"], tmp_path / "x", weights))
+    expected = encoder_of(toy_checkpoints["wav2vec2_layer"])(*padded(waveforms))
+    torch.testing.assert_close(encoder(*padded(waveforms)).h_BFD, expected.h_BFD)
