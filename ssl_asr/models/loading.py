@@ -51,10 +51,11 @@ def model_family(folder: Path) -> str:
     raise CheckpointError(str(folder), f"is a {found} model", f"supported are {supported}")
 
 
-def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...]) -> nn.Module:
+def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]) -> nn.Module:
     """Transformers' model in float32, refusing a checkpoint that lacks any weight of it.
 
-    ``new_parts`` are prefixes of weights that pretraining may not have had.
+    ``new_parts`` are prefixes of weights that pretraining may not have had; ``overrides`` go over the
+    checkpoint's config.
     """
     from transformers.utils import logging
 
@@ -62,7 +63,7 @@ def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...]) -> nn
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **overrides)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(str(folder), f"cannot be loaded: {error}") from None
     finally:
@@ -87,10 +88,14 @@ def _stray(unexpected: Iterable[str], model: Any) -> list[str]:
     return [key for key in bare if key.partition(".")[0] in parts]
 
 
-def _whisper_parts(folder: Path) -> Any:
+def _whisper_parts(backbone: WhisperBackbone, folder: Path) -> tuple[WhisperEncoder, Any]:
+    """The encoder, and transformers' decoder."""
     from transformers import WhisperForConditionalGeneration
 
-    return _pretrained(WhisperForConditionalGeneration, folder, ("proj_out",)).model
+    whole: Any = _pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), backbone.overrides())
+    encoder = WhisperEncoder(net=whole.model.encoder, **_window(backbone))
+    encoder.gradient_checkpointing = backbone.gradient_checkpointing
+    return encoder, whole.model.decoder
 
 
 def _window(backbone: WhisperBackbone) -> dict[str, Any]:
@@ -100,10 +105,12 @@ def _window(backbone: WhisperBackbone) -> dict[str, Any]:
 def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEncoder | WhisperEncoder:
     """The pretrained encoder of a checkpoint folder, in float32."""
     if isinstance(backbone, WhisperBackbone):
-        return WhisperEncoder(net=_whisper_parts(folder).encoder, **_window(backbone))
+        return _whisper_parts(backbone, folder)[0]
     from transformers import AutoModel
 
-    net = _pretrained(AutoModel, folder, ("masked_spec_embed",))
+    net: Any = _pretrained(AutoModel, folder, ("masked_spec_embed",), backbone.overrides())
+    if backbone.gradient_checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     normalize = backbone.normalize_waveform
     if normalize is None:
         preprocessor = read_json(folder / "preprocessor_config.json")
@@ -113,10 +120,9 @@ def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEn
 
 def load_seq2seq(backbone: WhisperBackbone, folder: Path) -> WhisperSeq2Seq:
     """The pretrained encoder-decoder of a checkpoint folder, in float32, its generation settings whole."""
-    parts = _whisper_parts(folder)
-    encoder = WhisperEncoder(net=parts.encoder, **_window(backbone))
+    encoder, decoder = _whisper_parts(backbone, folder)
     generation = read_json(folder / "generation_config.json")
-    return WhisperSeq2Seq(encoder=encoder, net=parts.decoder, generation=generation)
+    return WhisperSeq2Seq(encoder=encoder, net=decoder, generation=generation)
 
 
 def rebuild(description: dict[str, Any], *, seq2seq: bool) -> SSLEncoder | WhisperEncoder | WhisperSeq2Seq:

@@ -11,7 +11,7 @@ the company they keep; here they do not, so the attention mask can be given to b
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,28 @@ class SSLBackbone:
         revision: the Hub revision to pin; null for the newest.
         normalize_waveform: zero mean and unit variance an utterance; null asks the checkpoint.
         recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
+        hidden_dropout, attention_dropout, activation_dropout, feat_proj_dropout: as transformers names them;
+            null leaves the checkpoint's.
+        attention: transformers' implementation; null takes its choice for the family.
+        gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
     """
 
     source: str
     revision: str | None
     normalize_waveform: bool | None
     recommended_freeze: str
+    hidden_dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    feat_proj_dropout: float | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    gradient_checkpointing: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """What is to differ from the checkpoint's own config."""
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        wanted = {name: getattr(self, name) for name in names} | {"attn_implementation": self.attention}
+        return {name: value for name, value in wanted.items() if value is not None}
 
 
 def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:

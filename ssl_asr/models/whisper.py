@@ -4,13 +4,14 @@ The weights sit in transformers' modules; the forward passes are ours, since tra
 nothing but 30 s and its decoder knows no padding in the encoder's states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
 from ssl_asr.models.masking import SpecAugment, share
@@ -38,6 +39,9 @@ class WhisperBackbone:
         train_tail_s: the range a training tail is drawn from, an utterance at a time, which keeps the end
             token learnt at any length; null trains with ``tail_s`` always.
         recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
+        dropout, attention_dropout, activation_dropout: as transformers names them; null leaves the
+            checkpoint's, which is 0 in those of OpenAI.
+        gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
     """
 
     source: str
@@ -46,6 +50,15 @@ class WhisperBackbone:
     tail_s: float
     train_tail_s: list[float] | None
     recommended_freeze: str
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    gradient_checkpointing: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """What is to differ from the checkpoint's own config."""
+        wanted = {name: getattr(self, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
+        return {name: value for name, value in wanted.items() if value is not None}
 
 
 class LogMel(nn.Module):
@@ -122,6 +135,14 @@ def _feed_forward(layer: Any, x_BND: Tensor) -> Tensor:
     return x_BND + _drop(layer, layer.fc2(_drop(layer, h_BND, layer.activation_dropout)))
 
 
+def _run_layer(layer: Callable[..., Tensor], *inputs: Any, again: bool) -> Tensor:
+    """A layer's output; with ``again``, what it keeps for backward is its input only."""
+    if not (again and torch.is_grad_enabled()):
+        return layer(*inputs)
+    recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+    return recomputed
+
+
 class WhisperEncoder(nn.Module):
     """Whisper's encoder behind the `SpeechEncoder` contract.
 
@@ -154,6 +175,7 @@ class WhisperEncoder(nn.Module):
         self.net.embed_positions.requires_grad_(False)
         self.log_mel = LogMel(n_mels=self.net.config.num_mel_bins)
         self.cut_to: int | None = None
+        self.gradient_checkpointing = False
         self.augment: SpecAugment | None = None
         self.masked_share: float | None = None
 
@@ -220,7 +242,7 @@ class WhisperEncoder(nn.Module):
         mask = None if mask_BF is None else mask_BF[:, None, None]
         seen = [h_BFD]
         for layer in self.net.layers:
-            h_BFD = self._layer(layer, h_BFD, mask)
+            h_BFD = _run_layer(self._layer, layer, h_BFD, mask, again=self.gradient_checkpointing and self.training)
             seen.append(h_BFD)
         seen[-1] = h_BFD = self.net.layer_norm(h_BFD)
         kept = tuple(seen) if layers else None
@@ -305,14 +327,18 @@ class WhisperSeq2Seq(nn.Module):
         mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
         cross_mask = None if mask_BF is None else mask_BF[:, None, None]
         x_BUD = self._embed(tokens_BU, 0)
+        again = self.encoder.gradient_checkpointing and self.net.training
         for layer in self.net.layers:
-            y_BUD = layer.self_attn_layer_norm(x_BUD)
-            k, v = _keys_values(layer.self_attn, y_BUD)
-            x_BUD = x_BUD + _drop(layer, _attend(layer.self_attn, y_BUD, k, v, None, causal=True))
-            k, v = _keys_values(layer.encoder_attn, h_BFD)
-            x_BUD = self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+            x_BUD = _run_layer(self._layer, layer, x_BUD, h_BFD, cross_mask, again=again)
         states_BUD: Tensor = self.net.layer_norm(x_BUD)
         return states_BUD
+
+    def _layer(self, layer: Any, x_BUD: Tensor, h_BFD: Tensor, cross_mask: Tensor | None) -> Tensor:
+        y_BUD = layer.self_attn_layer_norm(x_BUD)
+        k, v = _keys_values(layer.self_attn, y_BUD)
+        x_BUD = x_BUD + _drop(layer, _attend(layer.self_attn, y_BUD, k, v, None, causal=True))
+        k, v = _keys_values(layer.encoder_attn, h_BFD)
+        return self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits of any selection of states, shape (…, V)."""
