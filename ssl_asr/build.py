@@ -14,6 +14,7 @@ from ssl_asr.config import config_folder
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig, read_manifests
+from ssl_asr.data.pieces import Pieces, PieceTokenizer, Symbols, SymbolTokenizer
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.data.tokenizer import (
     Characters,
@@ -72,6 +73,12 @@ def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
         return WhisperTokenizer.from_folder(
             folder, language=options.language, task=options.task, normalizer=options.normalizer
         )
+    if isinstance(options, Pieces):
+        return PieceTokenizer.from_texts(train, options=options)
+    if isinstance(options, Symbols):
+        if options.symbols is not None:
+            return SymbolTokenizer(symbols=options.symbols, normalizer=options.normalizer)
+        return SymbolTokenizer.from_texts(train, normalizer=options.normalizer)
     assert isinstance(options, Characters)
     if options.characters is not None:
         return CharTokenizer(characters=options.characters, normalizer=options.normalizer)

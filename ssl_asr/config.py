@@ -293,6 +293,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.pretrained.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
     ("optimizers.new.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    ("tokenizer.size", lambda v: v >= 2, "2 or more"),
     ("states.stride", lambda v: v in (1, 2, 3), "1, 2 or 3"),
     ("augment.time_prob", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("augment.time_span", _positive, "1 frame or more"),
@@ -352,7 +353,9 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         if str(config["freeze_policy"].get("_target_", "")).endswith(".FreezeDecoder"):
             what = "this task has no pretrained decoder"
             errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
-        wanted = {"tokenizer": "Characters", "decoder": "CtcGreedy"}
+        wanted = {"decoder": "CtcGreedy"}
+        if kind["tokenizer"] == "WhisperTokens":
+            wanted["tokenizer"] = "Characters"
         remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
         if kind["head"] == "NoHead":
             errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))

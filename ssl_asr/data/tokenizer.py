@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_asr.data.pieces import PieceTokenizer, SymbolTokenizer
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
 from ssl_asr.types import Tokenizer, Utterance
@@ -232,7 +233,12 @@ class WhisperTokenizer:
 
 def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer that ``state`` describes, as a checkpoint holds it."""
-    kinds = {"char": CharTokenizer, "whisper": WhisperTokenizer}
+    kinds: dict[str, Any] = {
+        "char": CharTokenizer,
+        "pieces": PieceTokenizer,
+        "symbols": SymbolTokenizer,
+        "whisper": WhisperTokenizer,
+    }
     if state.get("kind") not in kinds:
         raise CheckpointError("tokenizer", f"unknown kind {state.get('kind')!r}", "was it made by ssl_asr?")
     arguments = {key: value for key, value in state.items() if key != "kind"}
@@ -241,20 +247,23 @@ def restore_tokenizer(state: dict[str, Any]) -> Tokenizer:
 
 
 def check_coverage(tokenizer: Tokenizer, utterances: Iterable[Utterance], *, where: str) -> None:
-    """Refuse training text with characters a fixed alphabet cannot spell.
+    """Refuse training text with characters or symbols that a fixed inventory lacks.
 
     Raises:
-        ManifestError: naming the 20 commonest such characters, each with one utterance.
+        ManifestError: naming the 20 commonest of them, each with one utterance.
     """
-    if not isinstance(tokenizer, CharTokenizer):
+    if not isinstance(tokenizer, CharTokenizer | SymbolTokenizer):
         return
+    spells = isinstance(tokenizer, CharTokenizer)
     counts: Counter[str] = Counter()
     example: dict[str, str] = {}
     for utterance in utterances:
-        for character in tokenizer.unseen(utterance):
-            counts[character] += 1
-            example.setdefault(character, utterance.where or utterance.id)
+        for label in tokenizer.unseen(utterance):
+            counts[label] += 1
+            example.setdefault(label, utterance.where or utterance.id)
     if counts:
-        rows = [f"{c!r} U+{ord(c):04X} x{n} (first at {example[c]})" for c, n in counts.most_common(20)]
-        what = f"{len(counts)} characters are not in the alphabet: {'; '.join(rows)}"
-        raise ManifestError(where, what, "extend tokenizer.characters, or choose a tokenizer.normalizer")
+        named = {c: f"{c!r} U+{ord(c):04X}" if spells else repr(c) for c, _ in counts.most_common(20)}
+        rows = [f"{named[c]} x{n} (first at {example[c]})" for c, n in counts.most_common(20)]
+        kind, key = ("characters", "alphabet") if spells else ("symbols", "inventory")
+        what = f"{len(counts)} {kind} are not in the {key}: {'; '.join(rows)}"
+        raise ManifestError(where, what, f"extend tokenizer.{kind}, or choose a tokenizer.normalizer")

@@ -12,6 +12,8 @@ RECIPES = {
     "batch norm": ["head=dnn", "head.width=8", "head.norm=batch"],
     "weighted sum": ["states=weighted_sum", "states.layer_norm=true", "freeze=true"],
     "chosen layer, joined": ["states=layer", "states.layer=1", "states.stride=2"],
+    "pieces": ["tokenizer=bpe", "tokenizer.size=8"],
+    "symbols": ["tokenizer=symbols"],
     "masked": ["augment=spec_augment", "augment.time_span=2", "augment.feature_span=2"],
     "fairseq": [
         "optimizer@optimizers.pretrained=adam",
@@ -34,7 +36,7 @@ RECIPES = {
 def test_a_recipe_trains_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, name, backbone):
     more = ["head=linear", *RECIPES[name]] if "head=bilstm" not in RECIPES[name] else RECIPES[name]
     overrides = [o for o in toy_overrides(toy_checkpoints[backbone], toy_corpus) if "max_epochs" not in o]
-    run = build(tmp_path, *overrides, *more, "tokenizer=char", "decoder=ctc_greedy", "trainer.max_epochs=1")
+    run = build(tmp_path, *overrides, "tokenizer=char", *more, "decoder=ctc_greedy", "trainer.max_epochs=1")
     before = {key: value.clone() for key, value in run.module.state_dict().items()}
     run.trainer.fit(run.module, datamodule=run.data)
     moved = {key for key, value in run.module.state_dict().items() if not torch.equal(value, before[key])}

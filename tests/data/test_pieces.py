@@ -1,0 +1,81 @@
+"""Subword pieces and symbols: what they spell comes back, and the train split alone decides."""
+
+import pytest
+
+from ssl_asr.data.pieces import BLANK_ID, UNKNOWN_ID, Pieces, PieceTokenizer, SymbolTokenizer
+from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
+from ssl_asr.errors import ConfigError, ManifestError
+from ssl_asr.types import Utterance
+
+TEXTS = ["the cat sat on the mat", "the dog sat on the log", "Cats and dogs, it's said", "hello  hello"] * 4
+
+
+def said(text):
+    return Utterance(id="u", audio_filepath="u.wav", duration=1.0, text=text, where="m.jsonl:3")
+
+
+@pytest.fixture(params=["bpe", "unigram"])
+def pieces(request):
+    options = Pieces(model=request.param, size=24, normalizer="lower")
+    return PieceTokenizer.from_texts([said(text) for text in TEXTS], options=options)
+
+
+def test_text_comes_back_as_the_normaliser_left_it(pieces):
+    for text in TEXTS:
+        ids = pieces.encode(said(text))
+        assert pieces.decode(ids) == " ".join(text.lower().split())
+        assert BLANK_ID not in ids
+        assert UNKNOWN_ID not in ids
+        assert max(ids) < pieces.vocab_size == 25
+        assert pieces.decode([0, *ids, 0]) == pieces.decode(ids)
+
+
+def test_pieces_are_fewer_than_characters_and_the_same_again(pieces):
+    assert len(pieces.encode(said(TEXTS[0]))) < len(TEXTS[0])
+    assert len(set(pieces.encode(said("the the")))) < len(pieces.encode(said("the the"))), "a word twice, a piece twice"
+    twin = restore_tokenizer(pieces.state())
+    assert twin.state() == pieces.state()
+    assert twin.encode(said("the cat")) == pieces.encode(said("the cat"))
+    again = PieceTokenizer.from_texts(
+        [said(text) for text in TEXTS],
+        options=Pieces(model="bpe", size=24, normalizer="lower"),
+    )
+    once_more = PieceTokenizer.from_texts(
+        [said(text) for text in TEXTS],
+        options=Pieces(model="bpe", size=24, normalizer="lower"),
+    )
+    assert again.state() == once_more.state(), "every rank trains its own"
+
+
+def test_what_training_never_had_is_unknown_and_never_a_blank(pieces):
+    ids = pieces.encode(said("cat ж"))
+    assert UNKNOWN_ID in ids
+    assert BLANK_ID not in ids
+    assert "⁇" in pieces.decode(ids)
+
+
+def test_sizes_that_the_text_cannot_give_are_refused():
+    for size in (5, 5000):
+        with pytest.raises(ConfigError, match=f"tokenizer.size: the train split's text gives no {size} pieces"):
+            PieceTokenizer.from_texts(
+                [said(text) for text in TEXTS], options=Pieces(model="bpe", size=size, normalizer="lower")
+            )
+    with pytest.raises(ManifestError, match="no text"):
+        PieceTokenizer.from_texts([said("")], options=Pieces(model="bpe", size=24, normalizer="lower"))
+
+
+def test_symbols_are_whole_and_case_counts():
+    tokenizer = SymbolTokenizer.from_texts([said("K AE1 t"), said("D AO1 g")], normalizer="none")
+    assert tokenizer.symbols == ["AE1", "AO1", "D", "K", "g", "t"]
+    ids = tokenizer.encode(said("D AE1 t T"))
+    assert ids == [4, 2, 7, UNKNOWN_ID]
+    assert tokenizer.decode([0, *ids]) == "D AE1 t ⁇"
+    assert restore_tokenizer(tokenizer.state()).encode(said("K g")) == tokenizer.encode(said("K g"))
+    with pytest.raises(ManifestError, match=r"1 symbols are not in the inventory: 'T' x2 \(first at m.jsonl:3\)"):
+        check_coverage(tokenizer, [said("T D T")], where="train")
+
+
+@pytest.mark.parametrize("symbols", [[], ["a", "a"], ["a b"], [""]])
+def test_a_faulty_inventory_is_refused(symbols):
+    with pytest.raises(ConfigError, match="list each symbol once"):
+        SymbolTokenizer(symbols=symbols, normalizer="none")
