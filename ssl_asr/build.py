@@ -190,7 +190,12 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
         ),
     ]
     trainer = make_trainer(
-        trainer_config, folder=folder, loggers=loggers, callbacks=callbacks, verbose=console is not None
+        trainer_config,
+        folder=folder,
+        loggers=loggers,
+        callbacks=callbacks,
+        verbose=console is not None,
+        thaws=module.policy.thaws,
     )
     batches = data.batches_per_epoch(trainer_config.max_epochs, trainer.world_size)
     module.total_updates = total_updates(batches, trainer_config.accumulate_grad_batches, trainer_config.max_steps)

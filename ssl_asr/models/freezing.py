@@ -6,7 +6,7 @@ memory for backward below the lowest trainable layer, and is in no optimizer.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -14,19 +14,47 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.models.backbone import LayerGroup
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come: updates made, epochs finished."""
+
+    update: int
+    epoch: int
+
+
 class FreezePolicy(Protocol):
     """Chooses which layer groups train."""
 
+    thaws: bool
+    """Whether what trains changes in the course of a run."""
+
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
-        """The names that train, out of the encoder's from bottom to top and those of the rest (head or decoder).
+        """The names that ever train, out of the encoder's from the bottom up and the rest's (head or decoder).
 
         Raises:
             ConfigError: the model does not have what the policy speaks of.
         """
 
+    def trainable_at(self, encoder: Sequence[str], rest: Sequence[str], progress: Progress) -> frozenset[str]:
+        """The names that train in the next update."""
+
+
+class _Constant:
+    """What policies share that choose once for the whole run."""
+
+    thaws = False
+
+    def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
+        """The names that ever train."""
+        raise AssertionError("a policy says what trains")
+
+    def trainable_at(self, encoder: Sequence[str], rest: Sequence[str], progress: Progress) -> frozenset[str]:
+        """The names that train in the next update: the same at any time."""
+        return self.trainable(encoder, rest)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAll:
+class TrainAll(_Constant):
     """Every weight trains."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -35,7 +63,7 @@ class TrainAll:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeFeatureEncoder:
+class FreezeFeatureEncoder(_Constant):
     """The convolutions next to the samples stay as pretrained, the rest trains."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -44,7 +72,7 @@ class FreezeFeatureEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeEncoder:
+class FreezeEncoder(_Constant):
     """The whole pretrained encoder stays as it is: CTC trains its head, Whisper its decoder."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -53,7 +81,7 @@ class FreezeEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeDecoder:
+class FreezeDecoder(_Constant):
     """Whisper's decoder stays as it is and its encoder trains: new sounds or rooms, the language known."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -65,7 +93,7 @@ class FreezeDecoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTopK:
+class TrainTopK(_Constant):
     """The top layers of the encoder train, what is below stays as pretrained.
 
     Attributes:
@@ -81,6 +109,70 @@ class TrainTopK:
             what = f"the encoder has {len(layers)} transformer layers, not {self.k}"
             raise ConfigError("freeze_policy.k", what, "freeze_policy=encoder trains none of them")
         return frozenset([*encoder[encoder.index(layers[-self.k]) :], *rest])
+
+
+def _from_layer(encoder: Sequence[str], open_layers: int) -> frozenset[str]:
+    """The top ``open_layers`` transformer layers and what follows them; with all of them, what leads to them too.
+
+    The convolutions are never among them.
+    """
+    layers = [name for name in encoder if name.startswith("layers.")]
+    if open_layers <= 0 or not layers:
+        return frozenset()
+    if open_layers >= len(layers):
+        return frozenset(encoder) - {"feature_encoder"}
+    return frozenset(encoder[encoder.index(layers[-open_layers]) :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFirst:
+    """Head (or decoder) alone for some updates, then the encoder too: fairseq's ``freeze_finetune_updates``.
+
+    A new head's first gradients are noise, which the pretrained weights are spared. The convolutions stay as
+    pretrained, as there.
+
+    Attributes:
+        updates: that the encoder waits for.
+    """
+
+    updates: int
+    thaws = True
+
+    def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
+        """All but ``feature_encoder``."""
+        return FreezeFeatureEncoder().trainable(encoder, rest)
+
+    def trainable_at(self, encoder: Sequence[str], rest: Sequence[str], progress: Progress) -> frozenset[str]:
+        """The rest alone, then all but ``feature_encoder``."""
+        return frozenset(rest) if progress.update < self.updates else self.trainable(encoder, rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualThaw:
+    """The encoder thaws from the top, a transformer layer at a time (Howard and Ruder, 2018).
+
+    What follows the layers thaws with the top one, what leads to them with the lowest; the convolutions stay.
+
+    Attributes:
+        wait: updates or epochs before the top layer thaws.
+        every: updates or epochs from one layer to the next.
+        unit: of both.
+    """
+
+    wait: int
+    every: int
+    unit: Literal["update", "epoch"]
+    thaws = True
+
+    def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
+        """All but ``feature_encoder``."""
+        return FreezeFeatureEncoder().trainable(encoder, rest)
+
+    def trainable_at(self, encoder: Sequence[str], rest: Sequence[str], progress: Progress) -> frozenset[str]:
+        """The rest, and the layers that have thawed by now."""
+        now = progress.update if self.unit == "update" else progress.epoch
+        open_layers = 0 if now < self.wait else 1 + (now - self.wait) // self.every
+        return frozenset(rest) | _from_layer(encoder, open_layers)
 
 
 def check_partition(groups: Iterable[LayerGroup], parameters: Iterable[nn.Parameter]) -> None:

@@ -16,7 +16,7 @@ from ssl_asr.metrics.edit import char_edits, word_edits
 from ssl_asr.metrics.error_rate import ErrorRate
 from ssl_asr.metrics.report import Normalizer, Prediction
 from ssl_asr.models.backbone import LayerGroup
-from ssl_asr.models.freezing import FreezePolicy, apply_policy, check_partition
+from ssl_asr.models.freezing import FreezePolicy, Progress, apply_policy, check_partition
 from ssl_asr.training.optimizers import OptimizerConfig, layer_scales
 from ssl_asr.training.schedulers import MetricScheduler, SchedulerConfig, UpdateScheduler
 from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
@@ -108,7 +108,6 @@ class ASRModule(L.LightningModule):
             "new": (rest, list(rest_groups)),
         }
         self._freeze()
-        self._encoder_frozen = not any(p.requires_grad for p in encoder.parameters())
         self._metrics = nn.ModuleDict(
             {f"{kind}_{name}": ErrorRate(edits) for name in normalizers for kind, edits in _KINDS.items()}
         )
@@ -116,16 +115,37 @@ class ASRModule(L.LightningModule):
 
     # What trains -----------------------------------------------------------------------------------------
 
+    def _names(self, side: str) -> list[str]:
+        return [group.name for group in self._sides[side][1]]
+
     def _freeze(self) -> None:
-        for module, own in self._sides.values():
-            check_partition(own, module.parameters())
-        names = {side: [group.name for group in groups] for side, (_, groups) in self._sides.items()}
-        trainable = self.policy.trainable(names["pretrained"], names["new"])
+        """Freeze what never trains; what thaws later is open until the run starts, so that DDP knows of it."""
+        for module, groups in self._sides.values():
+            check_partition(groups, module.parameters())
+        self._open(self.policy.trainable(self._names("pretrained"), self._names("new")))
+
+    def _open(self, trainable: frozenset[str]) -> None:
+        self._trainable = trainable
         self._frozen: list[nn.Module] = []
         for side, (module, groups) in self._sides.items():
-            frozen = apply_policy(groups, trainable & set(names[side]))
+            own = trainable & set(self._names(side))
+            frozen = apply_policy(groups, own)
             # Dropout between the groups belongs to none of them: a side that is frozen whole is so whole.
-            self._frozen += frozen if trainable & set(names[side]) else [module]
+            self._frozen += frozen if own else [module]
+        self._encoder_frozen = not any(p.requires_grad for p in self._sides["pretrained"][0].parameters())
+
+    def _thaw(self) -> None:
+        """What trains from here on, at the start of a window, where every gradient is empty."""
+        progress = Progress(self.trainer.global_step, self.trainer.current_epoch)
+        trainable = self.policy.trainable_at(self._names("pretrained"), self._names("new"), progress)
+        if trainable == self._trainable:
+            return
+        before = self._trainable
+        self._open(trainable)
+        self.train()
+        if progress.update > 0:
+            opened = [name for side in self._sides for name in self._names(side) if name in trainable - before]
+            self.print(f"update {progress.update}: {', '.join(opened)} thawed")
 
     def train(self, mode: bool = True) -> "ASRModule":
         """Train mode for what trains; frozen parts stay in eval mode."""
@@ -137,6 +157,7 @@ class ASRModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Lightning restores modes at its own discretion; frozen parts are frozen from the first batch."""
         self.train()
+        self._thaw()
 
     def encoder_context(self) -> AbstractContextManager[None]:
         """No gradients through an encoder of which nothing trains."""
@@ -207,6 +228,8 @@ class ASRModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulate the gradients of a batch and, at a window's end, make one update."""
         assert self.optim is not None
+        if self.policy.thaws and not self._window:
+            self._thaw()
         loss = self.loss(batch) if len(batch) else self._no_loss()
         ends = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
         with nullcontext() if ends else self._without_sync():

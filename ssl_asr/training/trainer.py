@@ -62,10 +62,12 @@ def make_trainer(
     loggers: Sequence[Any],
     callbacks: Sequence[Callback],
     verbose: bool,
+    thaws: bool = False,
 ) -> L.Trainer:
     """A Trainer whose checkpoints are whole and whose loaders are made anew each epoch.
 
-    Clipping and accumulation are the module's: Lightning refuses both where there are two optimizers.
+    Clipping and accumulation are the module's: Lightning refuses both where there are two optimizers. A model
+    that ``thaws`` has parameters that are not in the graph yet, which DDP has to look for.
     """
     plugins: list[Any] = [AtomicCheckpointIO()]
     precision: Any = config.precision
@@ -78,7 +80,7 @@ def make_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        strategy="ddp_find_unused_parameters_true" if thaws and config.strategy == "ddp" else config.strategy,
         precision=precision,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from ssl_asr.training.checkpointing import read_checkpoint
@@ -36,7 +37,11 @@ def _train(folder, *overrides, code=None):
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
-def test_two_ranks_train_and_score_as_one(toy_checkpoints, toy_corpus, tmp_path):
+THAW = ["freeze_policy=gradual_thaw", "freeze_policy.unit=update", "freeze_policy.wait=2"]
+
+
+@pytest.mark.parametrize("policy", [["freeze=false"], THAW], ids=["everything trains", "layers thaw"])
+def test_two_ranks_train_and_score_as_one(toy_checkpoints, toy_corpus, tmp_path, policy):
     checkpoint = tmp_path / "no_dropout"
     shutil.copytree(toy_checkpoints["hubert_layer"], checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -44,7 +49,7 @@ def test_two_ranks_train_and_score_as_one(toy_checkpoints, toy_corpus, tmp_path)
     (checkpoint / "config.json").write_text(json.dumps(config))
     overrides = [
         *toy_overrides(checkpoint, toy_corpus),
-        "freeze=false",
+        *policy,
         "head.dropout=0.0",
         "data.max_batch_s=1.6",
         "optimizers.pretrained.lr=0.003",

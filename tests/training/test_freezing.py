@@ -8,6 +8,9 @@ from ssl_asr.models.freezing import (
     FreezeDecoder,
     FreezeEncoder,
     FreezeFeatureEncoder,
+    GradualThaw,
+    HeadFirst,
+    Progress,
     TrainAll,
     TrainTopK,
 )
@@ -36,6 +39,48 @@ def test_policies_refuse_what_a_model_has_not():
             TrainTopK(k=k).trainable(ENCODER, DECODER)
     with pytest.raises(ConfigError, match="no pretrained decoder"):
         FreezeDecoder().trainable(ENCODER, ["states", "head"])
+
+
+def test_what_thaws_thaws_from_the_top():
+    rest = ["states", "head"]
+    head_first = HeadFirst(updates=10)
+    assert head_first.trainable_at(ENCODER, rest, Progress(9, 5)) == {*rest}
+    assert head_first.trainable_at(ENCODER, rest, Progress(10, 0)) == {*ENCODER, *rest} - {"feature_encoder"}
+    gradual = GradualThaw(wait=2, every=3, unit="epoch")
+    top = {"layers.2", "final_norm"}
+    for epoch, opened in ((0, set()), (1, set()), (2, top), (4, top), (5, top | {"layers.1"})):
+        assert gradual.trainable_at(ENCODER, rest, Progress(1000, epoch)) == {*rest, *opened}
+    for epoch in (8, 100):
+        assert gradual.trainable_at(ENCODER, rest, Progress(0, epoch)) == gradual.trainable(ENCODER, rest)
+    assert GradualThaw(wait=0, every=1, unit="update").trainable_at(ENCODER, rest, Progress(0, 9)) == {*rest, *top}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_layer_moves_from_the_update_it_thaws_at(toy_checkpoints, toy_corpus, tmp_path, accumulate):
+    overrides = [*toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus), "optimizers.pretrained.lr=0.01"]
+    overrides += ["freeze_policy=gradual_thaw", "freeze_policy.unit=update", "freeze_policy.wait=2"]
+    overrides += ["scheduler@schedulers.pretrained=constant", f"trainer.accumulate_grad_batches={accumulate}"]
+    run = build(tmp_path, *overrides, "data.max_batch_s=1.6")
+    module, moved_at = run.module, {}
+    start = {name: p.detach().clone() for name, p in module.encoder.named_parameters()}
+    step = module._step
+
+    def watched(optimizers, scaler):
+        step(optimizers, scaler)
+        for name, p in module.encoder.named_parameters():
+            if not torch.equal(p, start[name]):
+                moved_at.setdefault(name, run.trainer.global_step)
+
+    module._step = watched
+    run.trainer.fit(module, datamodule=run.data)
+    assert run.trainer.global_step >= 5
+    first = {
+        group.name: min(
+            moved_at.get(n, 99) for n, p in module.encoder.named_parameters() if any(p is q for q in group.parameters())
+        )
+        for group in module.encoder.layer_groups()
+    }
+    assert first == {"feature_encoder": 99, "projection": 4, "layers.0": 4, "layers.1": 3, "final_norm": 3}
 
 
 @pytest.mark.parametrize(
