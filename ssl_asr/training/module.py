@@ -143,8 +143,8 @@ class ASRModule(L.LightningModule):
         before = self._trainable
         self._open(trainable)
         self.train()
-        if progress.update > 0:
-            opened = [name for side in self._sides for name in self._names(side) if name in trainable - before]
+        opened = [name for side in self._sides for name in self._names(side) if name in trainable - before]
+        if opened:
             self.print(f"update {progress.update}: {', '.join(opened)} thawed")
 
     def train(self, mode: bool = True) -> "ASRModule":
