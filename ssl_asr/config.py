@@ -336,7 +336,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
         key: str(config[key].get("_target_", "")).rpartition(".")[2]
-        for key in ("backbone", "task", "states", "head", "tokenizer", "decoder")
+        for key in ("backbone", "task", "head", "tokenizer", "decoder", "freeze_policy", "augment")
     }
     errors = []
     if kind["task"] == "Seq2Seq":
@@ -354,7 +354,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
         remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
     else:
-        if str(config["freeze_policy"].get("_target_", "")).endswith(".FreezeDecoder"):
+        if kind["freeze_policy"] == "FreezeDecoder":
             what = "this task has no pretrained decoder"
             errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
         wanted = {"decoder": "CtcGreedy"}
@@ -363,8 +363,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
         if kind["head"] == "NoHead":
             errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))
-    frozen = str(config["freeze_policy"].get("_target_", "")).endswith(".FreezeEncoder")
-    if frozen and str(config["augment"].get("_target_", "")).endswith(".SpecAugment"):
+    if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
         what = "a frozen encoder is never masked, so this would do nothing"
         errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
     for key, name in wanted.items():

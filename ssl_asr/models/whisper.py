@@ -240,12 +240,14 @@ class WhisperEncoder(nn.Module):
         h_BFD = _drop(self.net, h_BFD)
         mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
         mask = None if mask_BF is None else mask_BF[:, None, None]
-        seen = [h_BFD]
+        # Kept only where asked for: a deep encoder's states are gigabytes.
+        seen = [h_BFD] if layers else []
         for layer in self.net.layers:
             h_BFD = _run_layer(self._layer, layer, h_BFD, mask, again=self.gradient_checkpointing and self.training)
-            seen.append(h_BFD)
-        seen[-1] = h_BFD = self.net.layer_norm(h_BFD)
-        kept = tuple(seen) if layers else None
+            if layers:
+                seen.append(h_BFD)
+        h_BFD = self.net.layer_norm(h_BFD)
+        kept = (*seen[:-1], h_BFD) if layers else None
         return EncoderOutput(h_BFD, self.frame_lengths(lengths_B), context_lengths_B, kept)
 
     @staticmethod

@@ -59,9 +59,12 @@ class OptimizerConfig(Protocol):
         """The optimizer over the trainable parameters of these layer groups."""
 
 
-def _is_fused(groups: list[dict[str, Any]]) -> bool:
-    """Whether every parameter is on a GPU, where one fused kernel makes the whole update."""
-    return all(parameter.is_cuda for group in groups for parameter in group["params"])
+def _adam(kind: type[torch.optim.Adam], options: "AdamW | Adam", groups: Sequence[LayerGroup]) -> Optimizer:
+    """Either Adam; fused, the whole update in one kernel, where every parameter is on a GPU."""
+    made = parameter_groups(groups, lr=options.lr, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
+    fused = all(parameter.is_cuda for group in made for parameter in group["params"])
+    betas = (options.betas[0], options.betas[1])
+    return kind(made, lr=options.lr, betas=betas, eps=options.eps, fused=fused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +87,7 @@ class AdamW:
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """The optimizer over the trainable parameters of these layer groups."""
-        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
-        betas = (self.betas[0], self.betas[1])
-        return torch.optim.AdamW(made, lr=self.lr, betas=betas, eps=self.eps, fused=_is_fused(made))
+        return _adam(torch.optim.AdamW, self, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +107,7 @@ class Adam:
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """The optimizer over the trainable parameters of these layer groups."""
-        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
-        betas = (self.betas[0], self.betas[1])
-        return torch.optim.Adam(made, lr=self.lr, betas=betas, eps=self.eps, fused=_is_fused(made))
+        return _adam(torch.optim.Adam, self, groups)
 
 
 @dataclass(frozen=True, kw_only=True)

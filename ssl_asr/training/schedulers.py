@@ -70,16 +70,25 @@ class _ByUpdate:
         return UpdateScheduler(LambdaLR(optimizer, lambda update: self.factor(update, total_updates)))
 
 
-def _ramp(update: int, total: int, warmup: float) -> tuple[float | None, float]:
-    """The factor of a linear warm-up, None once it is over, and then the share done of the rest."""
-    ramp = updates_of(warmup, total, "warmup")
-    if update < ramp:
-        return (update + 1) / ramp, 0.0
-    return None, min(1.0, (update - ramp) / max(1, total - ramp))
+class _Ramped(_ByUpdate):
+    """Linear warm-up, then a shape over the rest of the run, which a subclass gives."""
+
+    warmup: float
+
+    def shape(self, done: float) -> float:
+        """The factor on the rate once a share of the rest, 0 … 1, is done."""
+        raise AssertionError("a schedule defines its shape")
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the rate."""
+        ramp = updates_of(self.warmup, total, "warmup")
+        if update < ramp:
+            return (update + 1) / ramp
+        return self.shape(min(1.0, (update - ramp) / max(1, total - ramp)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(_ByUpdate):
+class Constant(_Ramped):
     """Linear warm-up, then constant.
 
     Attributes:
@@ -88,14 +97,13 @@ class Constant(_ByUpdate):
 
     warmup: float
 
-    def factor(self, update: int, total: int) -> float:
+    def shape(self, done: float) -> float:
         """The factor on the rate."""
-        warm, _ = _ramp(update, total, self.warmup)
-        return 1.0 if warm is None else warm
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(_ByUpdate):
+class Linear(_Ramped):
     """Linear warm-up, then linear to ``final``.
 
     Attributes:
@@ -106,14 +114,13 @@ class Linear(_ByUpdate):
     warmup: float
     final: float
 
-    def factor(self, update: int, total: int) -> float:
+    def shape(self, done: float) -> float:
         """The factor on the rate."""
-        warm, done = _ramp(update, total, self.warmup)
-        return 1.0 - (1.0 - self.final) * done if warm is None else warm
+        return 1.0 - (1.0 - self.final) * done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(_ByUpdate):
+class Cosine(_Ramped):
     """Linear warm-up, then half a cosine to ``final``.
 
     Attributes:
@@ -124,11 +131,9 @@ class Cosine(_ByUpdate):
     warmup: float
     final: float
 
-    def factor(self, update: int, total: int) -> float:
+    def shape(self, done: float) -> float:
         """The factor on the rate."""
-        warm, done = _ramp(update, total, self.warmup)
-        falling = self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
-        return falling if warm is None else warm
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True, kw_only=True)
