@@ -60,16 +60,17 @@ class OptimizerConfig(Protocol):
 
 
 def _adam(kind: type[torch.optim.Adam], options: "AdamW | Adam", groups: Sequence[LayerGroup]) -> Optimizer:
-    """Either Adam; fused, the whole update in one kernel, where every parameter is on a GPU."""
+    """Either Adam; fused, the whole update in one kernel, where every parameter is on a CUDA GPU or the CPU."""
     made = parameter_groups(groups, lr=options.lr, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
-    fused = all(parameter.is_cuda for group in made for parameter in group["params"])
+    kinds = {parameter.device.type for group in made for parameter in group["params"]}
+    fused = kinds == {"cuda"} or kinds == {"cpu"}
     betas = (options.betas[0], options.betas[1])
     return kind(made, lr=options.lr, betas=betas, eps=options.eps, fused=fused)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW, without weight decay on norms and biases; the fused kernel where every weight is on a GPU.
+    """AdamW, without weight decay on norms and biases; fused.
 
     Attributes:
         lr: peak learning rate, of the top layer group.

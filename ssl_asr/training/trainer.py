@@ -7,11 +7,13 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.training.checkpointing import AtomicCheckpointIO
+from ssl_asr.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ def make_trainer(
         plugins.append(MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu")))
         precision = None
     bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -99,12 +101,13 @@ def make_trainer(
         enable_model_summary=False,
         enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
     )
+    return _ready(trainer)
 
 
 def make_inference_trainer(*, accelerator: str, precision: str, verbose: bool) -> L.Trainer:
     """A Trainer that only runs test loops, on one device."""
     bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
@@ -116,3 +119,10 @@ def make_inference_trainer(*, accelerator: str, precision: str, verbose: bool) -
         use_distributed_sampler=False,
         inference_mode=True,
     )
+    return _ready(trainer)
+
+
+def _ready(trainer: L.Trainer) -> L.Trainer:
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
+    return trainer
