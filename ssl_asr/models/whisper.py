@@ -36,8 +36,8 @@ class WhisperBackbone:
         revision: the Hub revision to pin; null for the newest.
         window: ``real`` encodes only the utterance and ``tail_s`` of silence; ``30s`` pads as in pretraining.
         tail_s: seconds of silence after the utterance, for ``real``.
-        train_tail_s: the range a training tail is drawn from, an utterance at a time, which keeps the end
-            token learnt at any length; null trains with ``tail_s`` always.
+        train_tail_s: the range a training tail is drawn from, a batch at a time, which keeps the end token
+            learnt after any silence; null trains with ``tail_s`` always.
         recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
         dropout, attention_dropout, activation_dropout: as transformers names them; null leaves the
             checkpoint's, which is 0 in those of OpenAI.
@@ -203,12 +203,12 @@ class WhisperEncoder(nn.Module):
     def _context_samples(self, lengths_B: Tensor) -> Tensor:
         if self.window == "30s":
             return torch.full_like(lengths_B, WINDOW_SAMPLES)
+        tail_s = self.tail_s
         if self.training and self.train_tail_s is not None:
             low, high = self.train_tail_s
-            tail_B = low + (high - low) * torch.rand(len(lengths_B))
-        else:
-            tail_B = torch.full((len(lengths_B),), self.tail_s)
-        return (lengths_B + (tail_B * SAMPLE_RATE).long()).clamp(max=WINDOW_SAMPLES)
+            # One draw for all: with one each, every row would be padded to the longest tail of the batch.
+            tail_s = low + (high - low) * float(torch.rand(()))
+        return (lengths_B + int(tail_s * SAMPLE_RATE)).clamp(max=WINDOW_SAMPLES)
 
     @property
     def n_layers(self) -> int:

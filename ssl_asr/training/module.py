@@ -267,12 +267,13 @@ class ASRModule(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        self._average(gradients, torch.stack([count for count, _ in window]).sum())
-        norm = nn.utils.get_total_norm(gradients)
+        to_mean = self._to_mean(torch.stack([count for count, _ in window]).sum())
+        norm = nn.utils.get_total_norm(gradients) * to_mean
         finite = bool(torch.isfinite(norm))
         if finite:
-            if self.optim.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(list(self._optimized()), self.optim.clip_norm, norm)
+            # Mean and clip in one pass over the gradients.
+            clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, to_mean * clip)
             self._step(optimizers, scaler)
             self._log_train("train/grad_norm", norm, 1)
         elif scaler is not None:
@@ -282,12 +283,12 @@ class ASRModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
 
-    def _average(self, gradients: list[Tensor], count: Tensor) -> None:
-        """From DDP's mean over ranks of sums over the window to the mean over everything in it, on all ranks."""
+    def _to_mean(self, count: Tensor) -> Tensor:
+        """From DDP's mean over ranks of sums over the window to the mean over everything in it: a factor."""
         world_size = self.trainer.world_size
         if world_size > 1:
             torch.distributed.all_reduce(count)
-        torch._foreach_mul_(gradients, self._nominal * world_size / count.clamp(min=1))
+        return self._nominal * world_size / count.clamp(min=1)
 
     def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         # Lightning counts an update in these two hooks of its wrapper: called once, whatever the number of
