@@ -134,7 +134,6 @@ def _run_ours(turns, folder, checkpoint, path, window):
         "logger=none",
     )
     run = build_training(config, folder, None)
-    run.trainer.checkpoint_callbacks.clear()
 
     class InTurns(L.Callback):
         def on_train_start(self, *_):
@@ -160,7 +159,7 @@ def test_an_epoch_against_seq2seq_trainer(data_root, whisper_tiny_en, tmp_path):
     """Prints seconds and ratios; asserts only that all trained on the same utterances."""
     whole = read_manifest(data_root / "en_an4" / "train.jsonl")
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(whole))[: BATCHES * BATCH_SIZE]
+    chosen = sorted(rng.permutation(len(whole))[: BATCHES * BATCH_SIZE])
     rows = []
     for i in chosen:
         u = whole[int(i)]
@@ -198,7 +197,8 @@ def _take_turns(runners, batches):
             assert kind == "batch"
             seconds[name] += value
         if batch % 10 == 0:
-            print(f"{batch + 1} of {batches} batches: " + ", ".join(f"{value:.0f} s" for value in seconds.values()))
+            said = ", ".join(f"{value:.0f} s" for value in seconds.values())
+            print(f"{batch + 1} of {batches} batches: {said}", flush=True)
     peak_gb = {}
     for name, pipe in pipes.items():
         pipe.send("go on to the end")
