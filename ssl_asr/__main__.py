@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "fine-tune a pretrained speech model and report its WER",
     "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
     "transcribe": "write down what files, folders or manifests say",
+    "extract": "write the states of an encoder's layers",
     "corpus": "speak a small corpus of a narrow domain, for smoke tests",
     "demo": "all of the above on a corpus made on the spot",
 }

@@ -28,7 +28,7 @@ from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
 from ssl_asr.models.checkpoints import resolve_checkpoint
-from ssl_asr.models.freezing import TrainAll
+from ssl_asr.models.freezing import FreezePolicy, TrainAll
 from ssl_asr.models.loading import (
     backbone_folder,
     load_encoder,
@@ -36,13 +36,16 @@ from ssl_asr.models.loading import (
     model_family,
     rebuild,
 )
+from ssl_asr.models.lora import merge_adapters
 from ssl_asr.models.masking import SpecAugment
-from ssl_asr.models.ssl import SSLEncoder
+from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
 from ssl_asr.targets import check_node
-from ssl_asr.training.callbacks import Samples, Throughput, best_and_last
+from ssl_asr.training.averaging import EMA
+from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
 from ssl_asr.training.ctc import CTCModule
+from ssl_asr.training.features import CachedFeatures, FeatureCache, top_layer
 from ssl_asr.training.module import ASRModule, OptimConfig
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.seq2seq import Seq2SeqModule
@@ -90,19 +93,23 @@ def encoder_of(module: ASRModule) -> Any:
     return module.model.encoder if isinstance(module, Seq2SeqModule) else cast(CTCModule, module).encoder
 
 
+def encoder_limits(encoder: Any) -> Limits:
+    """The durations an encoder can take."""
+    min_s = encoder.min_samples / SAMPLE_RATE if isinstance(encoder, SSLEncoder) else 0.0
+    return Limits(min_s, encoder.max_s, "Whisper's window")
+
+
 def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
     """What the model can take, with the user's own limits laid over it."""
-    encoder = encoder_of(module)
-    min_s = encoder.min_samples / SAMPLE_RATE if isinstance(encoder, SSLEncoder) else 0.0
-    max_s, why = encoder.max_s, "Whisper's window"
+    limits = encoder_limits(encoder_of(module))
     if config is not None:
-        min_s = max(min_s, config.min_s)
-        if config.max_s is not None and (max_s is None or config.max_s < max_s):
-            max_s, why = config.max_s, "data.max_s"
+        limits = replace(limits, min_s=max(limits.min_s, config.min_s))
+        if config.max_s is not None and (limits.max_s is None or config.max_s < limits.max_s):
+            limits = replace(limits, max_s=config.max_s, max_s_why="data.max_s")
     if isinstance(module, Seq2SeqModule):
         prompt = 4 if module.tokenizer.is_multilingual else 2
-        return Limits(min_s, max_s, why, max_tokens=module.model.max_tokens, prompt_tokens=prompt)
-    return Limits(min_s, max_s, why, ctc_frames=lambda samples: one_frame_length(cast(CTCModule, module), samples))
+        return replace(limits, max_tokens=module.model.max_tokens, prompt_tokens=prompt)
+    return replace(limits, ctc_frames=lambda samples: one_frame_length(cast(CTCModule, module), samples))
 
 
 def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule:
@@ -122,23 +129,23 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
             max_nonfinite=trainer.max_nonfinite,
         ),
     }
-    task = instantiate(config["task"])
+    task, policy = instantiate(config["task"]), shared["policy"]
+    model = load_seq2seq(backbone, folder) if isinstance(task, Seq2Seq) else None
+    encoder: Any = load_encoder(backbone, folder) if model is None else model.encoder
     augment = instantiate(config["augment"])
-    if isinstance(task, Seq2Seq):
+    if isinstance(augment, SpecAugment):
+        encoder.mask_with(augment)
+    if model is not None:
         assert isinstance(tokenizer, WhisperTokenizer)
-        model = load_seq2seq(backbone, folder)
-        if isinstance(augment, SpecAugment):
-            model.encoder.mask_with(augment)
+        policy.prepare(encoder, model.net)
         return Seq2SeqModule(
             model=model,
             decoder=instantiate(config["decoder"]),
             label_smoothing=task.label_smoothing,
             **shared,
         )
-    encoder = load_encoder(backbone, folder)
-    if isinstance(augment, SpecAugment):
-        encoder.mask_with(augment)
     states = instantiate(config["states"]).build(encoder)
+    policy.prepare(encoder, None)
     head = instantiate(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
     return CTCModule(encoder=encoder, states=states, head=head, **shared)
 
@@ -173,6 +180,9 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
     )
     data.select()
     module.test_names = data.test_names
+    features = instantiate(config["features"])
+    if isinstance(features, CachedFeatures):
+        _cache_features(features, module, data, say)
     trainer_config: TrainerConfig = instantiate(config["trainer"])
     name = config["run_name"] or folder.name
     loggers, logger_callbacks = instantiate(config["logger"]).build(folder=folder, name=name, config=config)
@@ -183,10 +193,12 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
         Throughput(),
         Samples(folder=folder, console=console, count=config["samples"]),
         *logger_callbacks,
-        *best_and_last(
+        *([] if trainer_config.ema_decay is None else [EMA(trainer_config.ema_decay)]),
+        *checkpointing(
             folder / "checkpoints",
             monitor=trainer_config.monitor if has_dev else None,
             every_n_updates=trainer_config.checkpoint_every_n_updates,
+            average_best=trainer_config.average_best,
         ),
     ]
     trainer = make_trainer(
@@ -200,6 +212,21 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
     batches = data.batches_per_epoch(trainer_config.max_epochs, trainer.world_size)
     module.total_updates = total_updates(batches, trainer_config.accumulate_grad_batches, trainer_config.max_steps)
     return TrainingRun(module, data, trainer, config)
+
+
+def _cache_features(features: CachedFeatures, module: ASRModule, data: ASRDataModule, say: Say) -> None:
+    encoder = encoder_of(module)
+    top = top_layer(encoder)
+    module.features = FeatureCache(
+        encoder,
+        folder=Path(features.folder),
+        layers=list(range(top + 1)) if module.reads_layers else [top],
+        dtype=features.dtype,
+        silence=isinstance(module, Seq2SeqModule),
+        downmix=data.config.downmix,
+    )
+    data.read_features(module.features.store)
+    say(f"states are kept in {features.folder}, which has those of {len(module.features.store)} utterances")
 
 
 def write_beginning(run: TrainingRun, folder: Path) -> None:
@@ -260,12 +287,39 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
     )
     if isinstance(module, Seq2SeqModule) and options.max_tokens_per_s is not None:
         module.decoder = replace(module.decoder, max_tokens_per_s=options.max_tokens_per_s)
-    _set_window(module, options)
+    _set_window(encoder_of(module), options)
     return module.eval()
 
 
-def _set_window(module: ASRModule, options: InferenceOptions) -> None:
-    encoder = encoder_of(module)
+def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
+    """The encoder of a run directory, checkpoint, backbone option or pretrained name, in eval mode.
+
+    A pretrained Whisper gets the window it was trained with, 30 s, unless told otherwise.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    checkpoint = find_checkpoint(name)
+    if checkpoint is not None:
+        encoder = encoder_of(restore_module(read_checkpoint(checkpoint), options))
+    else:
+        source = _backbone_source(name)
+        folder = resolve_checkpoint(source, say=say)
+        encoder = load_encoder(_plain_backbone(source, folder), folder)
+    _set_window(encoder, options)
+    return encoder.requires_grad_(False).eval()
+
+
+def _plain_backbone(source: str, folder: Path) -> SSLBackbone | WhisperBackbone:
+    """A pretrained model as it is, at the window it was trained with."""
+    if model_family(folder) == "whisper":
+        return WhisperBackbone(
+            source=source, revision=None, window="30s", tail_s=1.0, train_tail_s=None, recommended_freeze="none"
+        )
+    return SSLBackbone(source=source, revision=None, normalize_waveform=None, recommended_freeze="none")
+
+
+def _set_window(encoder: Any, options: InferenceOptions) -> None:
     if isinstance(encoder, WhisperEncoder):
         encoder.window = options.window if options.window is not None else encoder.window
         encoder.tail_s = options.tail_s if options.tail_s is not None else encoder.tail_s
@@ -282,17 +336,29 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
         state["language"] = options.language
     tokenizer = restore_tokenizer(state)
     shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": TrainAll(), "normalizers": {}, "optim": None}
-    model: Any = rebuild(description, seq2seq=description["task"] == "seq2seq")
+    seq2seq = description["task"] == "seq2seq"
+    policy: FreezePolicy = _checked(config["freeze_policy"])
+    model: Any = _pretrained_again(config, seq2seq) if policy.only_trained else rebuild(description, seq2seq=seq2seq)
     module: ASRModule
-    if description["task"] == "seq2seq":
+    if seq2seq:
+        policy.prepare(model.encoder, model.net)
         module = Seq2SeqModule(model=model, decoder=_checked(config["decoder"]), label_smoothing=0.0, **shared)
     else:
         states = _checked(config["states"]).build(model)
+        policy.prepare(model, None)
         head = _checked(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
         module = CTCModule(encoder=model, states=states, head=head, **shared)
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
-    module.load_state_dict(weights)
+    module.load_state_dict(module.with_frozen(weights, checkpoint))
+    merge_adapters(module)
     return module
+
+
+def _pretrained_again(config: dict[str, Any], seq2seq: bool) -> Any:
+    """The pretrained model that a checkpoint of trained parts only was made from."""
+    backbone = _checked(config["backbone"])
+    folder = backbone_folder(backbone, lambda _: None)
+    return load_seq2seq(backbone, folder) if seq2seq else load_encoder(backbone, folder)
 
 
 def _checked(node: dict[str, Any]) -> Any:
@@ -315,11 +381,9 @@ def _backbone_source(name: str) -> str:
 def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> Seq2SeqModule:
     source = _backbone_source(name)
     folder = resolve_checkpoint(source, say=say)
-    if model_family(folder) != "whisper":
+    backbone = _plain_backbone(source, folder)
+    if not isinstance(backbone, WhisperBackbone):
         raise CheckpointError(name, "has no decoder: it writes no text before it is trained", "train it with task=ctc")
-    backbone = WhisperBackbone(
-        source=source, revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
-    )
     tokenizer = WhisperTokenizer.from_folder(
         folder, language=options.language, task=options.whisper_task, normalizer="none"
     )

@@ -50,6 +50,7 @@ class TrainConfig:
     decoder: Any = MISSING
     freeze_policy: Any = MISSING
     augment: Any = MISSING
+    features: Any = MISSING
     data: Any = MISSING
     optimizers: Any = MISSING
     schedulers: Any = MISSING
@@ -134,6 +135,36 @@ class TranscribeConfig:
 
 
 @dataclass
+class ExtractConfig:
+    """Everything ``python -m ssl_asr.extract`` takes.
+
+    Attributes:
+        model: a run directory, a checkpoint file, a backbone option or a pretrained name: its encoder.
+        input: audio files, folders of them, or manifests (.jsonl).
+        output_dir: where the shards go; what is there already is not made again.
+        layers: ``last``, ``all``, or a list: 0 is what the first layer reads, ``n`` the output of the ``n``-th.
+        dtype: ``float32``, or ``float16`` for half the room.
+        silence: also write the frames after the speech that Whisper's encoder sees.
+        window, tail_s, max_batch_s, num_workers, accelerator, precision: see `EvaluateConfig`.
+        verbose: whether to show bars and tables.
+    """
+
+    model: str = MISSING
+    input: list[str] = MISSING
+    output_dir: str = MISSING
+    layers: Any = "last"
+    dtype: str = "float32"
+    silence: bool = False
+    window: str | None = None
+    tail_s: float | None = None
+    max_batch_s: float = 120.0
+    num_workers: int = 2
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    verbose: bool = True
+
+
+@dataclass
 class CorpusConfig:
     """Everything ``python -m ssl_asr.corpus`` takes.
 
@@ -175,6 +206,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
+    "extract": ExtractConfig,
     "corpus": CorpusConfig,
     "demo": DemoConfig,
 }
@@ -257,6 +289,7 @@ def _nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "logger",
         "freeze_policy",
         "augment",
+        "features",
         "states",
     ]
     nodes = {key: config[key] for key in keys}
@@ -289,6 +322,10 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("trainer.accumulate_grad_batches", _positive, "1 or more"),
     ("trainer.gradient_clip_val", lambda v: v is None or _positive(v), "null, or more than 0"),
     ("trainer.max_nonfinite", _positive, "1 or more"),
+    ("trainer.ema_decay", lambda v: v is None or 0 < v < 1, "null, or more than 0 and less than 1"),
+    ("trainer.average_best", lambda v: v is None or v >= 2, "null, or 2 checkpoints or more"),
+    ("freeze_policy.rank", _positive, "1 or more"),
+    ("freeze_policy.alpha", _positive, "more than 0"),
     ("optimizers.pretrained.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.new.lr", lambda v: v >= 0, "0 or more"),
     ("optimizers.pretrained.layer_decay", lambda v: 0 < v <= 1, "more than 0, at most 1"),
@@ -336,7 +373,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
         key: str(config[key].get("_target_", "")).rpartition(".")[2]
-        for key in ("backbone", "task", "head", "tokenizer", "decoder", "freeze_policy", "augment")
+        for key in ("backbone", "task", "head", "tokenizer", "decoder", "freeze_policy", "augment", "features")
     }
     errors = []
     if kind["task"] == "Seq2Seq":
@@ -363,12 +400,21 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
         if kind["head"] == "NoHead":
             errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))
-    if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
-        what = "a frozen encoder is never masked, so this would do nothing"
-        errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
     for key, name in wanted.items():
         if kind[key] and kind[key] != name:
             errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy[key]))
+    return errors + _check_frozen_fit(kind)
+
+
+def _check_frozen_fit(kind: dict[str, str]) -> list[ConfigError]:
+    """Whether what is asked of the encoder goes with its being frozen or not."""
+    errors = []
+    if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
+        what = "a frozen encoder is never masked, so this would do nothing"
+        errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
+    if kind["features"] == "CachedFeatures" and kind["freeze_policy"] != "FreezeEncoder":
+        what = "states of an encoder that trains change with every update and cannot be kept"
+        errors.append(ConfigError("features", what, "freeze=true, or features=none"))
     return errors
 
 
@@ -383,6 +429,9 @@ def _check_monitors(config: dict[str, Any]) -> list[ConfigError]:
         if name is not None and name not in logged
     ]
     if config["data"].get("dev") is None:
+        if _lookup(config, "trainer.average_best") is not None:
+            what = "no checkpoint is better than another without a validation"
+            errors.append(ConfigError("trainer.average_best", what, "give data.dev=…"))
         remedy = "give data.dev=…, or take a scheduler that follows updates"
         errors += [ConfigError(key, "waits for a validation", remedy) for key, name in waiting if name is not None]
     return errors
@@ -425,6 +474,8 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
         config["manifest"] = named_manifests(config["manifest"], "manifest")
     if config.get("window") not in (None, "real", "30s"):
         errors.append(ConfigError("window", f"is {config['window']!r}", "it should be real or 30s"))
+    if config.get("dtype") not in (None, "float32", "float16"):
+        errors.append(ConfigError("dtype", f"is {config['dtype']!r}", "it should be float32 or float16"))
     if config.get("whisper_task") not in (None, "transcribe", "translate"):
         what = f"is {config['whisper_task']!r}"
         errors.append(ConfigError("whisper_task", what, "it should be transcribe or translate"))

@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
+from rich.table import Table
 
-from ssl_asr.build import make_limits, normalizers
+from ssl_asr.build import encoder_limits, make_limits, normalizers
+from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig
 from ssl_asr.errors import ManifestError
@@ -22,9 +24,10 @@ from ssl_asr.metrics.report import (
     score_predictions,
     write_predictions,
 )
+from ssl_asr.training.features import Extraction, FeatureCache
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Skip
+from ssl_asr.types import Skip, Tokenizer
 
 
 def recognise(
@@ -44,6 +47,32 @@ def recognise(
     Raises:
         ManifestError, AudioError: see `ASRDataModule.select`.
     """
+    data = _inference_data(
+        manifests,
+        tokenizer=module.tokenizer,
+        limits=make_limits(module, None),
+        max_batch_s=max_batch_s,
+        num_workers=num_workers,
+        on_bad_audio=on_bad_audio,
+        max_skip_fraction=max_skip_fraction,
+        console=console,
+    )
+    trainer = make_inference_trainer(accelerator=accelerator, precision=precision, verbose=console is not None)
+    return run_test(trainer, module, data)
+
+
+def _inference_data(
+    manifests: dict[str, Manifest],
+    *,
+    tokenizer: Tokenizer | None,
+    limits: Limits,
+    max_batch_s: float,
+    num_workers: int,
+    on_bad_audio: str,
+    max_skip_fraction: float,
+    console: Console | None,
+) -> ASRDataModule:
+    """Every manifest as a test split, filtered."""
     config = DataConfig(
         train=None,
         dev=None,
@@ -61,16 +90,58 @@ def recognise(
         allow_duplicate_ids=True,
     )
     data = ASRDataModule(
-        config=config,
-        manifests=manifests,
-        tokenizer=module.tokenizer,
-        limits=make_limits(module, None),
-        seed=0,
-        console=console,
+        config=config, manifests=manifests, tokenizer=tokenizer, limits=limits, seed=0, console=console
     )
     data.select()
-    trainer = make_inference_trainer(accelerator=accelerator, precision=precision, verbose=console is not None)
-    return run_test(trainer, module, data)
+    return data
+
+
+def extract_states(
+    cache: FeatureCache,
+    manifest: Manifest,
+    *,
+    max_batch_s: float,
+    num_workers: int,
+    accelerator: str,
+    precision: str,
+    console: Console | None,
+) -> list[Skip]:
+    """Put the states of every utterance into the cache's store; those that are there are passed over.
+
+    Returns:
+        What could not be encoded.
+
+    Raises:
+        CheckpointError: an utterance has other audio than when its states were made.
+    """
+    data = _inference_data(
+        {"input": manifest},
+        tokenizer=None,
+        limits=encoder_limits(cache.encoder),
+        max_batch_s=max_batch_s,
+        num_workers=num_workers,
+        on_bad_audio="skip",
+        max_skip_fraction=1.0,
+        console=console,
+    )
+    selection = data.selections["input"]
+    cache.store.check(selection.kept)
+    new = [index for index, utterance in enumerate(selection.kept) if utterance.id not in cache.store]
+    if console is not None and len(new) < len(selection.kept):
+        console.print(f"{len(selection.kept) - len(new)} are there already")
+    extraction = Extraction(cache)
+    if new:
+        selection.kept = selection.kept.select(new)
+        trainer = make_inference_trainer(accelerator=accelerator, precision=precision, verbose=console is not None)
+        trainer.test(extraction, datamodule=data, verbose=False)
+    if console is not None:
+        table = Table(title=f"States of layers {', '.join(map(str, cache.layers))}", title_justify="left")
+        for column in ("utterances", "frames of speech", "GB on disk"):
+            table.add_column(column, justify="right")
+        table.add_row(*(f"{number:,}" for number in cache.store.totals()), f"{cache.store.gigabytes():.3f}")
+        console.print(table)
+        console.print(f"they are in {cache.store.folder}")
+    return [*selection.skips, *extraction.skipped]
 
 
 def run_test(

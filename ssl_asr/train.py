@@ -11,6 +11,7 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     from ssl_asr.build import build_training, describe_model, write_beginning
     from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import report, run_test
+    from ssl_asr.training.averaging import final_checkpoints
     from ssl_asr.training.callbacks import print_groups
     from ssl_asr.training.checkpointing import check_resumable, read_checkpoint
     from ssl_asr.training.trainer import is_first_process
@@ -32,20 +33,24 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     failed = True
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=config["resume"])
-        best = folder / "checkpoints" / "best.ckpt"
-        if best.is_file():
-            run.module.load_state_dict(read_checkpoint(best)["state_dict"])
-        if run.data.test_names:
-            predictions, test_skips = run_test(run.trainer, run.module, run.data)
-            if run.trainer.is_global_zero:
-                report(
-                    predictions,
-                    test_skips,
-                    names=config["normalizers"],
-                    folder=folder,
-                    console=console,
-                    samples=config["samples"],
-                )
+        predictions, test_skips = {}, {}
+        for suffix, path in final_checkpoints(run.trainer, folder / "checkpoints").items():
+            if path is not None:
+                checkpoint = read_checkpoint(path)
+                run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
+            if run.data.test_names:
+                rows, skipped = run_test(run.trainer, run.module, run.data)
+                predictions |= {f"{name}{suffix}": found for name, found in rows.items()}
+                test_skips |= {f"{name}{suffix}": found for name, found in skipped.items()}
+        if predictions and run.trainer.is_global_zero:
+            report(
+                predictions,
+                test_skips,
+                names=config["normalizers"],
+                folder=folder,
+                console=console,
+                samples=config["samples"],
+            )
         failed = False
     finally:
         if "wandb" in config["logger"]["_target_"].lower():

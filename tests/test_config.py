@@ -40,8 +40,8 @@ def test_every_option_composes_and_resolves(group, option):
     overrides = [f"{group}={option}"]
     if group in SIDES:
         overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
-    if group == "augment":
-        overrides.append("freeze=false")
+    if group in ("augment", "features"):
+        overrides.append(f"freeze={str(option == 'cached').lower()}")
     if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) in (
         ("head", "none"),
         ("freeze_policy", "decoder"),
@@ -115,10 +115,12 @@ def test_numbers_that_look_false_stay():
         ("[a/test.jsonl,b/test.jsonl]", ["a_test", "b_test"]),
         ("{x: a.jsonl, y: b.jsonl}", ["x", "y"]),
         ("null", []),
+        ("{}", []),
     ],
 )
-def test_test_manifests_get_names(value, names):
-    assert list(resolved(f"data.test={value}")["data"]["test"]) == names
+@pytest.mark.parametrize("data", ["manifest", "an4", "librispeech_mini"])
+def test_test_manifests_are_those_given_and_get_names(data, value, names):
+    assert list(resolved(f"data={data}", f"data.test={value}")["data"]["test"]) == names
 
 
 WRONG = {

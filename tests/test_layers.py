@@ -26,7 +26,7 @@ LAYERS = {
     "recognition": 5,
     "cli": 5,
 }
-ENTRY_POINTS = {"train", "evaluate", "transcribe", "corpus", "demo", "__main__", "__init__"}
+ENTRY_POINTS = {"train", "evaluate", "transcribe", "extract", "corpus", "demo", "__main__", "__init__"}
 LIBRARIES = {
     "hydra": {"config", "build", "cli"},
     "omegaconf": {"config", "build", "cli"},

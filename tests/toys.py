@@ -15,6 +15,10 @@ from transformers import (
     WhisperConfig,
 )
 
+from ssl_asr.models.loading import load_encoder
+from ssl_asr.models.ssl import SSLBackbone
+from ssl_asr.models.whisper import WhisperBackbone
+
 SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
 SPECIALS += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
 END, START, NO_TIMESTAMPS = 256, 257, 264
@@ -104,3 +108,13 @@ def save_checkpoint(name: str, folder: Path) -> Path:
     do_normalize = name.endswith("layer")
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
     return folder
+
+
+def toy_encoder(name: str, checkpoints: dict[str, Path], **options):
+    """The encoder of a toy checkpoint, pretrained as it is but for these options of its backbone."""
+    options = {"source": "", "revision": None, "recommended_freeze": "none", **options}
+    if name == "whisper":
+        backbone = WhisperBackbone(**{"window": "real", "tail_s": 1.0, "train_tail_s": None, **options})
+    else:
+        backbone = SSLBackbone(**{"normalize_waveform": None, **options})
+    return load_encoder(backbone, checkpoints[name])

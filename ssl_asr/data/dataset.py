@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import Downmix, read_waveform
+from ssl_asr.data.features import FeatureStore
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Batch, Example, Skip, Tokenizer, Utterance
 
@@ -18,6 +19,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         tokenizer: spells the targets; None leaves them empty, for transcribing.
         downmix: what to do with several channels.
         skip_bad_audio: give a `Skip` for audio that cannot be read, instead of raising.
+        features: states that need no audio any more; those utterances come without samples.
     """
 
     def __init__(
@@ -27,24 +29,29 @@ class SpeechDataset(Dataset["Example | Skip"]):
         tokenizer: Tokenizer | None,
         downmix: Downmix = "mean",
         skip_bad_audio: bool = False,
+        features: FeatureStore | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
         self.downmix: Downmix = downmix
         self.skip_bad_audio = skip_bad_audio
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
-        try:
-            waveform_T = read_waveform(utterance, downmix=self.downmix)
-        except AudioError as error:
-            if not self.skip_bad_audio:
-                raise
-            detail = str(error)
-            return Skip(utterance.id, utterance.where, error.reason, detail, utterance.duration)
+        if self.features is not None and utterance.id in self.features:
+            waveform_T = torch.zeros(0)
+        else:
+            try:
+                waveform_T = read_waveform(utterance, downmix=self.downmix)
+            except AudioError as error:
+                if not self.skip_bad_audio:
+                    raise
+                detail = str(error)
+                return Skip(utterance.id, utterance.where, error.reason, detail, utterance.duration)
         tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
         return Example(utterance, waveform_T, tokens)
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ssl_asr.data.audio import Downmix
 from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.data.features import FeatureStore
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
@@ -114,7 +115,7 @@ class ASRDataModule(L.LightningDataModule):
     Args:
         config: the ``data`` group.
         manifests: by split: ``train``, ``dev``, and any name for a test set.
-        tokenizer: spells targets.
+        tokenizer: spells targets; None where there is nothing to train.
         limits: what the model can take.
         seed: of the order of training batches.
         console: where the table of kept and dropped goes; None prints nothing.
@@ -125,7 +126,7 @@ class ASRDataModule(L.LightningDataModule):
         *,
         config: DataConfig,
         manifests: dict[str, Manifest],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
         console: Console | None = None,
@@ -134,6 +135,7 @@ class ASRDataModule(L.LightningDataModule):
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
+        self.features: FeatureStore | None = None
         # A rank without a share of a tiny test set waits for the others; nothing is given twice to fill it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -164,6 +166,19 @@ class ASRDataModule(L.LightningDataModule):
             if bad_audio and self.config.on_bad_audio == "error":
                 raise ManifestError(str(selection.manifest.path), bad_audio[0].detail, "or data.on_bad_audio=skip")
 
+    def read_features(self, store: FeatureStore) -> None:
+        """Read no audio of training and dev utterances whose states are in the store.
+
+        Raises:
+            CheckpointError: an utterance has other audio than when its states were made.
+        """
+        for name in self._with_features(store):
+            store.check(self.selections[name].kept)
+        self.features = store
+
+    def _with_features(self, store: FeatureStore | None) -> list[str]:
+        return [] if store is None else [name for name in ("train", "dev") if name in self.selections]
+
     @property
     def skips(self) -> dict[str, list[Skip]]:
         """What each split lost before the run."""
@@ -175,11 +190,16 @@ class ASRDataModule(L.LightningDataModule):
         return [name for name in self.manifests if name not in ("train", "dev")]
 
     def _dataset(self, name: str) -> SpeechDataset:
+        features = self.features if name in self._with_features(self.features) else None
+        if features is not None:
+            # What the other ranks made in the last epoch.
+            features.refresh()
         return SpeechDataset(
             self.selections[name].kept,
             tokenizer=self.tokenizer,
             downmix=self.config.downmix,
             skip_bad_audio=self.config.on_bad_audio == "skip",
+            features=features,
         )
 
     def _options(self) -> dict[str, Any]:

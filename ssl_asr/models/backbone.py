@@ -37,11 +37,15 @@ class LayerGroup:
     modules: tuple[nn.Module, ...]
     loose: tuple[nn.Parameter, ...] = ()
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of the group, each once, by its name within its module; loose ones have none."""
+        for module in self.modules:
+            yield from module.named_parameters()
+        yield from (("", parameter) for parameter in self.loose)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter of the group, each once."""
-        for module in self.modules:
-            yield from module.parameters()
-        yield from self.loose
+        yield from (parameter for _, parameter in self.named_parameters())
 
 
 class SpeechEncoder(Protocol):

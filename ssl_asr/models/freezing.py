@@ -4,9 +4,9 @@ A frozen part has no gradients, is in eval mode whatever the rest does (no dropo
 memory for backward below the lowest trainable layer, and is in no optimizer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -28,6 +28,16 @@ class FreezePolicy(Protocol):
     thaws: bool
     """Whether what trains changes in the course of a run."""
 
+    @property
+    def only_trained(self) -> bool:
+        """Whether checkpoints leave out what never changes."""
+
+    def prepare(self, encoder: Any, decoder: nn.Module | None) -> None:
+        """Change a model whose weights are loaded, before its layer groups are asked for."""
+
+    def selects(self, group: str, parameter: str) -> bool:
+        """Whether a parameter, by its name within a layer group that trains, trains too."""
+
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
         """The names that ever train, out of the encoder's from the bottom up and the rest's (head or decoder).
 
@@ -39,7 +49,23 @@ class FreezePolicy(Protocol):
         """The names that train in the next update."""
 
 
-class _Constant:
+class WholeGroups:
+    """What policies share that leave the model as it is and choose whole layer groups."""
+
+    @property
+    def only_trained(self) -> bool:
+        """Checkpoints are whole."""
+        return False
+
+    def prepare(self, encoder: Any, decoder: nn.Module | None) -> None:
+        """The model stays as it is."""
+
+    def selects(self, group: str, parameter: str) -> bool:
+        """Every parameter of a group that trains."""
+        return True
+
+
+class ConstantPolicy(WholeGroups):
     """What policies share that choose once for the whole run."""
 
     thaws = False
@@ -54,7 +80,7 @@ class _Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAll(_Constant):
+class TrainAll(ConstantPolicy):
     """Every weight trains."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -63,7 +89,7 @@ class TrainAll(_Constant):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeFeatureEncoder(_Constant):
+class FreezeFeatureEncoder(ConstantPolicy):
     """The convolutions next to the samples stay as pretrained, the rest trains."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -72,7 +98,7 @@ class FreezeFeatureEncoder(_Constant):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeEncoder(_Constant):
+class FreezeEncoder(ConstantPolicy):
     """The whole pretrained encoder stays as it is: CTC trains its head, Whisper its decoder."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -81,7 +107,7 @@ class FreezeEncoder(_Constant):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeDecoder(_Constant):
+class FreezeDecoder(ConstantPolicy):
     """Whisper's decoder stays as it is and its encoder trains: new sounds or rooms, the language known."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
@@ -93,7 +119,7 @@ class FreezeDecoder(_Constant):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTopK(_Constant):
+class TrainTopK(ConstantPolicy):
     """The top layers of the encoder train, what is below stays as pretrained.
 
     Attributes:
@@ -125,7 +151,7 @@ def _from_layer(encoder: Sequence[str], open_layers: int) -> frozenset[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFirst:
+class HeadFirst(WholeGroups):
     """Head (or decoder) alone for some updates, then the encoder too: fairseq's ``freeze_finetune_updates``.
 
     A new head's first gradients are noise, which the pretrained weights are spared. The convolutions stay as
@@ -148,7 +174,7 @@ class HeadFirst:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualThaw:
+class GradualThaw(WholeGroups):
     """The encoder thaws from the top, a transformer layer at a time (Howard and Ruder, 2018).
 
     What follows the layers thaws with the top one, what leads to them with the lowest; the convolutions stay.
@@ -183,19 +209,22 @@ def check_partition(groups: Iterable[LayerGroup], parameters: Iterable[nn.Parame
     assert not loose, f"{len(loose)} parameters are in no layer group"
 
 
-def apply_policy(groups: Sequence[LayerGroup], trainable: frozenset[str]) -> list[nn.Module]:
+def apply_policy(
+    groups: Sequence[LayerGroup], trainable: frozenset[str], selects: Callable[[str, str], bool]
+) -> list[nn.Module]:
     """Switch gradients by group, both ways, and return the modules that must stay in eval mode.
 
     Args:
         groups: of a side of the model.
         trainable: names that train; a name no group has is an invariant broken.
+        selects: which parameters of those, by group and name.
     """
     unknown = trainable - {group.name for group in groups}
     assert not unknown, f"no layer groups named {sorted(unknown)}"
     frozen: list[nn.Module] = []
     for group in groups:
-        for parameter in group.parameters():
-            parameter.requires_grad_(group.name in trainable)
+        for name, parameter in group.named_parameters():
+            parameter.requires_grad_(group.name in trainable and selects(group.name, name))
         if group.name not in trainable:
             frozen.extend(group.modules)
     return frozen

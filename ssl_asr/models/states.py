@@ -37,11 +37,14 @@ class States(nn.Module):
 
     def forward(self, out: EncoderOutput) -> tuple[Tensor, Tensor]:
         """States ``h_BFD`` and ``frame_lengths_B`` (int64, CPU)."""
-        h_BFD = out.h_BFD
+        # Whisper's encoder also gives frames of the silence after the speech, which no head needs.
+        width = int(out.frame_lengths_B.max())
+        h_BFD = out.h_BFD[:, :width]
         if self.weights_L is not None:
             assert out.layers is not None
             assert len(out.layers) == len(self.weights_L)
-            layers = [functional.layer_norm(h, h.shape[-1:]) if self.layer_norm else h for h in out.layers]
+            layers = [h[:, :width] for h in out.layers]
+            layers = [functional.layer_norm(h, h.shape[-1:]) for h in layers] if self.layer_norm else layers
             share_L = self.weights_L.softmax(0)
             h_BFD = sum((share * h for share, h in zip(share_L, layers, strict=True)), torch.zeros_like(h_BFD))
         if self.stride == 1:

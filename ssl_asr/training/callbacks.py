@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_asr.metrics.report import print_samples, write_predictions
+from ssl_asr.training.averaging import BestCheckpoints
 from ssl_asr.training.module import ASRModule, GroupRow
 
 
@@ -117,13 +118,16 @@ class Samples(Callback):
             print_samples(predictions, next(iter(pl_module.normalizers.values())), self.console, self.count)
 
 
-def best_and_last(folder: Path, *, monitor: str | None, every_n_updates: int | None) -> list[Callback]:
-    """Callbacks that keep ``best.ckpt`` by ``monitor`` (lower is better) and ``last.ckpt``.
+def checkpointing(
+    folder: Path, *, monitor: str | None, every_n_updates: int | None, average_best: int | None
+) -> list[Callback]:
+    """Callbacks that keep ``best.ckpt`` by ``monitor`` (lower is better), ``last.ckpt``, and those to average.
 
     Args:
         folder: where to keep them.
         monitor: the metric; None keeps only the last.
         every_n_updates: also save ``last.ckpt`` within an epoch, every so many updates.
+        average_best: how many of the best to keep for their mean; None for none.
     """
     callbacks: list[Callback] = []
     if monitor is not None:
@@ -137,6 +141,8 @@ def best_and_last(folder: Path, *, monitor: str | None, every_n_updates: int | N
             auto_insert_metric_name=False,
         )
         callbacks.append(best)
+        if average_best is not None:
+            callbacks.append(BestCheckpoints(folder, monitor=monitor, count=average_best))
     last = ModelCheckpoint(
         dirpath=folder,
         filename="last",

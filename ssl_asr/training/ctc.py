@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ssl_asr.decoding.ctc import collapse, greedy_paths
 from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.backbone import LayerGroup, SpeechEncoder
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
@@ -55,21 +55,25 @@ class CTCModule(ASRModule):
         """Frames that CTC aligns, of so many samples."""
         return self.states.frame_lengths(self.encoder.frame_lengths(lengths_B))
 
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    @property
+    def reads_layers(self) -> bool:
+        """Whether the head reads a sum of every layer's states."""
+        return self.states.reads_layers
+
+    def log_probs(self, batch: Batch, out: EncoderOutput | None = None) -> tuple[Tensor, Tensor]:
         """``log_probs_BFV`` in float32 and each utterance's frames (int64, CPU)."""
-        with self.encoder_context():
-            out = self.encoder(batch.waveform_BT, batch.lengths_B, layers=self.states.reads_layers)
+        out = self.encode(batch) if out is None else out
         h_BFD, frame_lengths_B = self.states(out)
         logits_BFV: Tensor = self.head(h_BFD, frame_lengths_B)
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted.
 
         Targets that cannot fit were dropped before training; should audio turn out shorter than its
         manifest says, its infinite loss is taken as zero rather than spoiling the batch.
         """
-        log_probs_BFV, frame_lengths_B = self.log_probs(batch)
+        log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
         with torch.autocast(log_probs_BFV.device.type, enabled=False):
             nll_B = functional.ctc_loss(
                 log_probs_BFV.transpose(0, 1),
@@ -84,9 +88,9 @@ class CTCModule(ASRModule):
         weight_B = torch.tensor([u.weight for u in batch.utterances]).to(nll_B.device, non_blocking=True)
         return Loss((weight_B * nll_B / labels_B).sum(), weight_B.sum())
 
-    def transcribe(self, batch: Batch) -> list[Hypothesis]:
+    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses."""
-        paths, scores = greedy_paths(*self.log_probs(batch))
+        paths, scores = greedy_paths(*self.log_probs(batch, out))
         hypotheses = []
         for utterance, path, score in zip(batch.utterances, paths, scores, strict=True):
             tokens = collapse(path, BLANK)

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ssl_asr.errors import TrainingError
+from ssl_asr.data.features import state_digest
+from ssl_asr.errors import CheckpointError, TrainingError
 from ssl_asr.metrics.edit import char_edits, word_edits
 from ssl_asr.metrics.error_rate import ErrorRate
 from ssl_asr.metrics.report import Normalizer, Prediction
-from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy, Progress, apply_policy, check_partition
+from ssl_asr.training.features import FeatureCache
 from ssl_asr.training.optimizers import OptimizerConfig, layer_scales
 from ssl_asr.training.schedulers import MetricScheduler, SchedulerConfig, UpdateScheduler
 from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
@@ -78,7 +80,8 @@ class ASRModule(L.LightningModule):
         optim: how updates are made; None for a module that only transcribes.
         normalizers: by name; the first one's WER is ``val/wer``.
 
-    ``total_updates``, the length of the run that schedules need, is set once the data are known.
+    ``total_updates``, the length of the run that schedules need, is set once the data are known; ``features``,
+    where a frozen encoder's states are kept.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ASRModule(L.LightningModule):
         self.tokenizer, self.policy, self.optim = tokenizer, policy, optim
         self.normalizers = normalizers
         self.total_updates = 0
+        self.features: FeatureCache | None = None
         self.predictions: dict[str, list[Prediction]] = {}
         self.skipped_audio: dict[str, list[Skip]] = {}
         self.test_names: list[str] = []
@@ -129,7 +133,7 @@ class ASRModule(L.LightningModule):
         self._frozen: list[nn.Module] = []
         for side, (module, groups) in self._sides.items():
             own = trainable & set(self._names(side))
-            frozen = apply_policy(groups, own)
+            frozen = apply_policy(groups, own, self.policy.selects)
             # Dropout between the groups belongs to none of them: a side that is frozen whole is so whole.
             self._frozen += frozen if own else [module]
         self._encoder_frozen = not any(p.requires_grad for p in self._sides["pretrained"][0].parameters())
@@ -158,10 +162,23 @@ class ASRModule(L.LightningModule):
         """Lightning restores modes at its own discretion; frozen parts are frozen from the first batch."""
         self.train()
         self._thaw()
+        if self.features is not None:
+            self.features.store.rank = self.global_rank
 
-    def encoder_context(self) -> AbstractContextManager[None]:
-        """No gradients through an encoder of which nothing trains."""
-        return torch.no_grad() if self._encoder_frozen else nullcontext()
+    @property
+    def reads_layers(self) -> bool:
+        """Whether the task reads the states of every layer of the encoder."""
+        return False
+
+    def encode(self, batch: Batch) -> EncoderOutput:
+        """The encoder's states; without gradients where nothing of it trains, from the cache where there is one."""
+        if self.features is not None and not self.trainer.testing:
+            assert self._encoder_frozen
+            return self.features.encode(batch)
+        encoder: Any = self._sides["pretrained"][0]
+        with torch.no_grad() if self._encoder_frozen else nullcontext():
+            out: EncoderOutput = encoder(batch.waveform_BT, batch.lengths_B, layers=self.reads_layers)
+        return out
 
     def group_table(self) -> list[GroupRow]:
         """What trains: a row for each layer group."""
@@ -178,14 +195,43 @@ class ASRModule(L.LightningModule):
                 rows.append(GroupRow(side, group.name, trains, total, lr))
         return rows
 
+    # Checkpoints -----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what never changes, where the policy says so, and note which weights that was."""
+        if not self.policy.only_trained:
+            return
+        left_out = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        weights = checkpoint["state_dict"]
+        checkpoint["frozen"] = state_digest((name, weights.pop(name)) for name in left_out)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what was left out from the pretrained weights that are loaded already."""
+        checkpoint["state_dict"] = self.with_frozen(checkpoint["state_dict"], checkpoint)
+
+    def with_frozen(self, weights: dict[str, Tensor], checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of a checkpoint, with those it left out from the model as it is.
+
+        Raises:
+            CheckpointError: the model has other pretrained weights than the checkpoint was made with.
+        """
+        if "frozen" not in checkpoint:
+            return weights
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("_metrics.")}
+        left_out = {name: value for name, value in own.items() if name not in weights}
+        if state_digest(left_out.items()) != checkpoint["frozen"]:
+            what = "holds what was trained beside other pretrained weights than these"
+            raise CheckpointError("checkpoint", what, "use the backbone.source and revision it was trained from")
+        return {**left_out, **weights}
+
     # What a task adds --------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Loss:
-        """The summed loss of a batch and what to divide it by."""
+    def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
+        """The summed loss of a batch and what to divide it by; ``out`` is the batch encoded, where it is already."""
         raise AssertionError("a task defines its loss")
 
-    def transcribe(self, batch: Batch) -> list[Hypothesis]:
-        """A hypothesis for each utterance, in batch order."""
+    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
+        """A hypothesis for each utterance, in batch order; ``out`` as in `loss`."""
         raise AssertionError("a task defines how it transcribes")
 
     # Updates -----------------------------------------------------------------------------------------------
@@ -332,14 +378,18 @@ class ASRModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log how many updates were skipped so far."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
+        self._flush_features()
+
+    def _flush_features(self) -> None:
+        """Put on disk what was encoded, on every rank, before anyone asks which states there are."""
+        if self.features is not None:
+            self.features.store.flush()
+            self.trainer.strategy.barrier()
 
     # Evaluation ----------------------------------------------------------------------------------------------
 
-    def _hear(self, batch: Batch, split: str) -> None:
-        self.skipped_audio.setdefault(split, []).extend(batch.skipped)
-        if not len(batch):
-            return
-        hypotheses = self.transcribe(batch)
+    def _hear(self, batch: Batch, split: str, out: EncoderOutput | None) -> None:
+        hypotheses = self.transcribe(batch, out)
         for utterance, hypothesis in zip(batch.utterances, hypotheses, strict=True):
             assert utterance.id == hypothesis.id
             self.predictions.setdefault(split, []).append(
@@ -364,10 +414,12 @@ class ASRModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and hypotheses of a dev batch."""
+        self.skipped_audio.setdefault("dev", []).extend(batch.skipped)
         if len(batch):
-            loss = self.loss(batch)
+            out = self.encode(batch)
+            loss = self.loss(batch, out)
             self._val_loss.append((loss.total.detach(), loss.count.detach()))
-        self._hear(batch, "dev")
+            self._hear(batch, "dev", out)
 
     def on_validation_epoch_end(self) -> None:
         """Log corpus-level rates over all ranks, and step the schedulers that wait for a metric."""
@@ -385,6 +437,7 @@ class ASRModule(L.LightningModule):
                 if name == next(iter(self.normalizers)):
                     self.log(f"val/{kind}", value.float(), prog_bar=True)
         self.log("val/loss", self._mean_val_loss())
+        self._flush_features()
         if not self.trainer.sanity_checking:
             self._step_on_metrics()
 
@@ -409,7 +462,10 @@ class ASRModule(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Hypotheses of a test batch."""
-        self._hear(batch, self.test_names[dataloader_idx])
+        split = self.test_names[dataloader_idx]
+        self.skipped_audio.setdefault(split, []).extend(batch.skipped)
+        if len(batch):
+            self._hear(batch, split, None)
 
     def gathered_predictions(self, split: str) -> list[Prediction]:
         """The predictions of all ranks, each id once, in order of id."""

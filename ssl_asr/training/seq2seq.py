@@ -7,6 +7,7 @@ from torch.nn import functional
 from ssl_asr.data.tokenizer import WhisperTokenizer
 from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy
 from ssl_asr.metrics.report import Normalizer
+from ssl_asr.models.backbone import EncoderOutput
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import WhisperSeq2Seq
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
@@ -59,10 +60,9 @@ class Seq2SeqModule(ASRModule):
         prompt_BP = torch.tensor(prompts).to(batch.tokens_BU.device, non_blocking=True)
         return torch.cat([prompt_BP, batch.tokens_BU], dim=1)
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """Cross-entropy summed over the tokens of every transcript, its end included, and their number."""
-        with self.encoder_context():
-            out = self.model.encoder(batch.waveform_BT, batch.lengths_B)
+        out = self.encode(batch) if out is None else out
         whole_BU = self._whole(batch)
         inputs_BU, targets_BU = whole_BU[:, :-1], whole_BU[:, 1:]
         states_BUD = self.model(inputs_BU, out.h_BFD, out.context_lengths_B)
@@ -82,10 +82,10 @@ class Seq2SeqModule(ASRModule):
         weight_N = weights.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
 
-    def transcribe(self, batch: Batch) -> list[Hypothesis]:
+    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses."""
         assert not self.model.net.training, "decoding in train mode keeps dropout on"
-        out = self.model.encoder(batch.waveform_BT, batch.lengths_B)
+        out = self.encode(batch) if out is None else out
         per_s = self.decoder.max_tokens_per_s
         limits = None if per_s is None else [8 + int(per_s * u.duration) for u in batch.utterances]
         decoded = greedy(

@@ -31,6 +31,9 @@ class TrainerConfig:
         checkpoint_every_n_updates: updates between checkpoints within an epoch; null saves after epochs.
         max_nonfinite: updates in a row that may be skipped as not finite before the run ends with an error.
         monitor: the metric, lower is better, that chooses ``best.ckpt``.
+        ema_decay: share that each update keeps of a moving average of the weights, which then is what is
+            validated, tested and saved; null for none.
+        average_best: also test the mean of the best so many checkpoints; null for none.
         deterministic: as Lightning's.
     """
 
@@ -48,6 +51,8 @@ class TrainerConfig:
     checkpoint_every_n_updates: int | None
     max_nonfinite: int
     monitor: str
+    ema_decay: float | None
+    average_best: int | None
     deterministic: bool
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ssl_asr.models.loading import load_encoder
-from ssl_asr.models.ssl import SSLBackbone
-from ssl_asr.models.whisper import WhisperBackbone
+from tests.toys import toy_encoder
+
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
 
 
 def _kept_for_backward(encoder, waveform, lengths):
@@ -22,14 +22,8 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(toy_chec
     waveform, lengths = torch.randn(2, 16000), torch.tensor([16000, 12000])
     results = []
     for more in ({}, {"gradient_checkpointing": True}):
-        none = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
-        if name == "whisper":
-            options = {"window": "real", "tail_s": 1.0, "train_tail_s": None}
-            backbone = WhisperBackbone(source="", revision=None, recommended_freeze="none", **options, **more)
-        else:
-            options = {"source": "", "revision": None, "normalize_waveform": None, "recommended_freeze": "none"}
-            backbone = SSLBackbone(**options, **none, **more)
-        encoder = load_encoder(backbone, toy_checkpoints[name]).train()
+        none = {} if name == "whisper" else dict.fromkeys(DROPOUTS, 0.0)
+        encoder = toy_encoder(name, toy_checkpoints, **none, **more).train()
         for p in encoder.parameters():
             p.requires_grad_(True)
         results.append(_kept_for_backward(encoder, waveform, lengths))
@@ -44,13 +38,7 @@ def test_dropouts_of_the_config_reach_the_model(toy_checkpoints, name):
     """With every dropout at 0, two forward passes in train mode are equal; with the checkpoint's own they are not."""
     waveform = torch.randn(1, 9000)
     for rate, equal in ((0.0, True), (0.3, False)):
-        if name == "whisper":
-            options = {"window": "real", "tail_s": 1.0, "train_tail_s": None, "recommended_freeze": "none"}
-            rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), rate)
-            encoder = load_encoder(WhisperBackbone(source="", revision=None, **options, **rates), toy_checkpoints[name])
-        else:
-            names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-            options = {"source": "", "revision": None, "normalize_waveform": None, "recommended_freeze": "none"}
-            encoder = load_encoder(SSLBackbone(**options, **dict.fromkeys(names, rate)), toy_checkpoints[name])
+        names = ("dropout", "attention_dropout", "activation_dropout") if name == "whisper" else DROPOUTS
+        encoder = toy_encoder(name, toy_checkpoints, **dict.fromkeys(names, rate))
         one, other = (encoder.train()(waveform, torch.tensor([9000])).h_BFD for _ in range(2))
         assert torch.equal(one, other) is equal

@@ -3,21 +3,14 @@
 import pytest
 import torch
 
-from ssl_asr.models.loading import load_encoder
 from ssl_asr.models.masking import SpecAugment, share, span_mask
-from ssl_asr.models.ssl import SSLBackbone
-from ssl_asr.models.whisper import WhisperBackbone
+from tests.toys import toy_encoder
 
 HALF = SpecAugment(time_prob=0.5, time_span=10, feature_prob=0.2, feature_span=4)
 
 
 def _encoder(name, checkpoints):
-    if name == "whisper":
-        options = {"window": "real", "tail_s": 1.0, "train_tail_s": None}
-        backbone = WhisperBackbone(source="", revision=None, recommended_freeze="none", **options)
-    else:
-        backbone = SSLBackbone(source="", revision=None, normalize_waveform=None, recommended_freeze="none")
-    encoder = load_encoder(backbone, checkpoints[name])
+    encoder = toy_encoder(name, checkpoints)
     # Dropout off, so that what differs is what is hidden.
     for module in encoder.modules():
         for key in ("dropout", "activation_dropout", "p"):

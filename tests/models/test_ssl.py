@@ -117,16 +117,16 @@ def test_no_gradient_reaches_below_what_trains(toy_checkpoints, waveforms):
     encoder = encoder_of(toy_checkpoints["wav2vec2_group"])
     groups = encoder.layer_groups()
     names = [group.name for group in groups]
-    apply_policy(groups, FreezeFeatureEncoder().trainable(names, []))
+    apply_policy(groups, FreezeFeatureEncoder().trainable(names, []), FreezeFeatureEncoder().selects)
     encoder.train()
     encoder(*padded(waveforms)).h_BFD.sum().backward()
     assert all(p.grad is None for p in groups[0].parameters())
     assert all(p.grad is not None for p in groups[2].parameters())
     convolved = encoder._convolve(*padded(waveforms))
     assert not convolved.requires_grad, "transformers switches gradients on here even where nothing trains"
-    apply_policy(groups, FreezeEncoder().trainable(names, []))
+    apply_policy(groups, FreezeEncoder().trainable(names, []), FreezeEncoder().selects)
     assert not any(p.requires_grad for p in encoder.parameters())
-    apply_policy(groups, frozenset(names))
+    apply_policy(groups, frozenset(names), FreezeEncoder().selects)
     trainable = [p for group in groups for p in group.parameters()]
     assert all(p.requires_grad for p in trainable), "policies set both ways"
 

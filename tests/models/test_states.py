@@ -7,20 +7,13 @@ import transformers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.backbone import EncoderOutput
 from ssl_asr.models.freezing import check_partition
-from ssl_asr.models.loading import load_encoder, rebuild
-from ssl_asr.models.ssl import SSLBackbone
+from ssl_asr.models.loading import rebuild
 from ssl_asr.models.states import ChosenLayer, LastLayer, WeightedSum
-from ssl_asr.models.whisper import WhisperBackbone
-from tests.toys import SSL_FAMILIES
+from tests.toys import SSL_FAMILIES, toy_encoder
 
 
 def _encoder(name, checkpoints, window="real"):
-    if name == "whisper":
-        options = {"window": window, "tail_s": 1.0, "train_tail_s": None}
-        backbone = WhisperBackbone(source="", revision=None, recommended_freeze="none", **options)
-    else:
-        backbone = SSLBackbone(source="", revision=None, normalize_waveform=None, recommended_freeze="none")
-    return load_encoder(backbone, checkpoints[name]).eval()
+    return toy_encoder(name, checkpoints, **({"window": window} if name == "whisper" else {})).eval()
 
 
 def _theirs(name, folder, waveform):

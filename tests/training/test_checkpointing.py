@@ -111,9 +111,9 @@ def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpu
     torch.rand(5)
     seen = []
     plain_loss = resumed.module.loss
-    resumed.module.loss = lambda batch: (
+    resumed.module.loss = lambda batch, out=None: (
         seen.append(batch.ids) if resumed.module.training else None,
-        plain_loss(batch),
+        plain_loss(batch, out),
     )[1]
     resumed.trainer.fit(
         resumed.module, datamodule=resumed.data, ckpt_path=str(tmp_path / "broken" / "checkpoints" / "last.ckpt")

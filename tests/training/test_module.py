@@ -194,16 +194,15 @@ def test_frozen_is_frozen(toy_checkpoints, toy_corpus, tmp_path, policy, name):
         assert torch.equal(a, b), "two forwards in train mode must agree"
         log_probs, _ = module.log_probs(batch)
         assert log_probs.requires_grad
-        with module.encoder_context():
-            assert not module.encoder(batch.waveform_BT, batch.lengths_B).h_BFD.requires_grad
+        assert not module.encode(batch).h_BFD.requires_grad
 
 
 def _poison(run, ids):
     """A loss that is NaN for these utterances."""
     plain = run.module.loss
 
-    def loss(batch):
-        out = plain(batch)
+    def loss(batch, states=None):
+        out = plain(batch, states)
         if run.module.training and set(batch.ids) & ids:
             out = type(out)(out.total * float("nan"), out.count)
         return out
