@@ -1,9 +1,13 @@
 """``python -m ssl_asr.train``: fine-tune a pretrained speech model and report an honest WER."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_asr import cli
+
+if TYPE_CHECKING:
+    from ssl_asr.metrics.report import Prediction
+    from ssl_asr.types import Skip
 
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
@@ -33,7 +37,8 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     failed = True
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=config["resume"])
-        predictions, test_skips = {}, {}
+        predictions: dict[str, list[Prediction]] = {}
+        test_skips: dict[str, list[Skip]] = {}
         for suffix, path in final_checkpoints(run.trainer, folder / "checkpoints").items():
             if path is not None:
                 checkpoint = read_checkpoint(path)
