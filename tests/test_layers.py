@@ -79,7 +79,7 @@ def test_importing_an_entry_point_imports_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "transcribe", "corpus", "demo"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "transcribe", "extract", "corpus", "demo"])
 def test_entry_points_are_short(name):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
     lengths = {n.name: n.end_lineno - n.lineno for n in tree.body if isinstance(n, ast.FunctionDef)}

@@ -176,7 +176,7 @@ def test_the_other_commands_say_what_is_wrong(run_command, tmp_path, command, ar
 def test_the_front_door_lists_the_commands(run_command):
     done = run_command("__main__")
     assert done.returncode == 0
-    for name in ("train", "evaluate", "transcribe", "corpus", "demo"):
+    for name in ("train", "evaluate", "transcribe", "extract", "corpus", "demo"):
         assert name in done.stdout
 
 

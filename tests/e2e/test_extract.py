@@ -1,0 +1,98 @@
+"""``extract`` as a user types it: states equal to transformers' own, resumable, and read by ``train``."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.features import FeatureStore
+from ssl_asr.data.manifest import read_manifest
+from tests.training.toy_runs import build, toy_overrides
+
+
+def test_states_of_every_layer_are_those_of_transformers(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    checkpoint, out = toy_checkpoints["hubert_group"], tmp_path / "states"
+    arguments = [f"model={checkpoint}", f"input=[{toy_corpus['dev']}]", f"output_dir={out}", "layers=all"]
+    done = run_command("extract", *arguments, "num_workers=0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "States of layers 0, 1, 2" in done.stdout
+    store = FeatureStore(out)
+    reference = transformers.HubertModel.from_pretrained(checkpoint).eval()
+    for utterance in read_manifest(toy_corpus["dev"]):
+        states_LFD, frames = store[utterance.id]
+        with torch.inference_mode():
+            expected = reference(read_waveform(utterance)[None], output_hidden_states=True).hidden_states
+        torch.testing.assert_close(states_LFD, torch.cat(expected), atol=1e-5, rtol=1e-4)
+        assert frames == states_LFD.shape[1]
+    made = {path: path.stat().st_mtime_ns for path in out.glob("states-*")}
+    again = run_command("extract", *arguments, "num_workers=0")
+    assert again.returncode == 0
+    assert "4 are there already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("states-*")} == made
+    other = run_command("extract", *[a.replace("all", "last") for a in arguments])
+    assert other.returncode == 2
+    assert "holds states of something else (layers: [0, 1, 2] there, [2] here)" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_a_head_trains_on_what_extract_wrote(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    out = tmp_path / "states"
+    inputs = f"input=[{toy_corpus['train']},{toy_corpus['dev']}]"
+    done = run_command("extract", f"model={toy_checkpoints['wav2vec2_layer']}", inputs, f"output_dir={out}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "features=cached"]
+    run = build(tmp_path / "run", *overrides, f"features.folder={out}")
+
+    def encodes(*_):
+        raise AssertionError("all states are there")
+
+    run.module.encoder.register_forward_hook(encodes)
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert run.trainer.global_step > 0
+
+
+def test_files_and_a_finished_run_are_taken_and_bad_audio_is_named(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    run = build(tmp_path / "run", *toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus))
+    run.trainer.fit(run.module, datamodule=run.data)
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    (folder / "bad.wav").write_bytes(b"nothing")
+    (folder / "good.wav").write_bytes((toy_corpus["dev"].parent / "dev0.wav").read_bytes())
+    out = tmp_path / "states"
+    done = run_command(
+        "extract", f"model={tmp_path / 'run'}", f"input=[{folder}]", f"output_dir={out}", "dtype=float16"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "bad.wav" in done.stdout
+    [key] = FeatureStore(out)
+    states_LFD, _ = FeatureStore(out)[key]
+    assert states_LFD.dtype == torch.float16
+    row = json.loads(toy_corpus["dev"].read_text().splitlines()[0])
+    assert row["id"] == "dev0"
+    waveform = read_waveform(read_manifest(toy_corpus["dev"])[0])
+    with torch.inference_mode():
+        expected = run.module.eval().encoder(waveform[None], torch.tensor([len(waveform)])).h_BFD
+    torch.testing.assert_close(states_LFD.float(), expected, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["layers=[0,9]"], "layers: is [0, 9] (it should be last, all, or a rising list of 0"),
+        (["layers=[1,0]"], "layers: is [1, 0]"),
+        (["layers=top"], "layers: is 'top'"),
+        (["dtype=int8"], "dtype: is 'int8' (it should be float32 or float16)"),
+        (["window=real"], "window: this encoder has no window"),
+        (["input=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
+    ],
+)
+def test_mistakes_end_in_one_message(run_command, toy_checkpoints, toy_corpus, tmp_path, wrong, message):
+    out = tmp_path / "states"
+    base = [f"model={toy_checkpoints['wav2vec2_layer']}", f"input=[{toy_corpus['dev']}]", f"output_dir={out}"]
+    done = run_command("extract", *base, *wrong)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
