@@ -19,6 +19,7 @@ from ssl_asr.data.text import get_normalizer
 from ssl_asr.data.tokenizer import (
     Characters,
     CharTokenizer,
+    PretrainedCharacters,
     WhisperTokenizer,
     WhisperTokens,
     restore_tokenizer,
@@ -28,7 +29,9 @@ from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
 from ssl_asr.models.checkpoints import resolve_checkpoint
+from ssl_asr.models.ctc_checkpoints import copy_ctc_rows, is_ctc_checkpoint, read_ctc_vocabulary
 from ssl_asr.models.freezing import FreezePolicy, TrainAll
+from ssl_asr.models.heads import PretrainedHead, last_layer
 from ssl_asr.models.loading import (
     backbone_folder,
     load_encoder,
@@ -39,6 +42,7 @@ from ssl_asr.models.loading import (
 from ssl_asr.models.lora import merge_adapters
 from ssl_asr.models.masking import SpecAugment
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
+from ssl_asr.models.states import LastLayer
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
 from ssl_asr.targets import check_node
 from ssl_asr.training.averaging import EMA
@@ -82,6 +86,8 @@ def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
         if options.symbols is not None:
             return SymbolTokenizer(symbols=options.symbols, normalizer=options.normalizer)
         return SymbolTokenizer.from_texts(train, normalizer=options.normalizer)
+    if isinstance(options, PretrainedCharacters):
+        return CharTokenizer(characters=read_ctc_vocabulary(folder).characters, normalizer=options.normalizer)
     assert isinstance(options, Characters)
     if options.characters is not None:
         return CharTokenizer(characters=options.characters, normalizer=options.normalizer)
@@ -146,8 +152,22 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
         )
     states = instantiate(config["states"]).build(encoder)
     policy.prepare(encoder, None)
-    head = instantiate(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
+    head_options = instantiate(config["head"])
+    head = head_options.build(dim=states.dim, vocab_size=tokenizer.vocab_size)
+    if isinstance(head_options, PretrainedHead):
+        say(_keep_head(head, states, tokenizer, folder))
     return CTCModule(encoder=encoder, states=states, head=head, **shared)
+
+
+def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, folder: Path) -> str:
+    """Copy the rows of a fine-tuned checkpoint into a head, and say how many."""
+    layer = last_layer(head)
+    if not isinstance(tokenizer, CharTokenizer):
+        raise ConfigError("tokenizer", "the pretrained head is one of characters", "tokenizer=pretrained or char")
+    if states.reads_layers or states.stride != 1:
+        raise ConfigError("states", "the pretrained head reads the last states as they are", "states=last")
+    kept = copy_ctc_rows(folder, layer, tokenizer.characters)
+    return f"head: {kept} of {len(tokenizer.characters)} characters are the checkpoint's own"
 
 
 def describe_model(module: ASRModule) -> dict[str, Any]:
@@ -378,12 +398,15 @@ def _backbone_source(name: str) -> str:
     return str(node.get("backbone", node)["source"])
 
 
-def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> Seq2SeqModule:
+def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRModule:
     source = _backbone_source(name)
     folder = resolve_checkpoint(source, say=say)
     backbone = _plain_backbone(source, folder)
     if not isinstance(backbone, WhisperBackbone):
-        raise CheckpointError(name, "has no decoder: it writes no text before it is trained", "train it with task=ctc")
+        if not is_ctc_checkpoint(folder):
+            what = "has no decoder and no CTC head: it writes no text before it is trained"
+            raise CheckpointError(name, what, "train it with task=ctc")
+        return _pretrained_ctc(backbone, folder)
     tokenizer = WhisperTokenizer.from_folder(
         folder, language=options.language, task=options.whisper_task, normalizer="none"
     )
@@ -391,6 +414,24 @@ def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> Seq2Se
         model=load_seq2seq(backbone, folder),
         decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),
         label_smoothing=0.0,
+        tokenizer=tokenizer,
+        policy=TrainAll(),
+        optim=None,
+        normalizers={},
+    )
+
+
+def _pretrained_ctc(backbone: SSLBackbone, folder: Path) -> CTCModule:
+    """A checkpoint that is fine-tuned with CTC, as it is."""
+    encoder = load_encoder(backbone, folder)
+    tokenizer = CharTokenizer(characters=read_ctc_vocabulary(folder).characters, normalizer="lower")
+    states = LastLayer(stride=1).build(encoder)
+    head = PretrainedHead(dropout=0.0).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
+    copy_ctc_rows(folder, last_layer(head), tokenizer.characters)
+    return CTCModule(
+        encoder=encoder,
+        states=states,
+        head=head,
         tokenizer=tokenizer,
         policy=TrainAll(),
         optim=None,

@@ -29,6 +29,17 @@ class Characters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedCharacters:
+    """The ``pretrained`` option: the alphabet of a checkpoint that is fine-tuned with CTC already.
+
+    Attributes:
+        normalizer: the named normaliser that training text goes through.
+    """
+
+    normalizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhisperTokens:
     """The ``whisper`` option: the checkpoint's own tokenizer.
 

@@ -42,6 +42,29 @@ class LinearHead:
         return _FrameWise(nn.Dropout(self.dropout), nn.Linear(dim, vocab_size))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainedHead:
+    """The last layer of a checkpoint that is fine-tuned with CTC: its rows are copied once the layer is built.
+
+    Attributes:
+        dropout: probability, before the layer.
+    """
+
+    dropout: float
+
+    def build(self, *, dim: int, vocab_size: int) -> nn.Module:
+        """A module from ``h_BFD, frame_lengths_B`` to ``logits_BFV``."""
+        return LinearHead(dropout=self.dropout).build(dim=dim, vocab_size=vocab_size)
+
+
+def last_layer(head: nn.Module) -> nn.Linear:
+    """The layer that gives a linear head's logits."""
+    assert isinstance(head, _FrameWise)
+    layer = head.layers[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 class FrameBatchNorm(nn.BatchNorm1d):
     """Batch norm over the frames that are speech: padding is in no mean, no variance and no running statistic."""
 

@@ -51,7 +51,7 @@ def model_family(folder: Path) -> str:
     raise CheckpointError(str(folder), f"is a {found} model", f"supported are {supported}")
 
 
-def _pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]) -> nn.Module:
+def load_pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]) -> nn.Module:
     """Transformers' model in float32, refusing a checkpoint that lacks any weight of it.
 
     ``new_parts`` are prefixes of weights that pretraining may not have had; ``overrides`` go over the
@@ -92,7 +92,7 @@ def _whisper_parts(backbone: WhisperBackbone, folder: Path) -> tuple[WhisperEnco
     """The encoder, and transformers' decoder."""
     from transformers import WhisperForConditionalGeneration
 
-    whole: Any = _pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), backbone.overrides())
+    whole: Any = load_pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), backbone.overrides())
     encoder = WhisperEncoder(net=whole.model.encoder, **_window(backbone))
     encoder.gradient_checkpointing = backbone.gradient_checkpointing
     return encoder, whole.model.decoder
@@ -108,7 +108,7 @@ def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEn
         return _whisper_parts(backbone, folder)[0]
     from transformers import AutoModel
 
-    net: Any = _pretrained(AutoModel, folder, ("masked_spec_embed",), backbone.overrides())
+    net: Any = load_pretrained(AutoModel, folder, ("masked_spec_embed",), backbone.overrides())
     if backbone.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     normalize = backbone.normalize_waveform

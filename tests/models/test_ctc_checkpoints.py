@@ -1,0 +1,127 @@
+"""A checkpoint fine-tuned with CTC keeps its head and its alphabet: against transformers' own logits and text."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from ssl_asr.build import InferenceOptions, load_model
+from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.errors import CheckpointError, UserError
+from ssl_asr.models.ctc_checkpoints import read_ctc_vocabulary
+from tests.toys import FAMILIES
+from tests.training.toy_runs import build, toy_overrides
+
+# Not in the order of ids we use: the blank is last.
+VOCABULARY = ["<s>", "</s>", "<unk>", "|", "B", "A", "K", "C", "<pad>"]
+
+
+@pytest.fixture(params=["wav2vec2_layer", "hubert_group"])
+def fine_tuned(request, toy_checkpoints, tmp_path):
+    folder = tmp_path / "fine_tuned"
+    config = FAMILIES[request.param][0].from_pretrained(toy_checkpoints[request.param])
+    config.vocab_size, config.pad_token_id = len(VOCABULARY), VOCABULARY.index("<pad>")
+    model = transformers.AutoModelForCTC.from_config(config)
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCABULARY)}))
+    do_normalize = request.param.endswith("layer")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
+    return folder
+
+
+def dev_batch(corpus):
+    from ssl_asr.data.manifest import read_manifest
+
+    dataset = SpeechDataset(read_manifest(corpus["dev"]), tokenizer=None)
+    return collate([dataset[i] for i in range(len(dataset))])
+
+
+def test_it_writes_what_transformers_writes(fine_tuned, toy_corpus):
+    module = load_model(str(fine_tuned), InferenceOptions(), lambda _: None)
+    theirs = transformers.AutoModelForCTC.from_pretrained(fine_tuned).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(fine_tuned)
+    decoder = transformers.Wav2Vec2CTCTokenizer(fine_tuned / "vocab.json")
+    batch = dev_batch(toy_corpus)
+    with torch.inference_mode():
+        log_probs_BFV, frames_B = module.log_probs(batch)
+        texts = [hypothesis.text for hypothesis in module.transcribe(batch)]
+        assert any(texts)
+        for row, length in enumerate(batch.lengths_B):
+            waveform = batch.waveform_BT[row, :length]
+            values = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+            logits_FV = theirs(values).logits[0]
+            alphabet = [" " if token == "|" else token.lower() for token in VOCABULARY]
+            columns = [alphabet.index(c) for c in ("<pad>", "<unk>", *module.tokenizer.characters)]
+            # Tokens that stand for nothing, like <s>, are left out; what is left keeps its odds.
+            ours_FV = log_probs_BFV[row, : frames_B[row]]
+            expected_FV = logits_FV[:, columns].log_softmax(-1)
+            torch.testing.assert_close(ours_FV, expected_FV, atol=1e-4, rtol=1e-4)
+            best = logits_FV[:, columns].argmax(-1)
+            ids = torch.tensor(columns)[best]
+            text = decoder.decode(ids.tolist()).lower().replace("<unk>", "⁇")
+            assert " ".join(texts[row].split()) == " ".join(text.split())
+
+
+def test_commands_take_it_by_name(fine_tuned, toy_corpus, run_command, tmp_path):
+    done = run_command(
+        "evaluate", f"model={fine_tuned}", f"manifest={toy_corpus['test']}", f"output_dir={tmp_path}", "num_workers=0"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len((tmp_path / "predictions" / "test.jsonl").read_text().splitlines()) == 5
+
+
+def test_training_goes_on_from_its_head(fine_tuned, toy_corpus, tmp_path):
+    overrides = [*toy_overrides(fine_tuned, toy_corpus), "head=pretrained", "head.dropout=0"]
+    kept = build(tmp_path / "a", *overrides, "tokenizer=pretrained")
+    batch = dev_batch(toy_corpus)
+    whole = load_model(str(fine_tuned), InferenceOptions(), lambda _: None)
+    torch.testing.assert_close(kept.module.eval().log_probs(batch)[0], whole.log_probs(batch)[0])
+    assert kept.module.tokenizer.characters == [" ", "b", "a", "k", "c"]
+    kept.trainer.fit(kept.module, datamodule=kept.data)
+    assert kept.trainer.global_step > 0
+
+
+def test_another_alphabet_keeps_the_rows_it_shares(fine_tuned, toy_corpus, tmp_path):
+    overrides = [*toy_overrides(fine_tuned, toy_corpus), "head=pretrained", "tokenizer=char"]
+    run = build(tmp_path / "a", *overrides, "tokenizer.characters=' abckz'")
+    weight = run.module.head.layers[-1].weight
+    theirs = transformers.AutoModelForCTC.from_pretrained(fine_tuned).lm_head.weight
+    assert run.module.tokenizer.characters == [" ", "a", "b", "c", "k", "z"]
+    for row, token in enumerate(["<pad>", "<unk>", "|", "A", "B", "C", "K"]):
+        assert torch.equal(weight[row], theirs[VOCABULARY.index(token)])
+    assert all(not torch.equal(weight[7], row) for row in theirs)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ({"eng": {"a": 1}, "deu": {"a": 1}}, "a vocabulary for each of 2 languages"),
+        ({"a": 0, "bc": 1, "<pad>": 2}, "tokens that are no characters: bc"),
+        ({"a": 0, "b": 1}, r"has no blank \(<pad>\)"),
+    ],
+)
+def test_vocabularies_of_something_else_are_refused(fine_tuned, vocabulary, message):
+    (fine_tuned / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(CheckpointError, match=message):
+        read_ctc_vocabulary(fine_tuned)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["tokenizer=bpe", "tokenizer.size=8"], "the pretrained head is one of characters"),
+        (["tokenizer=pretrained", "states=weighted_sum"], "reads the last states as they are"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(fine_tuned, toy_corpus, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        build(tmp_path / "a", *toy_overrides(fine_tuned, toy_corpus), "head=pretrained", *more)
+
+
+def test_a_checkpoint_without_a_head_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+    with pytest.raises(CheckpointError, match="not fine-tuned with CTC"):
+        build(tmp_path / "a", *toy_overrides(toy_checkpoints["wavlm_layer"], toy_corpus), "tokenizer=pretrained")
+    with pytest.raises(CheckpointError, match="no decoder and no CTC head"):
+        load_model(str(toy_checkpoints["wavlm_layer"]), InferenceOptions(), lambda _: None)
