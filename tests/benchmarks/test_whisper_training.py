@@ -177,8 +177,8 @@ def test_an_epoch_against_seq2seq_trainer(data_root, whisper_tiny_en, tmp_path):
     seconds, peak_gb = _take_turns(runners, math.ceil(len(chosen) / BATCH_SIZE))
     print(f"\n{len(chosen)} utterances of {len(whole)}, batch {BATCH_SIZE}, {torch.get_num_threads()} threads")
     for name, value in seconds.items():
-        ratio = seconds[peer] / value
-        print(f"{name:34} {value:7.1f} s  {ratio:5.2f} times {peer}  peak {peak_gb[name]:.1f} GB")
+        epoch, ratio = value * len(whole) / len(chosen), seconds[peer] / value
+        print(f"{name:34} {value:7.1f} s, an epoch {epoch:6.0f} s, {ratio:5.2f} times {peer}, {peak_gb[name]:.1f} GB")
 
 
 def _take_turns(runners, batches):
