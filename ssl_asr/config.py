@@ -315,6 +315,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.max_batch_s", _positive, "more than 0 seconds"),
     ("data.eval_batch_s", _positive, "more than 0 seconds"),
     ("data.max_batch_size", lambda v: v is None or _positive(v), "null, or 1 or more"),
+    ("data.speed_factors", lambda v: all(0.5 <= factor <= 2 for factor in v), "factors of 0.5 to 2"),
     ("data.num_workers", lambda v: v >= 0, "0 or more"),
     ("data.max_skip_fraction", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("data.on_bad_audio", lambda v: v in ("skip", "error"), "skip or error"),
@@ -403,6 +404,9 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     for key, name in wanted.items():
         if kind[key] and kind[key] != name:
             errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy[key]))
+    if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
+        what = "audio that changes each epoch has no states that could be kept"
+        errors.append(ConfigError("data.speed_factors", what, "data.speed_factors=[], or features=none"))
     return errors + _check_frozen_fit(kind)
 
 

@@ -82,6 +82,7 @@ def _inference_data(
         eval_batch_s=max_batch_s,
         min_s=0.0,
         max_s=None,
+        speed_factors=[],
         num_workers=num_workers,
         downmix="mean",
         check_audio=True,

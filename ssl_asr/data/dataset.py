@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import Downmix, read_waveform
@@ -20,6 +22,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         downmix: what to do with several channels.
         skip_bad_audio: give a `Skip` for audio that cannot be read, instead of raising.
         features: states that need no audio any more; those utterances come without samples.
+        speeds_N: how many times as fast each utterance is to be; None leaves all as they are.
     """
 
     def __init__(
@@ -30,12 +33,14 @@ class SpeechDataset(Dataset["Example | Skip"]):
         downmix: Downmix = "mean",
         skip_bad_audio: bool = False,
         features: FeatureStore | None = None,
+        speeds_N: NDArray[np.float64] | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
         self.downmix: Downmix = downmix
         self.skip_bad_audio = skip_bad_audio
         self.features = features
+        self.speeds_N = speeds_N
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -46,7 +51,8 @@ class SpeechDataset(Dataset["Example | Skip"]):
             waveform_T = torch.zeros(0)
         else:
             try:
-                waveform_T = read_waveform(utterance, downmix=self.downmix)
+                speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
+                waveform_T = read_waveform(utterance, downmix=self.downmix, speed=speed)
             except AudioError as error:
                 if not self.skip_bad_audio:
                     raise

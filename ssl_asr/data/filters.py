@@ -78,6 +78,14 @@ def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> S
     return None
 
 
+def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) -> Skip | None:
+    """Why an utterance is outside the limits of length or, where a tokenizer spells its target, of tokens."""
+    fault = _length_fault(utterance, limits)
+    if fault is None and tokenizer is not None:
+        fault = _text_fault(utterance, limits, tokenizer)
+    return fault
+
+
 def _audio_fault(utterance: Utterance) -> Skip | None:
     try:
         check_header(utterance)
@@ -120,9 +128,7 @@ def select(
         rows = zip(manifest, faults, strict=True)
         bar = track(rows, f"check {name}", total=len(manifest), transient=True, disable=not progress)
         for index, (utterance, audio_fault) in enumerate(bar):
-            fault = audio_fault or _length_fault(utterance, limits)
-            if fault is None and tokenizer is not None:
-                fault = _text_fault(utterance, limits, tokenizer)
+            fault = audio_fault or fault_of(utterance, limits, tokenizer)
             if fault is None:
                 kept.append(index)
             else:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.audio import Downmix
+from ssl_asr.data.augment import SpeedPerturbation
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.features import FeatureStore
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
@@ -33,6 +36,8 @@ class DataConfig:
         max_batch_size: the most utterances in a training batch; null for no limit.
         eval_batch_s: the most seconds in a batch of evaluation.
         min_s, max_s: utterances outside are dropped; null leaves the limit to the model.
+        speed_factors: training audio is made faster by one of these, drawn anew each epoch; ``[0.9, 1.0, 1.1]``
+            is usual, ``[]`` leaves it as it is.
         num_workers: reading processes; 0 reads in the main one.
         downmix: what to do with several channels: mean, first, refuse.
         check_audio: open every file at the start and compare its header with the manifest.
@@ -49,6 +54,7 @@ class DataConfig:
     eval_batch_s: float
     min_s: float
     max_s: float | None
+    speed_factors: list[float]
     num_workers: int
     downmix: Downmix
     check_audio: bool
@@ -136,6 +142,7 @@ class ASRDataModule(L.LightningDataModule):
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
         self.features: FeatureStore | None = None
+        self.speeds: SpeedPerturbation | None = None
         # A rank without a share of a tiny test set waits for the others; nothing is given twice to fill it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -165,6 +172,14 @@ class ASRDataModule(L.LightningDataModule):
             bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
             if bad_audio and self.config.on_bad_audio == "error":
                 raise ManifestError(str(selection.manifest.path), bad_audio[0].detail, "or data.on_bad_audio=skip")
+        if self.config.speed_factors:
+            self.speeds = SpeedPerturbation(
+                self.config.speed_factors,
+                self.selections["train"].kept,
+                self.limits,
+                tokenizer=self.tokenizer,
+                seed=self.seed,
+            )
 
     def read_features(self, store: FeatureStore) -> None:
         """Read no audio of training and dev utterances whose states are in the store.
@@ -189,7 +204,10 @@ class ASRDataModule(L.LightningDataModule):
         """Names of the test splits, in order."""
         return [name for name in self.manifests if name not in ("train", "dev")]
 
-    def _dataset(self, name: str) -> SpeechDataset:
+    def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
+        return None if self.speeds is None else self.speeds.draw(epoch)
+
+    def _dataset(self, name: str, speeds_N: NDArray[np.float64] | None = None) -> SpeechDataset:
         features = self.features if name in self._with_features(self.features) else None
         if features is not None:
             # What the other ranks made in the last epoch.
@@ -200,6 +218,7 @@ class ASRDataModule(L.LightningDataModule):
             downmix=self.config.downmix,
             skip_bad_audio=self.config.on_bad_audio == "skip",
             features=features,
+            speeds_N=speeds_N,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -213,8 +232,9 @@ class ASRDataModule(L.LightningDataModule):
 
     def train_sampler(self, epoch: int, rank: int = 0, world_size: int = 1) -> TrainBatchSampler:
         """This rank's batches of an epoch."""
+        durations_N, speeds_N = self.selections["train"].kept.durations_N, self._speeds(epoch)
         return TrainBatchSampler(
-            self.selections["train"].kept.durations_N,
+            durations_N if speeds_N is None else durations_N / speeds_N,
             max_batch_s=self.config.max_batch_s,
             max_batch_size=self.config.max_batch_size,
             seed=self.seed,
@@ -229,8 +249,8 @@ class ASRDataModule(L.LightningDataModule):
 
     def batching(self) -> tuple[float, float]:
         """Fill of the budget and share of padding in the first epoch."""
-        durations_N = self.selections["train"].kept.durations_N
-        return batching_report(self.train_sampler(0).batches, durations_N, self.config.max_batch_s)
+        sampler = self.train_sampler(0)
+        return batching_report(sampler.batches, sampler.durations_N, self.config.max_batch_s)
 
     def train_dataloader(self) -> ResumableLoader:
         """The batches of the trainer's current epoch (Lightning asks anew each epoch)."""
@@ -238,7 +258,9 @@ class ASRDataModule(L.LightningDataModule):
         assert trainer is not None
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
-        return ResumableLoader(dataset=self._dataset("train"), sampler=sampler, epoch=epoch, **self._options())
+        return ResumableLoader(
+            dataset=self._dataset("train", self._speeds(epoch)), sampler=sampler, epoch=epoch, **self._options()
+        )
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -117,6 +117,7 @@ class TrainBatchSampler(Sampler[list[int]]):
             epoch=epoch,
             world_size=world_size,
         )
+        self.durations_N = durations_N
         self.batches = plan[rank::world_size]
         self.start = start
 

@@ -77,7 +77,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (4, 2), (5, 0)])
 def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers):
-    """Broken off within an epoch, with dropout and warm-up, and continued by a process of another seed state."""
+    """Broken off within an epoch, with dropout, other speeds and warm-up; continued under another seed."""
     overrides = [
         *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus),
         "trainer.max_epochs=3",
@@ -87,6 +87,7 @@ def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpu
         "optimizers.pretrained.lr=0.01",
         "head.dropout=0.3",
         "data.max_batch_s=2.5",
+        "data.speed_factors=[0.9,1.0,1.1]",
     ]
     whole = build(tmp_path / "whole", *overrides)
     whole.trainer.fit(whole.module, datamodule=whole.data)

@@ -86,6 +86,8 @@ def test_an_encoder_that_trains_is_not_kept(policy):
 def test_masking_and_kept_states_exclude_each_other():
     with pytest.raises(ConfigError, match="augment: a frozen encoder is never masked"):
         config_of("data.train=t.jsonl", "freeze=true", "features=cached", "augment=spec_augment")
+    with pytest.raises(ConfigError, match="audio that changes each epoch"):
+        config_of("data.train=t.jsonl", "freeze=true", "features=cached", "data.speed_factors=[0.9,1.0]")
 
 
 def test_other_weights_windows_and_audio_are_refused(toy_checkpoints, toy_corpus, tmp_path):
