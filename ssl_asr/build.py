@@ -24,7 +24,7 @@ from ssl_asr.data.tokenizer import (
     WhisperTokens,
     restore_tokenizer,
 )
-from ssl_asr.decoding.seq2seq import WhisperGreedy
+from ssl_asr.decoding.seq2seq import AttentionGreedy, WhisperGreedy
 from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
@@ -50,10 +50,11 @@ from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.features import CachedFeatures, FeatureCache, top_layer
+from ssl_asr.training.joint import JointModule
 from ssl_asr.training.module import ASRModule, OptimConfig
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.seq2seq import Seq2SeqModule
-from ssl_asr.training.tasks import Seq2Seq
+from ssl_asr.training.tasks import Joint, Seq2Seq
 from ssl_asr.training.trainer import TrainerConfig, make_trainer
 from ssl_asr.types import SAMPLE_RATE, Tokenizer
 
@@ -115,6 +116,8 @@ def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
     if isinstance(module, Seq2SeqModule):
         prompt = 4 if module.tokenizer.is_multilingual else 2
         return replace(limits, max_tokens=module.model.max_tokens, prompt_tokens=prompt)
+    if isinstance(module, JointModule):
+        limits = replace(limits, max_tokens=module.head.decoder.max_tokens, prompt_tokens=1)
     return replace(limits, ctc_frames=lambda samples: one_frame_length(cast(CTCModule, module), samples))
 
 
@@ -156,6 +159,15 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
     head = head_options.build(dim=states.dim, vocab_size=tokenizer.vocab_size)
     if isinstance(head_options, PretrainedHead):
         say(_keep_head(head, states, tokenizer, folder))
+    return _on_states(task, encoder, states, head, instantiate(config["decoder"]), shared)
+
+
+def _on_states(
+    task: Any, encoder: Any, states: Any, head: Any, decoder: Any, shared: dict[str, Any]
+) -> CTCModule | JointModule:
+    """The module of a task whose head reads an encoder's states."""
+    if isinstance(task, Joint):
+        return JointModule(encoder=encoder, states=states, head=head, decoder=decoder, task=task, **shared)
     return CTCModule(encoder=encoder, states=states, head=head, **shared)
 
 
@@ -305,10 +317,18 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
         if checkpoint is not None
         else _pretrained_module(name, options, say)
     )
-    if isinstance(module, Seq2SeqModule) and options.max_tokens_per_s is not None:
-        module.decoder = replace(module.decoder, max_tokens_per_s=options.max_tokens_per_s)
+    if options.max_tokens_per_s is not None:
+        _cap_tokens(module, options.max_tokens_per_s)
     _set_window(encoder_of(module), options)
     return module.eval()
+
+
+def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:
+    capped = (WhisperGreedy, AttentionGreedy)
+    if not isinstance(module, Seq2SeqModule | JointModule) or not isinstance(module.decoder, capped):
+        what = "this model does not write a token at a time"
+        raise ConfigError("max_tokens_per_s", what, "leave it out")
+    module.decoder = replace(module.decoder, max_tokens_per_s=max_tokens_per_s)
 
 
 def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
@@ -367,7 +387,7 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
         states = _checked(config["states"]).build(model)
         policy.prepare(model, None)
         head = _checked(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
-        module = CTCModule(encoder=model, states=states, head=head, **shared)
+        module = _on_states(_checked(config["task"]), model, states, head, _checked(config["decoder"]), shared)
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
     module.load_state_dict(module.with_frozen(weights, checkpoint))
     merge_adapters(module)

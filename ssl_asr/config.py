@@ -325,6 +325,12 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("trainer.max_nonfinite", _positive, "1 or more"),
     ("trainer.ema_decay", lambda v: v is None or 0 < v < 1, "null, or more than 0 and less than 1"),
     ("trainer.average_best", lambda v: v is None or v >= 2, "null, or 2 checkpoints or more"),
+    ("task.ctc_weight", lambda v: 0 < v < 1, "more than 0 and less than 1"),
+    ("task.ctc_weight_end", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    ("task.ctc_weight_updates", _positive, "1 update or more"),
+    ("task.label_smoothing", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("head.decoder_dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("freeze_policy.rank", _positive, "1 or more"),
     ("freeze_policy.alpha", _positive, "more than 0"),
     ("optimizers.pretrained.lr", lambda v: v >= 0, "0 or more"),
@@ -370,6 +376,35 @@ def _check_ranges(config: dict[str, Any], wrong: set[str]) -> list[ConfigError]:
     return errors
 
 
+_FRAME_TOKENS = ({"Characters", "PretrainedCharacters", "Pieces", "Symbols"}, "tokenizer=char")
+# Which parts a task takes, and what to say where another is asked for.
+_PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
+    "Seq2Seq": {
+        "head": ({"NoHead"}, "head=none"),
+        "tokenizer": ({"WhisperTokens"}, "tokenizer=whisper"),
+        "decoder": ({"WhisperGreedy"}, "decoder=whisper_greedy"),
+    },
+    "Ctc": {
+        "head": ({"LinearHead", "DnnHead", "BiLstmHead", "PretrainedHead"}, "head=linear or head=dnn"),
+        "tokenizer": _FRAME_TOKENS,
+        "decoder": ({"CtcGreedy"}, "decoder=ctc_greedy"),
+    },
+    "Joint": {
+        "head": ({"GruAttentionHead", "TransformerAttentionHead"}, "head=attention_gru or attention_transformer"),
+        "tokenizer": _FRAME_TOKENS,
+        "decoder": ({"AttentionGreedy", "CtcGreedy"}, "decoder=attention_greedy or ctc_greedy"),
+    },
+}
+
+
+def _check_ctc_share(task: dict[str, Any]) -> list[ConfigError]:
+    end, updates = task.get("ctc_weight_end"), task.get("ctc_weight_updates")
+    if (end is None) != (updates is None):
+        what = f"ctc_weight_end is {end} and ctc_weight_updates {updates}"
+        return [ConfigError("task.ctc_weight_end", what, "give both, or neither")]
+    return []
+
+
 def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
@@ -379,31 +414,19 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     errors = []
     if kind["task"] == "Seq2Seq":
         if kind["backbone"] != "WhisperBackbone":
-            errors.append(
-                ConfigError(
-                    "task",
-                    "seq2seq needs a decoder, this backbone has none",
-                    "task=ctc, or a whisper backbone",
-                )
-            )
+            what = "seq2seq needs a decoder, this backbone has none"
+            errors.append(ConfigError("task", what, "task=ctc, or a whisper backbone"))
         if config["states"] != {"_target_": "ssl_asr.models.states.LastLayer", "stride": 1}:
             what = "Whisper's decoder reads the encoder's last states as they are"
             errors.append(ConfigError("states", what, "states=last states.stride=1"))
-        wanted = {"head": "NoHead", "tokenizer": "WhisperTokens", "decoder": "WhisperGreedy"}
-        remedy = {"head": "head=none", "tokenizer": "tokenizer=whisper", "decoder": "decoder=whisper_greedy"}
-    else:
-        if kind["freeze_policy"] == "FreezeDecoder":
-            what = "this task has no pretrained decoder"
-            errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
-        wanted = {"decoder": "CtcGreedy"}
-        if kind["tokenizer"] == "WhisperTokens":
-            wanted["tokenizer"] = "Characters"
-        remedy = {"tokenizer": "tokenizer=char", "decoder": "decoder=ctc_greedy"}
-        if kind["head"] == "NoHead":
-            errors.append(ConfigError("head", "CTC needs a head", "head=linear or head=dnn"))
-    for key, name in wanted.items():
-        if kind[key] and kind[key] != name:
-            errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy[key]))
+    elif kind["freeze_policy"] == "FreezeDecoder":
+        what = "this task has no pretrained decoder"
+        errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
+    for key, (wanted, remedy) in _PARTS.get(kind["task"], {}).items():
+        if kind[key] and kind[key] not in wanted:
+            errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy))
+    if kind["task"] == "Joint":
+        errors += _check_ctc_share(config["task"])
     if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
         what = "audio that changes each epoch has no states that could be kept"
         errors.append(ConfigError("data.speed_factors", what, "data.speed_factors=[], or features=none"))

@@ -92,6 +92,13 @@ class Batch:
         """Utterance ids, in batch order."""
         return [utterance.id for utterance in self.utterances]
 
+    @property
+    def weights_B(self) -> "Tensor":
+        """The manifest's weight of each utterance, float32 on the CPU."""
+        import torch
+
+        return torch.tensor([utterance.weight for utterance in self.utterances])
+
     def __len__(self) -> int:
         return len(self.utterances)
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ssl_asr.types import Utterance
+
 # On a GPU, asking whether all have ended waits for the device, so it is asked only every so many tokens.
 _GPU_CHECK_EVERY = 8
 
@@ -23,6 +25,25 @@ class WhisperGreedy:
 
     suppress: bool
     max_tokens_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionGreedy:
+    """The ``attention_greedy`` decoder of joint models.
+
+    Attributes:
+        max_tokens_per_s: a cap on tokens an utterance by its length (with 8 more); null caps them by its
+            frames only.
+    """
+
+    max_tokens_per_s: float | None
+
+
+def token_limits(max_tokens_per_s: float | None, utterances: Sequence[Utterance]) -> list[int] | None:
+    """The most tokens each utterance may come to; None where nothing is said."""
+    if max_tokens_per_s is None:
+        return None
+    return [8 + int(max_tokens_per_s * utterance.duration) for utterance in utterances]
 
 
 class StepModel(Protocol):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ssl_asr.models.backbone import padding_mask
 
 
-class _FrameWise(nn.Module):
+class FrameWise(nn.Module):
     """Layers of which none sees more than its own frame, run one after another."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -22,6 +22,7 @@ class _FrameWise(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, h_BFD: Tensor, frame_lengths_B: Tensor) -> Tensor:
+        """Each layer in turn."""
         for layer in self.layers:
             h_BFD = layer(h_BFD, frame_lengths_B) if isinstance(layer, _Block) else layer(h_BFD)
         return h_BFD
@@ -39,7 +40,7 @@ class LinearHead:
 
     def build(self, *, dim: int, vocab_size: int) -> nn.Module:
         """A module from ``h_BFD, frame_lengths_B`` to ``logits_BFV``."""
-        return _FrameWise(nn.Dropout(self.dropout), nn.Linear(dim, vocab_size))
+        return FrameWise(nn.Dropout(self.dropout), nn.Linear(dim, vocab_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class PretrainedHead:
 
 def last_layer(head: nn.Module) -> nn.Linear:
     """The layer that gives a linear head's logits."""
-    assert isinstance(head, _FrameWise)
+    assert isinstance(head, FrameWise)
     layer = head.layers[-1]
     assert isinstance(layer, nn.Linear)
     return layer
@@ -127,6 +128,11 @@ class DnnHead:
 
     def build(self, *, dim: int, vocab_size: int) -> nn.Module:
         """A module from ``h_BFD, frame_lengths_B`` to ``logits_BFV``."""
+        trunk, width = self.trunk(dim=dim)
+        return FrameWise(*trunk.layers, nn.Linear(width, vocab_size))
+
+    def trunk(self, *, dim: int) -> tuple[FrameWise, int]:
+        """The blocks alone, over states of so many features, and the features they give."""
         makers = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU, "gelu": nn.GELU}
         blocks = [
             _Block(
@@ -138,7 +144,7 @@ class DnnHead:
             )
             for i in range(self.blocks)
         ]
-        return _FrameWise(*blocks, nn.Linear(self.width if blocks else dim, vocab_size))
+        return FrameWise(*blocks), self.width if blocks else dim
 
 
 class _BiLstm(nn.Module):

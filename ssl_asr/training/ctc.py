@@ -17,6 +17,31 @@ from ssl_asr.types import Batch, Hypothesis, Tokenizer
 BLANK = 0
 
 
+def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
+    """Negative log-likelihood a label of each utterance, ``loss_B``, float32.
+
+    Targets that cannot fit were dropped before training; should audio turn out shorter than its manifest
+    says, its infinite loss is taken as zero rather than spoiling the batch.
+
+    Args:
+        log_probs_BFV: float32, the blank at `BLANK`.
+        frame_lengths_B, token_lengths_B: int64 on the CPU.
+        tokens_BU: the labels, padded.
+    """
+    with torch.autocast(log_probs_BFV.device.type, enabled=False):
+        nll_B = functional.ctc_loss(
+            log_probs_BFV.transpose(0, 1),
+            tokens_BU,
+            frame_lengths_B,
+            token_lengths_B,
+            blank=BLANK,
+            reduction="none",
+            zero_infinity=True,
+        )
+    loss_B: Tensor = nll_B / token_lengths_B.clamp(min=1).to(nll_B.device, non_blocking=True)
+    return loss_B
+
+
 class CTCModule(ASRModule):
     """Encoder, states, head, CTC.
 
@@ -68,25 +93,11 @@ class CTCModule(ASRModule):
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
-        """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted.
-
-        Targets that cannot fit were dropped before training; should audio turn out shorter than its
-        manifest says, its infinite loss is taken as zero rather than spoiling the batch.
-        """
+        """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted."""
         log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
-        with torch.autocast(log_probs_BFV.device.type, enabled=False):
-            nll_B = functional.ctc_loss(
-                log_probs_BFV.transpose(0, 1),
-                batch.tokens_BU,
-                frame_lengths_B,
-                batch.token_lengths_B,
-                blank=BLANK,
-                reduction="none",
-                zero_infinity=True,
-            )
-        labels_B = batch.token_lengths_B.clamp(min=1).to(nll_B.device, non_blocking=True)
-        weight_B = torch.tensor([u.weight for u in batch.utterances]).to(nll_B.device, non_blocking=True)
-        return Loss((weight_B * nll_B / labels_B).sum(), weight_B.sum())
+        loss_B = ctc_losses(log_probs_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
+        weight_B = batch.weights_B.to(loss_B.device, non_blocking=True)
+        return Loss((weight_B * loss_B).sum(), weight_B.sum())
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses."""

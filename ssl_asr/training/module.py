@@ -284,10 +284,10 @@ class ASRModule(L.LightningModule):
         self._window.append((loss.count.detach(), batch.ids))
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
         if len(batch):
-            self._log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
+            self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
             encoder: Any = self._sides["pretrained"][0]
             if encoder.masked_share is not None:
-                self._log_train("train/masked_share", torch.tensor(encoder.masked_share), len(batch))
+                self.log_train("train/masked_share", torch.tensor(encoder.masked_share), len(batch))
         if ends:
             self._update()
 
@@ -321,7 +321,7 @@ class ASRModule(L.LightningModule):
             clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, to_mean * clip)
             self._step(optimizers, scaler)
-            self._log_train("train/grad_norm", norm, 1)
+            self.log_train("train/grad_norm", norm, 1)
         elif scaler is not None:
             # The scaler saw the overflow when it unscaled: stepping through it would skip, updating it halves.
             scaler.update()
@@ -353,7 +353,7 @@ class ASRModule(L.LightningModule):
             if isinstance(scheduler, UpdateScheduler):
                 scheduler.scheduler.step()
         for wrapped, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            self._log_train(str(config.name), torch.tensor(wrapped.param_groups[0]["lr"]), 1)
+            self.log_train(str(config.name), torch.tensor(wrapped.param_groups[0]["lr"]), 1)
 
     def _count_nonfinite(self, finite: bool, ids: list[str], *, overflow: bool) -> None:
         assert self.optim is not None
@@ -368,7 +368,8 @@ class ASRModule(L.LightningModule):
             what = f"{self._nonfinite_in_a_row} updates in a row were not finite; the last saw {', '.join(ids[:8])}"
             raise TrainingError("training", what, "look at those utterances, lower the rate, or use bf16 or fp32")
 
-    def _log_train(self, name: str, value: Tensor, batch_size: int) -> None:
+    def log_train(self, name: str, value: Tensor, batch_size: int) -> None:
+        """Log a number of a training batch or update."""
         self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_asr.data.tokenizer import WhisperTokenizer
-from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy
+from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy, token_limits
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput
 from ssl_asr.models.freezing import FreezePolicy
@@ -78,16 +78,13 @@ class Seq2SeqModule(ASRModule):
             reduction="none",
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
-        weights = torch.tensor([u.weight for u in batch.utterances])
-        weight_N = weights.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
+        weight_N = batch.weights_B.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses."""
         assert not self.model.net.training, "decoding in train mode keeps dropout on"
         out = self.encode(batch) if out is None else out
-        per_s = self.decoder.max_tokens_per_s
-        limits = None if per_s is None else [8 + int(per_s * u.duration) for u in batch.utterances]
         decoded = greedy(
             self.model,
             out.h_BFD,
@@ -95,7 +92,7 @@ class Seq2SeqModule(ASRModule):
             [self.tokenizer.prompt(utterance) for utterance in batch.utterances],
             end_id=self.tokenizer.end_id,
             suppression=self.suppression if self.decoder.suppress else Suppression(),
-            limits=limits,
+            limits=token_limits(self.decoder.max_tokens_per_s, batch.utterances),
         )
         return [
             Hypothesis(utterance.id, self.tokenizer.decode(row.tokens), row.score, row.tokens)

@@ -17,3 +17,27 @@ class Seq2Seq:
     """
 
     label_smoothing: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """A pretrained encoder, a new trunk, CTC and an attention decoder: `ssl_asr.training.joint.JointModule`.
+
+    Attributes:
+        ctc_weight: CTC's share of the loss, the attention decoder's being the rest.
+        ctc_weight_end, ctc_weight_updates: the share it moves to in a straight line, and by which update it is
+            there; null and null leave it.
+        label_smoothing: share of a target's mass spread over the vocabulary by the decoder, in training.
+    """
+
+    ctc_weight: float
+    ctc_weight_end: float | None
+    ctc_weight_updates: int | None
+    label_smoothing: float
+
+    def ctc_share(self, update: int) -> float:
+        """CTC's share of the loss once so many updates are made."""
+        if self.ctc_weight_end is None or self.ctc_weight_updates is None:
+            return self.ctc_weight
+        done = min(1.0, update / self.ctc_weight_updates)
+        return self.ctc_weight + done * (self.ctc_weight_end - self.ctc_weight)

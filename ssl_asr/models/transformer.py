@@ -1,0 +1,156 @@
+"""Transformer layers whose weights sit in transformers' modules and whose forward passes are ours.
+
+The layers are those of Whisper and BART: norm first, then attention or feed-forward, then the sum.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ssl_asr.models.backbone import padding_mask
+
+
+def _heads(x_BND: Tensor, heads: int) -> Tensor:
+    batch, length, _ = x_BND.shape
+    return x_BND.view(batch, length, heads, -1).transpose(1, 2)
+
+
+def attend(attention: Any, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of ``x`` over keys and values already split into heads, through the module's projections."""
+    q = _heads(attention.q_proj(x_BND), attention.num_heads)
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    out: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def keys_values(attention: Any, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of ``x``, split into heads."""
+    heads = attention.num_heads
+    return _heads(attention.k_proj(x_BND), heads), _heads(attention.v_proj(x_BND), heads)
+
+
+def drop(layer: Any, x: Tensor, p: float | None = None) -> Tensor:
+    """Dropout at the layer's own rate, or at ``p``."""
+    return functional.dropout(x, p=layer.dropout if p is None else p, training=layer.training)
+
+
+def feed_forward(layer: Any, x_BND: Tensor) -> Tensor:
+    """The layer's second half."""
+    h_BND = layer.activation_fn(layer.fc1(layer.final_layer_norm(x_BND)))
+    return x_BND + drop(layer, layer.fc2(drop(layer, h_BND, layer.activation_dropout)))
+
+
+def run_layer(layer: Callable[..., Tensor], *inputs: Any, again: bool) -> Tensor:
+    """A layer's output; with ``again``, what it keeps for backward is its input only."""
+    if not (again and torch.is_grad_enabled()):
+        return layer(*inputs)
+    recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+    return recomputed
+
+
+@dataclass(slots=True)
+class DecodingState:
+    """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones."""
+
+    self_k: list[Tensor]
+    self_v: list[Tensor]
+    cross_k: list[Tensor]
+    cross_v: list[Tensor]
+    cross_mask: Tensor | None
+    filled: int = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (int64 on the device)."""
+        for name in ("self_k", "self_v", "cross_k", "cross_v"):
+            setattr(self, name, [tensor[rows] for tensor in getattr(self, name)])
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask[rows]
+
+
+class TransformerDecoder(nn.Module):
+    """An autoregressive decoder over encoder states, teacher-forced or a token at a time with a cache.
+
+    Args:
+        net: transformers' ``WhisperDecoder``, for its weights.
+    """
+
+    gradient_checkpointing = False
+
+    def __init__(self, *, net: Any) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.max_tokens: int = self.net.config.max_target_positions
+        self.vocab_size: int = self.net.config.vocab_size
+
+    def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
+        """States after each token, teacher-forced: ``states_BUD``; `logits` turns rows of them into logits.
+
+        What follows a row's last token cannot reach back, so tokens need no mask, only the loss does.
+        """
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        cross_mask = None if mask_BF is None else mask_BF[:, None, None]
+        x_BUD = self._embed(tokens_BU, 0)
+        again = self.gradient_checkpointing and self.net.training
+        for layer in self.net.layers:
+            x_BUD = run_layer(self._layer, layer, x_BUD, h_BFD, cross_mask, again=again)
+        states_BUD: Tensor = self.net.layer_norm(x_BUD)
+        return states_BUD
+
+    def _layer(self, layer: Any, x_BUD: Tensor, h_BFD: Tensor, cross_mask: Tensor | None) -> Tensor:
+        y_BUD = layer.self_attn_layer_norm(x_BUD)
+        k, v = keys_values(layer.self_attn, y_BUD)
+        x_BUD = x_BUD + drop(layer, attend(layer.self_attn, y_BUD, k, v, None, causal=True))
+        k, v = keys_values(layer.encoder_attn, h_BFD)
+        return self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of any selection of states, shape (…, V)."""
+        return functional.linear(states, self.net.embed_tokens.weight)
+
+    def _embed(self, tokens_BU: Tensor, first: int) -> Tensor:
+        positions_UD = self.net.embed_positions.weight[first : first + tokens_BU.shape[1]]
+        return drop(self.net, self.net.embed_tokens(tokens_BU) + positions_UD)
+
+    @staticmethod
+    def _cross_and_feed(layer: Any, x_BUD: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        y_BUD = layer.encoder_attn_layer_norm(x_BUD)
+        x_BUD = x_BUD + drop(layer, attend(layer.encoder_attn, y_BUD, k, v, mask, causal=False))
+        return feed_forward(layer, x_BUD)
+
+    def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> DecodingState:
+        """An empty cache over these encoder states, with room for ``max_tokens`` tokens an utterance."""
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        cross = [keys_values(layer.encoder_attn, h_BFD) for layer in self.net.layers]
+        batch, heads, _, dim = cross[0][0].shape
+        room = (batch, heads, max_tokens, dim)
+        return DecodingState(
+            self_k=[k.new_zeros(room) for k, _ in cross],
+            self_v=[v.new_zeros(room) for _, v in cross],
+            cross_k=[k.contiguous() for k, _ in cross],
+            cross_v=[v.contiguous() for _, v in cross],
+            cross_mask=None if mask_BF is None else mask_BF[:, None, None],
+        )
+
+    def step(self, tokens_BU: Tensor, state: DecodingState) -> Tensor:
+        """Feed the next tokens and return the logits after the last of them, ``logits_BV``.
+
+        Several tokens at once are only for the empty cache (the prompt).
+        """
+        start, end = state.filled, state.filled + tokens_BU.shape[1]
+        assert start == 0 or tokens_BU.shape[1] == 1
+        x_BUD = self._embed(tokens_BU, start)
+        for i, layer in enumerate(self.net.layers):
+            y_BUD = layer.self_attn_layer_norm(x_BUD)
+            k, v = keys_values(layer.self_attn, y_BUD)
+            state.self_k[i][:, :, start:end], state.self_v[i][:, :, start:end] = k, v
+            k, v = state.self_k[i][:, :, :end], state.self_v[i][:, :, :end]
+            x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
+            x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
+        state.filled = end
+        return self.logits(self.net.layer_norm(x_BUD[:, -1]))

@@ -1,0 +1,120 @@
+"""Joint CTC-attention on a pretrained encoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_asr.decoding.ctc import CtcGreedy
+from ssl_asr.decoding.seq2seq import AttentionGreedy, Suppression, greedy, token_limits
+from ssl_asr.metrics.report import Normalizer
+from ssl_asr.models.attention import JointHead, attention_loss
+from ssl_asr.models.backbone import EncoderOutput
+from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.models.states import States
+from ssl_asr.training.ctc import CTCModule, ctc_losses
+from ssl_asr.training.module import Loss, OptimConfig
+from ssl_asr.training.tasks import Joint
+from ssl_asr.types import Batch, Hypothesis, Tokenizer
+
+# Start and end of a sentence; CTC's blank in the other half, so no text contains it.
+SENTENCE = 0
+
+
+class JointModule(CTCModule):
+    """Encoder, states, a trunk with CTC on it and a decoder that attends to it.
+
+    The loss of an utterance is ``weight * CTC + (1 - weight) * cross-entropy``, each a label's mean.
+
+    Args:
+        encoder, states: see `CTCModule`.
+        head: trunk, CTC layer and decoder.
+        decoder: which half writes the text.
+        task: how the two losses are weighed.
+        tokenizer, policy, optim, normalizers: see `ASRModule`.
+    """
+
+    head: JointHead
+
+    def __init__(
+        self,
+        *,
+        encoder: Any,
+        states: States,
+        head: JointHead,
+        decoder: AttentionGreedy | CtcGreedy,
+        task: Joint,
+        tokenizer: Tokenizer,
+        policy: FreezePolicy,
+        optim: OptimConfig | None,
+        normalizers: dict[str, Normalizer],
+    ) -> None:
+        super().__init__(
+            encoder=encoder,
+            states=states,
+            head=head,
+            tokenizer=tokenizer,
+            policy=policy,
+            optim=optim,
+            normalizers=normalizers,
+        )
+        self.decoder, self.task = decoder, task
+
+    def _trunk(self, batch: Batch, out: EncoderOutput | None) -> tuple[Tensor, Tensor]:
+        h_BFD, frame_lengths_B = self.states(self.encode(batch) if out is None else out)
+        return self.head.trunk(h_BFD, frame_lengths_B), frame_lengths_B
+
+    def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
+        """Both halves' losses of each utterance, weighted and summed; the count is of utterances, weighted."""
+        h_BFD, frame_lengths_B = self._trunk(batch, out)
+        log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
+        ctc_B = ctc_losses(log_probs_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
+        ends_B = batch.token_lengths_B + 1
+        inputs_BU, targets_BU = _with_sentence(batch.tokens_BU, batch.token_lengths_B)
+        states_BUD = self.head.decoder(inputs_BU, h_BFD, frame_lengths_B)
+        attention_B = attention_loss(
+            self.head.decoder.logits(states_BUD),
+            targets_BU,
+            ends_B,
+            label_smoothing=self.task.label_smoothing if self.training else 0.0,
+        )
+        share = self.task.ctc_share(self.trainer.global_step)
+        weight_B = batch.weights_B.to(ctc_B.device, non_blocking=True)
+        if self.training:
+            for name, part_B in (("ctc", ctc_B), ("attention", attention_B)):
+                self.log_train(f"train/loss_{name}", part_B.detach().mean(), len(batch))
+            self.log_train("train/ctc_weight", torch.tensor(share), len(batch))
+        return Loss((weight_B * (share * ctc_B + (1 - share) * attention_B)).sum(), weight_B.sum())
+
+    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
+        """Greedy hypotheses of the half the decoder option names."""
+        if isinstance(self.decoder, CtcGreedy):
+            return super().transcribe(batch, out)
+        h_BFD, frame_lengths_B = self._trunk(batch, out)
+        # A text of more tokens than frames is no text: the end is sure to come.
+        limits: list[int] = frame_lengths_B.clamp(min=1).tolist()
+        asked = token_limits(self.decoder.max_tokens_per_s, batch.utterances)
+        if asked is not None:
+            limits = [min(pair) for pair in zip(limits, asked, strict=True)]
+        decoded = greedy(
+            self.head.decoder,
+            h_BFD,
+            frame_lengths_B,
+            [[SENTENCE]] * len(batch),
+            end_id=SENTENCE,
+            suppression=Suppression(),
+            limits=limits,
+        )
+        return [
+            Hypothesis(utterance.id, self.tokenizer.decode(row.tokens), row.score, row.tokens)
+            for utterance, row in zip(batch.utterances, decoded, strict=True)
+        ]
+
+
+def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What the decoder is given, from the start on, and what it is to say, up to the end."""
+    start_B1 = tokens_BU.new_full((len(tokens_BU), 1), SENTENCE)
+    places_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
+    beyond_BU = places_U >= token_lengths_B.to(tokens_BU.device, non_blocking=True)[:, None]
+    tokens_BU = tokens_BU.masked_fill(beyond_BU, SENTENCE)
+    return torch.cat([start_B1, tokens_BU], dim=1), torch.cat([tokens_BU, start_B1], dim=1)

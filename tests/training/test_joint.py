@@ -1,0 +1,96 @@
+"""Joint CTC-attention: the loss is the sum it says, the share moves as told, and a run is restored whole."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ssl_asr.build import InferenceOptions, load_model, restore_module
+from ssl_asr.errors import ConfigError
+from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.tasks import Joint
+from tests.training.toy_runs import build, config_of, toy_overrides
+
+SMALL = {
+    "attention_gru": ["head.width=8", "head.decoder_width=8", "head.kernel=2", "head.attention_width=8"],
+    "attention_transformer": ["head.width=8", "head.heads=2", "head.decoder_layers=1", "head.feed_forward=8"],
+}
+
+
+def joint(checkpoints, corpus, head="attention_gru", backbone="wav2vec2_layer"):
+    overrides = [o for o in toy_overrides(checkpoints[backbone], corpus) if not o.startswith("task=")]
+    return [*overrides, "task=joint", "tokenizer=char", f"head={head}", "decoder=attention_greedy", *SMALL[head]]
+
+
+def test_the_share_moves_in_a_straight_line_and_stays():
+    task = Joint(ctc_weight=0.5, ctc_weight_end=0.1, ctc_weight_updates=10, label_smoothing=0.0)
+    assert [task.ctc_share(u) for u in (0, 5, 10, 99)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
+    task = Joint(ctc_weight=0.2, ctc_weight_end=None, ctc_weight_updates=None, label_smoothing=0.0)
+    assert task.ctc_share(7) == 0.2
+
+
+@pytest.mark.parametrize("backbone", ["wav2vec2_layer", "whisper"])
+@pytest.mark.parametrize("head", SMALL)
+def test_a_run_trains_both_halves_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, head, backbone):
+    run = build(tmp_path, *joint(toy_checkpoints, toy_corpus, head, backbone), "freeze=false", "trainer.max_epochs=1")
+    before = {key: value.clone() for key, value in run.module.head.state_dict().items()}
+    run.trainer.fit(run.module, datamodule=run.data)
+    after = run.module.head.state_dict()
+    assert [key for key in before if torch.equal(before[key], after[key]) and "k_proj.bias" not in key] == []
+    assert {"train/loss_ctc", "train/loss_attention", "train/ctc_weight"} <= set(run.trainer.callback_metrics)
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    batch = next(iter(run.data.val_dataloader()[0]))
+    ours = run.module.eval().transcribe(batch)
+    assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in ours]
+    torch.testing.assert_close([h.score for h in twin.transcribe(batch)], [h.score for h in ours])
+
+
+def test_the_loss_is_the_weighted_sum_of_both_halves_by_hand(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = joint(toy_checkpoints, toy_corpus)
+    run = build(tmp_path, *overrides, "task.ctc_weight=0.3", "trainer.max_epochs=1", "freeze=false")
+    run.trainer.fit(run.module, datamodule=run.data)
+    module, batch = run.module.eval(), next(iter(run.data.val_dataloader()[0]))
+    total = 0.0
+    with torch.no_grad():
+        for row, length in enumerate(batch.token_lengths_B.tolist()):
+            samples, tokens = int(batch.lengths_B[row]), batch.tokens_BU[row, :length]
+            out = module.encoder(batch.waveform_BT[row : row + 1, :samples], batch.lengths_B[row : row + 1])
+            frames = out.frame_lengths_B
+            trunk = module.head.trunk(out.h_BFD[:, : int(frames)], frames)
+            ctc = functional.ctc_loss(
+                module.head.ctc(trunk).log_softmax(-1).transpose(0, 1), tokens[None], frames, torch.tensor([length])
+            )
+            zero = torch.zeros(1, dtype=torch.int64)
+            states = module.head.decoder(torch.cat([zero, tokens])[None], trunk, frames)
+            attention = functional.cross_entropy(module.head.decoder.logits(states)[0], torch.cat([tokens, zero]))
+            total += float(0.3 * ctc + 0.7 * attention)
+        ours = module.loss(batch)
+    assert float(ours.total) == pytest.approx(total, rel=1e-4)
+    assert int(ours.count) == len(batch)
+
+
+def test_either_half_may_write_and_the_cap_is_of_the_half_that_attends(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = joint(toy_checkpoints, toy_corpus)
+    run = build(tmp_path, *overrides, "decoder=ctc_greedy", "trainer.max_epochs=1")
+    run.trainer.fit(run.module, datamodule=run.data)
+    batch = next(iter(run.data.val_dataloader()[0]))
+    module = run.module.eval()
+    logits = module.log_probs(batch)[0]
+    assert logits.shape[-1] == run.data.tokenizer.vocab_size
+    module.transcribe(batch)
+    with pytest.raises(ConfigError, match="max_tokens_per_s: this model does not write a token at a time"):
+        load_model(str(tmp_path), InferenceOptions(max_tokens_per_s=2.0), print)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task=joint", "head=dnn"], "head: DnnHead does not go with this task"),
+        (["task=ctc", "head=attention_gru"], "head: GruAttentionHead does not go with this task"),
+        (["task=joint", "task.ctc_weight=1.0"], "task.ctc_weight: is 1.0"),
+        (["task=joint", "task.ctc_weight_end=0.1"], "task.ctc_weight_end: ctc_weight_end is 0.1 and ctc_weight_up"),
+        (["task=joint", "decoder=whisper_greedy"], "decoder: WhisperGreedy does not go with this task"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        config_of("data.train=t.jsonl", *overrides)
