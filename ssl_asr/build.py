@@ -76,7 +76,7 @@ def normalizers(names: list[str]) -> dict[str, Normalizer]:
     return {name: get_normalizer(name, key="normalizers") for name in names}
 
 
-def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
+def _make_tokenizer(options: Any, train: Manifest, backbone: SSLBackbone | WhisperBackbone, folder: Path) -> Tokenizer:
     if isinstance(options, WhisperTokens):
         return WhisperTokenizer.from_folder(
             folder, language=options.language, task=options.task, normalizer=options.normalizer
@@ -88,7 +88,8 @@ def _make_tokenizer(options: Any, train: Manifest, folder: Path) -> Tokenizer:
             return SymbolTokenizer(symbols=options.symbols, normalizer=options.normalizer)
         return SymbolTokenizer.from_texts(train, normalizer=options.normalizer)
     if isinstance(options, PretrainedCharacters):
-        return CharTokenizer(characters=read_ctc_vocabulary(folder).characters, normalizer=options.normalizer)
+        characters = read_ctc_vocabulary(folder, getattr(backbone, "adapter_language", None)).characters
+        return CharTokenizer(characters=characters, normalizer=options.normalizer)
     assert isinstance(options, Characters)
     if options.characters is not None:
         return CharTokenizer(characters=options.characters, normalizer=options.normalizer)
@@ -124,7 +125,7 @@ def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
 def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule:
     backbone = instantiate(config["backbone"])
     folder = backbone_folder(backbone, say)
-    tokenizer = _make_tokenizer(instantiate(config["tokenizer"]), train, folder)
+    tokenizer = _make_tokenizer(instantiate(config["tokenizer"]), train, backbone, folder)
     trainer: TrainerConfig = instantiate(config["trainer"])
     shared: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -158,7 +159,7 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
     head_options = instantiate(config["head"])
     head = head_options.build(dim=states.dim, vocab_size=tokenizer.vocab_size)
     if isinstance(head_options, PretrainedHead):
-        say(_keep_head(head, states, tokenizer, folder))
+        say(_keep_head(head, states, tokenizer, backbone, folder))
     return _on_states(task, encoder, states, head, instantiate(config["decoder"]), shared)
 
 
@@ -171,14 +172,14 @@ def _on_states(
     return CTCModule(encoder=encoder, states=states, head=head, **shared)
 
 
-def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, folder: Path) -> str:
+def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, backbone: SSLBackbone, folder: Path) -> str:
     """Copy the rows of a fine-tuned checkpoint into a head, and say how many."""
     layer = last_layer(head)
     if not isinstance(tokenizer, CharTokenizer):
         raise ConfigError("tokenizer", "the pretrained head is one of characters", "tokenizer=pretrained or char")
     if states.reads_layers or states.stride != 1:
         raise ConfigError("states", "the pretrained head reads the last states as they are", "states=last")
-    kept = copy_ctc_rows(folder, layer, tokenizer.characters)
+    kept = copy_ctc_rows(backbone, folder, layer, tokenizer.characters)
     return f"head: {kept} of {len(tokenizer.characters)} characters are the checkpoint's own"
 
 
@@ -345,18 +346,24 @@ def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
     else:
         source = _backbone_source(name)
         folder = resolve_checkpoint(source, say=say)
-        encoder = load_encoder(_plain_backbone(source, folder), folder)
+        encoder = load_encoder(_plain_backbone(source, folder, options.language), folder)
     _set_window(encoder, options)
     return encoder.requires_grad_(False).eval()
 
 
-def _plain_backbone(source: str, folder: Path) -> SSLBackbone | WhisperBackbone:
+def _plain_backbone(source: str, folder: Path, language: str | None) -> SSLBackbone | WhisperBackbone:
     """A pretrained model as it is, at the window it was trained with."""
     if model_family(folder) == "whisper":
         return WhisperBackbone(
             source=source, revision=None, window="30s", tail_s=1.0, train_tail_s=None, recommended_freeze="none"
         )
-    return SSLBackbone(source=source, revision=None, normalize_waveform=None, recommended_freeze="none")
+    return SSLBackbone(
+        source=source,
+        revision=None,
+        normalize_waveform=None,
+        recommended_freeze="none",
+        adapter_language=language,
+    )
 
 
 def _set_window(encoder: Any, options: InferenceOptions) -> None:
@@ -421,7 +428,7 @@ def _backbone_source(name: str) -> str:
 def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRModule:
     source = _backbone_source(name)
     folder = resolve_checkpoint(source, say=say)
-    backbone = _plain_backbone(source, folder)
+    backbone = _plain_backbone(source, folder, options.language)
     if not isinstance(backbone, WhisperBackbone):
         if not is_ctc_checkpoint(folder):
             what = "has no decoder and no CTC head: it writes no text before it is trained"
@@ -444,10 +451,12 @@ def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRMod
 def _pretrained_ctc(backbone: SSLBackbone, folder: Path) -> CTCModule:
     """A checkpoint that is fine-tuned with CTC, as it is."""
     encoder = load_encoder(backbone, folder)
-    tokenizer = CharTokenizer(characters=read_ctc_vocabulary(folder).characters, normalizer="lower")
+    tokenizer = CharTokenizer(
+        characters=read_ctc_vocabulary(folder, backbone.adapter_language).characters, normalizer="lower"
+    )
     states = LastLayer(stride=1).build(encoder)
     head = PretrainedHead(dropout=0.0).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
-    copy_ctc_rows(folder, last_layer(head), tokenizer.characters)
+    copy_ctc_rows(backbone, folder, last_layer(head), tokenizer.characters)
     return CTCModule(
         encoder=encoder,
         states=states,

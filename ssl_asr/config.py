@@ -331,6 +331,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("task.label_smoothing", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.decoder_dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("backbone.adapter_dim", _positive, "null, or 1 or more"),
     ("freeze_policy.rank", _positive, "1 or more"),
     ("freeze_policy.alpha", _positive, "more than 0"),
     ("optimizers.pretrained.lr", lambda v: v >= 0, "0 or more"),

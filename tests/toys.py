@@ -10,6 +10,7 @@ from transformers import (
     Data2VecAudioConfig,
     HubertConfig,
     UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
     Wav2Vec2Config,
     WavLMConfig,
     WhisperConfig,
@@ -48,6 +49,7 @@ FAMILIES = {
     "wavlm_group": (WavLMConfig, _GROUP),
     "wavlm_layer": (WavLMConfig, _LAYER),
     "unispeech_sat_layer": (UniSpeechSatConfig, _LAYER),
+    "w2v_bert": (Wav2Vec2BertConfig, {"num_conv_pos_embeddings": 4, "feature_projection_input_dim": 160}),
     "data2vec": (Data2VecAudioConfig, {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 4}),
     "whisper": (WhisperConfig, {}),
 }

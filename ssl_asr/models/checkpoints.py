@@ -23,6 +23,8 @@ from ssl_asr.errors import CheckpointError
 from ssl_asr.models.ctranslate2 import convert_whisper
 
 _PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.bin", "*.model"]
+# MMS holds an adapter for each of a thousand languages: the one that is wanted is fetched by itself.
+_NOT_WANTED = ["adapter.*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,38 @@ def _from_hub(source: str, revision: str | None, say: Callable[[str], None]) -> 
 
     say(f"fetching {source} from the Hugging Face Hub")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_PATTERNS, etag_timeout=5))
+        folder = snapshot_download(
+            source, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT_WANTED, etag_timeout=5
+        )
+        return Path(folder)
     except LocalEntryNotFoundError:
         raise CheckpointError(source, "the Hub cannot be reached") from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(source, f"the Hub says: {str(error).splitlines()[0]}") from None
     except (OSError, RuntimeError) as error:
         raise CheckpointError(source, f"the Hub cannot be reached ({type(error).__name__})") from None
+
+
+def language_adapter(source: str, folder: Path, language: str, *, revision: str | None) -> Path:
+    """The file of MMS's adapter and CTC layer for a language, from the checkpoint's folder or the Hub.
+
+    Raises:
+        CheckpointError: there is none of that language, or it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name = f"adapter.{language}.safetensors"
+    if (folder / name).is_file():
+        return folder / name
+    known = sorted(path.name.split(".")[1] for path in folder.glob("adapter.*.safetensors"))
+    remedy = f"languages are spelt as in ISO 639-3; in the folder: {', '.join(known) or 'none'}"
+    if Path(source).expanduser().is_dir():
+        raise CheckpointError(source, f"has no {name}", remedy)
+    try:
+        return Path(hf_hub_download(source, name, revision=revision, etag_timeout=5))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(source, f"{name} cannot be had ({type(error).__name__})", remedy) from None
 
 
 def _converted_folder(source: str) -> Path:

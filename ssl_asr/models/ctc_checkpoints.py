@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError
-from ssl_asr.models.checkpoints import read_json
+from ssl_asr.models.checkpoints import language_adapter, read_json
 from ssl_asr.models.loading import load_pretrained
+from ssl_asr.models.ssl import SSLBackbone
+from ssl_asr.targets import did_you_mean
 
 BLANK_ROW, UNKNOWN_ROW, FIRST_ROW = 0, 1, 2
 
@@ -34,8 +36,8 @@ def is_ctc_checkpoint(folder: Path) -> bool:
     return str(architectures[0]).endswith("ForCTC") and (folder / "vocab.json").is_file()
 
 
-def read_ctc_vocabulary(folder: Path) -> CtcVocabulary:
-    """The vocabulary of a fine-tuned checkpoint, as characters of text.
+def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabulary:
+    """The vocabulary of a fine-tuned checkpoint, MMS's of a language, as characters of text.
 
     The word delimiter becomes a space. An alphabet in capitals only, as of LibriSpeech models, becomes small.
 
@@ -46,8 +48,11 @@ def read_ctc_vocabulary(folder: Path) -> CtcVocabulary:
         raise CheckpointError(str(folder), "is not fine-tuned with CTC: it has no head and no vocabulary to keep")
     ids = read_json(folder / "vocab.json")
     if any(isinstance(value, dict) for value in ids.values()):
-        what = f"has a vocabulary for each of {len(ids)} languages"
-        raise CheckpointError(str(folder / "vocab.json"), what, "language adapters are not supported")
+        if language not in ids:
+            what = f"has a vocabulary for each of {len(ids)} languages, and {language or 'none'} is asked for"
+            near = did_you_mean(language or "", list(ids)) if len(ids) < 20 or language else "name one"
+            raise CheckpointError(str(folder / "vocab.json"), what, f"backbone.adapter_language, or language: {near}")
+        ids = ids[language]
     settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
 
     def named(key: str, default: str) -> str:
@@ -68,21 +73,33 @@ def read_ctc_vocabulary(folder: Path) -> CtcVocabulary:
     return CtcVocabulary(ids[pad], ids.get(unknown), rows)
 
 
-def copy_ctc_rows(folder: Path, head: nn.Linear, characters: list[str]) -> int:
+def _ctc_layer(backbone: SSLBackbone, folder: Path) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a checkpoint's last layer."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCTC
+
+    if backbone.adapter_language is not None:
+        weights = load_file(
+            language_adapter(backbone.source, folder, backbone.adapter_language, revision=backbone.revision)
+        )
+        return weights["lm_head.weight"], weights["lm_head.bias"]
+    theirs: Any = load_pretrained(AutoModelForCTC, folder, ("masked_spec_embed",), {})
+    return theirs.lm_head.weight, theirs.lm_head.bias
+
+
+def copy_ctc_rows(backbone: SSLBackbone, folder: Path, head: nn.Linear, characters: list[str]) -> int:
     """Copy the rows of the characters a fine-tuned checkpoint shares with ``characters``, and the blank's.
 
     Args:
-        folder: the checkpoint's.
+        backbone, folder: the checkpoint's.
         head: from states to the blank, the unknown character and ``characters``; other rows stay as they are.
         characters: the alphabet of the new head.
 
     Returns:
         How many of ``characters`` have their row from the checkpoint.
     """
-    from transformers import AutoModelForCTC
-
-    vocabulary = read_ctc_vocabulary(folder)
-    theirs: Any = load_pretrained(AutoModelForCTC, folder, ("masked_spec_embed",), {})
+    vocabulary = read_ctc_vocabulary(folder, backbone.adapter_language)
+    weight, bias = _ctc_layer(backbone, folder)
     pairs = {BLANK_ROW: vocabulary.blank}
     if vocabulary.unknown is not None:
         pairs[UNKNOWN_ROW] = vocabulary.unknown
@@ -90,8 +107,8 @@ def copy_ctc_rows(folder: Path, head: nn.Linear, characters: list[str]) -> int:
     pairs |= shared
     new, old = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
     with torch.no_grad():
-        head.weight[new] = theirs.lm_head.weight[old]
-        head.bias[new] = theirs.lm_head.bias[old]
+        head.weight[new] = weight[old]
+        head.bias[new] = bias[old]
         if vocabulary.unknown is None:
             # No frame of theirs was ever heard as unknown.
             head.bias[UNKNOWN_ROW] = -1e4

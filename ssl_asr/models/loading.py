@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
-from ssl_asr.models.checkpoints import read_json, resolve_checkpoint
-from ssl_asr.models.ssl import SSL_MODEL_TYPES, SSLBackbone, SSLEncoder, new_ssl_encoder
+from ssl_asr.models.checkpoints import language_adapter, read_json, resolve_checkpoint
+from ssl_asr.models.ssl import SSLBackbone, SSLEncoder, new_ssl_net
+from ssl_asr.models.w2v_bert import W2vBertEncoder
 from ssl_asr.models.whisper import (
     WhisperBackbone,
     WhisperEncoder,
@@ -18,6 +19,17 @@ from ssl_asr.models.whisper import (
 )
 
 Say = Callable[[str], None]
+
+# By the model type of transformers' config.
+_SSL_ENCODERS: dict[str, type[SSLEncoder]] = {
+    "wav2vec2": SSLEncoder,
+    "hubert": SSLEncoder,
+    "wavlm": SSLEncoder,
+    "data2vec-audio": SSLEncoder,
+    "unispeech-sat": SSLEncoder,
+    "wav2vec2-bert": W2vBertEncoder,
+}
+SSL_MODEL_TYPES = tuple(_SSL_ENCODERS)
 
 
 def backbone_folder(backbone: SSLBackbone | WhisperBackbone, say: Say) -> Path:
@@ -54,7 +66,7 @@ def model_family(folder: Path) -> str:
 def load_pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]) -> nn.Module:
     """Transformers' model in float32, refusing a checkpoint that lacks any weight of it.
 
-    ``new_parts`` are prefixes of weights that pretraining may not have had; ``overrides`` go over the
+    ``new_parts`` name parts that pretraining may not have had; ``overrides`` go over the
     checkpoint's config.
     """
     from transformers.utils import logging
@@ -69,7 +81,7 @@ def load_pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], o
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(new_parts))
+    missing = sorted(key for key in info["missing_keys"] if not set(new_parts) & set(key.split(".")))
     if missing or info["mismatched_keys"]:
         shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
         raise CheckpointError(str(folder), f"lacks weights or has others: {shown}", "is the file whole?")
@@ -108,14 +120,50 @@ def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEn
         return _whisper_parts(backbone, folder)[0]
     from transformers import AutoModel
 
-    net: Any = load_pretrained(AutoModel, folder, ("masked_spec_embed",), backbone.overrides())
+    config = read_json(folder / "config.json")
+    if config.get("add_adapter"):
+        what = "has convolutions after its encoder that change the number of frames (add_adapter)"
+        raise CheckpointError(backbone.source, what, "take a checkpoint without them")
+    new = ("masked_spec_embed", *(["adapter_layer"] if backbone.adapter_dim is not None else []))
+    _check_adapters(backbone, config)
+    net: Any = load_pretrained(AutoModel, folder, new, backbone.overrides())
+    if backbone.adapter_language is not None:
+        _load_language(net, backbone, folder)
     if backbone.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     normalize = backbone.normalize_waveform
     if normalize is None:
         preprocessor = read_json(folder / "preprocessor_config.json")
         normalize = bool(preprocessor.get("do_normalize", True))
-    return SSLEncoder(net=net, normalize=normalize)
+    return _SSL_ENCODERS[config["model_type"]](net=net, normalize=normalize)
+
+
+def _check_adapters(backbone: SSLBackbone, config: dict[str, Any]) -> None:
+    """Whether a checkpoint has, or can be given, the adapters a backbone option speaks of."""
+    has, wants = config.get("adapter_attn_dim"), backbone.adapter_dim
+    if wants is not None and not (config["model_type"] == "wav2vec2" and config.get("do_stable_layer_norm")):
+        what = "only wav2vec 2.0 models with layer norm first (MMS, XLS-R, large-lv60) have room for adapters"
+        raise ConfigError("backbone.adapter_dim", what, "freeze_policy=lora goes with any")
+    if wants is not None and has is not None and wants != has:
+        raise ConfigError("backbone.adapter_dim", f"is {wants}, the checkpoint's are of {has}", "leave it null")
+    if backbone.adapter_language is not None and has is None:
+        what = "this checkpoint has no languages to choose from"
+        raise ConfigError("backbone.adapter_language", what, "backbone=mms_1b_all, or null")
+
+
+def _load_language(net: nn.Module, backbone: SSLBackbone, folder: Path) -> None:
+    """Put a language's adapters into every layer."""
+    from safetensors.torch import load_file
+
+    assert backbone.adapter_language is not None
+    path = language_adapter(backbone.source, folder, backbone.adapter_language, revision=backbone.revision)
+    weights = {key.removeprefix("wav2vec2."): value for key, value in load_file(path).items()}
+    weights = {key: value for key, value in weights.items() if not key.startswith("lm_head.")}
+    own = {key for key in net.state_dict() if "adapter_layer" in key}
+    if set(weights) != own:
+        odd = sorted(own.symmetric_difference(weights))
+        raise CheckpointError(str(path), f"lacks weights or has others: {', '.join(odd[:5])}", "is the file whole?")
+    net.load_state_dict(weights, strict=False)
 
 
 def load_seq2seq(backbone: WhisperBackbone, folder: Path) -> WhisperSeq2Seq:
@@ -129,7 +177,8 @@ def rebuild(description: dict[str, Any], *, seq2seq: bool) -> SSLEncoder | Whisp
     """A model of that description with random weights, for a checkpoint's to be loaded into."""
     cut_to = description.get("cut_to")
     if description["family"] == "ssl":
-        ssl_encoder = new_ssl_encoder(description["config"], description["normalize"])
+        config = description["config"]
+        ssl_encoder = _SSL_ENCODERS[config["model_type"]](net=new_ssl_net(config), normalize=description["normalize"])
         if cut_to is not None:
             ssl_encoder.cut(cut_to)
         return ssl_encoder

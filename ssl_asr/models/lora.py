@@ -1,4 +1,4 @@
-"""Policies that train a few parameters inside layers that stay: low-rank adapters and biases."""
+"""Policies that train a few parameters inside layers that stay: adapters, low-rank or MMS's, and biases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from ssl_asr.models.freezing import ConstantPolicy
 # Attention as most families compute it, by calling these modules; and what WavLM calls, whose attention reads the
 # weights of its projections past their modules, so that an adapter there would be trained by nothing.
 _TARGETS = ["q_proj", "v_proj"]
+_CONFORMER_TARGETS = ["linear_q", "linear_v"]
 _WAVLM_TARGETS = ["intermediate_dense", "output_dense"]
 _WAVLM_PAST = {"q_proj", "k_proj", "v_proj", "out_proj"}
 
@@ -79,8 +80,10 @@ class LoRA(ConstantPolicy):
     def _insert(self, net: Any) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        is_wavlm = net.config.model_type == "wavlm"
-        targets = self.targets if self.targets is not None else _WAVLM_TARGETS if is_wavlm else _TARGETS
+        family = net.config.model_type
+        is_wavlm = family == "wavlm"
+        defaults = {"wavlm": _WAVLM_TARGETS, "wav2vec2-bert": _CONFORMER_TARGETS}
+        targets = self.targets if self.targets is not None else defaults.get(family, _TARGETS)
         past = sorted(_WAVLM_PAST & set(targets)) if is_wavlm else []
         if past:
             what = f"WavLM's attention reads the weights of {', '.join(past)} past any adapter"
@@ -103,6 +106,32 @@ def merge_adapters(model: nn.Module) -> None:
             merged.merge()
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], merged.get_base_layer())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(ConstantPolicy):
+    """The adapters at the end of each layer of MMS (Pratap et al., 2023), and a new head whole.
+
+    The backbone has them (``mms_1b_all``) or is given them (``backbone.adapter_dim``).
+    """
+
+    def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
+        """The transformer's layers, and what is new."""
+        return frozenset(_layers(encoder) | _new(rest))
+
+    def selects(self, group: str, parameter: str) -> bool:
+        """Adapters only, but everything of what is new."""
+        return "adapter_layer" in parameter or not group.startswith("layers.")
+
+    def prepare(self, encoder: Any, decoder: nn.Module | None) -> None:
+        """The model stays as it is.
+
+        Raises:
+            ConfigError: it has no adapters.
+        """
+        if not any("adapter_layer" in name for name, _ in encoder.net.named_parameters()):
+            what = "this model has no adapters to train"
+            raise ConfigError("freeze_policy", what, "backbone=mms_1b_all, backbone.adapter_dim=16, or lora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
 from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.types import Samples, Seconds
 
-SSL_MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SSLBackbone:
@@ -36,6 +34,9 @@ class SSLBackbone:
             null leaves the checkpoint's.
         attention: transformers' implementation; null takes its choice for the family.
         gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
+        adapter_dim: width of MMS's adapters, one at the end of each layer; null leaves the checkpoint's, which has
+            them (MMS-1b-all) or not. Where it has none they are new.
+        adapter_language: whose adapters are loaded, in ISO 639-3 (``eng``, ``deu``); null leaves the checkpoint's.
     """
 
     source: str
@@ -48,11 +49,16 @@ class SSLBackbone:
     feat_proj_dropout: float | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     gradient_checkpointing: bool = False
+    adapter_dim: int | None = None
+    adapter_language: str | None = None
 
     def overrides(self) -> dict[str, Any]:
         """What is to differ from the checkpoint's own config."""
         names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        wanted = {name: getattr(self, name) for name in names} | {"attn_implementation": self.attention}
+        wanted = {name: getattr(self, name) for name in names} | {
+            "attn_implementation": self.attention,
+            "adapter_attn_dim": self.adapter_dim,
+        }
         return {name: value for name, value in wanted.items() if value is not None}
 
 
@@ -105,7 +111,8 @@ class SSLEncoder(nn.Module):
         # data2vec is a post-norm model whose config does not say so.
         self._norm_first = bool(getattr(config, "do_stable_layer_norm", False))
         self._mask_positions()
-        self._geometry = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        # w2v-BERT has no convolutions over samples.
+        self._geometry = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
         # Layers dropped at random leave ranks with unequal graphs, and masked frames are a recipe's choice,
         # not the checkpoint's: neither is switched on behind the user's back.
         config.layerdrop = 0.0
@@ -128,7 +135,8 @@ class SSLEncoder(nn.Module):
             return given if self._position_mask_BF is None else (given[0] * self._position_mask_BF[:, None],)
 
         self._position_mask_BF: Tensor | None = None
-        for layer in getattr(self.net.encoder.pos_conv_embed, "layers", ()):
+        positions = getattr(self.net.encoder, "pos_conv_embed", None)
+        for layer in getattr(positions, "layers", ()):
             layer.register_forward_pre_hook(blank)
 
     def mask_with(self, augment: SpecAugment) -> None:
@@ -185,12 +193,7 @@ class SSLEncoder(nn.Module):
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
         """Encode ``waveform_BT`` (float32, 16 kHz) of ``lengths_B`` samples (int64, CPU)."""
-        if self.normalize:
-            waveform_BT = normalize_waveform(waveform_BT, lengths_B)
-        x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
-        frame_lengths_B = self.frame_lengths(lengths_B)
-        projected = self.net.feature_projection(x_BFD)
-        h_BFD = projected[0] if isinstance(projected, tuple) else projected
+        h_BFD, frame_lengths_B = self._front(waveform_BT, lengths_B)
         if self.training and self.augment is not None:
             h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
@@ -201,6 +204,15 @@ class SSLEncoder(nn.Module):
         last_BFD = states.last_hidden_state
         kept = (*seen[:-1], last_BFD) if layers else None
         return EncoderOutput(last_BFD, frame_lengths_B, frame_lengths_B, kept)
+
+    def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What the transformer is given, ``h_BFD``, and how many frames of it are speech."""
+        if self.normalize:
+            waveform_BT = normalize_waveform(waveform_BT, lengths_B)
+        x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
+        projected = self.net.feature_projection(x_BFD)
+        h_BFD = projected[0] if isinstance(projected, tuple) else projected
+        return h_BFD, self.frame_lengths(lengths_B)
 
     @contextmanager
     def _watch(self, wanted: bool) -> Iterator[list[Tensor]]:
@@ -259,15 +271,10 @@ class SSLEncoder(nn.Module):
         }
 
 
-def check_no_adapter(config: Any) -> bool:
-    """Whether a config is of a model this class runs whole (no adapter after the encoder)."""
-    return not getattr(config, "add_adapter", False)
-
-
-def new_ssl_encoder(config: dict[str, Any], normalize: bool) -> SSLEncoder:
-    """An encoder of that configuration with random weights."""
+def new_ssl_net(config: dict[str, Any]) -> nn.Module:
+    """Transformers' model of that configuration, with random weights."""
     from transformers import AutoConfig, AutoModel
 
     settings = dict(config)
-    net = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    return SSLEncoder(net=net.to(torch.float32), normalize=normalize)
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    return net.to(torch.float32)

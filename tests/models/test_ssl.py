@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from ssl_asr.errors import CheckpointError
 from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, apply_policy, check_partition
 from ssl_asr.models.loading import load_encoder, rebuild
 from ssl_asr.models.ssl import SSLBackbone, normalize_waveform
+from ssl_asr.models.w2v_bert import FilterBanks
 from tests.toys import SSL_FAMILIES
 
 LENGTHS = [4000, 9001, 2222, 9500]
@@ -19,6 +21,12 @@ def encoder_of(folder, normalize=None):
         source=str(folder), revision=None, normalize_waveform=normalize, recommended_freeze="feature_encoder"
     )
     return load_encoder(backbone, folder).eval()
+
+
+def extractor_of(name):
+    if name == "w2v_bert":
+        return transformers.SeamlessM4TFeatureExtractor()
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=name.endswith("layer"))
 
 
 @pytest.fixture
@@ -35,10 +43,16 @@ def padded(waveforms):
 def test_one_utterance_equals_transformers(toy_checkpoints, waveforms, name):
     encoder = encoder_of(toy_checkpoints[name])
     reference = transformers.AutoModel.from_pretrained(toy_checkpoints[name]).eval()
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=name.endswith("layer"))
     for waveform in waveforms:
-        values = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values
-        expected = reference(values).last_hidden_state
+        values = extractor_of(name)(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
+        if name == "w2v_bert":
+            # Their filter banks, to which ours are compared below, without the odd frame that is masked there.
+            frames = int(values["attention_mask"].sum())
+            ours = FilterBanks()(waveform[None], torch.tensor([len(waveform)]))
+            torch.testing.assert_close(ours, values["input_features"][:, :frames], atol=2e-3, rtol=1e-3)
+            expected = reference(ours).last_hidden_state
+        else:
+            expected = reference(values.input_values).last_hidden_state
         out = encoder(waveform[None], torch.tensor([len(waveform)]))
         torch.testing.assert_close(out.h_BFD, expected, atol=1e-5, rtol=1e-4)
         assert out.frame_lengths_B.tolist() == [expected.shape[1]]
@@ -65,12 +79,13 @@ def test_transformers_itself_lets_neighbours_change_a_base_models_answer(toy_che
     assert (reference(batch).last_hidden_state[2, : len(alone)] - alone).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["wav2vec2_group", "wavlm_layer"])
+@pytest.mark.parametrize("name", ["wav2vec2_group", "wavlm_layer", "w2v_bert"])
 def test_frame_lengths_at_every_boundary(toy_checkpoints, name):
     encoder = encoder_of(toy_checkpoints[name])
     shortest = encoder.min_samples
     assert encoder.frame_lengths(torch.tensor([shortest - 1, shortest, 0])).tolist() == [0, 1, 0]
-    for samples in range(shortest, shortest + 45):
+    step = 1 if name != "w2v_bert" else 40
+    for samples in range(shortest, shortest + 45 * step, step):
         out = encoder(torch.randn(1, samples), torch.tensor([samples]))
         assert out.h_BFD.shape[1] == int(out.frame_lengths_B[0])
 
@@ -100,7 +115,8 @@ def test_layer_groups_are_a_partition_from_the_samples_up(toy_checkpoints, name)
     groups = encoder.layer_groups()
     check_partition(groups, encoder.parameters())
     names = [group.name for group in groups]
-    assert names[:4] == ["feature_encoder", "projection", "layers.0", "layers.1"]
+    convolutions = [] if name == "w2v_bert" else ["feature_encoder"]
+    assert names[: len(convolutions) + 3] == [*convolutions, "projection", "layers.0", "layers.1"]
     grouped = {id(p) for group in groups for p in group.parameters()}
     assert [n for n, p in encoder.named_parameters() if id(p) not in grouped] == ["net.masked_spec_embed"]
 
@@ -129,6 +145,30 @@ def test_no_gradient_reaches_below_what_trains(toy_checkpoints, waveforms):
     apply_policy(groups, frozenset(names), FreezeEncoder().selects)
     trainable = [p for group in groups for p in group.parameters()]
     assert all(p.requires_grad for p in trainable), "policies set both ways"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_filter_banks_equal_transformers(scale):
+    """Speech-like and nearly silent, an odd frame and none too many, side by side and alone."""
+    waveforms = [torch.randn(n).cumsum(0) * 0.01 * scale for n in (16000, 4000, 4160, 720, 900)]
+    ours = FilterBanks()(*padded(waveforms))
+    lengths = FilterBanks.frame_lengths(torch.tensor([len(w) for w in waveforms]))
+    for row, waveform in enumerate(waveforms):
+        values = transformers.SeamlessM4TFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
+        frames = int(values["attention_mask"].sum())
+        assert int(lengths[row]) == frames
+        expected = values["input_features"][0, :frames]
+        torch.testing.assert_close(ours[row, :frames], expected, atol=2e-3, rtol=1e-3)
+        alone = FilterBanks()(waveform[None], torch.tensor([len(waveform)]))
+        torch.testing.assert_close(ours[row, :frames], alone[0, :frames], atol=1e-4, rtol=1e-4)
+
+
+def test_convolutions_after_the_encoder_are_refused(toy_checkpoints, tmp_path):
+    shutil.copytree(toy_checkpoints["wav2vec2_layer"], tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, "add_adapter": True}))
+    with pytest.raises(CheckpointError, match="add_adapter"):
+        encoder_of(tmp_path / "x")
 
 
 def _weights(folder):

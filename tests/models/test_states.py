@@ -9,6 +9,7 @@ from ssl_asr.models.backbone import EncoderOutput
 from ssl_asr.models.freezing import check_partition
 from ssl_asr.models.loading import rebuild
 from ssl_asr.models.states import ChosenLayer, LastLayer, WeightedSum
+from ssl_asr.models.w2v_bert import FilterBanks
 from tests.toys import SSL_FAMILIES, toy_encoder
 
 
@@ -26,6 +27,10 @@ def _theirs(name, folder, waveform):
         model = transformers.WhisperModel.from_pretrained(folder).eval().encoder
         features = transformers.WhisperFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
         out = model(features.input_features, output_hidden_states=True)
+        return (*out.hidden_states[:-1], out.last_hidden_state)
+    if name == "w2v_bert":
+        model = transformers.AutoModel.from_pretrained(folder).eval()
+        out = model(FilterBanks()(waveform[None], torch.tensor([len(waveform)])), output_hidden_states=True)
         return (*out.hidden_states[:-1], out.last_hidden_state)
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=name.endswith("layer"))
     values = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values

@@ -1,0 +1,115 @@
+"""w2v-BERT 2.0: Kaldi's filter banks on the device, two frames joined, a conformer.
+
+The layers and weights are transformers'; the filter banks are ours, batched, each utterance as if it were alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_asr.models.backbone import LayerGroup, padding_mask
+from ssl_asr.models.ssl import SSLEncoder
+from ssl_asr.types import SAMPLE_RATE, Samples
+
+FRAME: Samples = 400
+HOP: Samples = 160
+N_FFT: Samples = 512
+BANDS = 80
+# Frames of 10 ms that make one of 20 ms.
+JOINED = 2
+_PREEMPHASIS = 0.97
+_FLOOR = 1.192092955078125e-07
+
+
+class FilterBanks(nn.Module):
+    """Kaldi's log filter banks, each band normalised over the utterance's own frames, two frames side by side.
+
+    Equal to transformers' ``SeamlessM4TFeatureExtractor`` an utterance at a time.
+    """
+
+    filters_FM: Tensor
+    window_T: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.audio_utils import mel_filter_bank, window_function
+
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + N_FFT // 2,
+            num_mel_filters=BANDS,
+            min_frequency=20.0,
+            max_frequency=SAMPLE_RATE / 2,
+            sampling_rate=SAMPLE_RATE,
+            norm=None,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+        window = window_function(FRAME, "povey", periodic=False)
+        self.register_buffer("filters_FM", torch.from_numpy(filters).to(torch.float32), persistent=False)
+        self.register_buffer("window_T", torch.from_numpy(window).to(torch.float32), persistent=False)
+
+    @staticmethod
+    def frame_lengths(lengths_B: Tensor) -> Tensor:
+        """Joined frames of so many samples; an odd frame at the end is left out, as there."""
+        frames_B = (lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1
+        return frames_B.div(JOINED, rounding_mode="floor").clamp(min=0)
+
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """``features_BFM`` (float32, 160 values a frame) of float32 16 kHz samples; padding is zero."""
+        with torch.autocast(waveform_BT.device.type, enabled=False):
+            log_BFM = self._log_banks(waveform_BT.float())
+        frames_B = ((lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1).clamp(min=0)
+        mask_BF = padding_mask(frames_B, log_BFM.shape[1], log_BFM.device)
+        count_B = frames_B.to(log_BFM.device, non_blocking=True)[:, None, None]
+        mask = torch.ones_like(log_BFM[..., :1]) if mask_BF is None else mask_BF[..., None].to(log_BFM.dtype)
+        mean = (log_BFM * mask).sum(1, keepdim=True) / count_B
+        centred_BFM = (log_BFM - mean) * mask
+        variance = centred_BFM.square().sum(1, keepdim=True) / (count_B - 1)
+        normed_BFM = centred_BFM / (variance + 1e-7).sqrt()
+        joined = int(self.frame_lengths(lengths_B).max())
+        return normed_BFM[:, : joined * JOINED].reshape(len(normed_BFM), joined, BANDS * JOINED)
+
+    def _log_banks(self, waveform_BT: Tensor) -> Tensor:
+        frames_BFT = (waveform_BT * 2**15).unfold(1, FRAME, HOP)
+        frames_BFT = frames_BFT - frames_BFT.mean(-1, keepdim=True)
+        before_BFT = torch.cat([frames_BFT[..., :1], frames_BFT[..., :-1]], dim=-1)
+        frames_BFT = (frames_BFT - _PREEMPHASIS * before_BFT) * self.window_T
+        power_BFF = torch.fft.rfft(frames_BFT, N_FFT).abs().square()
+        log_BFM: Tensor = (power_BFF @ self.filters_FM).clamp(min=_FLOOR).log()
+        return log_BFM
+
+
+class W2vBertEncoder(SSLEncoder):
+    """w2v-BERT 2.0's conformer behind the `SpeechEncoder` contract.
+
+    Args:
+        net: transformers' ``Wav2Vec2BertModel``.
+        normalize: a matter of waveforms, which this model never sees: False.
+    """
+
+    def __init__(self, *, net: Any, normalize: bool) -> None:
+        super().__init__(net=net, normalize=False)
+        self.filter_banks = FilterBanks()
+
+    def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        features_BFM = self.filter_banks(waveform_BT, lengths_B)
+        h_BFD, _ = self.net.feature_projection(features_BFM.to(waveform_BT.dtype))
+        return h_BFD, self.frame_lengths(lengths_B)
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frames of 20 ms of so many samples."""
+        return self.filter_banks.frame_lengths(lengths_B)
+
+    @property
+    def min_samples(self) -> Samples:
+        """The shortest input that gives a frame: 560 samples, 35 ms."""
+        return FRAME + (JOINED - 1) * HOP
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """``projection``, then ``layers.0`` and those above it."""
+        return [
+            LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
+            *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
+        ]
