@@ -331,6 +331,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("task.label_smoothing", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.decoder_dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("backbone.layerdrop", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("backbone.adapter_dim", _positive, "null, or 1 or more"),
     ("freeze_policy.rank", _positive, "1 or more"),
     ("freeze_policy.alpha", _positive, "more than 0"),
@@ -431,15 +432,33 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
         what = "audio that changes each epoch has no states that could be kept"
         errors.append(ConfigError("data.speed_factors", what, "data.speed_factors=[], or features=none"))
-    return errors + _check_frozen_fit(kind)
+    return errors + _check_frozen_fit(kind, config["backbone"])
 
 
-def _check_frozen_fit(kind: dict[str, str]) -> list[ConfigError]:
+_IN_TRAINING = (
+    "dropout",
+    "hidden_dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "feat_proj_dropout",
+    "layerdrop",
+)
+
+
+def _check_frozen_fit(kind: dict[str, str], backbone: dict[str, Any]) -> list[ConfigError]:
     """Whether what is asked of the encoder goes with its being frozen or not."""
     errors = []
     if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
         what = "a frozen encoder is never masked, so this would do nothing"
         errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
+    if kind["freeze_policy"] == "FreezeEncoder" and kind["task"] != "Seq2Seq":
+        errors += [
+            ConfigError(
+                f"backbone.{name}", "a frozen encoder drops nothing, so this would do nothing", "null, or freeze=false"
+            )
+            for name in _IN_TRAINING
+            if backbone.get(name)
+        ]
     if kind["features"] == "CachedFeatures" and kind["freeze_policy"] != "FreezeEncoder":
         what = "states of an encoder that trains change with every update and cannot be kept"
         errors.append(ConfigError("features", what, "freeze=true, or features=none"))

@@ -1,6 +1,6 @@
 """What every speech encoder offers, whoever wrote its layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +62,9 @@ class SpeechEncoder(Protocol):
     def mask_with(self, augment: SpecAugment) -> None:
         """Hide spans of the input whenever in train mode; before `layer_groups` is asked for."""
 
+    def drop_layers(self, probability: float) -> None:
+        """Leave out each transformer layer with this probability in training steps."""
+
     @property
     def n_layers(self) -> int:
         """Transformer layers of the checkpoint, also once it is cut."""
@@ -99,6 +102,11 @@ def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor 
     if bool((lengths_B >= width).all()):
         return None
     return torch.arange(width, device=device)[None] < lengths_B.to(device, non_blocking=True)[:, None]
+
+
+def no_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
+    """A zero that gives each of the parameters that train a gradient of zero; 0.0 where there is none."""
+    return sum(((parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad), 0.0)
 
 
 class FrameCounter(Protocol):

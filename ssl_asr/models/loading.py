@@ -107,6 +107,7 @@ def _whisper_parts(backbone: WhisperBackbone, folder: Path) -> tuple[WhisperEnco
     whole: Any = load_pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), backbone.overrides())
     encoder = WhisperEncoder(net=whole.model.encoder, **_window(backbone))
     encoder.gradient_checkpointing = backbone.gradient_checkpointing
+    encoder.drop_layers(backbone.layerdrop or 0.0)
     return encoder, whole.model.decoder
 
 
@@ -135,7 +136,9 @@ def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEn
     if normalize is None:
         preprocessor = read_json(folder / "preprocessor_config.json")
         normalize = bool(preprocessor.get("do_normalize", True))
-    return _SSL_ENCODERS[config["model_type"]](net=net, normalize=normalize)
+    encoder = _SSL_ENCODERS[config["model_type"]](net=net, normalize=normalize)
+    encoder.drop_layers(backbone.layerdrop or 0.0)
+    return encoder
 
 
 def _check_adapters(backbone: SSLBackbone, config: dict[str, Any]) -> None:

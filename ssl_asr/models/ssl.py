@@ -8,7 +8,7 @@ frames. transformers takes both over the padded row, which is why a base model's
 the company they keep; here they do not, so the attention mask can be given to both norm styles.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup, no_gradient, padding_mask
 from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.types import Samples, Seconds
 
@@ -32,6 +32,8 @@ class SSLBackbone:
         recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
         hidden_dropout, attention_dropout, activation_dropout, feat_proj_dropout: as transformers names them;
             null leaves the checkpoint's.
+        layerdrop: how likely a transformer layer is left out of a training step (Fan et al., 2020); null and 0
+            leave none out, whatever the checkpoint's config says.
         attention: transformers' implementation; null takes its choice for the family.
         gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
         adapter_dim: width of MMS's adapters, one at the end of each layer; null leaves the checkpoint's, which has
@@ -47,6 +49,7 @@ class SSLBackbone:
     attention_dropout: float | None = None
     activation_dropout: float | None = None
     feat_proj_dropout: float | None = None
+    layerdrop: float | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     gradient_checkpointing: bool = False
     adapter_dim: int | None = None
@@ -198,12 +201,21 @@ class SSLEncoder(nn.Module):
             h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
         self._position_mask_BF = mask_BF
+        drops = self.training and self.net.config.layerdrop > 0
         # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
-        with self._watch(layers) as seen:
+        with self._watch(layers or drops) as seen:
             states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
         last_BFD = states.last_hidden_state
-        kept = (*seen[:-1], last_BFD) if layers else None
+        if drops:
+            # What was left out gets gradients of zero: all ranks agree on what has any.
+            left_out = [layer for i, layer in enumerate(self.net.encoder.layers) if i not in seen]
+            last_BFD = last_BFD + no_gradient(parameter for layer in left_out for parameter in layer.parameters())
+        kept = (*_unbroken(seen, len(self.net.encoder.layers))[:-1], last_BFD) if layers else None
         return EncoderOutput(last_BFD, frame_lengths_B, frame_lengths_B, kept)
+
+    def drop_layers(self, probability: float) -> None:
+        """Leave out each layer with this probability in training steps, but WavLM's first, which gives positions."""
+        self.net.config.layerdrop = probability
 
     def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """What the transformer is given, ``h_BFD``, and how many frames of it are speech."""
@@ -215,20 +227,21 @@ class SSLEncoder(nn.Module):
         return h_BFD, self.frame_lengths(lengths_B)
 
     @contextmanager
-    def _watch(self, wanted: bool) -> Iterator[list[Tensor]]:
-        """The input of the first transformer layer and the output of each, as they pass."""
-        seen: list[Tensor] = []
+    def _watch(self, wanted: bool) -> Iterator[dict[int, Tensor]]:
+        """The input of the transformer (-1) and the output of each layer that runs, as they pass."""
+        seen: dict[int, Tensor] = {}
 
-        def keep_input(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            seen.append(given[0] if given else named["hidden_states"])
+        def keeps(index: int) -> Callable[..., None]:
+            def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+                seen[index] = output[0] if isinstance(output, tuple) else output
 
-        def keep_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            seen.append(output[0] if isinstance(output, tuple) else output)
+            return keep
 
         hooks = []
         if wanted:
-            hooks = [layer.register_forward_hook(keep_output) for layer in self.net.encoder.layers]
-            hooks.append(self.net.encoder.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+            # Dropout is the last thing before the first layer, in every family.
+            passed = {-1: self.net.encoder.dropout, **dict(enumerate(self.net.encoder.layers))}
+            hooks = [module.register_forward_hook(keeps(index)) for index, module in passed.items()]
         try:
             yield seen
         finally:
@@ -269,6 +282,14 @@ class SSLEncoder(nn.Module):
             "normalize": self.normalize,
             "cut_to": self.cut_to,
         }
+
+
+def _unbroken(seen: dict[int, Tensor], layers: int) -> list[Tensor]:
+    """States before the first layer and after each; a layer that was left out leaves them as they were."""
+    states = [seen[-1]]
+    for index in range(layers):
+        states.append(seen.get(index, states[-1]))
+    return states
 
 
 def new_ssl_net(config: dict[str, Any]) -> nn.Module:

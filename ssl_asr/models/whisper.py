@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup, padding_mask
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup, no_gradient, padding_mask
 from ssl_asr.models.masking import SpecAugment, share
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
@@ -39,6 +39,7 @@ class WhisperBackbone:
         train_tail_s: the range a training tail is drawn from, a batch at a time, which keeps the end token
             learnt after any silence; null trains with ``tail_s`` always.
         recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
+        layerdrop: how likely an encoder layer is left out of a training step; null and 0 leave none out.
         dropout, attention_dropout, activation_dropout: as transformers names them; null leaves the
             checkpoint's, which is 0 in those of OpenAI.
         gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
@@ -53,6 +54,7 @@ class WhisperBackbone:
     dropout: float | None = None
     attention_dropout: float | None = None
     activation_dropout: float | None = None
+    layerdrop: float | None = None
     gradient_checkpointing: bool = False
 
     def overrides(self) -> dict[str, Any]:
@@ -142,6 +144,11 @@ class WhisperEncoder(nn.Module):
         self.gradient_checkpointing = False
         self.augment: SpecAugment | None = None
         self.masked_share: float | None = None
+        self.layerdrop = 0.0
+
+    def drop_layers(self, probability: float) -> None:
+        """Leave out each layer with this probability in training steps."""
+        self.layerdrop = probability
 
     def mask_with(self, augment: SpecAugment) -> None:
         """Hide spans of log-mel frames and bands whenever in train mode."""
@@ -207,7 +214,12 @@ class WhisperEncoder(nn.Module):
         # Kept only where asked for: a deep encoder's states are gigabytes.
         seen = [h_BFD] if layers else []
         for layer in self.net.layers:
-            h_BFD = run_layer(self._layer, layer, h_BFD, mask, again=self.gradient_checkpointing and self.training)
+            if self.training and self.layerdrop > 0 and float(torch.rand(())) < self.layerdrop:
+                # Its weights get gradients of zero: all ranks agree on what has any.
+                h_BFD = h_BFD + no_gradient(layer.parameters())
+            else:
+                again = self.gradient_checkpointing and self.training
+                h_BFD = run_layer(self._layer, layer, h_BFD, mask, again=again)
             if layers:
                 seen.append(h_BFD)
         h_BFD = self.net.layer_norm(h_BFD)

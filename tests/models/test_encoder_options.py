@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.toys import toy_encoder
+from tests.toys import FAMILIES, toy_encoder
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
 
@@ -42,3 +42,39 @@ def test_dropouts_of_the_config_reach_the_model(toy_checkpoints, name):
         encoder = toy_encoder(name, toy_checkpoints, **dict.fromkeys(names, rate))
         one, other = (encoder.train()(waveform, torch.tensor([9000])).h_BFD for _ in range(2))
         assert torch.equal(one, other) is equal
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropped_layers_leave_states_as_they_were_and_have_gradients_of_zero(toy_checkpoints, name):
+    """Some passes drop a layer, some none; with or without, every weight has a gradient, as other ranks expect."""
+    zero = ["dropout", "attention_dropout", "activation_dropout"] if name == "whisper" else DROPOUTS
+    given = [option for option in zero if name != "w2v_bert" or option != "activation_dropout"]
+    encoder = toy_encoder(name, toy_checkpoints, layerdrop=0.5, **dict.fromkeys(given, 0.0)).train()
+    groups = [group for group in encoder.layer_groups() if group.name.startswith("layers.")]
+    waveform, lengths = torch.randn(2, 9000), torch.tensor([9000, 5000])
+    dropped = set()
+    for _ in range(30):
+        encoder.zero_grad()
+        out = encoder(waveform, lengths, layers=True)
+        out.h_BFD.square().sum().backward()
+        for index, group in enumerate(groups):
+            parameters = [p for p in group.parameters() if p.requires_grad]
+            assert all(p.grad is not None for p in parameters)
+            without = all(float(p.grad.abs().max()) == 0.0 for p in parameters)
+            # Between the last layer and its states may lie a norm.
+            same = torch.equal(out.layers[index + 1], out.layers[index])
+            assert without or not same
+            if index + 1 < len(groups):
+                assert same == without
+            if without:
+                dropped.add(index)
+    kept = {0} if name.startswith("wavlm") else set()
+    assert dropped == set(range(len(groups))) - kept
+    encoder.eval()
+    assert torch.equal(encoder(waveform, lengths).h_BFD, encoder(waveform, lengths).h_BFD)
+
+
+def test_without_asking_no_layer_is_dropped_whatever_the_checkpoint_says(toy_checkpoints):
+    encoder = toy_encoder("wav2vec2_group", toy_checkpoints, **dict.fromkeys(DROPOUTS, 0.0)).train()
+    states = [encoder(torch.ones(1, 4000), torch.tensor([4000])).h_BFD for _ in range(20)]
+    assert all(torch.equal(states[0], other) for other in states)
