@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 from hydra.utils import instantiate
 from rich.console import Console
+from torch import nn
 
 from ssl_asr.config import config_folder
 from ssl_asr.data.filters import Limits
@@ -53,7 +54,7 @@ from ssl_asr.training.features import CachedFeatures, FeatureCache, top_layer
 from ssl_asr.training.joint import JointModule
 from ssl_asr.training.module import ASRModule, OptimConfig
 from ssl_asr.training.schedulers import total_updates
-from ssl_asr.training.seq2seq import Seq2SeqModule
+from ssl_asr.training.seq2seq import AuxiliaryCtc, Seq2SeqModule
 from ssl_asr.training.tasks import Joint, Seq2Seq
 from ssl_asr.training.trainer import TrainerConfig, make_trainer
 from ssl_asr.types import SAMPLE_RATE, Tokenizer
@@ -152,6 +153,7 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
             model=model,
             decoder=instantiate(config["decoder"]),
             label_smoothing=task.label_smoothing,
+            auxiliary=_auxiliary(task, encoder, train),
             **shared,
         )
     states = instantiate(config["states"]).build(encoder)
@@ -161,6 +163,14 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
     if isinstance(head_options, PretrainedHead):
         say(_keep_head(head, states, tokenizer, backbone, folder))
     return _on_states(task, encoder, states, head, instantiate(config["decoder"]), shared)
+
+
+def _auxiliary(task: Seq2Seq, encoder: Any, train: Manifest) -> AuxiliaryCtc | None:
+    if task.ctc_weight == 0:
+        return None
+    tokenizer = CharTokenizer.from_texts(train, normalizer="lower")
+    layer = nn.Linear(encoder.dim, tokenizer.vocab_size)
+    return AuxiliaryCtc(layer=layer, tokenizer=tokenizer, weight=task.ctc_weight, lr_scale=task.ctc_lr_scale)
 
 
 def _on_states(
@@ -395,7 +405,9 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
         policy.prepare(model, None)
         head = _checked(config["head"]).build(dim=states.dim, vocab_size=tokenizer.vocab_size)
         module = _on_states(_checked(config["task"]), model, states, head, _checked(config["decoder"]), shared)
-    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_metrics.")}
+    # Scores, and the CTC that helped to train Whisper's encoder, are of no use to text.
+    left = ("_metrics.", "ctc.") if seq2seq else ("_metrics.",)
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(left)}
     module.load_state_dict(module.with_frozen(weights, checkpoint))
     merge_adapters(module)
     return module

@@ -325,7 +325,8 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("trainer.max_nonfinite", _positive, "1 or more"),
     ("trainer.ema_decay", lambda v: v is None or 0 < v < 1, "null, or more than 0 and less than 1"),
     ("trainer.average_best", lambda v: v is None or v >= 2, "null, or 2 checkpoints or more"),
-    ("task.ctc_weight", lambda v: 0 < v < 1, "more than 0 and less than 1"),
+    ("task.ctc_weight", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("task.ctc_lr_scale", _positive, "more than 0"),
     ("task.ctc_weight_end", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("task.ctc_weight_updates", _positive, "1 update or more"),
     ("task.label_smoothing", lambda v: 0 <= v < 1, "0, or less than 1"),
@@ -401,6 +402,8 @@ _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
 
 def _check_ctc_share(task: dict[str, Any]) -> list[ConfigError]:
     end, updates = task.get("ctc_weight_end"), task.get("ctc_weight_updates")
+    if task.get("ctc_weight") == 0:
+        return [ConfigError("task.ctc_weight", "is 0, which leaves CTC's half untrained", "more than 0")]
     if (end is None) != (updates is None):
         what = f"ctc_weight_end is {end} and ctc_weight_updates {updates}"
         return [ConfigError("task.ctc_weight_end", what, "give both, or neither")]
@@ -432,7 +435,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
         what = "audio that changes each epoch has no states that could be kept"
         errors.append(ConfigError("data.speed_factors", what, "data.speed_factors=[], or features=none"))
-    return errors + _check_frozen_fit(kind, config["backbone"])
+    return errors + _check_frozen_fit(kind, config)
 
 
 _IN_TRAINING = (
@@ -445,7 +448,7 @@ _IN_TRAINING = (
 )
 
 
-def _check_frozen_fit(kind: dict[str, str], backbone: dict[str, Any]) -> list[ConfigError]:
+def _check_frozen_fit(kind: dict[str, str], config: dict[str, Any]) -> list[ConfigError]:
     """Whether what is asked of the encoder goes with its being frozen or not."""
     errors = []
     if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
@@ -457,8 +460,11 @@ def _check_frozen_fit(kind: dict[str, str], backbone: dict[str, Any]) -> list[Co
                 f"backbone.{name}", "a frozen encoder drops nothing, so this would do nothing", "null, or freeze=false"
             )
             for name in _IN_TRAINING
-            if backbone.get(name)
+            if config["backbone"].get(name)
         ]
+    if kind["freeze_policy"] == "FreezeEncoder" and kind["task"] == "Seq2Seq" and config["task"].get("ctc_weight"):
+        what = "CTC beside the decoder helps the encoder to train, and this one is frozen"
+        errors.append(ConfigError("task.ctc_weight", what, "task.ctc_weight=0, or freeze=false"))
     if kind["features"] == "CachedFeatures" and kind["freeze_policy"] != "FreezeEncoder":
         what = "states of an encoder that trains change with every update and cannot be kept"
         errors.append(ConfigError("features", what, "freeze=true, or features=none"))

@@ -30,12 +30,14 @@ class EncoderOutput:
 class LayerGroup:
     """A named part of a model: the unit of freezing and of layer-wise learning rates.
 
-    ``modules`` are put in eval mode when frozen; ``loose`` are parameters that sit in none of them.
+    ``modules`` are put in eval mode when frozen; ``loose`` are parameters that sit in none of them. The learning
+    rate of its side is multiplied by ``lr_scale``.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     loose: tuple[nn.Parameter, ...] = ()
+    lr_scale: float = 1.0
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter of the group, each once, by its name within its module; loose ones have none."""

@@ -144,4 +144,4 @@ class BitFit(ConstantPolicy):
 
     def selects(self, group: str, parameter: str) -> bool:
         """Biases only, but everything of what is new."""
-        return parameter.endswith("bias") or group in ("states", "head")
+        return parameter.endswith("bias") or group in ("states", "head", "ctc")

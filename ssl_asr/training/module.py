@@ -19,7 +19,7 @@ from ssl_asr.metrics.report import Normalizer, Prediction
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy, Progress, apply_policy, check_partition
 from ssl_asr.training.features import FeatureCache
-from ssl_asr.training.optimizers import OptimizerConfig, layer_scales
+from ssl_asr.training.optimizers import OptimizerConfig, group_scales
 from ssl_asr.training.schedulers import MetricScheduler, SchedulerConfig, UpdateScheduler
 from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
 
@@ -186,7 +186,7 @@ class ASRModule(L.LightningModule):
         for side, (_, groups) in self._sides.items():
             optimizer = None if self.optim is None else self.optim.optimizers[side]
             decay = 1.0 if optimizer is None else optimizer.layer_decay
-            scales = layer_scales([group.name for group in groups], decay)
+            scales = group_scales(groups, decay)
             for group in groups:
                 sizes = [(p.numel(), p.requires_grad) for p in group.parameters()]
                 trains = sum(n for n, wanted in sizes if wanted)

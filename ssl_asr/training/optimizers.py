@@ -21,6 +21,13 @@ def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
     return {name: layer_decay ** (len(names) - 1 - i) for i, name in enumerate(names)}
 
 
+def group_scales(groups: Sequence[LayerGroup], layer_decay: float) -> dict[str, float]:
+    """The factor on the learning rate of each group: its place among the layers, and its own ``lr_scale``."""
+    # A part with a rate of its own is no layer above the others.
+    layers = layer_scales([group.name for group in groups if group.lr_scale == 1.0], layer_decay)
+    return {group.name: layers.get(group.name, 1.0) * group.lr_scale for group in groups}
+
+
 def parameter_groups(
     groups: Sequence[LayerGroup], *, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
@@ -32,16 +39,16 @@ def parameter_groups(
         weight_decay: on matrices and kernels; vectors (norms, biases) have none.
         layer_decay: see `layer_scales`; 1 gives every group the same rate.
     """
-    scales = layer_scales([group.name for group in groups], layer_decay)
-    made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    scales = group_scales(groups, layer_decay)
+    made: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
     for group in groups:
         for parameter in group.parameters():
             if parameter.requires_grad:
                 decay = weight_decay if parameter.ndim >= 2 else 0.0
-                made.setdefault((lr * scales[group.name], decay), []).append(parameter)
-    # The top of the model first, since its rate is the one that is logged.
-    ordered = sorted(made.items(), key=lambda item: (-item[0][0], -item[0][1]))
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in ordered]
+                made.setdefault((group.lr_scale != 1.0, lr * scales[group.name], decay), []).append(parameter)
+    # The top of the model first, since its rate is the one that is logged; what has a rate of its own is last.
+    ordered = sorted(made.items(), key=lambda item: (item[0][0], -item[0][1], -item[0][2]))
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (_, rate, decay), params in ordered]
 
 
 class OptimizerConfig(Protocol):

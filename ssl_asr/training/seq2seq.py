@@ -1,17 +1,50 @@
 """Whisper as a whole encoder-decoder."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.data.tokenizer import WhisperTokenizer
+from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy, token_limits
 from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.backbone import EncoderOutput
+from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import WhisperSeq2Seq
+from ssl_asr.training.ctc import ctc_losses
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import Batch, Hypothesis
+from ssl_asr.types import Batch, Hypothesis, Utterance
+
+
+class AuxiliaryCtc:
+    """CTC over characters on the encoder's states, which helps the encoder to be trained.
+
+    Args:
+        layer: from states to ``logits``, the blank at 0.
+        tokenizer: spells the labels.
+        weight: its share of the loss.
+        lr_scale: of its learning rate, over the decoder's.
+    """
+
+    def __init__(self, *, layer: nn.Linear, tokenizer: CharTokenizer, weight: float, lr_scale: float) -> None:
+        self.layer, self.tokenizer, self.weight, self.lr_scale = layer, tokenizer, weight, lr_scale
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """``ctc``, at a rate of its own."""
+        return [LayerGroup("ctc", (self.layer,), lr_scale=self.lr_scale)]
+
+    def losses(self, out: EncoderOutput, utterances: Sequence[Utterance]) -> Tensor:
+        """CTC's mean loss a label of each utterance, ``loss_B``; 0 where the labels do not fit the frames."""
+        labels = [torch.tensor(self.tokenizer.encode(utterance)) for utterance in utterances]
+        labels_BU = nn.utils.rnn.pad_sequence(labels, batch_first=True)
+        logits_BFV = self.layer(out.h_BFD[:, : int(out.frame_lengths_B.max())])
+        return ctc_losses(
+            logits_BFV.float().log_softmax(-1),
+            out.frame_lengths_B,
+            labels_BU.to(logits_BFV.device, non_blocking=True),
+            torch.tensor([len(label) for label in labels]),
+        )
 
 
 class Seq2SeqModule(ASRModule):
@@ -21,6 +54,7 @@ class Seq2SeqModule(ASRModule):
         model: encoder and decoder.
         decoder: how transcripts are searched for.
         label_smoothing: share of the target's mass spread over the vocabulary.
+        auxiliary: CTC on the encoder's states, to train with; None for none.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
     """
 
@@ -32,6 +66,7 @@ class Seq2SeqModule(ASRModule):
         model: WhisperSeq2Seq,
         decoder: WhisperGreedy,
         label_smoothing: float,
+        auxiliary: AuxiliaryCtc | None = None,
         tokenizer: WhisperTokenizer,
         policy: FreezePolicy,
         optim: OptimConfig | None,
@@ -39,8 +74,8 @@ class Seq2SeqModule(ASRModule):
     ) -> None:
         super().__init__(
             encoder=model.encoder,
-            rest=model.net,
-            rest_groups=model.decoder_groups(),
+            rest=model.net if auxiliary is None else nn.ModuleList([model.net, auxiliary.layer]),
+            rest_groups=[*model.decoder_groups(), *(() if auxiliary is None else auxiliary.layer_groups())],
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
@@ -48,6 +83,9 @@ class Seq2SeqModule(ASRModule):
         )
         self.model = model
         self.decoder, self.label_smoothing = decoder, label_smoothing
+        self.auxiliary = auxiliary
+        # Its weights are part of the module's; the rest of it is not.
+        self.ctc = None if auxiliary is None else auxiliary.layer
         generation = model.generation
         self.suppression = Suppression(
             always=tuple(generation.get("suppress_tokens") or ()),
@@ -78,8 +116,20 @@ class Seq2SeqModule(ASRModule):
             reduction="none",
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
+        if self.auxiliary is not None:
+            loss_N = self._with_ctc(loss_N, batch, out)
         weight_N = batch.weights_B.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
+
+    def _with_ctc(self, loss_N: Tensor, batch: Batch, out: EncoderOutput) -> Tensor:
+        """Each token's loss, and beside it CTC's mean a label of its utterance."""
+        assert self.auxiliary is not None
+        ctc_B = self.auxiliary.losses(out, batch.utterances)
+        if self.training:
+            self.log_train("train/loss_ctc", ctc_B.detach().mean(), len(batch))
+        share = self.auxiliary.weight
+        ctc_N = ctc_B.repeat_interleave(batch.token_lengths_B.to(ctc_B.device), output_size=len(loss_N))
+        return (1 - share) * loss_N + share * ctc_N
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses."""

@@ -14,9 +14,13 @@ class Seq2Seq:
 
     Attributes:
         label_smoothing: share of the target's mass spread over the vocabulary, in training.
+        ctc_weight: the share of the loss that is CTC's, over characters, on the encoder's states; 0 for none.
+        ctc_lr_scale: the learning rate of that new layer, in times ``optimizers.new.lr``, which is the decoder's.
     """
 
     label_smoothing: float
+    ctc_weight: float
+    ctc_lr_scale: float
 
 
 @dataclass(frozen=True, kw_only=True)

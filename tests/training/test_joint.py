@@ -94,3 +94,59 @@ def test_either_half_may_write_and_the_cap_is_of_the_half_that_attends(toy_check
 def test_parts_that_do_not_go_together_are_refused(overrides, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         config_of("data.train=t.jsonl", *overrides)
+
+
+def whisper(checkpoints, corpus, *more):
+    return [*toy_overrides(checkpoints["whisper"], corpus, "seq2seq"), "freeze=false", "trainer.max_epochs=1", *more]
+
+
+def test_whispers_auxiliary_ctc_is_weighed_as_told_and_restored_without(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = whisper(toy_checkpoints, toy_corpus, "task.ctc_weight=0.3", "task.ctc_lr_scale=10")
+    run = build(tmp_path, *overrides)
+    before = run.module.ctc.weight.clone()
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert not torch.equal(run.module.ctc.weight, before)
+    decoder = run.trainer.optimizers[1]
+    of = {id(p): g for g in decoder.param_groups for p in g["params"]}
+    own, first = of[id(run.module.ctc.weight)], decoder.param_groups[0]
+    assert own is not first, "what is logged is the decoder's rate"
+    assert own["initial_lr"] == pytest.approx(10 * first["initial_lr"])
+
+    module, batch = run.module.eval(), next(iter(run.data.val_dataloader()[0]))
+    with torch.no_grad():
+        out = module.encode(batch)
+        total = 0.0
+        for row, utterance in enumerate(batch.utterances):
+            frames, tokens = out.frame_lengths_B[row : row + 1], int(batch.token_lengths_B[row])
+            labels = torch.tensor(module.auxiliary.tokenizer.encode(utterance))
+            log_probs = module.ctc(out.h_BFD[row : row + 1, : int(frames)]).log_softmax(-1).transpose(0, 1)
+            ctc = functional.ctc_loss(log_probs, labels[None], frames, torch.tensor([len(labels)]))
+            prompt = torch.tensor(module.tokenizer.prompt(utterance))
+            whole = torch.cat([prompt, batch.tokens_BU[row, :tokens]])
+            context = out.context_lengths_B[row : row + 1]
+            states = module.model(whole[None, :-1], out.h_BFD[row : row + 1, : int(context)], context)
+            logits = module.model.logits(states[0, len(prompt) - 1 :])
+            nll = functional.cross_entropy(logits, batch.tokens_BU[row, :tokens], reduction="sum")
+            total += float(0.7 * nll + 0.3 * tokens * ctc)
+        ours = module.loss(batch)
+    assert float(ours.total) == pytest.approx(total, rel=1e-4)
+    assert int(ours.count) == int(batch.token_lengths_B.sum())
+
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in module.transcribe(batch)]
+
+
+@pytest.mark.parametrize("policy", ["lora", "bitfit", "decoder", "top_k"])
+def test_the_auxiliary_layer_trains_under_every_policy_that_leaves_the_encoder_some(
+    toy_checkpoints, toy_corpus, tmp_path, policy
+):
+    more = ["freeze_policy.k=1"] if policy == "top_k" else []
+    overrides = [o for o in whisper(toy_checkpoints, toy_corpus, "task.ctc_weight=0.3") if o != "freeze=false"]
+    run = build(tmp_path, *overrides, f"freeze_policy={policy}", *more)
+    assert all(p.requires_grad for p in run.module.ctc.parameters())
+    run.trainer.fit(run.module, datamodule=run.data)
+
+
+def test_auxiliary_ctc_over_a_frozen_encoder_is_refused(toy_checkpoints, toy_corpus):
+    with pytest.raises(ConfigError, match="task.ctc_weight: CTC beside the decoder helps the encoder to train"):
+        config_of("backbone=whisper_tiny_en", "data.train=t.jsonl", "freeze=true", "task.ctc_weight=0.3")
