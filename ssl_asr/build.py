@@ -30,6 +30,7 @@ from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
 from ssl_asr.models.checkpoints import resolve_checkpoint
+from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.ctc_checkpoints import copy_ctc_rows, is_ctc_checkpoint, read_ctc_vocabulary
 from ssl_asr.models.freezing import FreezePolicy, TrainAll
 from ssl_asr.models.heads import PretrainedHead, last_layer
@@ -244,6 +245,8 @@ def build_training(config: dict[str, Any], folder: Path, console: Console | None
             average_best=trainer_config.average_best,
         ),
     ]
+    if trainer_config.compile is not None:
+        compile_layers(module, trainer_config.compile)
     trainer = make_trainer(
         trainer_config,
         folder=folder,

@@ -454,12 +454,14 @@ def _check_frozen_fit(kind: dict[str, str], config: dict[str, Any]) -> list[Conf
     if kind["freeze_policy"] == "FreezeEncoder" and kind["augment"] == "SpecAugment":
         what = "a frozen encoder is never masked, so this would do nothing"
         errors.append(ConfigError("augment", what, "augment=none, or freeze=false"))
-    if kind["freeze_policy"] == "FreezeEncoder" and kind["task"] != "Seq2Seq":
+    if kind["freeze_policy"] == "FreezeEncoder":
+        # Whisper's dropouts are its decoder's as well.
+        idle = ("layerdrop",) if kind["task"] == "Seq2Seq" else _IN_TRAINING
         errors += [
             ConfigError(
                 f"backbone.{name}", "a frozen encoder drops nothing, so this would do nothing", "null, or freeze=false"
             )
-            for name in _IN_TRAINING
+            for name in idle
             if config["backbone"].get(name)
         ]
     if kind["freeze_policy"] == "FreezeEncoder" and kind["task"] == "Seq2Seq" and config["task"].get("ctc_weight"):

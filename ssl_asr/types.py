@@ -30,6 +30,10 @@ Hertz = int
 
 SAMPLE_RATE: Hertz = 16_000
 
+# Ids of every vocabulary for CTC. No text contains the blank, so an attention decoder over the same vocabulary takes it
+# for the start and the end of a sentence; the unknown id stands for what training never had; labels follow.
+BLANK_ID, UNKNOWN_ID, FIRST_LABEL_ID = 0, 1, 2
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:

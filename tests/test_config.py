@@ -40,6 +40,8 @@ def test_every_option_composes_and_resolves(group, option):
     overrides = [f"{group}={option}"]
     if group in SIDES:
         overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
+    if group == "experiment":
+        overrides.append("data.dev=d.jsonl")
     if group in ("augment", "features"):
         overrides.append(f"freeze={str(option == 'cached').lower()}")
     if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) in (
@@ -164,6 +166,9 @@ def test_a_mistake_is_named_with_its_remedy(override, capsys):
 def test_options_that_would_do_nothing_are_refused():
     for overrides, said in (
         (["augment=spec_augment", "freeze=true"], "augment: a frozen encoder is never masked"),
+        (["backbone.layerdrop=0.1", "freeze=true"], "backbone.layerdrop: a frozen encoder drops nothing"),
+        (["backbone=whisper_tiny_en", "backbone.layerdrop=0.1", "freeze=true"], "backbone.layerdrop: a frozen encoder"),
+        (["backbone.hidden_dropout=0.1", "freeze=true"], "backbone.hidden_dropout: a frozen encoder drops nothing"),
         (["freeze_policy=decoder"], "freeze_policy: this task has no pretrained decoder"),
         (["backbone=whisper_tiny_en", "states=weighted_sum"], "states: Whisper's decoder reads the encoder's last"),
     ):

@@ -243,9 +243,9 @@ class ASRDataModule(L.LightningDataModule):
             world_size=world_size,
         )
 
-    def batches_per_epoch(self, epochs: int, world_size: int) -> list[int]:
-        """How many batches each rank gets in each of the first ``epochs`` epochs."""
-        return [len(self.train_sampler(epoch, 0, world_size)) for epoch in range(epochs)]
+    def batches_per_epoch(self, epochs: int, world_size: int) -> Iterator[int]:
+        """How many batches each rank gets in each of the first ``epochs`` epochs, planned as they are asked for."""
+        return (len(self.train_sampler(epoch, 0, world_size)) for epoch in range(epochs))
 
     def batching(self) -> tuple[float, float]:
         """Fill of the budget and share of padding in the first epoch."""

@@ -11,10 +11,7 @@ from typing import Any, Literal
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import Utterance
-
-BLANK_ID = 0
-UNKNOWN_ID = 1
+from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +133,7 @@ class SymbolTokenizer:
         self.symbols = list(symbols)
         self.normalizer = normalizer
         self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=2)}
+        self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=FIRST_LABEL_ID)}
 
     @classmethod
     def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "SymbolTokenizer":
@@ -150,7 +147,7 @@ class SymbolTokenizer:
     @property
     def vocab_size(self) -> int:
         """Blank, unknown and the inventory."""
-        return len(self.symbols) + 2
+        return len(self.symbols) + FIRST_LABEL_ID
 
     def _split(self, utterance: Utterance) -> list[str]:
         return self._normalize(utterance.text, utterance.lang).split()
@@ -165,7 +162,7 @@ class SymbolTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """The symbols of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
-        return " ".join("⁇" if i == UNKNOWN_ID else self.symbols[i - 2] for i in ids if i != BLANK_ID)
+        return " ".join("⁇" if i == UNKNOWN_ID else self.symbols[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID)
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""

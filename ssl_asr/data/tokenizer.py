@@ -12,7 +12,7 @@ from typing import Any
 from ssl_asr.data.pieces import PieceTokenizer, SymbolTokenizer
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
-from ssl_asr.types import Tokenizer, Utterance
+from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Tokenizer, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,6 @@ class CharTokenizer:
         'b a'
     """
 
-    blank_id = 0
-    unknown_id = 1
-
     def __init__(self, *, characters: str | Sequence[str], normalizer: str = "none") -> None:
         characters = list(characters)
         repeated = [character for character, count in Counter(characters).items() if count > 1]
@@ -82,7 +79,7 @@ class CharTokenizer:
         self.characters = characters
         self.normalizer = normalizer
         self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        self._ids = {character: i for i, character in enumerate(characters, start=2)}
+        self._ids = {character: i for i, character in enumerate(characters, start=FIRST_LABEL_ID)}
 
     @classmethod
     def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "CharTokenizer":
@@ -98,12 +95,12 @@ class CharTokenizer:
     @property
     def vocab_size(self) -> int:
         """Blank, unknown and the alphabet."""
-        return len(self.characters) + 2
+        return len(self.characters) + FIRST_LABEL_ID
 
     def encode(self, utterance: Utterance) -> list[int]:
         """The ids of the normalised text's characters."""
         text = self._normalize(utterance.text, utterance.lang)
-        return [self._ids.get(character, self.unknown_id) for character in text]
+        return [self._ids.get(character, UNKNOWN_ID) for character in text]
 
     def unseen(self, utterance: Utterance) -> str:
         """The characters of the normalised text that the alphabet lacks, repeats included."""
@@ -112,7 +109,7 @@ class CharTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
-        pieces = ["⁇" if i == self.unknown_id else self.characters[i - 2] for i in ids if i != self.blank_id]
+        pieces = ["⁇" if i == UNKNOWN_ID else self.characters[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID]
         return " ".join("".join(pieces).split())
 
     def state(self) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from ssl_asr.models.checkpoints import language_adapter, read_json
 from ssl_asr.models.loading import load_pretrained
 from ssl_asr.models.ssl import SSLBackbone
 from ssl_asr.targets import did_you_mean
-
-BLANK_ROW, UNKNOWN_ROW, FIRST_ROW = 0, 1, 2
+from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +99,10 @@ def copy_ctc_rows(backbone: SSLBackbone, folder: Path, head: nn.Linear, characte
     """
     vocabulary = read_ctc_vocabulary(folder, backbone.adapter_language)
     weight, bias = _ctc_layer(backbone, folder)
-    pairs = {BLANK_ROW: vocabulary.blank}
+    pairs = {BLANK_ID: vocabulary.blank}
     if vocabulary.unknown is not None:
-        pairs[UNKNOWN_ROW] = vocabulary.unknown
-    shared = {i: vocabulary.rows[c] for i, c in enumerate(characters, start=FIRST_ROW) if c in vocabulary.rows}
+        pairs[UNKNOWN_ID] = vocabulary.unknown
+    shared = {i: vocabulary.rows[c] for i, c in enumerate(characters, start=FIRST_LABEL_ID) if c in vocabulary.rows}
     pairs |= shared
     new, old = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
     with torch.no_grad():
@@ -111,5 +110,5 @@ def copy_ctc_rows(backbone: SSLBackbone, folder: Path, head: nn.Linear, characte
         head.bias[new] = bias[old]
         if vocabulary.unknown is None:
             # No frame of theirs was ever heard as unknown.
-            head.bias[UNKNOWN_ROW] = -1e4
+            head.bias[UNKNOWN_ID] = -1e4
     return len(shared)

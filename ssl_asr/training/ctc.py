@@ -12,9 +12,7 @@ from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import Batch, Hypothesis, Tokenizer
-
-BLANK = 0
+from ssl_asr.types import BLANK_ID, Batch, Hypothesis, Tokenizer
 
 
 def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
@@ -24,7 +22,7 @@ def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor
     says, its infinite loss is taken as zero rather than spoiling the batch.
 
     Args:
-        log_probs_BFV: float32, the blank at `BLANK`.
+        log_probs_BFV: float32, the blank at `BLANK_ID`.
         frame_lengths_B, token_lengths_B: int64 on the CPU.
         tokens_BU: the labels, padded.
     """
@@ -34,7 +32,7 @@ def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor
             tokens_BU,
             frame_lengths_B,
             token_lengths_B,
-            blank=BLANK,
+            blank=BLANK_ID,
             reduction="none",
             zero_infinity=True,
         )
@@ -104,6 +102,6 @@ class CTCModule(ASRModule):
         paths, scores = greedy_paths(*self.log_probs(batch, out))
         hypotheses = []
         for utterance, path, score in zip(batch.utterances, paths, scores, strict=True):
-            tokens = collapse(path, BLANK)
+            tokens = collapse(path, BLANK_ID)
             hypotheses.append(Hypothesis(utterance.id, self.tokenizer.decode(tokens), score, tokens))
         return hypotheses

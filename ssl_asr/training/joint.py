@@ -15,10 +15,7 @@ from ssl_asr.models.states import States
 from ssl_asr.training.ctc import CTCModule, ctc_losses
 from ssl_asr.training.module import Loss, OptimConfig
 from ssl_asr.training.tasks import Joint
-from ssl_asr.types import Batch, Hypothesis, Tokenizer
-
-# Start and end of a sentence; CTC's blank in the other half, so no text contains it.
-SENTENCE = 0
+from ssl_asr.types import BLANK_ID, Batch, Hypothesis, Tokenizer
 
 
 class JointModule(CTCModule):
@@ -100,8 +97,8 @@ class JointModule(CTCModule):
             self.head.decoder,
             h_BFD,
             frame_lengths_B,
-            [[SENTENCE]] * len(batch),
-            end_id=SENTENCE,
+            [[BLANK_ID]] * len(batch),
+            end_id=BLANK_ID,
             suppression=Suppression(),
             limits=limits,
         )
@@ -113,8 +110,8 @@ class JointModule(CTCModule):
 
 def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     """What the decoder is given, from the start on, and what it is to say, up to the end."""
-    start_B1 = tokens_BU.new_full((len(tokens_BU), 1), SENTENCE)
+    start_B1 = tokens_BU.new_full((len(tokens_BU), 1), BLANK_ID)
     places_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
     beyond_BU = places_U >= token_lengths_B.to(tokens_BU.device, non_blocking=True)[:, None]
-    tokens_BU = tokens_BU.masked_fill(beyond_BU, SENTENCE)
+    tokens_BU = tokens_BU.masked_fill(beyond_BU, BLANK_ID)
     return torch.cat([start_B1, tokens_BU], dim=1), torch.cat([tokens_BU, start_B1], dim=1)

@@ -1,7 +1,7 @@
 """Schedules of the learning rate, by update or by validation; each side of the model has its own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -288,7 +288,14 @@ class Plateau:
         return MetricScheduler(plateau, self.monitor)
 
 
-def total_updates(batches_per_epoch: Sequence[int], accumulate: int, max_updates: int) -> int:
-    """Updates of a run: a window that the epoch's end cuts short counts as one."""
-    updates = sum(math.ceil(batches / accumulate) for batches in batches_per_epoch)
-    return min(updates, max_updates) if max_updates >= 0 else updates
+def total_updates(batches_per_epoch: Iterable[int], accumulate: int, max_updates: int) -> int:
+    """Updates of a run: a window that the epoch's end cuts short counts as one.
+
+    Epochs that the run does not come to are not asked for.
+    """
+    updates = 0
+    for batches in batches_per_epoch:
+        updates += math.ceil(batches / accumulate)
+        if 0 <= max_updates <= updates:
+            return max_updates
+    return updates

@@ -34,6 +34,8 @@ class TrainerConfig:
         ema_decay: share that each update keeps of a moving average of the weights, which then is what is
             validated, tested and saved; null for none.
         average_best: also test the mean of the best so many checkpoints; null for none.
+        compile: a backend of torch.compile, usually ``inductor``, that the transformer's layers are compiled with;
+            null for none.
         deterministic: as Lightning's.
     """
 
@@ -53,6 +55,7 @@ class TrainerConfig:
     monitor: str
     ema_decay: float | None
     average_best: int | None
+    compile: str | None
     deterministic: bool
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ssl_asr.data.pieces import BLANK_ID, UNKNOWN_ID, Pieces, PieceTokenizer, SymbolTokenizer
+from ssl_asr.data.pieces import Pieces, PieceTokenizer, SymbolTokenizer
 from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import Utterance
+from ssl_asr.types import BLANK_ID, UNKNOWN_ID, Utterance
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "Cats and dogs, it's said", "hello  hello"] * 4
 

@@ -71,3 +71,16 @@ def test_two_ranks_train_and_score_as_one(toy_checkpoints, toy_corpus, tmp_path,
     for name, value in one["state_dict"].items():
         if torch.is_floating_point(value):
             torch.testing.assert_close(two["state_dict"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+DROPS = ["freeze=false", "backbone.layerdrop=0.5"]
+JOINT = ["task=joint", "tokenizer=char", "head=attention_gru", "head.width=8", "head.decoder_width=8", "freeze=false"]
+
+
+@pytest.mark.parametrize("more", [DROPS, JOINT], ids=["layers drop", "two halves"])
+def test_ranks_agree_on_what_has_gradients(toy_checkpoints, toy_corpus, tmp_path, more):
+    """Each rank leaves out other layers, and DDP, told to look for no unused parameters, does not wait for them."""
+    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "data.max_batch_s=1.6", *more]
+    overrides = [o for o in overrides if not (o == "task=ctc" and "task=joint" in more)]
+    done = _train(tmp_path / "two", *overrides, "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=3")
+    assert done["global_step"] > 4

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from ssl_asr.data.dataset import collate
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from tests.training.toy_runs import build, toy_overrides
 
 # A large eps, or Adam makes whole steps of the rounding in gradients that are zero (those of key biases).
@@ -31,7 +32,7 @@ def by_hand(run, epochs, accumulate, clip, scaler=None):
     for side, part in sides.items():
         if any(p.requires_grad for p in part.parameters()):
             optimizer = optim.optimizers[side].build([LayerGroup(side, (part,))])
-            pairs.append((optimizer, optim.schedulers[side].build(optimizer, module.total_updates).scheduler))
+            pairs.append((optimizer, optim.schedulers[side].build(optimizer, module.total_updates)))
     everything = [p for optimizer, _ in pairs for g in optimizer.param_groups for p in g["params"]]
     updates = 0
     for epoch in range(epochs):
@@ -50,10 +51,19 @@ def by_hand(run, epochs, accumulate, clip, scaler=None):
             for optimizer, schedule in pairs:
                 optimizer.step() if scaler is None else scaler.step(optimizer)
                 optimizer.zero_grad()
-                schedule.step()
+                if isinstance(schedule, UpdateScheduler):
+                    schedule.scheduler.step()
             if scaler is not None:
                 scaler.update()
             updates += 1
+        waiting = [schedule.scheduler for _, schedule in pairs if isinstance(schedule, MetricScheduler)]
+        if waiting:
+            module.eval()
+            with torch.no_grad():
+                losses = [module.loss(batch) for batch in run.data.val_dataloader()[0]]
+            module.train()
+            for scheduler in waiting:
+                scheduler.step(float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses)))
     return updates
 
 
@@ -116,6 +126,36 @@ def test_the_fp16_scaler_is_used_right(toy_checkpoints, toy_corpus, tmp_path, no
     end = snapshot(run.module)
     for name, value in snapshot(reference.module).items():
         torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_everything_at_once_equals_the_loop_by_hand(toy_checkpoints, toy_corpus, tmp_path, no_dropout, monkeypatch):
+    """AdamW under tri-stage and Adadelta under NewBob, accumulation, one clip over both, the fp16 scaler."""
+    monkeypatch.setattr(MixedPrecision, "forward_context", lambda self: nullcontext())
+    more = [
+        "optimizer@optimizers.new=adadelta",
+        "scheduler@schedulers.pretrained=tri_stage",
+        "scheduler@schedulers.new=newbob",
+        # No epoch is that much better than the last: NewBob anneals after each but the first.
+        "schedulers.new.threshold=0.99",
+        "trainer.precision=16-mixed",
+        "trainer.gradient_clip_val=0.05",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_epochs=3",
+        "freeze=false",
+    ]
+    run = build(tmp_path / "a", *settings(toy_checkpoints, toy_corpus, *more))
+    run.trainer.precision_plugin.scaler._init_scale = 1024.0
+    run.trainer.fit(run.module, datamodule=run.data)
+    reference = build(tmp_path / "b", *settings(toy_checkpoints, toy_corpus, *more))
+    start = snapshot(reference.module)
+    updates = by_hand(reference, 3, 2, 0.05, GradScaler("cpu", init_scale=1024.0))
+    assert run.trainer.global_step == updates
+    new = run.trainer.optimizers[1].param_groups[0]
+    assert new["lr"] == pytest.approx(0.02 * 0.5**2), "annealed after the second and the third epoch"
+    end = snapshot(run.module)
+    for name, value in snapshot(reference.module).items():
+        torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert any((end[name] - start[name]).abs().max() > 1e-3 for name in end)
 
 
 def test_real_fp16_overflows_and_recovers(toy_checkpoints, toy_corpus, tmp_path):
