@@ -21,8 +21,8 @@ RECIPES = {
 def losses_of(run):
     """The loss of every batch, and of dev after every epoch."""
     seen = []
-    plain = run.module._log_train
-    run.module._log_train = lambda name, value, size: (
+    plain = run.module.log_train
+    run.module.log_train = lambda name, value, size: (
         seen.append(float(value)) if name == "train/loss" else None,
         plain(name, value, size),
     )
