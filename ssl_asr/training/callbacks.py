@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
+from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.module import ASRModule, GroupRow
 
 
@@ -56,7 +57,7 @@ def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
 
 
 class Throughput(Callback):
-    """Logs seconds of audio trained on per second, and seconds an epoch, training alone."""
+    """Logs, of training alone, seconds an epoch, seconds of audio a second, and the most memory so far."""
 
     def __init__(self) -> None:
         self._audio_s = 0.0
@@ -91,6 +92,9 @@ class Throughput(Callback):
         busy_s = max(1e-9, self._busy_s + time.monotonic() - self._began)
         pl_module.log("train/epoch_s", busy_s)
         pl_module.log("train/audio_s_per_s", self._audio_s / busy_s)
+        peak = peak_gb(pl_module.device)
+        if peak is not None:
+            pl_module.log("train/peak_gb", peak)
 
 
 class Samples(Callback):

@@ -1,7 +1,9 @@
-"""Memory of a process that computes on the CPU."""
+"""Memory of a process that computes: how much it took, and keeping it on the CPU."""
 
 import ctypes
 import platform
+
+import torch
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -21,3 +23,15 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """The most memory so far, in GB: allocated on a GPU, resident in this process on a CPU; None if nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type != "cpu" or platform.system() == "Windows":
+        return None
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

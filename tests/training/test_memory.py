@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from ssl_asr.training.memory import keep_freed_memory
+from ssl_asr.training.memory import keep_freed_memory, peak_gb
 
 _PAGES_OF = """
 import resource, sys, torch
@@ -33,3 +34,20 @@ def test_a_step_like_the_last_takes_hardly_any_new_pages():
     assert keep_freed_memory()
     given_back, kept = _page_faults("give back"), _page_faults("keep")
     assert kept < given_back / 3, (kept, given_back)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is not Windows'")
+def test_the_peak_counts_what_was_held_and_given_back():
+    before = peak_gb(torch.device("cpu"))
+    assert before is not None
+    # More than the process ever held, so that the peak must move by what is allocated here.
+    held = torch.ones(int((before + 0.25) * 1e9 / 4))
+    size_gb = held.numel() * 4 / 1e9
+    del held
+    after = peak_gb(torch.device("cpu"))
+    assert after is not None
+    assert size_gb < after < before + size_gb + 0.1
+
+
+def test_a_device_nobody_counts_for_has_no_peak():
+    assert peak_gb(torch.device("meta")) is None
