@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
-from ssl_asr.config import config_folder
+from ssl_asr.config import check_part, config_folder
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig, read_manifests
@@ -25,6 +25,7 @@ from ssl_asr.data.tokenizer import (
     WhisperTokens,
     restore_tokenizer,
 )
+from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionGreedy, WhisperGreedy
 from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
@@ -58,7 +59,7 @@ from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.seq2seq import AuxiliaryCtc, Seq2SeqModule
 from ssl_asr.training.tasks import Joint, Seq2Seq
 from ssl_asr.training.trainer import TrainerConfig, make_trainer
-from ssl_asr.types import SAMPLE_RATE, Tokenizer
+from ssl_asr.types import SAMPLE_RATE, LabelTokenizer, Tokenizer
 
 Say = Callable[[str], None]
 
@@ -180,7 +181,7 @@ def _on_states(
     """The module of a task whose head reads an encoder's states."""
     if isinstance(task, Joint):
         return JointModule(encoder=encoder, states=states, head=head, decoder=decoder, task=task, **shared)
-    return CTCModule(encoder=encoder, states=states, head=head, **shared)
+    return CTCModule(encoder=encoder, states=states, head=head, decoder=decoder, **shared)
 
 
 def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, backbone: SSLBackbone, folder: Path) -> str:
@@ -298,6 +299,7 @@ class InferenceOptions:
     language: str | None = None
     whisper_task: str = "transcribe"
     max_tokens_per_s: float | None = None
+    decoder: dict[str, Any] | None = None
 
 
 def find_checkpoint(name: str) -> Path | None:
@@ -331,10 +333,33 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
         if checkpoint is not None
         else _pretrained_module(name, options, say)
     )
+    if options.decoder is not None:
+        decode_with(module, options.decoder)
     if options.max_tokens_per_s is not None:
         _cap_tokens(module, options.max_tokens_per_s)
     _set_window(encoder_of(module), options)
     return module.eval()
+
+
+def make_decoder(node: dict[str, Any]) -> Any:
+    """The ``decoder`` option of checked settings."""
+    return instantiate(node)
+
+
+def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
+    """Have a module decode by another ``decoder`` option than its own.
+
+    Raises:
+        ConfigError: the option is for models of another kind.
+        LanguageModelError: a file of the decoder's is missing or wrong.
+    """
+    task = "Seq2Seq" if isinstance(module, Seq2SeqModule) else "Joint" if isinstance(module, JointModule) else "Ctc"
+    raise_all(check_part(task, "decoder", node))
+    decoder = make_decoder(node)
+    if isinstance(module, Seq2SeqModule | JointModule):
+        module.decoder = decoder
+    if isinstance(module, CTCModule) and isinstance(decoder, CtcGreedy | CtcBeam):
+        module.search_with(decoder)
 
 
 def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:
@@ -343,6 +368,21 @@ def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:
         what = "this model does not write a token at a time"
         raise ConfigError("max_tokens_per_s", what, "leave it out")
     module.decoder = replace(module.decoder, max_tokens_per_s=max_tokens_per_s)
+
+
+def load_labels(name: str) -> LabelTokenizer:
+    """The tokenizer of a CTC or joint model's run directory or checkpoint.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its model has no labels.
+    """
+    checkpoint = find_checkpoint(name)
+    if checkpoint is None:
+        raise CheckpointError(name, "is no run directory and no checkpoint", "labels are those of a trained model")
+    state = read_checkpoint(checkpoint)[KEY]["tokenizer"]
+    if state["kind"] == "whisper":
+        raise CheckpointError(name, "writes Whisper's tokens, not labels", "a CTC or joint model, or unit=word")
+    return cast(LabelTokenizer, restore_tokenizer(state))
 
 
 def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
@@ -476,6 +516,7 @@ def _pretrained_ctc(backbone: SSLBackbone, folder: Path) -> CTCModule:
         encoder=encoder,
         states=states,
         head=head,
+        decoder=CtcGreedy(),
         tokenizer=tokenizer,
         policy=TrainAll(),
         optim=None,

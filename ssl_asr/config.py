@@ -4,13 +4,14 @@ The only place that knows ``freeze``. Importing it imports no torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ssl_asr.errors import ConfigError, raise_all
 from ssl_asr.targets import check_node, did_you_mean
@@ -74,6 +75,8 @@ class EvaluateConfig:
         model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
         manifest: what to score: a path, a list of paths, or paths by name.
         predictions: score this predictions.jsonl again instead of running a model.
+        decoder: a ``decoder`` option; null takes the model's own.
+        decoder_file: a file with such an option's settings, as ``tune_decoding`` writes it.
         max_tokens_per_s: caps the tokens Whisper may write an utterance by its length; null for no cap.
         window: Whisper's window, ``real`` or ``30s``; null takes the model's own, 30s for a pretrained one.
         tail_s: seconds of silence after the speech for ``real``; null takes the model's own.
@@ -92,6 +95,8 @@ class EvaluateConfig:
     model: str | None = None
     manifest: Any = None
     predictions: str | None = None
+    decoder: Any = None
+    decoder_file: str | None = None
     max_tokens_per_s: float | None = None
     window: str | None = None
     tail_s: float | None = None
@@ -117,13 +122,16 @@ class TranscribeConfig:
         model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
         input: audio files, folders of them, or manifests (.jsonl).
         output: a .jsonl file to write, or null to print ``path<TAB>text``.
-        window, tail_s, language, whisper_task, max_batch_s, accelerator, precision: see `EvaluateConfig`.
+        decoder, decoder_file, window, tail_s, language, whisper_task: see `EvaluateConfig`.
+        max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.
     """
 
     model: str = MISSING
     input: list[str] = MISSING
     output: str | None = None
+    decoder: Any = None
+    decoder_file: str | None = None
     window: str | None = None
     tail_s: float | None = None
     language: str | None = None
@@ -161,6 +169,67 @@ class ExtractConfig:
     num_workers: int = 2
     accelerator: str = "auto"
     precision: str = "32-true"
+    verbose: bool = True
+
+
+@dataclass
+class TuneDecodingConfig:
+    """Everything ``python -m ssl_asr.tune_decoding`` takes.
+
+    Attributes:
+        model: a run directory, a checkpoint file, or the name of a checkpoint that is fine-tuned with CTC.
+        manifest: dev data, never test: a path, a list of paths, or paths by name.
+        decoder: where to start from, a ``ctc_beam`` with a language model.
+        lm_weights, word_scores: tried with each other.
+        beam_sizes: tried with the best of those; the smallest that is as good as any is taken.
+        output: the decoder's settings, a file for ``decoder_file=``.
+        normalizer: the text normaliser of the WER that decides.
+        window, tail_s, max_batch_s, num_workers, accelerator, precision: see `EvaluateConfig`.
+        verbose: whether to show bars and tables.
+    """
+
+    model: str = MISSING
+    manifest: Any = MISSING
+    decoder: Any = MISSING
+    lm_weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
+    word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0])
+    beam_sizes: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    output: str = MISSING
+    normalizer: str = "lower"
+    window: str | None = None
+    tail_s: float | None = None
+    max_batch_s: float = 120.0
+    num_workers: int = 2
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    verbose: bool = True
+
+
+@dataclass
+class LmConfig:
+    """Everything ``python -m ssl_asr.lm`` takes.
+
+    Attributes:
+        input: manifests (.jsonl) and text files, a sentence a line (.txt, or .txt.gz).
+        output: the ARPA file to write; a name that ends in .gz is gzipped.
+        order: of the longest n-grams.
+        unit: ``word``, ``char``, or ``label`` for the labels of a model.
+        model: for ``label``, a run directory or checkpoint whose labels the text is written in.
+        normalizer: the text normaliser that text goes through first; as the model's references do.
+        prune: for each order, n-grams that occur so often and no oftener are left out; the last number holds for all
+            longer ones, unigrams stay. Empty prunes nothing.
+        check: manifests and text files whose perplexity is shown.
+        verbose: whether to show tables.
+    """
+
+    input: list[str] = MISSING
+    output: str = MISSING
+    order: int = 4
+    unit: str = "word"
+    model: str | None = None
+    normalizer: str = "lower"
+    prune: list[int] = field(default_factory=list)
+    check: list[str] = field(default_factory=list)
     verbose: bool = True
 
 
@@ -207,6 +276,8 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "extract": ExtractConfig,
+    "lm": LmConfig,
+    "tune_decoding": TuneDecodingConfig,
     "corpus": CorpusConfig,
     "demo": DemoConfig,
 }
@@ -310,6 +381,10 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
+def _is_file(value: Any) -> bool:
+    return Path(value).is_file()
+
+
 # (key path, is it right?, what it should be), for values whose type is right but whose range may not be.
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.max_batch_s", _positive, "more than 0 seconds"),
@@ -330,6 +405,13 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("task.ctc_weight_end", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("task.ctc_weight_updates", _positive, "1 update or more"),
     ("task.label_smoothing", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("decoder.beam_size", _positive, "1 or more"),
+    ("decoder.n_best", _positive, "1 or more"),
+    ("decoder.max_labels", _positive, "null, or 1 or more"),
+    ("decoder.beam_threshold", _positive, "null, or more than 0"),
+    ("decoder.blank_collapse", lambda v: 0 < v < 1, "null, or more than 0 and less than 1"),
+    ("decoder.lm", _is_file, "a file; python -m ssl_asr.lm makes one"),
+    ("decoder.lexicon", _is_file, "a text file with a word on each line"),
     ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.decoder_dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("backbone.layerdrop", lambda v: 0 <= v < 1, "0, or less than 1"),
@@ -369,9 +451,10 @@ def _lookup(config: dict[str, Any], key: str) -> Any:
     return node
 
 
-def _check_ranges(config: dict[str, Any], wrong: set[str]) -> list[ConfigError]:
+def _check_ranges(config: dict[str, Any], wrong: set[str], only: str = "") -> list[ConfigError]:
+    """Values out of range, of the keys that begin with ``only`` and have no other mistake."""
     errors = []
-    for key, is_right, expected in _RANGES:
+    for key, is_right, expected in (row for row in _RANGES if row[0].startswith(only)):
         value = _lookup(config, key)
         optional = value is None and not key.endswith((".lr", "max_epochs"))
         if key not in wrong and not optional and not is_right(value):
@@ -382,6 +465,7 @@ def _check_ranges(config: dict[str, Any], wrong: set[str]) -> list[ConfigError]:
 _FRAME_TOKENS = ({"Characters", "PretrainedCharacters", "Pieces", "Symbols"}, "tokenizer=char")
 # Which parts a task takes, and what to say where another is asked for.
 _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
+    "Tuned": {"decoder": ({"CtcBeam"}, "decoder=ctc_beam")},
     "Seq2Seq": {
         "head": ({"NoHead"}, "head=none"),
         "tokenizer": ({"WhisperTokens"}, "tokenizer=whisper"),
@@ -390,14 +474,21 @@ _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
     "Ctc": {
         "head": ({"LinearHead", "DnnHead", "BiLstmHead", "PretrainedHead"}, "head=linear or head=dnn"),
         "tokenizer": _FRAME_TOKENS,
-        "decoder": ({"CtcGreedy"}, "decoder=ctc_greedy"),
+        "decoder": ({"CtcGreedy", "CtcBeam"}, "decoder=ctc_greedy or ctc_beam"),
     },
     "Joint": {
         "head": ({"GruAttentionHead", "TransformerAttentionHead"}, "head=attention_gru or attention_transformer"),
         "tokenizer": _FRAME_TOKENS,
-        "decoder": ({"AttentionGreedy", "CtcGreedy"}, "decoder=attention_greedy or ctc_greedy"),
+        "decoder": ({"AttentionGreedy", "CtcGreedy", "CtcBeam"}, "decoder=attention_greedy, ctc_greedy or ctc_beam"),
     },
 }
+
+
+def check_part(task: str, key: str, node: dict[str, Any]) -> list[ConfigError]:
+    """Whether a head, tokenizer or decoder goes with a task; a node without ``_target_`` is an error of its own."""
+    kind = str(node.get("_target_", "")).rpartition(".")[2]
+    wanted, remedy = _PARTS.get(task, {}).get(key, ({kind}, ""))
+    return [] if not kind or kind in wanted else [ConfigError(key, f"{kind} does not go with this task", remedy)]
 
 
 def _check_ctc_share(task: dict[str, Any]) -> list[ConfigError]:
@@ -414,7 +505,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
         key: str(config[key].get("_target_", "")).rpartition(".")[2]
-        for key in ("backbone", "task", "head", "tokenizer", "decoder", "freeze_policy", "augment", "features")
+        for key in ("backbone", "task", "freeze_policy", "augment", "features")
     }
     errors = []
     if kind["task"] == "Seq2Seq":
@@ -427,9 +518,8 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     elif kind["freeze_policy"] == "FreezeDecoder":
         what = "this task has no pretrained decoder"
         errors.append(ConfigError("freeze_policy", what, "freeze_policy=encoder, or task=seq2seq"))
-    for key, (wanted, remedy) in _PARTS.get(kind["task"], {}).items():
-        if kind[key] and kind[key] not in wanted:
-            errors.append(ConfigError(key, f"{kind[key]} does not go with this task", remedy))
+    for key in ("head", "tokenizer", "decoder"):
+        errors += check_part(kind["task"], key, config[key])
     if kind["task"] == "Joint":
         errors += _check_ctc_share(config["task"])
     if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
@@ -527,18 +617,85 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
         errors += _check_names(config["normalizers"], "normalizers")
     if "manifest" in config:
         config["manifest"] = named_manifests(config["manifest"], "manifest")
-    if config.get("window") not in (None, "real", "30s"):
-        errors.append(ConfigError("window", f"is {config['window']!r}", "it should be real or 30s"))
-    if config.get("dtype") not in (None, "float32", "float16"):
-        errors.append(ConfigError("dtype", f"is {config['dtype']!r}", "it should be float32 or float16"))
-    if config.get("whisper_task") not in (None, "transcribe", "translate"):
-        what = f"is {config['whisper_task']!r}"
-        errors.append(ConfigError("whisper_task", what, "it should be transcribe or translate"))
-    for key in ("max_batch_s", "train", "dev", "test", "epochs"):
-        if key in config and config[key] != MISSING and not _positive(config[key]):
-            errors.append(ConfigError(key, f"is {config[key]!r}", "it should be more than 0"))
+    errors += _check_decoder(config) + _check_choices(config)
+    if "unit" in config:
+        errors += _check_lm(config)
+    if "lm_weights" in config:
+        errors += _check_tuning(config)
     raise_all(errors)
     return config
+
+
+def _check_decoder(config: dict[str, Any]) -> list[ConfigError]:
+    errors = _read_decoder(config) if config.get("decoder_file") is not None else []
+    if config.get("decoder") is None:
+        return errors
+    found = check_node(config["decoder"], "decoder")
+    return errors + found + _check_ranges(config, {error.where for error in found}, only="decoder.")
+
+
+_CHOICES = {
+    "window": ("real", "30s"),
+    "dtype": ("float32", "float16"),
+    "whisper_task": ("transcribe", "translate"),
+    "unit": ("word", "char", "label"),
+}
+_MORE_THAN_NOTHING = ("max_batch_s", "train", "dev", "test", "epochs", "order")
+
+
+def _check_choices(config: dict[str, Any]) -> list[ConfigError]:
+    wrong = [(key, known) for key, known in _CHOICES.items() if config.get(key) not in (None, *known)]
+    errors = [ConfigError(key, f"is {config[key]!r}", f"it should be {' or '.join(known)}") for key, known in wrong]
+    given = [key for key in _MORE_THAN_NOTHING if key in config and config[key] != MISSING]
+    idle = [key for key in given if not _positive(config[key])]
+    return errors + [ConfigError(key, f"is {config[key]!r}", "it should be more than 0") for key in idle]
+
+
+def _check_lm(config: dict[str, Any]) -> list[ConfigError]:
+    errors = _check_names([config["normalizer"]], "normalizer")
+    if (config["unit"] == "label") != (config["model"] is not None):
+        errors.append(ConfigError("model", "goes with unit=label, and only with it", "the labels are the model's"))
+    prune = config["prune"]
+    if any(least < 0 for least in prune) or sorted(prune) != prune:
+        errors.append(ConfigError("prune", f"is {prune!r}", "numbers of 0 or more, none less than the one before"))
+    return errors
+
+
+def _check_tuning(config: dict[str, Any]) -> list[ConfigError]:
+    errors = _check_names([config["normalizer"]], "normalizer")
+    empty = [key for key in ("lm_weights", "word_scores", "beam_sizes") if not config[key]]
+    errors += [ConfigError(key, "is empty", "give at least one value to try") for key in empty]
+    if any(not _positive(size) for size in config["beam_sizes"]):
+        errors.append(ConfigError("beam_sizes", f"is {config['beam_sizes']!r}", "each should be 1 or more"))
+    return errors + check_part("Tuned", "decoder", config["decoder"] if isinstance(config["decoder"], dict) else {})
+
+
+def _read_decoder(config: dict[str, Any]) -> list[ConfigError]:
+    """Put the settings of ``decoder_file`` in the place of ``decoder``."""
+    path = Path(config["decoder_file"])
+    if config["decoder"] is not None:
+        return [ConfigError("decoder_file", "and decoder are both given", "give one of them")]
+    if not path.is_file():
+        return [ConfigError("decoder_file", f"no such file: {path}", "tune_decoding writes one")]
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        return [ConfigError("decoder_file", f"{path} is no YAML: {str(error).splitlines()[0]}")]
+    if not isinstance(node, dict):
+        return [ConfigError("decoder_file", f"{path} holds no settings", "tune_decoding writes such a file")]
+    config["decoder"] = node
+    return []
+
+
+def write_decoder(path: Path, options: Any) -> None:
+    """Write a decoder's settings, a dataclass, for ``decoder_file=``; its files by their whole paths."""
+    kind = type(options)
+    node = {"_target_": f"{kind.__module__}.{kind.__name__}", **asdict(options)}
+    files = {key: str(Path(node[key]).resolve()) for key in ("lm", "lexicon") if node.get(key) is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(node | files)), encoding="utf-8")
+    partial.replace(path)
 
 
 def known_keys(name: str) -> list[str]:

@@ -47,6 +47,10 @@ class CheckpointError(UserError):
     """A checkpoint, run directory or pretrained name cannot be found or read."""
 
 
+class LanguageModelError(UserError):
+    """A language model, lexicon or list of hotwords cannot be read or does not fit the vocabulary."""
+
+
 class TrainingError(UserError):
     """Training cannot go on, for instance after several non-finite updates in a row."""
 

@@ -35,9 +35,8 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
         if not config["manifest"]:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
         manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
-        options = InferenceOptions(
-            **{key: config[key] for key in ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s")}
-        )
+        own = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder")
+        options = InferenceOptions(**{key: config[key] for key in own})
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")
         predictions, skips = recognise(module, manifests, console=console, **{key: config[key] for key in keys})

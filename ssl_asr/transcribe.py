@@ -19,7 +19,8 @@ def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: A
     hush()
     console = make_console(stderr=True) if config["verbose"] else None
     manifest, unreadable = gather([Path(path) for path in config["input"]])
-    options = InferenceOptions(**{key: config[key] for key in ("window", "tail_s", "language", "whisper_task")})
+    own = ("window", "tail_s", "language", "whisper_task", "decoder")
+    options = InferenceOptions(**{key: config[key] for key in own})
     module = load_model(config["model"], options, console.print if console else (lambda _: None))
     predictions, skips = recognise(
         module,

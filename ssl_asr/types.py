@@ -120,13 +120,37 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word with when it was said and how sure the model was of it, from 0 to 1."""
+
+    text: str
+    start: Seconds
+    end: Seconds
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another text a search found, and its score on the same scale as the best one's."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What a decoder heard: text, token ids, and the mean log-probability of its choices (natural log)."""
+    """What a decoder heard: text, token ids, and a score (natural log).
+
+    ``score`` is the mean log-probability of a token an autoregressive decoder chose, or what CTC ranked by, a frame.
+    ``words`` are there where times were asked for, ``alternatives`` where several texts were, best first.
+    """
 
     id: str
     text: str
     score: float
     tokens: list[int] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
 
 
 class Tokenizer(Protocol):
@@ -144,3 +168,10 @@ class Tokenizer(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Plain data (str, int, list, dict) that describes this tokenizer wholly."""
+
+
+class LabelTokenizer(Tokenizer, Protocol):
+    """A tokenizer for CTC."""
+
+    def labels(self) -> list[str | None]:
+        """How each id is spelt, a space standing where a word ends; None for the blank and the unknown label."""

@@ -15,6 +15,7 @@ LAYERS = {
     "errors": 0,
     "types": 0,
     "quiet": 0,
+    "textfiles": 0,
     "targets": 1,
     "config": 2,
     "data": 2,
@@ -24,9 +25,11 @@ LAYERS = {
     "training": 3,
     "build": 4,
     "recognition": 5,
+    "tuning": 5,
     "cli": 5,
 }
-ENTRY_POINTS = {"train", "evaluate", "transcribe", "extract", "corpus", "demo", "__main__", "__init__"}
+COMMANDS = ("train", "evaluate", "transcribe", "extract", "lm", "tune_decoding", "corpus", "demo")
+ENTRY_POINTS = {*COMMANDS, "__main__", "__init__"}
 LIBRARIES = {
     "hydra": {"config", "build", "cli"},
     "omegaconf": {"config", "build", "cli"},
@@ -79,7 +82,7 @@ def test_importing_an_entry_point_imports_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "transcribe", "extract", "corpus", "demo"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_entry_points_are_short(name):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
     lengths = {n.name: n.end_lineno - n.lineno for n in tree.body if isinstance(n, ast.FunctionDef)}

@@ -94,6 +94,12 @@ class PieceTokenizer:
         """The text of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
         return " ".join(str(self._pieces.decode([i - 1 for i in ids if i != BLANK_ID])).split())
 
+    def labels(self) -> list[str | None]:
+        """How each id is spelt, a piece that begins a word with a space; None for the blank and the unknown piece."""
+        pieces = [str(self._pieces.id_to_piece(i)) for i in range(self._pieces.get_piece_size())]
+        spelt = [None if self._pieces.is_unknown(i) else piece.replace("▁", " ") for i, piece in enumerate(pieces)]
+        return [None, *spelt]
+
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""
         return {"kind": "pieces", "model": self._model, "normalizer": self.normalizer}
@@ -163,6 +169,10 @@ class SymbolTokenizer:
     def decode(self, ids: list[int]) -> str:
         """The symbols of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
         return " ".join("⁇" if i == UNKNOWN_ID else self.symbols[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID)
+
+    def labels(self) -> list[str | None]:
+        """How each id is spelt, each symbol a word of its own; None for the blank and the unknown symbol."""
+        return [None] * FIRST_LABEL_ID + [f" {symbol}" for symbol in self.symbols]
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""

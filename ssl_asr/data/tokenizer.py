@@ -112,6 +112,10 @@ class CharTokenizer:
         pieces = ["⁇" if i == UNKNOWN_ID else self.characters[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID]
         return " ".join("".join(pieces).split())
 
+    def labels(self) -> list[str | None]:
+        """How each id is spelt; None for the blank and the unknown character."""
+        return [None] * FIRST_LABEL_ID + self.characters
+
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""
         return {"kind": "char", "characters": list(self.characters), "normalizer": self.normalizer}

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.decoding.ctc import collapse, greedy_paths
+from ssl_asr.decoding.alignment import Measure, align, words_of
+from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
+from ssl_asr.decoding.ctc_beam import Found
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import BLANK_ID, Batch, Hypothesis, Tokenizer
+from ssl_asr.types import BLANK_ID, SAMPLE_RATE, Alternative, Batch, Hypothesis, LabelTokenizer, Seconds, Word
 
 
 def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
@@ -47,8 +49,13 @@ class CTCModule(ASRModule):
         encoder: the pretrained encoder.
         states: which of its states the head reads.
         head: from ``h_BFD, frame_lengths_B`` to ``logits_BFV``, the blank at index 0.
+        decoder: how texts are searched for.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
+
+    ``times`` is set where words are to have times and confidences, by that measure.
     """
+
+    tokenizer: LabelTokenizer
 
     def __init__(
         self,
@@ -56,7 +63,8 @@ class CTCModule(ASRModule):
         encoder: Any,
         states: States,
         head: nn.Module,
-        tokenizer: Tokenizer,
+        decoder: CtcGreedy | CtcBeam,
+        tokenizer: LabelTokenizer,
         policy: FreezePolicy,
         optim: OptimConfig | None,
         normalizers: dict[str, Normalizer],
@@ -73,6 +81,23 @@ class CTCModule(ASRModule):
         self.encoder: SpeechEncoder = encoder
         self.states = states
         self.head = head
+        self.labels = tokenizer.labels()
+        self.search_with(decoder)
+        self.times: Measure | None = None
+
+    def search_with(self, decoder: CtcGreedy | CtcBeam) -> None:
+        """Search for texts in this way from here on.
+
+        Raises:
+            LanguageModelError: a file of the decoder's is missing or wrong.
+        """
+        self.search = decoder.build(self.labels)
+
+    @property
+    def frame_s(self) -> Seconds:
+        """Seconds from a frame to the next."""
+        ten_s, twenty_s = self.frame_lengths(torch.tensor([10, 20]) * SAMPLE_RATE).tolist()
+        return 10.0 / float(twenty_s - ten_s)
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames that CTC aligns, of so many samples."""
@@ -98,10 +123,29 @@ class CTCModule(ASRModule):
         return Loss((weight_B * loss_B).sum(), weight_B.sum())
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """Greedy hypotheses."""
-        paths, scores = greedy_paths(*self.log_probs(batch, out))
-        hypotheses = []
-        for utterance, path, score in zip(batch.utterances, paths, scores, strict=True):
-            tokens = collapse(path, BLANK_ID)
-            hypotheses.append(Hypothesis(utterance.id, self.tokenizer.decode(tokens), score, tokens))
-        return hypotheses
+        """What the search finds."""
+        log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
+        found = self.search(log_probs_BFV, frame_lengths_B)
+        rows = zip(batch.utterances, found, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
+        return [
+            self._hypothesis(utterance.id, own, log_probs_FV[:frames]) for utterance, own, log_probs_FV, frames in rows
+        ]
+
+    def _hypothesis(self, utterance_id: str, found: list[Found], log_probs_FV: Tensor) -> Hypothesis:
+        """The best of what was found for an utterance, and the rest."""
+        frames = max(1, len(log_probs_FV))
+        best, *others = found
+        return Hypothesis(
+            utterance_id,
+            self.tokenizer.decode(best.tokens),
+            best.score / frames,
+            best.tokens,
+            words=self._words(best.tokens, log_probs_FV),
+            alternatives=[Alternative(self.tokenizer.decode(one.tokens), one.score / frames) for one in others],
+        )
+
+    def _words(self, tokens: list[int], log_probs_FV: Tensor) -> list[Word]:
+        if self.times is None:
+            return []
+        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times)
+        return [] if spans is None else words_of(spans, self.labels, self.frame_s)

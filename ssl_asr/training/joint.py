@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.ctc import CtcGreedy
+from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionGreedy, Suppression, greedy, token_limits
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.attention import JointHead, attention_loss
@@ -15,7 +15,7 @@ from ssl_asr.models.states import States
 from ssl_asr.training.ctc import CTCModule, ctc_losses
 from ssl_asr.training.module import Loss, OptimConfig
 from ssl_asr.training.tasks import Joint
-from ssl_asr.types import BLANK_ID, Batch, Hypothesis, Tokenizer
+from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer
 
 
 class JointModule(CTCModule):
@@ -39,9 +39,9 @@ class JointModule(CTCModule):
         encoder: Any,
         states: States,
         head: JointHead,
-        decoder: AttentionGreedy | CtcGreedy,
+        decoder: AttentionGreedy | CtcGreedy | CtcBeam,
         task: Joint,
-        tokenizer: Tokenizer,
+        tokenizer: LabelTokenizer,
         policy: FreezePolicy,
         optim: OptimConfig | None,
         normalizers: dict[str, Normalizer],
@@ -50,6 +50,7 @@ class JointModule(CTCModule):
             encoder=encoder,
             states=states,
             head=head,
+            decoder=CtcGreedy() if isinstance(decoder, AttentionGreedy) else decoder,
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
@@ -85,7 +86,7 @@ class JointModule(CTCModule):
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """Greedy hypotheses of the half the decoder option names."""
-        if isinstance(self.decoder, CtcGreedy):
+        if not isinstance(self.decoder, AttentionGreedy):
             return super().transcribe(batch, out)
         h_BFD, frame_lengths_B = self._trunk(batch, out)
         # A text of more tokens than frames is no text: the end is sure to come.

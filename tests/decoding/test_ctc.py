@@ -25,7 +25,7 @@ def test_greedy_looks_only_at_an_utterances_own_frames():
     paths, scores = greedy_paths(log_probs, lengths)
     assert [len(path) for path in paths] == [7, 4, 0]
     assert paths[1] == log_probs[1, :4].argmax(-1).tolist()
-    assert abs(scores[1] - float(log_probs[1, :4].max(-1).values.mean())) < 1e-6
+    assert abs(scores[1] - float(log_probs[1, :4].max(-1).values.sum())) < 1e-5
     assert scores[2] == 0.0
     log_probs[1, 4:] += 100
     assert greedy_paths(log_probs, lengths)[0] == paths

@@ -1,0 +1,395 @@
+"""What is added to a search from outside: language models, hotwords, lexicons, behind one interface.
+
+Each is a deterministic automaton over the labels of a vocabulary, found out as far as a search has been: a state has a
+row of scores, one for each label that may follow, and a label leads to a next state. The search only gathers. States
+and their rows are kept from one utterance to the next.
+
+Labels are spelt as text, a space in it standing where a word ends (``" "``, or ``" the"`` for a piece that begins a
+word).
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_asr.decoding.ngram import Float64s, NGram
+from ssl_asr.errors import LanguageModelError
+
+# States of which the rows are kept at most; beyond, all are forgotten between utterances.
+_MAX_CELLS = 100_000_000
+
+
+class WordModel(Protocol):
+    """A language model over words; states are hashable."""
+
+    @property
+    def begin(self) -> Any:
+        """The state before the first word."""
+
+    def score(self, state: Any, word: str) -> tuple[float, Any]:
+        """Log-probability of a word after a state, and the state after it."""
+
+    def end(self, state: Any) -> float:
+        """Log-probability of the end."""
+
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
+
+
+class Automaton(Protocol):
+    """Scores for labels, by hashable keys."""
+
+    @property
+    def begin(self) -> Hashable:
+        """The key before the first label."""
+
+    def row(self, key: Any) -> Float64s:
+        """What each label would add after this key, ``(V,)``; minus infinity forbids it."""
+
+    def advance(self, key: Any, label: int) -> Hashable:
+        """The key after a label."""
+
+    def end(self, key: Any) -> float:
+        """What the end of the text adds."""
+
+
+class LabelNGram:
+    """An n-gram model over labels, weighted, with a bonus for each label.
+
+    Args:
+        model: its words are the labels as `spelt` writes them.
+        labels: of the vocabulary, by id; None for ids that no text contains (blank, unknown).
+        weight: of log-probabilities.
+    """
+
+    def __init__(self, model: NGram, labels: Sequence[str | None], *, weight: float) -> None:
+        self.model, self.weight = model, weight
+        self._silent = np.array([label is None for label in labels])
+        self._ids = np.array([-1 if label is None else model.index.get(spelt(label), -1) for label in labels])
+        if not any(model.knows(spelt(label)) for label in labels if label is not None):
+            what = f"knows none of the labels, such as {[spelt(label) for label in labels if label][:3]}"
+            raise LanguageModelError("decoder.lm", what, "decoder.lm_unit=word, or a model made with unit=label")
+
+    @property
+    def begin(self) -> int:
+        """The start of a sentence."""
+        return self.model.begin
+
+    def row(self, key: int) -> Float64s:
+        """Weighted log-probabilities."""
+        row_V = self.model.row(key)
+        unknown = self.model.step(key, -1)[0]
+        row: Float64s = self.weight * np.where(self._ids >= 0, row_V[np.maximum(self._ids, 0)], unknown)
+        row[self._silent] = -math.inf
+        return row
+
+    def advance(self, key: int, label: int) -> int:
+        """The state after a label."""
+        return self.model.step(key, int(self._ids[label]))[1]
+
+    def end(self, key: int) -> float:
+        """Weighted log-probability of the end."""
+        return self.weight * self.model.end(key)
+
+
+def spelt(label: str) -> str:
+    """A label as a word of a language model's file, where no word has a space: SentencePiece's ``▁``."""
+    return label.replace(" ", "▁")
+
+
+class Words:
+    """Scores of whole words, given where a word ends; any spelling is allowed unless a vocabulary closes it.
+
+    What a word will cost at least is charged while it is being spelt (its best unigram so far, or the price of an
+    unknown word once no known one begins like that) and given back when it ends, so that a search does not favour
+    words that never end. The sum over a whole text is that of its words.
+
+    Args:
+        labels: of the vocabulary, by id, spelt as text; None for ids that no text contains.
+        model: a language model over words; None scores none.
+        weight: of its log-probabilities.
+        word_score: added for each word.
+        unknown_score: added for each word that is not among ``vocabulary``; minus infinity allows none.
+        vocabulary: the known words with what is to be expected of each, a log-probability; None where nobody can
+            say, as with some binary models.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str | None],
+        *,
+        model: WordModel | None,
+        weight: float,
+        word_score: float,
+        unknown_score: float,
+        vocabulary: Mapping[str, float] | None,
+    ) -> None:
+        self.labels, self.model, self.weight = labels, model, weight
+        self.word_score, self.unknown_score = word_score, unknown_score
+        self._known = None if vocabulary is None else frozenset(vocabulary)
+        self._hopes: dict[str, float] | None = None
+        if vocabulary is not None:
+            self._hopes = {}
+            for word, log_prob in vocabulary.items():
+                for length in range(1, len(word) + 1):
+                    begun = word[:length]
+                    self._hopes[begun] = max(self._hopes.get(begun, -math.inf), weight * log_prob)
+
+    @property
+    def begin(self) -> Hashable:
+        """No word yet, and nothing begun."""
+        return (None if self.model is None else self.model.begin, "")
+
+    def _hope(self, begun: str) -> float:
+        """What is charged for a word begun like that."""
+        if not begun or self._hopes is None:
+            return 0.0
+        return self._hopes.get(begun, self.unknown_score)
+
+    def _word(self, state: Any, word: str) -> tuple[float, Any]:
+        """What a finished word scores, and the state after it."""
+        total = self.word_score
+        known = word in self._known if self._known is not None else self.model is None or self.model.knows(word)
+        if not known:
+            total += self.unknown_score
+        if self.model is not None:
+            log_prob, state = self.model.score(state, word)
+            total += self.weight * log_prob
+        return total, state
+
+    def row(self, key: Any) -> Float64s:
+        """What each label adds."""
+        state, begun = key
+        charged = self._hope(begun)
+        row_V = np.zeros(len(self.labels))
+        done: float | None = None
+        for i, label in enumerate(self.labels):
+            if label is None:
+                row_V[i] = -math.inf
+            elif " " not in label:
+                row_V[i] = self._hope(begun + label) - charged
+            else:
+                head, _, rest = label.partition(" ")
+                if head:
+                    row_V[i] = self._finish(state, begun + head)[0] + self._hope(rest) - charged
+                else:
+                    done = self._finish(state, begun)[0] if done is None else done
+                    row_V[i] = done + self._hope(rest) - charged
+        return row_V
+
+    def _finish(self, state: Any, begun: str) -> tuple[float, Any]:
+        return self._word(state, begun) if begun else (0.0, state)
+
+    def advance(self, key: Any, label: int) -> Hashable:
+        """The key after a label."""
+        state, begun = key
+        text = self.labels[label]
+        assert text is not None
+        head, space, rest = text.partition(" ")
+        if not space:
+            return (state, begun + text)
+        return (self._finish(state, begun + head)[1], rest)
+
+    def end(self, key: Any) -> float:
+        """The last word, and the end."""
+        state, begun = key
+        total, state = self._finish(state, begun)
+        return total - self._hope(begun) + (0.0 if self.model is None else self.weight * self.model.end(state))
+
+
+class Hotwords:
+    """A bonus for phrases that are expected, a character at a time, taken back where one is not finished.
+
+    A phrase counts where it begins and ends with a word. Where one phrase begins another, the longer adds to the
+    shorter one's bonus; of phrases that overlap otherwise, the one begun first counts.
+
+    Args:
+        labels: see `Words`.
+        phrases: what to expect.
+        bonus: for each character, the space at the end included.
+    """
+
+    def __init__(self, labels: Sequence[str | None], phrases: Sequence[str], *, bonus: float) -> None:
+        self.labels, self.bonus = labels, bonus
+        # A phrase with the space that shows its end.
+        self._phrases = {" ".join(phrase.split()) + " " for phrase in phrases if phrase.split()}
+        self._begun = {phrase[:n] for phrase in self._phrases for n in range(len(phrase) + 1)}
+        if not self._phrases:
+            raise LanguageModelError("decoder.hotwords", "holds no word", "give phrases, or leave it empty")
+
+    # The key is the text since some word's beginning, as far as it begins a phrase; None within another word. Of its
+    # characters those after the last whole phrase are on credit.
+
+    @property
+    def begin(self) -> Hashable:
+        """At the beginning of a word, and of no phrase."""
+        return ""
+
+    def _credit(self, key: str | None) -> float:
+        if not key:
+            return 0.0
+        earned = max((len(key[:n]) for n in range(len(key), 0, -1) if key[:n] in self._phrases), default=0)
+        return self.bonus * (len(key) - earned)
+
+    def _feed(self, key: str | None, character: str) -> tuple[str | None, float]:
+        """The key after a character, and what that adds to what is earned and on credit."""
+        before = self._credit(key)
+        after: str | None
+        if key is None:
+            after = "" if character == " " else None
+        else:
+            after = key + character
+            while after is not None and after not in self._begun:
+                _, space, rest = after.partition(" ")
+                after = rest if space else None
+        grown = key is not None and after == key + character
+        earned = self.bonus * self._earned(after) if grown and after in self._phrases else 0.0
+        return after, earned + self._credit(after) - before
+
+    def _earned(self, phrase: str | None) -> int:
+        """Characters of a finished phrase that no shorter one within it has been paid for."""
+        assert phrase is not None
+        shorter = max((n for n in range(len(phrase)) if phrase[:n] in self._phrases), default=0)
+        return len(phrase) - shorter
+
+    def _through(self, key: str | None, text: str) -> tuple[str | None, float]:
+        total = 0.0
+        for character in text:
+            if character == " " and key is not None and (not key or key.endswith(" ")):
+                continue
+            key, added = self._feed(key, character)
+            total += added
+        return key, total
+
+    def row(self, key: Any) -> Float64s:
+        """What each label adds."""
+        return np.array([-math.inf if text is None else self._through(key, text)[1] for text in self.labels])
+
+    def advance(self, key: Any, label: int) -> Hashable:
+        """The key after a label."""
+        text = self.labels[label]
+        assert text is not None
+        return self._through(key, text)[0]
+
+    def end(self, key: Any) -> float:
+        """As a space, which ends a word; what is then on credit is given back."""
+        key, total = self._through(key, " ")
+        return total - self._credit(key)
+
+
+class LabelBonus:
+    """A bonus for each label, against texts that are too short."""
+
+    def __init__(self, labels: Sequence[str | None], *, bonus: float) -> None:
+        self._row = np.array([-math.inf if label is None else bonus for label in labels])
+
+    @property
+    def begin(self) -> Hashable:
+        """There is one state."""
+        return None
+
+    def row(self, key: Any) -> Float64s:
+        """The bonus."""
+        return self._row
+
+    def advance(self, key: Any, label: int) -> Hashable:
+        """The same."""
+        return None
+
+    def end(self, key: Any) -> float:
+        """Nothing."""
+        return 0.0
+
+
+class Fusion:
+    """The sum of several automata, as tables that a search gathers from.
+
+    Args:
+        parts: the automata; none of them scores nothing.
+        size: labels of the vocabulary.
+        device: where the search runs.
+    """
+
+    def __init__(self, parts: Sequence[Automaton], *, size: int, device: torch.device | str = "cpu") -> None:
+        self.parts, self.size, self.device = list(parts), size, torch.device(device)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._keys: list[tuple[Hashable, ...]] = []
+        self._states: dict[tuple[Hashable, ...], int] = {}
+        self._rows_SV = torch.zeros(0, self.size, device=self.device)
+        self._nexts_SV = torch.zeros(0, self.size, dtype=torch.int64, device=self.device)
+        self._ends_S = torch.zeros(0, device=self.device)
+        self._add([tuple(part.begin for part in self.parts)])
+
+    def begin(self) -> int:
+        """The state before the first label. Tables that have grown too large are begun anew."""
+        if len(self._keys) * self.size > _MAX_CELLS:
+            self._forget()
+        return 0
+
+    def rows(self, states: Tensor) -> Tensor:
+        """What each label would add after these states (int64 on the device): their shape and ``V``."""
+        return self._rows_SV[states]
+
+    def ends(self, states: Tensor) -> Tensor:
+        """What the end of the text adds after these states."""
+        return self._ends_S[states]
+
+    def nexts(self, states: Tensor, labels: Tensor) -> Tensor:
+        """The states after these labels; a label below 0 leaves a state as it is."""
+        nexts = torch.where(labels < 0, states, self._nexts_SV[states, labels.clamp(min=0)])
+        unseen = nexts < 0
+        if bool(unseen.any()):
+            self._explore(states[unseen], labels[unseen])
+            nexts = torch.where(labels < 0, states, self._nexts_SV[states, labels.clamp(min=0)])
+        return nexts
+
+    def _explore(self, states_N: Tensor, labels_N: Tensor) -> None:
+        new: list[tuple[Hashable, ...]] = []
+        targets = []
+        pairs = set(zip(states_N.tolist(), labels_N.tolist(), strict=True))
+        for state, label in pairs:
+            keys = zip(self.parts, self._keys[state], strict=True)
+            key = tuple(part.advance(own, label) for part, own in keys)
+            found = self._states.get(key)
+            if found is None:
+                found = len(self._keys) + len(new)
+                self._states[key] = found
+                new.append(key)
+            targets.append(found)
+        if new:
+            self._add(new)
+        places = torch.tensor(list(pairs), device=self.device)
+        self._nexts_SV[places[:, 0], places[:, 1]] = torch.tensor(targets, device=self.device)
+
+    def _add(self, keys: list[tuple[Hashable, ...]]) -> None:
+        first = len(self._keys)
+        self._keys += keys
+        self._states.update({key: first + i for i, key in enumerate(keys)})
+        rows = np.zeros((len(keys), self.size))
+        ends = np.zeros(len(keys))
+        for i, key in enumerate(keys):
+            for part, own in zip(self.parts, key, strict=True):
+                rows[i] += part.row(own)
+                ends[i] += part.end(own)
+        if len(self._keys) > len(self._rows_SV):
+            room = max(256, 2 * len(self._keys))
+            self._rows_SV = _grown(self._rows_SV, room, 0.0)
+            self._nexts_SV = _grown(self._nexts_SV, room, -1)
+            self._ends_S = _grown(self._ends_S, room, 0.0)
+        last = len(self._keys)
+        # What is forbidden already is charged without end, and endless less endless is no number.
+        rows[np.isnan(rows)], ends[np.isnan(ends)] = -math.inf, -math.inf
+        self._rows_SV[first:last] = torch.from_numpy(rows).to(self.device, torch.float32)
+        self._ends_S[first:last] = torch.from_numpy(ends).to(self.device, torch.float32)
+
+
+def _grown(table: Tensor, rows: int, fill: float) -> Tensor:
+    grown = table.new_full((rows, *table.shape[1:]), fill)
+    grown[: len(table)] = table
+    return grown
