@@ -25,8 +25,8 @@ from ssl_asr.data.tokenizer import (
     WhisperTokens,
     restore_tokenizer,
 )
-from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
-from ssl_asr.decoding.seq2seq import AttentionGreedy, WhisperGreedy
+from ssl_asr.decoding.ctc import CtcGreedy
+from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, WhisperBeam, WhisperGreedy
 from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import one_frame_length
@@ -356,14 +356,16 @@ def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
     task = "Seq2Seq" if isinstance(module, Seq2SeqModule) else "Joint" if isinstance(module, JointModule) else "Ctc"
     raise_all(check_part(task, "decoder", node))
     decoder = make_decoder(node)
-    if isinstance(module, Seq2SeqModule | JointModule):
+    if isinstance(module, Seq2SeqModule):
         module.decoder = decoder
-    if isinstance(module, CTCModule) and isinstance(decoder, CtcGreedy | CtcBeam):
-        module.search_with(decoder)
+    elif isinstance(module, JointModule):
+        module.decode_with(decoder)
+    else:
+        cast(CTCModule, module).search_with(decoder)
 
 
 def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:
-    capped = (WhisperGreedy, AttentionGreedy)
+    capped = (WhisperGreedy, WhisperBeam, AttentionGreedy, AttentionBeam)
     if not isinstance(module, Seq2SeqModule | JointModule) or not isinstance(module.decoder, capped):
         what = "this model does not write a token at a time"
         raise ConfigError("max_tokens_per_s", what, "leave it out")

@@ -410,6 +410,8 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("decoder.max_labels", _positive, "null, or 1 or more"),
     ("decoder.beam_threshold", _positive, "null, or more than 0"),
     ("decoder.blank_collapse", lambda v: 0 < v < 1, "null, or more than 0 and less than 1"),
+    ("decoder.ctc_weight", lambda v: 0 <= v < 1, "0, or less than 1"),
+    ("decoder.length_penalty", lambda v: v >= 0, "0 or more"),
     ("decoder.lm", _is_file, "a file; python -m ssl_asr.lm makes one"),
     ("decoder.lexicon", _is_file, "a text file with a word on each line"),
     ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
@@ -469,7 +471,7 @@ _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
     "Seq2Seq": {
         "head": ({"NoHead"}, "head=none"),
         "tokenizer": ({"WhisperTokens"}, "tokenizer=whisper"),
-        "decoder": ({"WhisperGreedy"}, "decoder=whisper_greedy"),
+        "decoder": ({"WhisperGreedy", "WhisperBeam"}, "decoder=whisper_greedy or whisper_beam"),
     },
     "Ctc": {
         "head": ({"LinearHead", "DnnHead", "BiLstmHead", "PretrainedHead"}, "head=linear or head=dnn"),
@@ -479,7 +481,10 @@ _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
     "Joint": {
         "head": ({"GruAttentionHead", "TransformerAttentionHead"}, "head=attention_gru or attention_transformer"),
         "tokenizer": _FRAME_TOKENS,
-        "decoder": ({"AttentionGreedy", "CtcGreedy", "CtcBeam"}, "decoder=attention_greedy, ctc_greedy or ctc_beam"),
+        "decoder": (
+            {"AttentionGreedy", "AttentionBeam", "CtcGreedy", "CtcBeam"},
+            "decoder=attention_greedy, attention_beam, ctc_greedy or ctc_beam",
+        ),
     },
 }
 

@@ -393,3 +393,33 @@ def _grown(table: Tensor, rows: int, fill: float) -> Tensor:
     grown = table.new_full((rows, *table.shape[1:]), fill)
     grown[: len(table)] = table
     return grown
+
+
+class FusionScorer:
+    """A fusion as a `Scorer` of an autoregressive search.
+
+    Args:
+        fusion: over the decoder's vocabulary.
+        rows: beams of all utterances.
+    """
+
+    def __init__(self, fusion: Fusion, *, rows: int) -> None:
+        self.fusion = fusion
+        self._states_N = torch.full((rows,), fusion.begin(), device=fusion.device)
+
+    def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
+        """What each token adds, the end among them."""
+        scores_NV = self.fusion.rows(self._states_N).clone()
+        scores_NV[:, end_id] = self.fusion.ends(self._states_N)
+        return scores_NV.to(log_probs_NV.dtype)
+
+    def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
+        """The states after the tokens chosen."""
+        states_N = self._states_N[rows_N]
+        # A beam that is out of the question, or has ended, goes nowhere.
+        allowed_N = self.fusion.rows(states_N).gather(1, tokens_N[:, None])[:, 0] > -math.inf
+        self._states_N = self.fusion.nexts(states_N, torch.where(allowed_N, tokens_N, -1))
+
+    def keep(self, rows_N: Tensor) -> None:
+        """Keep only these rows."""
+        self._states_N = self._states_N[rows_N]

@@ -1,12 +1,13 @@
-"""Greedy decoding of an autoregressive model, batched, with a cache."""
+"""The decoders of autoregressive models, and greedy search, batched, with a cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.language_models import FusionOptions
 from ssl_asr.types import Utterance
 
 # On a GPU, asking whether all have ended waits for the device, so it is asked only every so many tokens.
@@ -37,6 +38,58 @@ class AttentionGreedy:
     """
 
     max_tokens_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperBeam:
+    """The ``whisper_beam`` decoder.
+
+    Attributes:
+        suppress, max_tokens_per_s: see `WhisperGreedy`.
+        beam_size: texts kept.
+        length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
+        n_best: texts given for each utterance.
+    """
+
+    suppress: bool
+    max_tokens_per_s: float | None
+    beam_size: int
+    length_penalty: float
+    n_best: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBeam:
+    """The ``attention_beam`` decoder of joint models: the attention decoder, CTC and language models together.
+
+    Attributes:
+        max_tokens_per_s: see `AttentionGreedy`.
+        beam_size, length_penalty, n_best: see `WhisperBeam`.
+        ctc_weight: CTC's share of the model's score, the decoder's being the rest; 0 leaves CTC out.
+        max_labels: CTC looks at so many of the decoder's likeliest labels; null looks at all.
+        lm, lm_unit, lm_weight, word_score, label_score, unknown_score, lexicon: see `ssl_asr.decoding.ctc.CtcBeam`.
+        hotwords, hotword_score: see `ssl_asr.decoding.ctc.CtcBeam`.
+    """
+
+    max_tokens_per_s: float | None
+    beam_size: int
+    length_penalty: float
+    n_best: int
+    ctc_weight: float
+    max_labels: int | None
+    lm: str | None
+    lm_unit: Literal["word", "label"]
+    lm_weight: float
+    word_score: float
+    label_score: float
+    unknown_score: float | None
+    lexicon: str | None
+    hotwords: list[str]
+    hotword_score: float
+
+    def fusion(self) -> FusionOptions:
+        """The part of the settings that other searches have as well."""
+        return FusionOptions(**{field.name: getattr(self, field.name) for field in fields(FusionOptions)})
 
 
 def token_limits(max_tokens_per_s: float | None, utterances: Sequence[Utterance]) -> list[int] | None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ssl_asr.models.backbone import padding_mask
 from ssl_asr.models.heads import DnnHead, FrameWise
-from ssl_asr.models.transformer import TransformerDecoder
+from ssl_asr.models.transformer import TransformerDecoder, beam_rows
 
 
 class LocationAttention(nn.Module):
@@ -58,13 +58,29 @@ class GruState:
     context_BD: Tensor
     weights_BF: Tensor
 
+    beams: int = 1
+
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (int64 on the device)."""
-        for name in ("keys_BFD", "h_BFD", "context_BD", "weights_BF"):
-            setattr(self, name, getattr(self, name)[rows])
+        """Keep only these utterances of the batch (int64 on the device), with all their beams."""
+        self._take(beam_rows(rows, self.beams), whole=True)
+
+    def spread(self, beams: int) -> None:
+        """Make so many beams of each utterance, all alike."""
+        assert self.beams == 1
+        self.keep(torch.arange(len(self.h_BFD), device=self.h_BFD.device).repeat_interleave(beams))
+        self.beams = beams
+
+    def select(self, rows: Tensor) -> None:
+        """Put each beam in the place of another of its utterance: ``rows`` of the whole batch (int64)."""
+        self._take(rows, whole=False)
+
+    def _take(self, rows: Tensor, *, whole: bool) -> None:
+        """These rows of what has been said; with ``whole``, also of what is listened to."""
         self.memory_LBD = self.memory_LBD[:, rows]
-        if self.mask_BF is not None:
-            self.mask_BF = self.mask_BF[rows]
+        self.context_BD, self.weights_BF = self.context_BD[rows], self.weights_BF[rows]
+        if whole:
+            self.keys_BFD, self.h_BFD = self.keys_BFD[rows], self.h_BFD[rows]
+            self.mask_BF = None if self.mask_BF is None else self.mask_BF[rows]
 
 
 class GruDecoder(nn.Module):

@@ -56,7 +56,11 @@ def run_layer(layer: Callable[..., Tensor], *inputs: Any, again: bool) -> Tensor
 
 @dataclass(slots=True)
 class DecodingState:
-    """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones."""
+    """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones.
+
+    The beams of an utterance are rows of the self-attention side, one after another; on the other side they are
+    queries of their utterance's one set of keys, which is never copied.
+    """
 
     self_k: list[Tensor]
     self_v: list[Tensor]
@@ -64,13 +68,33 @@ class DecodingState:
     cross_v: list[Tensor]
     cross_mask: Tensor | None
     filled: int = 0
+    beams: int = 1
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (int64 on the device)."""
-        for name in ("self_k", "self_v", "cross_k", "cross_v"):
+        """Keep only these utterances of the batch (int64 on the device), with all their beams."""
+        for name in ("cross_k", "cross_v"):
             setattr(self, name, [tensor[rows] for tensor in getattr(self, name)])
         if self.cross_mask is not None:
             self.cross_mask = self.cross_mask[rows]
+        own = beam_rows(rows, self.beams)
+        self.self_k, self.self_v = ([tensor[own] for tensor in cache] for cache in (self.self_k, self.self_v))
+
+    def spread(self, beams: int) -> None:
+        """Make so many beams of each utterance, all alike."""
+        assert self.beams == 1
+        self.beams = beams
+        for name in ("self_k", "self_v"):
+            setattr(self, name, [tensor.repeat_interleave(beams, dim=0) for tensor in getattr(self, name)])
+
+    def select(self, rows: Tensor) -> None:
+        """Put each beam in the place of another of its utterance: ``rows`` of the whole batch (int64)."""
+        for cache in (*self.self_k, *self.self_v):
+            cache[:, :, : self.filled] = cache[:, :, : self.filled].index_select(0, rows)
+
+
+def beam_rows(rows: Tensor, beams: int) -> Tensor:
+    """The rows of all beams of these utterances."""
+    return (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
 
 
 class TransformerDecoder(nn.Module):
@@ -138,9 +162,9 @@ class TransformerDecoder(nn.Module):
         )
 
     def step(self, tokens_BU: Tensor, state: DecodingState) -> Tensor:
-        """Feed the next tokens and return the logits after the last of them, ``logits_BV``.
+        """Feed the next tokens, of every beam, and return the logits after the last of them, ``logits_BV``.
 
-        Several tokens at once are only for the empty cache (the prompt).
+        Several tokens at once are only for the empty cache (the prompt), before there are beams.
         """
         start, end = state.filled, state.filled + tokens_BU.shape[1]
         assert start == 0 or tokens_BU.shape[1] == 1
@@ -151,6 +175,9 @@ class TransformerDecoder(nn.Module):
             state.self_k[i][:, :, start:end], state.self_v[i][:, :, start:end] = k, v
             k, v = state.self_k[i][:, :, :end], state.self_v[i][:, :, :end]
             x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
+            if state.beams > 1:
+                x_BUD = x_BUD.view(-1, state.beams, x_BUD.shape[-1])
             x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
+            x_BUD = x_BUD.reshape(len(tokens_BU), -1, x_BUD.shape[-1])
         state.filled = end
         return self.logits(self.net.layer_norm(x_BUD[:, -1]))

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.beam import Scorer, beam_search
 from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
-from ssl_asr.decoding.seq2seq import AttentionGreedy, Suppression, greedy, token_limits
+from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
+from ssl_asr.decoding.fusion import Fusion, FusionScorer
+from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, Decoded, Suppression, greedy, token_limits
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.attention import JointHead, attention_loss
 from ssl_asr.models.backbone import EncoderOutput
@@ -14,8 +17,11 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.ctc import CTCModule, ctc_losses
 from ssl_asr.training.module import Loss, OptimConfig
+from ssl_asr.training.seq2seq import to_hypotheses
 from ssl_asr.training.tasks import Joint
 from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer
+
+JointDecoder = AttentionGreedy | AttentionBeam | CtcGreedy | CtcBeam
 
 
 class JointModule(CTCModule):
@@ -39,7 +45,7 @@ class JointModule(CTCModule):
         encoder: Any,
         states: States,
         head: JointHead,
-        decoder: AttentionGreedy | CtcGreedy | CtcBeam,
+        decoder: JointDecoder,
         task: Joint,
         tokenizer: LabelTokenizer,
         policy: FreezePolicy,
@@ -50,13 +56,14 @@ class JointModule(CTCModule):
             encoder=encoder,
             states=states,
             head=head,
-            decoder=CtcGreedy() if isinstance(decoder, AttentionGreedy) else decoder,
+            decoder=decoder if isinstance(decoder, CtcBeam) else CtcGreedy(),
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
             normalizers=normalizers,
         )
-        self.decoder, self.task = decoder, task
+        self.task = task
+        self.decode_with(decoder)
 
     def _trunk(self, batch: Batch, out: EncoderOutput | None) -> tuple[Tensor, Tensor]:
         h_BFD, frame_lengths_B = self.states(self.encode(batch) if out is None else out)
@@ -84,29 +91,62 @@ class JointModule(CTCModule):
             self.log_train("train/ctc_weight", torch.tensor(share), len(batch))
         return Loss((weight_B * (share * ctc_B + (1 - share) * attention_B)).sum(), weight_B.sum())
 
+    def decode_with(self, decoder: JointDecoder) -> None:
+        """Write texts in this way from here on.
+
+        Raises:
+            LanguageModelError: a file of the decoder's is missing or wrong.
+        """
+        self.decoder = decoder
+        if isinstance(decoder, CtcGreedy | CtcBeam):
+            self.search_with(decoder)
+        self._parts = decoder.fusion().parts(self.labels) if isinstance(decoder, AttentionBeam) else []
+        self._fusion: Fusion | None = None
+
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """Greedy hypotheses of the half the decoder option names."""
-        if not isinstance(self.decoder, AttentionGreedy):
+        """What the decoder option finds, by the half it names or by both."""
+        options = self.decoder
+        if isinstance(options, CtcGreedy | CtcBeam):
             return super().transcribe(batch, out)
         h_BFD, frame_lengths_B = self._trunk(batch, out)
         # A text of more tokens than frames is no text: the end is sure to come.
         limits: list[int] = frame_lengths_B.clamp(min=1).tolist()
-        asked = token_limits(self.decoder.max_tokens_per_s, batch.utterances)
+        asked = token_limits(options.max_tokens_per_s, batch.utterances)
         if asked is not None:
             limits = [min(pair) for pair in zip(limits, asked, strict=True)]
-        decoded = greedy(
-            self.head.decoder,
-            h_BFD,
-            frame_lengths_B,
-            [[BLANK_ID]] * len(batch),
-            end_id=BLANK_ID,
-            suppression=Suppression(),
-            limits=limits,
-        )
-        return [
-            Hypothesis(utterance.id, self.tokenizer.decode(row.tokens), row.score, row.tokens)
-            for utterance, row in zip(batch.utterances, decoded, strict=True)
-        ]
+        search: dict[str, Any] = {"end_id": BLANK_ID, "suppression": Suppression(), "limits": limits}
+        found: list[list[Decoded]]
+        prompts = [[BLANK_ID]] * len(batch)
+        if isinstance(options, AttentionBeam):
+            beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+            search |= {"scorers": self._scorers(options, h_BFD, frame_lengths_B)}
+            share = 1 - options.ctc_weight
+            decoder = self.head.decoder
+            found = beam_search(decoder, h_BFD, frame_lengths_B, prompts, decoder_weight=share, **beams, **search)
+        else:
+            found = [[row] for row in greedy(self.head.decoder, h_BFD, frame_lengths_B, prompts, **search)]
+        return to_hypotheses(batch, found, self.tokenizer)
+
+    def _scorers(self, options: AttentionBeam, h_BFD: Tensor, frame_lengths_B: Tensor) -> list[Scorer]:
+        """What is added to the decoder's scores."""
+        scorers: list[Scorer] = []
+        if options.ctc_weight > 0:
+            log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
+            scorers.append(
+                CtcPrefixScorer(
+                    log_probs_BFV,
+                    frame_lengths_B,
+                    beams=options.beam_size,
+                    blank=BLANK_ID,
+                    weight=options.ctc_weight,
+                    candidates=options.max_labels,
+                )
+            )
+        if self._parts:
+            if self._fusion is None or self._fusion.device != h_BFD.device:
+                self._fusion = Fusion(self._parts, size=len(self.labels), device=h_BFD.device)
+            scorers.append(FusionScorer(self._fusion, rows=len(h_BFD) * options.beam_size))
+        return scorers
 
 
 def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, Tensor]:

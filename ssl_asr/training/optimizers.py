@@ -99,6 +99,39 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdamW8bit:
+    """AdamW whose moments take a byte each, by bitsandbytes (Dettmers et al., 2022, arXiv:2110.02861).
+
+    They are quantised in blocks of 256; those of tensors under 4,096 elements stay in float32.
+
+    Attributes:
+        lr, betas, eps, weight_decay, layer_decay: see `AdamW`.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """The optimizer over the trainable parameters of these layer groups.
+
+        Raises:
+            ConfigError: bitsandbytes is not installed.
+        """
+        try:
+            import bitsandbytes
+        except ImportError:
+            what = "adamw_8bit needs bitsandbytes, which is not installed"
+            raise ConfigError("optimizers", what, "pip install 'ssl_asr[8bit]', or adamw") from None
+        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+        betas = (self.betas[0], self.betas[1])
+        optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(made, lr=self.lr, betas=betas, eps=self.eps)
+        return optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """Adam, as fairseq fine-tunes wav2vec 2.0 with; its weight decay is L2, inside the gradient.
 

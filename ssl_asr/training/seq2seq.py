@@ -1,20 +1,22 @@
 """Whisper as a whole encoder-decoder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
-from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy, token_limits
+from ssl_asr.decoding.beam import beam_search
+from ssl_asr.decoding.seq2seq import Decoded, Suppression, WhisperBeam, WhisperGreedy, greedy, token_limits
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import WhisperSeq2Seq
 from ssl_asr.training.ctc import ctc_losses
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import Batch, Hypothesis, Utterance
+from ssl_asr.types import Alternative, Batch, Hypothesis, Tokenizer, Utterance
 
 
 class AuxiliaryCtc:
@@ -64,7 +66,7 @@ class Seq2SeqModule(ASRModule):
         self,
         *,
         model: WhisperSeq2Seq,
-        decoder: WhisperGreedy,
+        decoder: WhisperGreedy | WhisperBeam,
         label_smoothing: float,
         auxiliary: AuxiliaryCtc | None = None,
         tokenizer: WhisperTokenizer,
@@ -132,22 +134,37 @@ class Seq2SeqModule(ASRModule):
         return (1 - share) * loss_N + share * ctc_N
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """Greedy hypotheses."""
+        """What the decoder's option finds."""
         assert not self.model.net.training, "decoding in train mode keeps dropout on"
         out = self.encode(batch) if out is None else out
-        decoded = greedy(
-            self.model,
-            out.h_BFD,
-            out.context_lengths_B,
-            [self.tokenizer.prompt(utterance) for utterance in batch.utterances],
-            end_id=self.tokenizer.end_id,
-            suppression=self.suppression if self.decoder.suppress else Suppression(),
-            limits=token_limits(self.decoder.max_tokens_per_s, batch.utterances),
+        options = self.decoder
+        search: dict[str, Any] = {
+            "end_id": self.tokenizer.end_id,
+            "suppression": self.suppression if options.suppress else Suppression(),
+            "limits": token_limits(options.max_tokens_per_s, batch.utterances),
+        }
+        prompts = [self.tokenizer.prompt(utterance) for utterance in batch.utterances]
+        found: list[list[Decoded]]
+        if isinstance(options, WhisperBeam):
+            beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+            found = beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
+        else:
+            found = [[row] for row in greedy(self.model, out.h_BFD, out.context_lengths_B, prompts, **search)]
+        return to_hypotheses(batch, found, self.tokenizer)
+
+
+def to_hypotheses(batch: Batch, found: Sequence[Sequence[Decoded]], tokenizer: Tokenizer) -> list[Hypothesis]:
+    """The best of what was found for each utterance, the others beside it."""
+    return [
+        Hypothesis(
+            utterance.id,
+            tokenizer.decode(best.tokens),
+            best.score,
+            best.tokens,
+            alternatives=[Alternative(tokenizer.decode(other.tokens), other.score) for other in others],
         )
-        return [
-            Hypothesis(utterance.id, self.tokenizer.decode(row.tokens), row.score, row.tokens)
-            for utterance, row in zip(batch.utterances, decoded, strict=True)
-        ]
+        for utterance, (best, *others) in zip(batch.utterances, found, strict=True)
+    ]
 
 
 def _rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:

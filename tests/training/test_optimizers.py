@@ -1,12 +1,14 @@
 """Which parameter gets which rate and which decay."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.backbone import LayerGroup
-from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, layer_scales, parameter_groups
+from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, AdamW8bit, layer_scales, parameter_groups
 
 
 def _groups():
@@ -63,3 +65,52 @@ def test_every_setting_reaches_the_optimizer(kind):
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(ConfigError, match="no momentum"):
         SGD(lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0, layer_decay=1.0).build(_groups())
+
+
+def _wide():
+    return [LayerGroup("layers.0", (nn.Linear(128, 64),))]
+
+
+def _train(optimizer, groups, seed, steps):
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for parameter in groups[0].parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in groups[0].parameters()]
+
+
+def test_moments_of_a_byte_step_nearly_as_whole_ones_do():
+    settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.1, "layer_decay": 1.0}
+    whole, bytes_ = _wide(), _wide()
+    bytes_[0].modules[0].load_state_dict(whole[0].modules[0].state_dict())
+    start = whole[0].modules[0].weight.detach().clone()
+    optimizer = AdamW8bit(**settings).build(bytes_)
+    one, other = _train(AdamW(**settings).build(whole), whole, 1, 20), _train(optimizer, bytes_, 1, 20)
+    moved = (one[0] - start).abs().mean()
+    assert (one[0] - other[0]).abs().mean() < 0.05 * moved
+    assert torch.allclose(one[1], other[1], atol=1e-5), "a vector of 64 is too small to be quantised"
+    moments = optimizer.state[bytes_[0].modules[0].weight]
+    assert moments["state1"].dtype == moments["state2"].dtype == torch.uint8
+
+
+def test_moments_of_a_byte_are_kept_and_taken_up_again(tmp_path):
+    settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.0, "layer_decay": 1.0}
+    groups = _wide()
+    optimizer = AdamW8bit(**settings).build(groups)
+    _train(optimizer, groups, 1, 5)
+    weights = {key: value.clone() for key, value in groups[0].modules[0].state_dict().items()}
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    straight_on = _train(optimizer, groups, 2, 5)
+    again = _wide()
+    again[0].modules[0].load_state_dict(weights)
+    resumed = AdamW8bit(**settings).build(again)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for one, other in zip(straight_on, _train(resumed, again, 2, 5), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_bitsandbytes_the_option_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"ssl_asr\[8bit\]"):
+        AdamW8bit(lr=0.1, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.0, layer_decay=1.0).build(_wide())

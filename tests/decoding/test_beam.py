@@ -1,0 +1,236 @@
+"""Beam search against every text there is, against transformers, and joint scores against CTC's own definition."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from ssl_asr.decoding.beam import beam_search
+from ssl_asr.decoding.ctc import collapse
+from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
+from ssl_asr.decoding.fusion import Fusion, FusionScorer, LabelBonus, Words
+from ssl_asr.decoding.kneser_ney import estimate
+from ssl_asr.decoding.seq2seq import Suppression, greedy
+from ssl_asr.models.attention import GruDecoder
+from ssl_asr.models.loading import load_seq2seq
+from ssl_asr.models.whisper import WhisperBackbone
+from tests.toys import END, NO_TIMESTAMPS, START
+
+LABELS = [None, None, "a", "b", " "]
+SIZE = len(LABELS)
+PLAIN = {"end_id": 0, "suppression": Suppression()}
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(3)
+    made = GruDecoder(
+        dim=6,
+        vocab_size=SIZE,
+        embedding=4,
+        width=8,
+        layers=1,
+        dropout=0.0,
+        attention_width=4,
+        channels=2,
+        kernel=2,
+    )
+    with torch.no_grad():
+        made.out.weight.mul_(6)
+    return made.eval()
+
+
+@pytest.fixture
+def states():
+    return torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)) * 2, torch.tensor([7, 4, 6])
+
+
+def _log_prob(decoder, h_FD, tokens, ended):
+    """Log-probability of a text, teacher-forced, with its end where it has one."""
+    inputs = torch.tensor([[0, *tokens]])
+    log_probs = decoder.logits(decoder(inputs, h_FD[None], torch.tensor([len(h_FD)])))[0].log_softmax(-1)
+    targets = [*tokens, 0] if ended else list(tokens)
+    return sum(float(log_probs[i, target]) for i, target in enumerate(targets))
+
+
+def _every_text(limit):
+    """Every text of fewer tokens than the limit, ended, and every one of just so many, cut."""
+    for length in range(limit + 1):
+        for tokens in itertools.product(range(1, SIZE), repeat=length):
+            yield tokens, length < limit
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_beam_of_everything_finds_the_best_texts(decoder, states, length_penalty):
+    h, lengths = states
+    limits = [3, 2, 3]
+    with torch.inference_mode():
+        found = beam_search(
+            decoder,
+            h,
+            lengths,
+            [[0]] * 3,
+            beam_size=200,
+            length_penalty=length_penalty,
+            n_best=5,
+            limits=limits,
+            **PLAIN,
+        )
+        for row, limit in enumerate(limits):
+            scored = []
+            for tokens, ended in _every_text(limit):
+                score = _log_prob(decoder, h[row, : lengths[row]], tokens, ended)
+                scored.append((score / (len(tokens) + ended) ** length_penalty, list(tokens)))
+            expected = sorted(scored, reverse=True)[:5]
+            assert [one.tokens for one in found[row]] == [tokens for _, tokens in expected]
+            assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+def test_a_beam_of_one_is_greedy_and_neighbours_change_nothing(decoder, states):
+    h, lengths = states
+    options = {"length_penalty": 1.0, "n_best": 1, "limits": [9] * 3} | PLAIN
+    with torch.inference_mode():
+        plain = greedy(decoder, h, lengths, [[0]] * 3, limits=[9] * 3, **PLAIN)
+        one = beam_search(decoder, h, lengths, [[0]] * 3, beam_size=1, **options)
+        assert [row[0].tokens for row in one] == [row.tokens for row in plain]
+        together = beam_search(decoder, h, lengths, [[0]] * 3, beam_size=4, **options)
+        for row in range(3):
+            own = h[row : row + 1, : lengths[row]], lengths[row : row + 1]
+            alone = beam_search(decoder, *own, [[0]], beam_size=4, **(options | {"limits": [9]}))
+            assert alone[0][0].tokens == together[row][0].tokens
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
+    backbone = WhisperBackbone(
+        source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
+    )
+    model = load_seq2seq(backbone, toy_checkpoints["whisper"]).eval()
+    reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"]).eval()
+    with torch.no_grad():
+        model.net.embed_tokens.weight[END] *= 2.5
+        reference.model.decoder.embed_tokens.weight[END] *= 2.5
+    suppression = Suppression(
+        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+    )
+    waveform = torch.randn(4, 24000) * torch.tensor([[0.1], [1.0], [0.01], [0.3]])
+    with torch.inference_mode():
+        out = model.encoder(waveform, torch.full((4,), 24000))
+        found = beam_search(
+            model,
+            out.h_BFD,
+            out.context_lengths_B,
+            [[START, NO_TIMESTAMPS]] * 4,
+            end_id=END,
+            suppression=suppression,
+            beam_size=beams,
+            length_penalty=1.0,
+            n_best=1,
+            limits=[30] * 4,
+        )
+        features = model.encoder.log_mel(waveform, 3000)
+        for row, own in enumerate(found):
+            generated = reference.generate(
+                features[row : row + 1], max_new_tokens=30, num_beams=beams, do_sample=False, length_penalty=1.0
+            )
+            expected = [t for t in generated[0].tolist() if t not in (START, NO_TIMESTAMPS)]
+            expected = expected[: expected.index(END)] if END in expected else expected
+            assert own[0].tokens == expected, row
+
+
+# Joint CTC-attention ---------------------------------------------------------------------------------------
+
+
+def _ctc(log_probs_FV):
+    """Log-probability of every labelling, the sum over its paths."""
+    totals = {}
+    frames, size = log_probs_FV.shape
+    for path in itertools.product(range(size), repeat=frames):
+        score = sum(float(log_probs_FV[t, v]) for t, v in enumerate(path))
+        totals.setdefault(tuple(collapse(list(path), 0)), []).append(score)
+    return {key: float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) for key, scores in totals.items()}
+
+
+def test_ctc_says_of_a_prefix_what_all_texts_that_begin_so_add_up_to():
+    log_probs = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(4)).log_softmax(-1)
+    lengths = torch.tensor([5, 3])
+    scorer = CtcPrefixScorer(log_probs, lengths, beams=2, blank=0, weight=1.0, candidates=None)
+    prefixes = [(), (), (), ()]
+    rows = torch.arange(4)
+    for choice in ([1, 2, 2, 1], [1, 1, 2, 2], [2, 1, 2, 2]):
+        scores = scorer.scores(torch.zeros(4, 3), 0)
+        for row in range(4):
+            totals = _ctc(log_probs[row // 2, : lengths[row // 2]])
+
+            def begins(prefix, totals=totals):
+                fitting = [score for text, score in totals.items() if text[: len(prefix)] == prefix]
+                return math.log(sum(map(math.exp, fitting))) if fitting else -math.inf
+
+            before = begins(prefixes[row])
+            for token in (1, 2):
+                after = begins((*prefixes[row], token))
+                if after > -math.inf:
+                    assert float(scores[row, token]) == pytest.approx(after - before, abs=1e-5)
+                else:
+                    assert float(scores[row, token]) < -500
+            assert float(scores[row, 0]) == pytest.approx(totals.get(prefixes[row], -math.inf) - before, abs=1e-5) or (
+                prefixes[row] not in totals and float(scores[row, 0]) < -500
+            )
+        scorer.select(rows, torch.tensor(choice))
+        prefixes = [(*prefix, token) for prefix, token in zip(prefixes, choice, strict=True)]
+
+
+def test_few_candidates_leave_their_scores_as_they_were_and_the_others_out():
+    log_probs = torch.randn(1, 6, SIZE, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
+    whole, few = (
+        CtcPrefixScorer(log_probs, torch.tensor([6]), beams=1, blank=0, weight=0.5, candidates=candidates)
+        for candidates in (None, 2)
+    )
+    attention = torch.tensor([[0.0, 0.0, 5.0, 1.0, 4.0]])
+    expected, scores = whole.scores(attention, 0), few.scores(attention, 0)
+    assert scores[0, [0, 2, 4]].tolist() == pytest.approx(expected[0, [0, 2, 4]].tolist())
+    assert (scores[0, [1, 3]] < -1e6).all()
+
+
+def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, states):
+    h, lengths = states
+    ctc = torch.randn(3, 7, SIZE, generator=torch.Generator().manual_seed(6)).mul(2).log_softmax(-1)
+    ctc[:, 3:] = torch.tensor([0.0, *[-50.0] * (SIZE - 1)])
+    model = estimate([["ab", "a"], ["b", "ab"]], order=2).model
+    words = Words(LABELS, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.unigrams())
+    limits = [4, 4, 3]
+    with torch.inference_mode():
+        scorers = [
+            CtcPrefixScorer(ctc, lengths, beams=400, blank=0, weight=0.3, candidates=None),
+            FusionScorer(Fusion([words, LabelBonus(LABELS, bonus=0.1)], size=SIZE), rows=3 * 400),
+        ]
+        found = beam_search(
+            decoder,
+            h,
+            lengths,
+            [[0]] * 3,
+            beam_size=400,
+            length_penalty=0.0,
+            n_best=3,
+            decoder_weight=0.7,
+            scorers=scorers,
+            limits=limits,
+            **PLAIN,
+        )
+        for row, limit in enumerate(limits):
+            # Nothing but blanks can follow the first three frames.
+            totals = _ctc(ctc[row, :3])
+            scored = []
+            for tokens, ended in _every_text(limit):
+                if not ended or 1 in tokens or tokens not in totals:
+                    continue
+                said = "".join(LABELS[token] for token in tokens).split()
+                fused = 0.5 * model.sentence_log_prob(said) + 0.4 * len(said) + 0.1 * len(tokens)
+                fused += sum(-2.0 for word in said if not model.knows(word))
+                attention = _log_prob(decoder, h[row, : lengths[row]], tokens, ended)
+                scored.append((0.7 * attention + 0.3 * totals[tokens] + fused, list(tokens)))
+            expected = sorted(scored, reverse=True)[:3]
+            assert [one.tokens for one in found[row]] == [tokens for _, tokens in expected]
+            assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
