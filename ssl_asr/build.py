@@ -25,6 +25,7 @@ from ssl_asr.data.tokenizer import (
     WhisperTokens,
     restore_tokenizer,
 )
+from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, WhisperBeam, WhisperGreedy
 from ssl_asr.errors import CheckpointError, ConfigError, raise_all
@@ -362,6 +363,23 @@ def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
         module.decode_with(decoder)
     else:
         cast(CTCModule, module).search_with(decoder)
+
+
+def ask_for_times(module: ASRModule, measure: Measure, *, needed: bool) -> None:
+    """Have a module say when words were said, and how sure it was of them.
+
+    Args:
+        module: what transcribes.
+        measure: of confidence.
+        needed: whether to refuse a model that cannot.
+
+    Raises:
+        ConfigError: times are needed, and the model has no CTC layer to align words with.
+    """
+    if isinstance(module, CTCModule):
+        module.times = measure
+    elif needed:
+        raise ConfigError("format", "needs the times of words, which come from CTC", "a CTC or joint model, or srt")
 
 
 def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:

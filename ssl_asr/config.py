@@ -120,8 +120,12 @@ class TranscribeConfig:
 
     Attributes:
         model: a run directory, a checkpoint file, a backbone option, or a pretrained Whisper's name.
-        input: audio files, folders of them, or manifests (.jsonl).
-        output: a .jsonl file to write, or null to print ``path<TAB>text``.
+        input: audio files, folders of them, wildcards, manifests (.jsonl), or ``-`` for paths on standard input.
+        output: a file, whose name says the format, or a folder; null prints.
+        format: ``text``, ``jsonl``, ``srt``, ``vtt``, ``ctm`` or ``textgrid``; null goes by the output's name.
+        times: whether to say when words were said, and how sure the model was by this measure: ``max_prob`` or
+            ``entropy``; null leaves it to the format.
+        num_workers: reading processes.
         decoder, decoder_file, window, tail_s, language, whisper_task: see `EvaluateConfig`.
         max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.
@@ -130,6 +134,9 @@ class TranscribeConfig:
     model: str = MISSING
     input: list[str] = MISSING
     output: str | None = None
+    format: str | None = None
+    times: str | None = None
+    num_workers: int = 0
     decoder: Any = None
     decoder_file: str | None = None
     window: str | None = None
@@ -644,6 +651,8 @@ _CHOICES = {
     "dtype": ("float32", "float16"),
     "whisper_task": ("transcribe", "translate"),
     "unit": ("word", "char", "label"),
+    "format": ("text", "jsonl", "srt", "vtt", "ctm", "textgrid"),
+    "times": ("max_prob", "entropy"),
 }
 _MORE_THAN_NOTHING = ("max_batch_s", "train", "dev", "test", "epochs", "order")
 

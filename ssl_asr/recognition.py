@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
@@ -41,8 +42,9 @@ def recognise(
     accelerator: str,
     precision: str,
     console: Console | None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[dict[str, list[Prediction]], dict[str, list[Skip]]]:
-    """Predictions and skips of each manifest, by name.
+    """Predictions and skips of each manifest, by name; ``callbacks`` are Lightning's, of the test loop.
 
     Raises:
         ManifestError, AudioError: see `ASRDataModule.select`.
@@ -57,7 +59,9 @@ def recognise(
         max_skip_fraction=max_skip_fraction,
         console=console,
     )
-    trainer = make_inference_trainer(accelerator=accelerator, precision=precision, verbose=console is not None)
+    trainer = make_inference_trainer(
+        accelerator=accelerator, precision=precision, verbose=console is not None, callbacks=callbacks
+    )
     return run_test(trainer, module, data)
 
 

@@ -71,7 +71,13 @@ def toy_corpus(tmp_path_factory) -> dict[str, Path]:
     return manifests
 
 
-def _run(command: str, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None):
+def _run(
+    command: str,
+    *arguments: str,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str | None = None,
+):
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
     return subprocess.run(
         [sys.executable, "-m", f"ssl_asr.{command}", *map(str, arguments)],
@@ -79,6 +85,7 @@ def _run(command: str, *arguments: str, cwd: Path | None = None, env: dict[str, 
         text=True,
         cwd=cwd or REPO,
         env={**os.environ, **settings, **(env or {})},
+        input=stdin,
         timeout=600,
     )
 

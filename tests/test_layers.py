@@ -25,6 +25,8 @@ LAYERS = {
     "training": 3,
     "build": 4,
     "recognition": 5,
+    "transcripts": 3,
+    "transcription": 6,
     "tuning": 5,
     "cli": 5,
 }
@@ -33,7 +35,7 @@ ENTRY_POINTS = {*COMMANDS, "__main__", "__init__"}
 LIBRARIES = {
     "hydra": {"config", "build", "cli"},
     "omegaconf": {"config", "build", "cli"},
-    "lightning": {"data/module", "training", "build", "recognition"},
+    "lightning": {"data/module", "training", "build", "recognition", "transcription"},
     "transformers": {"models", "data/tokenizer", "data/text"},
     "wandb": {"training/wandb"},
 }

@@ -33,11 +33,12 @@ OF_WHISPER = {
     ("task", "seq2seq"),
     ("tokenizer", "whisper"),
     ("decoder", "whisper_greedy"),
+    ("decoder", "whisper_beam"),
     ("head", "none"),
     ("freeze_policy", "decoder"),
     ("augment", "spec_augment_mel"),
 }
-TASK = {"attention_gru": "joint", "attention_transformer": "joint", "attention_greedy": "joint"}
+TASK = dict.fromkeys(("attention_gru", "attention_transformer", "attention_greedy", "attention_beam"), "joint")
 
 
 def test_no_group_is_forgotten():

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
+from ssl_asr.types import Alternative, Word
 
 Normalizer = Callable[[str, str | None], str]
 
@@ -33,6 +34,20 @@ class Prediction:
     offset: float = 0.0
     lang: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
+    words: list[Word] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data; words and alternatives only where there are any."""
+        row = asdict(self)
+        return {key: value for key, value in row.items() if value or key not in ("words", "alternatives")}
+
+    @classmethod
+    def from_record(cls, row: dict[str, Any]) -> "Prediction":
+        """The prediction that `record` wrote; TypeError where it did not."""
+        words = [Word(**word) for word in row.get("words", [])]
+        alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
+        return cls(**(row | {"words": words, "alternatives": alternatives}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     partial = path.with_name(path.name + ".partial")
     rows = sorted(predictions, key=lambda prediction: prediction.id)
     with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
     partial.replace(path)
 
 
@@ -122,8 +137,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     predictions = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            predictions.append(Prediction(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+            predictions.append(Prediction.from_record(json.loads(line)))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ManifestError(f"{path}:{number}", f"is no prediction: {error}") from None
     return predictions
 

@@ -1,5 +1,6 @@
 """Joint CTC-attention on a pretrained encoder."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +126,12 @@ class JointModule(CTCModule):
             found = beam_search(decoder, h_BFD, frame_lengths_B, prompts, decoder_weight=share, **beams, **search)
         else:
             found = [[row] for row in greedy(self.head.decoder, h_BFD, frame_lengths_B, prompts, **search)]
-        return to_hypotheses(batch, found, self.tokenizer)
+        hypotheses = to_hypotheses(batch, found, self.tokenizer)
+        if self.times is None:
+            return hypotheses
+        log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
+        rows = zip(hypotheses, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
+        return [replace(one, words=self._words(one.tokens, own[:frames])) for one, own, frames in rows]
 
     def _scorers(self, options: AttentionBeam, h_BFD: Tensor, frame_lengths_B: Tensor) -> list[Scorer]:
         """What is added to the decoder's scores."""

@@ -404,6 +404,8 @@ class ASRModule(L.LightningModule):
                     offset=utterance.offset,
                     lang=utterance.lang,
                     tags=utterance.tags,
+                    words=hypothesis.words,
+                    alternatives=hypothesis.alternatives,
                 )
             )
 

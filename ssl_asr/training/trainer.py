@@ -112,7 +112,9 @@ def make_trainer(
     return _ready(trainer)
 
 
-def make_inference_trainer(*, accelerator: str, precision: str, verbose: bool) -> L.Trainer:
+def make_inference_trainer(
+    *, accelerator: str, precision: str, verbose: bool, callbacks: Sequence[Callback] = ()
+) -> L.Trainer:
     """A Trainer that only runs test loops, on one device."""
     bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
     trainer = L.Trainer(
@@ -120,7 +122,7 @@ def make_inference_trainer(*, accelerator: str, precision: str, verbose: bool) -
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         logger=False,
-        callbacks=bar,
+        callbacks=[*callbacks, *bar],
         enable_progress_bar=verbose,
         enable_model_summary=False,
         enable_checkpointing=False,

@@ -82,6 +82,65 @@ def test_a_run_directory_needs_nothing_else(runs, run_command, toy_corpus, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "moved", "o.jsonl", "stereo.flac"], "no litter"
 
 
+def test_transcripts_come_as_subtitles_and_word_times(runs, run_command, toy_corpus, tmp_path):
+    audio = toy_corpus["dev"].parent
+    model = f"model={runs['ctc'][0]}"
+    done = run_command("transcribe", model, f"input=['{audio}/*.wav']", f"output={tmp_path}/subs", "format=srt")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "RTFx" in done.stderr
+    assert len(list((tmp_path / "subs").glob("*.srt"))) == len(list(audio.glob("*.wav")))
+    one = next(iter(sorted(audio.glob("*.wav"))))
+    done = run_command(
+        "transcribe", model, "input=[-]", f"output={tmp_path}/all.jsonl", "times=entropy", stdin=f"{one}\n"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = [json.loads(line) for line in open(tmp_path / "all.jsonl")]
+    assert row["text"].split() == [word["text"] for word in row.get("words", [])]
+    refused = run_command("transcribe", f"model={runs['seq2seq'][0]}", f"input=[{one}]", f"output={tmp_path}/x.ctm")
+    assert refused.returncode == 2
+    assert "needs the times of words" in refused.stderr
+    assert not list(tmp_path.rglob("*progress*")), "nothing is left of what was under way"
+
+
+def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_command, toy_corpus, tmp_path):
+    lm = tmp_path / "lm.arpa"
+    made = run_command(
+        "lm", f"input=[{toy_corpus['train']}]", f"output={lm}", "order=2", f"check=[{toy_corpus['dev']}]"
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert "Perplexity" in made.stdout
+    tuned = run_command(
+        "tune_decoding",
+        f"model={runs['ctc'][0]}",
+        f"manifest={dev}",
+        f"decoder.lm={lm}",
+        f"output={tmp_path}/decoder.yaml",
+        "lm_weights=[0,1]",
+        "word_scores=[0]",
+        "beam_sizes=[2]",
+        "num_workers=0",
+    )
+    assert tuned.returncode == 0, tuned.stderr[-2000:]
+    own = [
+        f"model={runs['ctc'][0]}",
+        f"manifest={toy_corpus['dev']}",
+        f"output_dir={tmp_path / 'out'}",
+        "num_workers=0",
+    ]
+    done = run_command("evaluate", *own, f"decoder_file={tmp_path}/decoder.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    wer = json.loads((tmp_path / "out" / "results.json").read_text())["test"]["scores"]["lower"]["wer"]
+    assert f"WER {100 * wer:.2f} on dev" in tuned.stdout, "what was promised is what is measured"
+    for wrong, said in (
+        ("decoder=whisper_beam", "WhisperBeam does not go with this task"),
+        ("decoder=ctc_beam decoder.lm=nowhere.arpa", "decoder.lm: is 'nowhere.arpa'"),
+        ("decoder=ctc_beam decoder.beam_size=0", "decoder.beam_size: is 0"),
+    ):
+        done = run_command("evaluate", *own, *wrong.split())
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):
     arguments = [f"model={toy_checkpoints['whisper']}", f"manifest={toy_corpus['test']}", "max_tokens_per_s=2"]
     done = run_command("evaluate", *arguments, f"output_dir={tmp_path}", "num_workers=0")

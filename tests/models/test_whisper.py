@@ -144,11 +144,13 @@ def test_half_precision_checkpoints_become_float32(toy_checkpoints, tmp_path):
     assert {p.dtype for p in model_of(tmp_path).parameters()} == {torch.float32}
 
 
-def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root):
-    """Greedy at 30 s against ``generate``, on real speech, in one batch against one by one."""
+@pytest.mark.parametrize("beams", [1, 5])
+def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root, beams):
+    """Greedy and beam search at 30 s against ``generate``, on real speech, in one batch against one by one."""
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.decoding.beam import beam_search
     from ssl_asr.decoding.seq2seq import Suppression, greedy
 
     manifest = read_manifest(data_root / "en_an4" / "test.jsonl")
@@ -164,20 +166,25 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root)
     with torch.inference_mode():
         out = model.encoder(*padded(waveforms))
         prompts = [tokenizer.prompt(u) for u in utterances]
-        decoded = greedy(
-            model, out.h_BFD, out.context_lengths_B, prompts, end_id=tokenizer.end_id, suppression=suppression
-        )
+        search = (model, out.h_BFD, out.context_lengths_B, prompts)
+        options = {"end_id": tokenizer.end_id, "suppression": suppression}
+        if beams == 1:
+            decoded = greedy(*search, **options)
+        else:
+            found = beam_search(*search, beam_size=beams, length_penalty=1.0, n_best=1, **options)
+            decoded = [best for best, *_ in found]
         for row, waveform in zip(decoded, waveforms, strict=True):
             features = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features
-            expected = reference.generate(features, num_beams=1, do_sample=False)[0].tolist()
+            expected = reference.generate(features, num_beams=beams, do_sample=False)[0].tolist()
             assert tokenizer.decode(row.tokens) == tokenizer.decode(expected)
             assert row.tokens == [i for i in expected if i < tokenizer.end_id]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("corpus", ["en_an4", "en_librispeech_mini"])
 def test_every_test_utterance_is_written_as_transformers_writes_it(
-    whisper_tiny_en, data_root, run_command, tmp_path, corpus
+    whisper_tiny_en, data_root, run_command, tmp_path, corpus, beams
 ):
     """``evaluate``, batched and sorted as it is, against ``generate`` one by one: the same text for every one."""
     import json
@@ -187,7 +194,7 @@ def test_every_test_utterance_is_written_as_transformers_writes_it(
     from ssl_asr.data.tokenizer import WhisperTokenizer
 
     path = data_root / corpus / "test.jsonl"
-    more = [f"output_dir={tmp_path}", "samples=0"]
+    more = [f"output_dir={tmp_path}", "samples=0", *([] if beams == 1 else ["decoder=whisper_beam"])]
     done = run_command("evaluate", f"model={whisper_tiny_en}", f"manifest={path}", *more, env={"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     ours = {row["id"]: row["hyp"] for row in map(json.loads, open(tmp_path / "predictions" / "test.jsonl"))}
@@ -199,6 +206,6 @@ def test_every_test_utterance_is_written_as_transformers_writes_it(
         waveform = read_waveform(utterance).numpy()
         features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_features
         with torch.inference_mode():
-            generated = reference.generate(features, num_beams=1, do_sample=False)[0].tolist()
+            generated = reference.generate(features, num_beams=beams, do_sample=False)[0].tolist()
         theirs[utterance.id] = tokenizer.decode(generated)
     assert ours == theirs

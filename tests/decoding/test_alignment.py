@@ -1,0 +1,71 @@
+"""Forced alignment against the best of all paths."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from ssl_asr.decoding.alignment import Span, align, frame_confidence, words_of
+from ssl_asr.decoding.ctc import collapse
+
+
+@pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 1]])
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_lie_where_the_best_path_has_them(tokens, seed):
+    log_probs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    paths = [path for path in itertools.product(range(3), repeat=5) if collapse(list(path), 0) == tokens]
+    best = max(paths, key=lambda path: sum(float(log_probs[t, v]) for t, v in enumerate(path)))
+    spans = align(log_probs, tokens, blank=0, measure="max_prob")
+    assert [span.label for span in spans] == tokens
+    for span in spans:
+        assert set(best[span.begin : span.end]) == {span.label}
+        assert span.begin == 0 or best[span.begin - 1] != span.label
+        assert span.end == 5 or best[span.end] != span.label
+        own = [math.exp(float(log_probs[t, span.label])) for t in range(span.begin, span.end)]
+        assert span.confidence == pytest.approx(sum(own) / len(own), abs=1e-5)
+
+
+def test_labels_that_do_not_fit_have_no_place_and_no_labels_need_none():
+    log_probs = torch.randn(3, 3).log_softmax(-1)
+    assert align(log_probs, [1, 1, 2], blank=0, measure="max_prob") is None
+    assert align(log_probs, [], blank=0, measure="max_prob") == []
+
+
+def test_forbidden_labels_do_not_spoil_the_path():
+    log_probs = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.9, 0.1, 0.0]]).log()
+    (span,) = align(log_probs, [1], blank=0, measure="max_prob")
+    assert (span.begin, span.end) == (1, 2)
+
+
+def test_a_sure_frame_has_confidence_one_and_one_that_knows_nothing_has_none():
+    sure, ignorant = torch.tensor([1.0, 0.0, 0.0, 0.0]).log(), torch.full((4,), 0.25).log()
+    between = torch.tensor([0.7, 0.1, 0.1, 0.1]).log()
+    frames, labels = torch.stack([sure, between, ignorant]), torch.zeros(3, dtype=torch.int64)
+    entropy = frame_confidence(frames, labels, "entropy").tolist()
+    assert entropy[0] == pytest.approx(1.0, abs=1e-6)
+    assert entropy[2] == pytest.approx(0.0, abs=1e-6)
+    assert 0.01 < entropy[1] < 0.7
+    assert frame_confidence(frames, labels, "max_prob").tolist() == pytest.approx([1.0, 0.7, 0.25])
+
+
+def test_words_are_as_sure_as_their_least_sure_label():
+    labels = [None, None, "a", "b", " ", " ab", " b"]
+    spans = [
+        Span(2, 0, 1, 0.9),
+        Span(3, 2, 4, 0.5),
+        Span(4, 4, 5, 0.1),
+        Span(1, 6, 7, 0.3),
+        Span(5, 8, 9, 0.8),
+        Span(2, 9, 11, 0.7),
+        Span(6, 12, 13, 1.0),
+    ]
+    words = words_of(spans, labels, 0.02)
+    assert [word.text for word in words] == ["ab", "⁇", "aba", "b"]
+    assert [(round(w.start, 3), round(w.end, 3)) for w in words] == [
+        (0, 0.08),
+        (0.12, 0.14),
+        (0.16, 0.22),
+        (0.24, 0.26),
+    ]
+    assert [word.confidence for word in words] == [0.5, 0.3, 0.7, 1.0]
