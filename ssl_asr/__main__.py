@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
     "transcribe": "write down what files, folders or manifests say",
     "extract": "write the states of an encoder's layers",
+    "compare": "say whether one system is better than another, or luckier",
     "lm": "make an n-gram language model from text",
     "tune_decoding": "find the weights of a beam search on dev data",
     "corpus": "speak a small corpus of a narrow domain, for smoke tests",

@@ -88,6 +88,8 @@ class EvaluateConfig:
         max_skip_fraction: a manifest that loses more than this share is an error.
         accelerator, precision: as Lightning's.
         output_dir: where predictions and results go.
+        by: group errors by these: tags of the manifest, ``lang``, or ``length``.
+        confusions, worst: how many of the most frequent errors and of the worst utterances to show.
         samples: aligned hypotheses to show.
         verbose: whether to show bars and tables.
     """
@@ -110,7 +112,10 @@ class EvaluateConfig:
     accelerator: str = "auto"
     precision: str = "32-true"
     output_dir: str = MISSING
-    samples: int = 4
+    by: list[str] = field(default_factory=list)
+    confusions: int = 10
+    worst: int = 5
+    samples: int = 0
     verbose: bool = True
 
 
@@ -241,6 +246,26 @@ class LmConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Everything ``python -m ssl_asr.compare`` takes; the first two may be given without their names.
+
+    Attributes:
+        first, second: what to compare: a ``predictions.jsonl``, or the folder of a run or an evaluation.
+        normalizers: text normalisers to compare under.
+        output: a .json file for the results, or null.
+        worst: how many of the utterances that changed most to show.
+        verbose: whether to show tables.
+    """
+
+    first: str = MISSING
+    second: str = MISSING
+    normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
+    output: str | None = None
+    worst: int = 5
+    verbose: bool = True
+
+
+@dataclass
 class CorpusConfig:
     """Everything ``python -m ssl_asr.corpus`` takes.
 
@@ -283,6 +308,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "extract": ExtractConfig,
+    "compare": CompareConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,
     "corpus": CorpusConfig,

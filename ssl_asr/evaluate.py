@@ -17,7 +17,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.metrics.report import read_predictions
     from ssl_asr.quiet import hush, make_console
-    from ssl_asr.recognition import recognise, report
+    from ssl_asr.recognition import Detail, recognise, report
 
     hush()
     folder = Path(config["output_dir"])
@@ -47,6 +47,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
         folder=folder,
         console=console,
         samples=config["samples"],
+        detail=Detail(**{key: config[key] for key in ("by", "confusions", "worst")}),
     )
     first = next(iter(results.values()))["scores"][config["normalizers"][0]]
     return float(first["wer"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig
 from ssl_asr.errors import ManifestError
+from ssl_asr.metrics.breakdown import by_key, confusions, print_confusions, print_groups, print_worst, worst
 from ssl_asr.metrics.report import (
     Normalizer,
     Prediction,
@@ -163,6 +164,21 @@ def run_test(
     return predictions, skips
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """What else to say of an evaluation.
+
+    Attributes:
+        by: tags of the manifest, ``lang`` or ``length``, to group errors by.
+        confusions: how many of the most frequent errors to show.
+        worst: how many of the worst utterances.
+    """
+
+    by: list[str]
+    confusions: int
+    worst: int
+
+
 def report(
     predictions: dict[str, list[Prediction]],
     skips: dict[str, list[Skip]],
@@ -171,11 +187,13 @@ def report(
     folder: Path,
     console: Console | None,
     samples: int,
+    detail: Detail | None = None,
 ) -> dict[str, Any]:
     """Score predictions, print the tables, and write ``predictions/NAME.jsonl`` and ``results.json``.
 
     Raises:
         ManifestError: a split has no prediction.
+        ConfigError: there is no such tag to group by.
     """
     by_name = normalizers(list(names))
     results: dict[str, Any] = {}
@@ -187,6 +205,8 @@ def report(
             "scores": {score.normalizer: score.as_dict() for score in scores},
             "skipped": [asdict(skip) for skip in missed],
         }
+        if detail is not None:
+            results[split] |= where_errors_are(rows, by_name[names[0]], detail, console)
         if console is not None:
             print_samples(rows, by_name[names[0]], console, samples)
             aside = f"; {len(missed)} not scored: {', '.join(s.id for s in missed[:5])}" if missed else ""
@@ -196,6 +216,26 @@ def report(
     if console is not None:
         console.print(f"results and predictions are in {folder}")
     return results
+
+
+def where_errors_are(
+    rows: Sequence[Prediction], normalize: Normalizer, detail: Detail, console: Console | None
+) -> dict[str, Any]:
+    """Where the errors of a split are, shown and as plain data.
+
+    Raises:
+        ConfigError: there is no such tag.
+    """
+    groups = {key: by_key(rows, key, normalize) for key in detail.by}
+    found = confusions(rows, normalize, detail.confusions)
+    bad = worst(rows, normalize, detail.worst)
+    if console is not None:
+        for key, own in groups.items():
+            print_groups(key, own, console)
+        print_confusions(found, console)
+        print_worst(bad, normalize, console)
+    by = {key: [asdict(group) | {"wer": group.words.rate} for group in own] for key, own in groups.items()}
+    return {"by": by, "confusions": [asdict(one) for one in found], "worst": [row.id for row in bad]}
 
 
 def score_all(split: str, rows: Sequence[Prediction], by_name: dict[str, Normalizer]) -> list[Score]:

@@ -112,7 +112,7 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
     tuned = run_command(
         "tune_decoding",
         f"model={runs['ctc'][0]}",
-        f"manifest={dev}",
+        f"manifest={toy_corpus['dev']}",
         f"decoder.lm={lm}",
         f"output={tmp_path}/decoder.yaml",
         "lm_weights=[0,1]",

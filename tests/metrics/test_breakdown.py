@@ -1,0 +1,141 @@
+"""Where errors are, and whether differences mean anything."""
+
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ssl_asr.data.text import get_normalizer
+from ssl_asr.errors import ConfigError, ManifestError
+from ssl_asr.metrics.breakdown import (
+    by_key,
+    confusions,
+    length_bin,
+    print_confusions,
+    print_groups,
+    print_worst,
+    worst,
+)
+from ssl_asr.metrics.report import Prediction
+from ssl_asr.metrics.significance import compare, matched_pairs
+
+LOWER = get_normalizer("lower")
+
+
+def _prediction(i, ref, hyp, duration=1.0, lang=None, **tags):
+    return Prediction(f"u{i}", ref, hyp, 0.0, duration, "", lang=lang, tags=tags)
+
+
+ROWS = [
+    _prediction(0, "a b c", "a x c", speaker="ann", duration=1.0),
+    _prediction(1, "a b", "A X", speaker="bob", duration=3.0, lang="en"),
+    _prediction(2, "b b d", "b d d", speaker="ann", duration=40.0),
+    _prediction(3, "e", "e f", duration=12.0),
+]
+
+
+def test_groups_add_up_to_the_whole():
+    groups = by_key(ROWS, "speaker", LOWER)
+    assert [(g.value, g.utterances, g.words.errors, g.words.ref) for g in groups] == [
+        ("(none)", 1, 1, 1),
+        ("ann", 2, 2, 6),
+        ("bob", 1, 1, 2),
+    ]
+    assert [g.value for g in by_key(ROWS, "lang", LOWER)] == ["(none)", "en"]
+    lengths = by_key(ROWS, "length", LOWER)
+    assert [g.value for g in lengths] == ["0-2 s", "2-5 s", "10-20 s", "30 s and more"]
+    for key in ("speaker", "lang", "length"):
+        assert sum(g.duration for g in by_key(ROWS, key, LOWER)) == 56.0
+
+
+def test_bins_begin_where_the_last_ended():
+    assert [length_bin(s) for s in (0.0, 4.99, 5.0, 29.99, 30.0)] == [
+        "0-2 s",
+        "2-5 s",
+        "5-10 s",
+        "20-30 s",
+        "30 s and more",
+    ]
+
+
+def test_an_unknown_tag_is_an_error_that_names_the_known_ones():
+    with pytest.raises(ConfigError, match="lang, length, speaker"):
+        by_key(ROWS, "speakr", LOWER)
+
+
+def test_the_most_frequent_errors_come_first():
+    found = confusions(ROWS, LOWER, 10)
+    assert (found[0].operation, found[0].ref, found[0].hyp, found[0].count) == ("sub", "b", "x", 2)
+    assert sum(one.count for one in found) == 4
+    assert len(confusions(ROWS, LOWER, 1)) == 1
+
+
+def test_the_worst_have_errors_and_come_in_order():
+    rows = [*ROWS, _prediction(4, "a b c d", "x y", speaker="eve"), _prediction(5, "right", "right")]
+    assert [row.id for row in worst(rows, LOWER, 3)] == ["u4", "u0", "u1"]
+    assert "u5" not in [row.id for row in worst(rows, LOWER, 99)]
+
+
+def test_tables_show_words_that_are_missing():
+    console = Console(record=True, width=120)
+    print_groups("speaker", by_key(ROWS, "speaker", LOWER), console)
+    print_confusions(confusions(ROWS, LOWER, 9), console)
+    print_worst(worst(ROWS, LOWER, 9), LOWER, console)
+    text = console.export_text()
+    for part in ("ann", "33.33", "(nothing)", "[b→x]", "+f"):
+        assert part in text, text
+
+
+# Comparisons ------------------------------------------------------------------------------------------------
+
+
+def _system(seed, error_rate, count=300):
+    """The same references for all, words wrong at a rate."""
+    refs, errors = np.random.default_rng(0), np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        ref = [f"w{w}" for w in refs.integers(0, 50, refs.integers(3, 12))]
+        hyp = ["wrong" if errors.random() < error_rate else word for word in ref]
+        rows.append(_prediction(i, " ".join(ref), " ".join(hyp)))
+    return rows
+
+
+def test_a_better_system_is_found_better_and_an_equal_one_is_not():
+    base, better, equal = _system(1, 0.2), _system(2, 0.1), _system(3, 0.2)
+    found = compare(base, better, LOWER)
+    assert found.difference < 0
+    assert found.high < 0
+    assert found.better > 0.999
+    assert found.p < 0.001
+    found = compare(base, equal, LOWER)
+    assert found.low < 0 < found.high
+    assert found.p > 0.05
+    turned = compare(better, base, LOWER)
+    assert turned.difference == -compare(base, better, LOWER).difference
+    assert turned.first_only == compare(base, better, LOWER).second_only
+
+
+def test_a_system_against_itself_is_no_better_and_no_worse():
+    found = compare(ROWS, ROWS[::-1], LOWER)
+    assert (found.difference, found.low, found.high, found.better, found.p) == (0.0, 0.0, 0.0, 0.5, 1.0)
+
+
+def test_matched_pairs_is_the_normal_test_of_a_mean():
+    differences = [1, 1, 0, 1, -1, 1, 0, 1, 1, 0]
+    z = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(10))
+    assert matched_pairs(differences) == pytest.approx(2 * (1 - 0.5 * (1 + math.erf(z / math.sqrt(2)))))
+    assert matched_pairs([2, 2, 2]) == 0.0
+    assert matched_pairs([0, 0]) == 1.0
+
+
+def test_false_alarms_are_as_rare_as_p_says():
+    draw = np.random.default_rng(5)
+    alarms = sum(matched_pairs(draw.integers(-1, 2, 200).tolist()) < 0.05 for _ in range(400))
+    assert 6 <= alarms <= 36, "5 % of 400, give or take three deviations"
+
+
+@pytest.mark.parametrize("other", [ROWS[:3], [*ROWS[:3], _prediction(3, "changed", "e f")], []])
+def test_other_utterances_or_references_are_refused(other):
+    with pytest.raises(ManifestError, match="same manifest"):
+        compare(ROWS, other, LOWER)
