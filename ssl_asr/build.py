@@ -301,6 +301,7 @@ class InferenceOptions:
     whisper_task: str = "transcribe"
     max_tokens_per_s: float | None = None
     decoder: dict[str, Any] | None = None
+    detect_language: bool = False
 
 
 def find_checkpoint(name: str) -> Path | None:
@@ -338,6 +339,7 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
         decode_with(module, options.decoder)
     if options.max_tokens_per_s is not None:
         _cap_tokens(module, options.max_tokens_per_s)
+    _listen_for_languages(module, options)
     _set_window(encoder_of(module), options)
     return module.eval()
 
@@ -380,6 +382,15 @@ def ask_for_times(module: ASRModule, measure: Measure, *, needed: bool) -> None:
         module.times = measure
     elif needed:
         raise ConfigError("format", "needs the times of words, which come from CTC", "a CTC or joint model, or srt")
+
+
+def _listen_for_languages(module: ASRModule, options: InferenceOptions) -> None:
+    multilingual = isinstance(module, Seq2SeqModule) and module.tokenizer.is_multilingual
+    if options.detect_language and not multilingual:
+        raise ConfigError("detect_language", "this model knows no languages", "a multilingual Whisper")
+    if isinstance(module, Seq2SeqModule) and multilingual:
+        known = module.tokenizer.language is not None
+        module.detect = "all" if options.detect_language else None if known else "missing"
 
 
 def _cap_tokens(module: ASRModule, max_tokens_per_s: float) -> None:

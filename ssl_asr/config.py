@@ -80,7 +80,11 @@ class EvaluateConfig:
         max_tokens_per_s: caps the tokens Whisper may write an utterance by its length; null for no cap.
         window: Whisper's window, ``real`` or ``30s``; null takes the model's own, 30s for a pretrained one.
         tail_s: seconds of silence after the speech for ``real``; null takes the model's own.
-        language, whisper_task: of a multilingual Whisper where the manifest names none.
+        language, whisper_task: of a multilingual Whisper where the manifest names none; without a language it is
+            heard.
+        detect_language: hear the language of every utterance, and score it where the manifest has ``lang``.
+        reference: the manifest's key that holds what should be written, such as ``translation``.
+        only: tags of the manifest and the value each must have for an utterance to be scored.
         normalizers: text normalisers that scores are reported under.
         max_batch_s: seconds of audio in a batch, padding included.
         num_workers: reading processes.
@@ -104,6 +108,9 @@ class EvaluateConfig:
     tail_s: float | None = None
     language: str | None = None
     whisper_task: str = "transcribe"
+    detect_language: bool = False
+    reference: str = "text"
+    only: Any = None
     normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
     max_batch_s: float = 120.0
     num_workers: int = 2
@@ -656,6 +663,8 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
     if "manifest" in config:
         config["manifest"] = named_manifests(config["manifest"], "manifest")
     errors += _check_decoder(config) + _check_choices(config)
+    if not isinstance(config.get("only"), dict | None):
+        errors.append(ConfigError("only", f"is {config['only']!r}", "it should be {tag: value, …}"))
     if "unit" in config:
         errors += _check_lm(config)
     if "lm_weights" in config:

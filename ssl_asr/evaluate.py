@@ -17,7 +17,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.metrics.report import read_predictions
     from ssl_asr.quiet import hush, make_console
-    from ssl_asr.recognition import Detail, recognise, report
+    from ssl_asr.recognition import Detail, only_with, recognise, report, with_reference
 
     hush()
     folder = Path(config["output_dir"])
@@ -35,11 +35,13 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
         if not config["manifest"]:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
         manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
-        own = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder")
+        manifests = {name: only_with(manifest, config["only"] or {}) for name, manifest in manifests.items()}
+        own = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder", "detect_language")
         options = InferenceOptions(**{key: config[key] for key in own})
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")
         predictions, skips = recognise(module, manifests, console=console, **{key: config[key] for key in keys})
+        predictions = {name: with_reference(rows, config["reference"]) for name, rows in predictions.items()}
     results = report(
         predictions,
         skips,
@@ -47,7 +49,10 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
         folder=folder,
         console=console,
         samples=config["samples"],
-        detail=Detail(**{key: config[key] for key in ("by", "confusions", "worst")}),
+        detail=Detail(
+            **{key: config[key] for key in ("by", "confusions", "worst")},
+            translation=config["whisper_task"] == "translate",
+        ),
     )
     first = next(iter(results.values()))["scores"][config["normalizers"][0]]
     return float(first["wer"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ssl_asr.build import encoder_limits, make_limits, normalizers
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig
-from ssl_asr.errors import ManifestError
+from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.breakdown import by_key, confusions, print_confusions, print_groups, print_worst, worst
 from ssl_asr.metrics.report import (
     Normalizer,
@@ -26,10 +26,11 @@ from ssl_asr.metrics.report import (
     score_predictions,
     write_predictions,
 )
+from ssl_asr.metrics.translation import language_scores, print_languages, print_translation, translation_scores
 from ssl_asr.training.features import Extraction, FeatureCache
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Skip, Tokenizer
+from ssl_asr.types import Skip, Tokenizer, Utterance
 
 
 def recognise(
@@ -172,11 +173,13 @@ class Detail:
         by: tags of the manifest, ``lang`` or ``length``, to group errors by.
         confusions: how many of the most frequent errors to show.
         worst: how many of the worst utterances.
+        translation: whether texts are translations, which BLEU and chrF score.
     """
 
     by: list[str]
     confusions: int
     worst: int
+    translation: bool = False
 
 
 def report(
@@ -210,7 +213,8 @@ def report(
         if console is not None:
             print_samples(rows, by_name[names[0]], console, samples)
             aside = f"; {len(missed)} not scored: {', '.join(s.id for s in missed[:5])}" if missed else ""
-            print_scores(f"{split}{aside}", scores, console)
+            if detail is None or not detail.translation:
+                print_scores(f"{split}{aside}", scores, console)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if console is not None:
@@ -226,6 +230,20 @@ def where_errors_are(
     Raises:
         ConfigError: there is no such tag.
     """
+    made: dict[str, Any] = {}
+    heard = [(row.lang, row.detected) for row in rows if row.lang is not None and row.detected is not None]
+    if heard:
+        languages = language_scores([(spoken, str(detected)) for spoken, detected in heard if spoken is not None])
+        made["languages"] = [asdict(one) | {"accuracy": one.accuracy} for one in languages]
+        if console is not None:
+            print_languages(languages, console)
+    if detail.translation:
+        scores = translation_scores([row.ref for row in rows], [row.hyp for row in rows])
+        made["translation"] = [asdict(one) for one in scores]
+        if console is not None:
+            print_translation(scores, console)
+        # What translations should be word for word nobody knows.
+        return made
     groups = {key: by_key(rows, key, normalize) for key in detail.by}
     found = confusions(rows, normalize, detail.confusions)
     bad = worst(rows, normalize, detail.worst)
@@ -235,7 +253,42 @@ def where_errors_are(
         print_confusions(found, console)
         print_worst(bad, normalize, console)
     by = {key: [asdict(group) | {"wer": group.words.rate} for group in own] for key, own in groups.items()}
-    return {"by": by, "confusions": [asdict(one) for one in found], "worst": [row.id for row in bad]}
+    return made | {"by": by, "confusions": [asdict(one) for one in found], "worst": [row.id for row in bad]}
+
+
+def only_with(manifest: Manifest, tags: dict[str, Any]) -> Manifest:
+    """The utterances whose tags have these values.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    if not tags:
+        return manifest
+    wanted = {key: str(value) for key, value in tags.items()}
+
+    def fits(utterance: Utterance) -> bool:
+        own = utterance.tags | {"lang": utterance.lang}
+        return all(str(own.get(key)) == value for key, value in wanted.items())
+
+    kept = [i for i, utterance in enumerate(manifest) if fits(utterance)]
+    if not kept:
+        raise ConfigError("only", f"no utterance of {manifest.path} has {wanted}", "check the manifest's keys")
+    return manifest.select(kept)
+
+
+def with_reference(rows: Sequence[Prediction], key: str) -> list[Prediction]:
+    """Predictions with another key of the manifest as their reference.
+
+    Raises:
+        ConfigError: an utterance lacks it.
+    """
+    if key == "text":
+        return list(rows)
+    lacking = [row.id for row in rows if not isinstance(row.tags.get(key), str)]
+    if lacking:
+        what = f"{len(lacking)} utterances have no '{key}', such as {lacking[0]}"
+        raise ConfigError("reference", what, "check the manifest's keys")
+    return [replace(row, ref=row.tags[key]) for row in rows]
 
 
 def score_all(split: str, rows: Sequence[Prediction], by_name: dict[str, Normalizer]) -> list[Score]:

@@ -43,7 +43,7 @@ def record(row: Prediction) -> dict[str, object]:
     keys = ("id", "audio_filepath", "offset", "duration")
     made: dict[str, object] = {key: getattr(row, key) for key in keys} | {"text": row.hyp, "score": row.score}
     whole = row.record()
-    return made | {key: whole[key] for key in ("words", "alternatives") if key in whole}
+    return made | {key: whole[key] for key in ("words", "alternatives", "detected") if key in whole}
 
 
 def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:

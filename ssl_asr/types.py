@@ -142,7 +142,8 @@ class Hypothesis:
     """What a decoder heard: text, token ids, and a score (natural log).
 
     ``score`` is the mean log-probability of a token an autoregressive decoder chose, or what CTC ranked by, a frame.
-    ``words`` are there where times were asked for, ``alternatives`` where several texts were, best first.
+    ``words`` are there where times were asked for, ``alternatives`` where several texts were, best first, and
+    ``detected`` is the language that was heard where one was listened for.
     """
 
     id: str
@@ -151,6 +152,7 @@ class Hypothesis:
     tokens: list[int] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
+    detected: str | None = None
 
 
 class Tokenizer(Protocol):

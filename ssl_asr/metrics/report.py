@@ -19,6 +19,8 @@ from ssl_asr.types import Alternative, Word
 Normalizer = Callable[[str, str | None], str]
 
 BOOTSTRAP_SAMPLES = 1000
+# Fields of a prediction that are written only where they hold something.
+_OCCASIONAL = ("words", "alternatives", "detected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,12 @@ class Prediction:
     tags: dict[str, Any] = field(default_factory=dict)
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
+    detected: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """Plain data; words and alternatives only where there are any."""
+        """Plain data; words, alternatives and the language detected only where there are any."""
         row = asdict(self)
-        return {key: value for key, value in row.items() if value or key not in ("words", "alternatives")}
+        return {key: value for key, value in row.items() if value or key not in _OCCASIONAL}
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Prediction":

@@ -406,6 +406,7 @@ class ASRModule(L.LightningModule):
                     tags=utterance.tags,
                     words=hypothesis.words,
                     alternatives=hypothesis.alternatives,
+                    detected=hypothesis.detected,
                 )
             )
 

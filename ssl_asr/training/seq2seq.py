@@ -1,7 +1,8 @@
 """Whisper as a whole encoder-decoder."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class Seq2SeqModule(ASRModule):
         label_smoothing: share of the target's mass spread over the vocabulary.
         auxiliary: CTC on the encoder's states, to train with; None for none.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
+
+    ``detect`` is set where languages are to be heard: of utterances that name ``missing`` ones, or of ``all``, where
+    the language that is named is the one written in all the same.
     """
 
     tokenizer: WhisperTokenizer
@@ -85,6 +89,7 @@ class Seq2SeqModule(ASRModule):
         )
         self.model = model
         self.decoder, self.label_smoothing = decoder, label_smoothing
+        self.detect: Literal["missing", "all"] | None = None
         self.auxiliary = auxiliary
         # Its weights are part of the module's; the rest of it is not.
         self.ctc = None if auxiliary is None else auxiliary.layer
@@ -143,14 +148,44 @@ class Seq2SeqModule(ASRModule):
             "suppression": self.suppression if options.suppress else Suppression(),
             "limits": token_limits(options.max_tokens_per_s, batch.utterances),
         }
-        prompts = [self.tokenizer.prompt(utterance) for utterance in batch.utterances]
+        detected = self._detect(batch, out)
+        prompts = [
+            self.tokenizer.prompt(utterance if utterance.lang else replace(utterance, lang=lang))
+            for utterance, lang in zip(batch.utterances, detected, strict=True)
+        ]
         found: list[list[Decoded]]
         if isinstance(options, WhisperBeam):
             beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
             found = beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
         else:
             found = [[row] for row in greedy(self.model, out.h_BFD, out.context_lengths_B, prompts, **search)]
-        return to_hypotheses(batch, found, self.tokenizer)
+        hypotheses = to_hypotheses(batch, found, self.tokenizer)
+        return [replace(one, detected=lang) for one, lang in zip(hypotheses, detected, strict=True)]
+
+    def _detect(self, batch: Batch, out: EncoderOutput) -> list[str | None]:
+        """The language of each utterance where it is to be heard, else None."""
+        unknown = any(utterance.lang is None for utterance in batch.utterances)
+        if self.detect is None or (self.detect == "missing" and not unknown):
+            return [None] * len(batch)
+        heard = detect_languages(self.model, out, self.tokenizer)
+        wanted = [self.detect == "all" or utterance.lang is None for utterance in batch.utterances]
+        return [lang if listen else None for (lang, _), listen in zip(heard, wanted, strict=True)]
+
+
+def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> list[tuple[str, float]]:
+    """The likeliest language of each utterance and its probability among all of them, as Whisper hears it.
+
+    Args:
+        model: a multilingual checkpoint.
+        out: its encoder's states.
+        tokenizer: names the languages.
+    """
+    start_B1 = torch.full((len(out.h_BFD), 1), tokenizer.start_id, device=out.h_BFD.device)
+    logits_BV = model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
+    names = list(tokenizer.languages)
+    ids = torch.tensor([tokenizer.languages[name] for name in names], device=logits_BV.device)
+    best = logits_BV[:, ids].float().softmax(-1).max(-1)
+    return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def to_hypotheses(batch: Batch, found: Sequence[Sequence[Decoded]], tokenizer: Tokenizer) -> list[Hypothesis]:

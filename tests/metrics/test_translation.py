@@ -1,0 +1,34 @@
+"""Scores of translations are sacrebleu's own."""
+
+import pytest
+import sacrebleu
+
+from ssl_asr.errors import ManifestError
+from ssl_asr.metrics.translation import language_scores, translation_scores
+
+REFS = ["The cat sat on the mat.", "A dog barks at night.", "Nobody was there."]
+HYPS = ["The cat sat on a mat.", "A dog barks at night.", "There was nobody."]
+
+
+def test_corpus_scores_are_sacrebleus():
+    bleu, chrf = translation_scores(REFS, HYPS)
+    assert bleu.score == pytest.approx(sacrebleu.corpus_bleu(HYPS, [REFS]).score)
+    assert chrf.score == pytest.approx(sacrebleu.corpus_chrf(HYPS, [REFS]).score)
+    assert "tok:13a" in bleu.signature
+    assert "case:mixed" in bleu.signature
+    assert 0 < bleu.margin < 100
+    perfect = translation_scores(REFS, REFS)
+    assert [one.score for one in perfect] == pytest.approx([100.0, 100.0])
+
+
+def test_one_segment_is_scored_and_none_is_an_error():
+    assert translation_scores(REFS[:1], REFS[:1])[0].score == pytest.approx(100.0)
+    with pytest.raises(ManifestError, match="no utterance"):
+        translation_scores([], [])
+
+
+def test_languages_are_counted_by_what_they_were_taken_for():
+    german, spanish = language_scores([("es", "es"), ("de", "nl"), ("de", "de"), ("de", "de")])
+    assert (german.lang, german.utterances, german.taken_for) == ("de", 3, {"de": 2, "nl": 1})
+    assert german.accuracy == pytest.approx(2 / 3)
+    assert spanish.accuracy == 1.0
