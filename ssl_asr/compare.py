@@ -112,12 +112,23 @@ def _show_changes(
         console.print(table)
 
 
+def name_arguments(arguments: list[str]) -> list[str]:
+    """A command line whose two bare paths are named ``first`` and ``second``.
+
+    Example:
+        >>> name_arguments(["a", "b=c", "d"])
+        ["first='a'", 'b=c', "second='d'"]
+    """
+    bare = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    if len(bare) != 2:
+        return arguments
+    names = iter(("first", "second"))
+    return [f"{next(names)}='{argument}'" if argument in bare else argument for argument in arguments]
+
+
 def main() -> None:
-    """Entry point: two paths without names are the first and the second."""
-    named = iter(("first", "second"))
-    bare = [a for a in sys.argv[1:] if "=" not in a and not a.startswith("-")]
-    if len(bare) == 2:
-        sys.argv[1:] = [f"{next(named)}='{a}'" if a in bare else a for a in sys.argv[1:]]
+    """Entry point."""
+    sys.argv[1:] = name_arguments(sys.argv[1:])
     cli.run("compare", lambda: compare)
 
 

@@ -138,6 +138,8 @@ class TranscribeConfig:
         times: whether to say when words were said, and how sure the model was by this measure: ``max_prob`` or
             ``entropy``; null leaves it to the format.
         num_workers: reading processes.
+        chunk_s: a CTC model takes longer recordings apart into windows of so many seconds (Whisper's own is 30 s).
+        stride_s: seconds at either end of such a window that only lend context to its middle.
         decoder, decoder_file, window, tail_s, language, whisper_task: see `EvaluateConfig`.
         max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.
@@ -149,6 +151,8 @@ class TranscribeConfig:
     format: str | None = None
     times: str | None = None
     num_workers: int = 0
+    chunk_s: float = 30.0
+    stride_s: float = 4.0
     decoder: Any = None
     decoder_file: str | None = None
     window: str | None = None
@@ -663,6 +667,9 @@ def resolve_plain(cfg: DictConfig) -> dict[str, Any]:
     if "manifest" in config:
         config["manifest"] = named_manifests(config["manifest"], "manifest")
     errors += _check_decoder(config) + _check_choices(config)
+    if "chunk_s" in config and not 0 <= 2 * config["stride_s"] < config["chunk_s"]:
+        what = f"is {config['chunk_s']}, of which stride_s={config['stride_s']} at both ends leaves nothing"
+        errors.append(ConfigError("chunk_s", what, "more than twice the stride"))
     if not isinstance(config.get("only"), dict | None):
         errors.append(ConfigError("only", f"is {config['only']!r}", "it should be {tag: value, …}"))
     if "unit" in config:

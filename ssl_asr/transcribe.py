@@ -13,6 +13,7 @@ def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: A
     """Transcribe as the resolved config says; a file that cannot be read is named and passed over."""
     from ssl_asr.build import InferenceOptions, ask_for_times, load_model
     from ssl_asr.data.files import gather
+    from ssl_asr.longform import LongForm
     from ssl_asr.quiet import hush, make_console
     from ssl_asr.transcription import Progress, made_by, transcribe_manifest
     from ssl_asr.transcripts import TIMED, format_of, render, write
@@ -31,7 +32,10 @@ def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: A
     if path is not None:
         progress = Progress(path.with_name(f"{path.name}.progress.jsonl"), made_by(config, module))
     keys = ("max_batch_s", "num_workers", "accelerator", "precision")
-    done = transcribe_manifest(module, manifest, progress=progress, say=say, **{key: config[key] for key in keys})
+    parts = LongForm(chunk_s=config["chunk_s"], stride_s=config["stride_s"], batch_s=config["max_batch_s"])
+    done = transcribe_manifest(
+        module, manifest, progress=progress, long_form=parts, say=say, **{key: config[key] for key in keys}
+    )
     if path is None:
         print(render(done.rows, kind), end="")
     else:

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.data.manifest import Manifest
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import AudioError, ConfigError
+from ssl_asr.longform import LongForm, too_long, transcribe_long
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.recognition import recognise
 from ssl_asr.training.module import ASRModule
@@ -87,9 +90,13 @@ class Progress(Callback):
         """Put down what the batch gave."""
         assert isinstance(pl_module, ASRModule)
         new = pl_module.predictions.get("input", [])[self._written :]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in new)
+        self.add(new)
         self._written += len(new)
+
+    def add(self, rows: Sequence[Prediction]) -> None:
+        """Put down transcripts."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
 
     def finish(self) -> None:
         """All is done and kept elsewhere."""
@@ -101,6 +108,7 @@ def transcribe_manifest(
     manifest: Manifest,
     *,
     progress: Progress | None,
+    long_form: LongForm,
     max_batch_s: float,
     num_workers: int,
     accelerator: str,
@@ -113,6 +121,7 @@ def transcribe_manifest(
         module: what transcribes.
         manifest: what.
         progress: where transcripts are kept as they come; None keeps none.
+        long_form: how recordings are taken apart that are too long for one pass.
         max_batch_s, num_workers, accelerator, precision: see `ssl_asr.config.TranscribeConfig`.
         say: told how much was there already.
     """
@@ -124,12 +133,15 @@ def transcribe_manifest(
     found: list[Prediction] = []
     skips: list[Skip] = []
     began = time.monotonic()
-    if left:
-        if progress is not None:
-            progress.begin()
+    limit = too_long(module, long_form)
+    long = [i for i in left if manifest.durations_N[i] > limit]
+    short = [i for i in left if manifest.durations_N[i] <= limit]
+    if left and progress is not None:
+        progress.begin()
+    if short:
         predictions, skipped = recognise(
             module,
-            {"input": manifest.select(left)},
+            {"input": manifest.select(short)},
             max_batch_s=max_batch_s,
             num_workers=num_workers,
             on_bad_audio="skip",
@@ -139,11 +151,29 @@ def transcribe_manifest(
             console=None,
             callbacks=[] if progress is None else [progress],
         )
-        found, skips = predictions["input"], skipped["input"]
+        found, skips = [*predictions["input"]], [*skipped["input"]]
+    if long:
+        module.eval().to(_device(accelerator))
+    for i in long:
+        utterance = manifest[i]
+        try:
+            found.append(transcribe_long(module, utterance, long_form))
+        except AudioError as error:
+            skips.append(Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration))
+            continue
+        if progress is not None:
+            progress.add(found[-1:])
     busy_s = time.monotonic() - began
     by_id = done | {row.id: row for row in found}
     rows = [by_id[one] for one in ids if one in by_id]
     return Transcribed(rows, skips, sum(row.duration for row in found), busy_s)
+
+
+def _device(accelerator: str) -> torch.device:
+    """Where Lightning would run it."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def made_by(config: dict[str, Any], module: ASRModule) -> dict[str, Any]:

@@ -38,12 +38,15 @@ def format_of(output: str | None, asked: str | None) -> str:
     return _BY_SUFFIX[suffix]
 
 
+_ALSO = ("words", "segments", "alternatives", "detected")
+
+
 def record(row: Prediction) -> dict[str, object]:
     """A transcript as plain data."""
     keys = ("id", "audio_filepath", "offset", "duration")
     made: dict[str, object] = {key: getattr(row, key) for key in keys} | {"text": row.hyp, "score": row.score}
     whole = row.record()
-    return made | {key: whole[key] for key in ("words", "alternatives", "detected") if key in whole}
+    return made | {key: whole[key] for key in _ALSO if key in whole}
 
 
 def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:
@@ -92,24 +95,32 @@ def render(rows: Sequence[Prediction], kind: str) -> str:
         return "".join(json.dumps(record(row), ensure_ascii=False) + "\n" for row in rows)
     if kind == "ctm":
         return "".join(_ctm(rows))
-    words = [word for row in rows for word in placed(row)]
     if kind == "textgrid":
+        words = [word for row in rows for word in placed(row, row.words)]
         return _textgrid(words, max((row.offset + row.duration for row in rows), default=0.0))
-    return _subtitles(words, kind)
+    shown = [
+        cue for row in rows for cue in (placed(row, row.segments) if row.segments else cues(placed(row, row.words)))
+    ]
+    return _subtitles(shown, kind)
 
 
-def placed(row: Prediction) -> list[Word]:
-    """The words of a transcript with their times in the recording; without times, one word of the whole text."""
-    if row.words:
-        return [Word(w.text, w.start + row.offset, w.end + row.offset, w.confidence) for w in row.words]
+def placed(row: Prediction, words: Sequence[Word]) -> list[Word]:
+    """Words or phrases with their times in the recording; without any, one of the whole text."""
+    if words:
+        return [Word(w.text, w.start + row.offset, w.end + row.offset, w.confidence) for w in words]
     return [Word(row.hyp, row.offset, row.offset + row.duration, 1.0)] if row.hyp else []
+
+
+def _cues_of(row: Prediction) -> list[Word]:
+    """Subtitles of a transcript: the phrases its model made, or words joined."""
+    return placed(row, row.segments) if row.segments else cues(placed(row, row.words))
 
 
 def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:
     """Lines of NIST's format: recording, channel, start, duration, word, confidence."""
     for row in rows:
         name = Path(row.audio_filepath).stem
-        for word in placed(row):
+        for word in placed(row, row.words):
             yield f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
 
 
@@ -127,9 +138,9 @@ def cues(words: Sequence[Word]) -> list[Word]:
     return joined
 
 
-def _subtitles(words: Sequence[Word], kind: str) -> str:
+def _subtitles(shown: Sequence[Word], kind: str) -> str:
     blocks = []
-    for number, cue in enumerate(cues(words), start=1):
+    for number, cue in enumerate(shown, start=1):
         times = f"{_clock(cue.start, kind)} --> {_clock(cue.end, kind)}"
         blocks.append(f"{number}\n{times}\n{cue.text}\n" if kind == "srt" else f"{times}\n{cue.text}\n")
     head = ["WEBVTT\n"] if kind == "vtt" else []

@@ -143,7 +143,8 @@ class Hypothesis:
 
     ``score`` is the mean log-probability of a token an autoregressive decoder chose, or what CTC ranked by, a frame.
     ``words`` are there where times were asked for, ``alternatives`` where several texts were, best first, and
-    ``detected`` is the language that was heard where one was listened for.
+    ``detected`` is the language that was heard where one was listened for. ``segments`` are the phrases of a model
+    that writes times itself.
     """
 
     id: str
@@ -153,6 +154,7 @@ class Hypothesis:
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
+    segments: list[Word] = field(default_factory=list)
 
 
 class Tokenizer(Protocol):

@@ -26,6 +26,7 @@ LAYERS = {
     "build": 4,
     "recognition": 5,
     "transcripts": 3,
+    "longform": 5,
     "transcription": 6,
     "tuning": 5,
     "cli": 5,

@@ -6,10 +6,18 @@ import pytest
 
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
+from ssl_asr.longform import LongForm
 from ssl_asr.transcription import Progress, transcribe_manifest
 from tests.training.toy_runs import build, toy_overrides
 
-OPTIONS = {"max_batch_s": 2.0, "num_workers": 0, "accelerator": "cpu", "precision": "32-true", "say": lambda _: None}
+OPTIONS = {
+    "max_batch_s": 2.0,
+    "num_workers": 0,
+    "accelerator": "cpu",
+    "precision": "32-true",
+    "say": lambda _: None,
+    "long_form": LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0),
+}
 
 
 @pytest.fixture

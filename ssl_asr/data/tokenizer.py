@@ -197,6 +197,16 @@ class WhisperTokenizer:
             raise ConfigError(where, f"no task '{task}'", "transcribe or translate")
 
     @property
+    def no_speech_id(self) -> int:
+        """The token that stands for silence."""
+        return self.no_timestamps_id - 1
+
+    @property
+    def timestamp_begin_id(self) -> int:
+        """The token of the timestamp 0.00."""
+        return self.no_timestamps_id + 1
+
+    @property
     def vocab_size(self) -> int:
         """All tokens, specials and timestamps included."""
         size: int = self._bpe.get_vocab_size(with_added_tokens=True)
@@ -204,22 +214,24 @@ class WhisperTokenizer:
         # tokenizer.json files leave out; the prompt and text never reach them.
         return size if size > self.no_timestamps_id + 1 else self.no_timestamps_id + 1 + 1501
 
-    def prompt(self, utterance: Utterance) -> list[int]:
-        """The tokens the decoder is given: start, and for multilingual checkpoints language and task.
+    def prompt(self, utterance: Utterance, *, timestamps: bool = False) -> list[int]:
+        """The tokens the decoder is given: start, for multilingual checkpoints language and task, and no timestamps.
+
+        With ``timestamps`` the last is left out.
 
         Raises:
             ConfigError: neither the utterance nor the config names a language, or it is unknown.
         """
         if not self.is_multilingual:
             self._check(utterance.lang, utterance.task or self.task, where=utterance.where or utterance.id)
-            return [self.start_id, self.no_timestamps_id]
+            return [self.start_id, *([] if timestamps else [self.no_timestamps_id])]
         language, task = utterance.lang or self.language, utterance.task or self.task
         where = utterance.where or utterance.id
         if language is None:
             raise ConfigError(where, "no language", "set tokenizer.language, or 'lang' in the manifest")
         self._check(language, task, where=where)
         task_id = self._special(f"<|{task}|>")
-        return [self.start_id, self.languages[language], task_id, self.no_timestamps_id]
+        return [self.start_id, self.languages[language], task_id, *([] if timestamps else [self.no_timestamps_id])]
 
     def encode(self, utterance: Utterance) -> list[int]:
         """Ids of the normalised text, spelt with a leading space as in pretraining, and the end token."""

@@ -65,6 +65,14 @@ def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: M
     return spans
 
 
+def spans_at(log_probs_FV: Tensor, tokens: Sequence[int], frames: Sequence[int], *, measure: Measure) -> list[Span]:
+    """Labels at the frames a search began them in, a frame each; see `align`."""
+    at_N = torch.tensor(frames, dtype=torch.int64)
+    confidence_N = frame_confidence(log_probs_FV.cpu()[at_N], torch.tensor(tokens, dtype=torch.int64), measure)
+    rows = zip(tokens, frames, confidence_N.tolist(), strict=True)
+    return [Span(token, frame, frame + 1, sure) for token, frame, sure in rows]
+
+
 def _viterbi(log_probs_FV: Tensor, tokens: Sequence[int], blank: int) -> Tensor:
     from torchaudio.functional import forced_align
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.seq2seq import Decoded, StepModel, Suppression
+from ssl_asr.decoding.seq2seq import Decoded, Rule, StepModel, Suppression
 
 _NEVER = -1e30
 
@@ -63,6 +63,7 @@ def beam_search(
     decoder_weight: float = 1.0,
     scorers: Sequence[Scorer] = (),
     limits: Sequence[int] | None = None,
+    rules: Sequence[Rule] = (),
 ) -> list[list[Decoded]]:
     """The best texts of each utterance, best first.
 
@@ -80,6 +81,7 @@ def beam_search(
         decoder_weight: of the decoder's log-probabilities; scorers weigh themselves.
         scorers: what is added.
         limits: the most tokens to choose for each row; None for the model's own limit.
+        rules: change the logits by what was chosen so far.
     """
     device = h_BFD.device
     prompt_BU = torch.tensor(prompts, device=device)
@@ -103,6 +105,8 @@ def beam_search(
         if position == 0:
             state.spread(beam_size)
             logits_NV = logits_NV.repeat_interleave(beam_size, dim=0)
+        for rule in rules:
+            logits_NV = rule(logits_NV, running.tokens_BKU[..., :position].flatten(0, 1))
         best = _continuations(
             logits_NV, running.scores_BK, forbidden[: 2 if position == 0 else 1], decoder_weight, scorers, end_id
         )

@@ -1,7 +1,8 @@
 """The decoders of autoregressive models, and greedy search, batched, with a cache."""
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,10 +23,22 @@ class WhisperGreedy:
         suppress: apply the checkpoint's suppression lists, as its zero-shot figures were made with.
         max_tokens_per_s: a cap on tokens an utterance by its length (with 8 more), which ends run-away text
             early; null leaves the model's own limit.
+        timestamps: have the text in phrases with times; only for models that have not unlearnt them.
+        temperatures: what to try in turn while a text fails the two tests that follow; above 0 tokens are drawn, by
+            the run's seed.
+        max_compression: a text that zlib makes so many times smaller repeats itself and fails; null for no test.
+        min_log_prob: a text whose mean log-probability a token is lower fails; null for no test.
+        no_speech: where silence is likelier than this, a text that fails by its probability is taken for none; null
+            for no test.
     """
 
     suppress: bool
     max_tokens_per_s: float | None
+    timestamps: bool = False
+    temperatures: list[float] = field(default_factory=lambda: [0.0])
+    max_compression: float | None = None
+    min_log_prob: float | None = None
+    no_speech: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,7 @@ class WhisperBeam:
     """The ``whisper_beam`` decoder.
 
     Attributes:
-        suppress, max_tokens_per_s: see `WhisperGreedy`.
+        suppress, max_tokens_per_s, timestamps: see `WhisperGreedy`.
         beam_size: texts kept.
         length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
         n_best: texts given for each utterance.
@@ -56,6 +69,7 @@ class WhisperBeam:
     beam_size: int
     length_penalty: float
     n_best: int
+    timestamps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +106,25 @@ class AttentionBeam:
         return FusionOptions(**{field.name: getattr(self, field.name) for field in fields(FusionOptions)})
 
 
+def fails(text: str, score: float, options: WhisperGreedy) -> bool:
+    """Whether a text looks like one that was not heard: it repeats itself, or its tokens were unlikely."""
+    raw = text.encode()
+    repeats = options.max_compression is not None and len(raw) > options.max_compression * len(zlib.compress(raw))
+    return repeats or (options.min_log_prob is not None and score < options.min_log_prob)
+
+
 def token_limits(max_tokens_per_s: float | None, utterances: Sequence[Utterance]) -> list[int] | None:
     """The most tokens each utterance may come to; None where nothing is said."""
     if max_tokens_per_s is None:
         return None
     return [8 + int(max_tokens_per_s * utterance.duration) for utterance in utterances]
+
+
+class Rule(Protocol):
+    """Changes logits by what was chosen so far."""
+
+    def __call__(self, logits_BV: Tensor, history_BU: Tensor) -> Tensor:
+        """The logits of the next token, changed in place or anew; ``history_BU`` has no prompt."""
 
 
 class StepModel(Protocol):
@@ -136,8 +164,11 @@ def greedy(
     end_id: int,
     suppression: Suppression,
     limits: Sequence[int] | None = None,
+    rules: Sequence[Rule] = (),
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> list[Decoded]:
-    """The likeliest token at each step, for every utterance of a batch at once.
+    """The likeliest token at each step, or one drawn, for every utterance of a batch at once.
 
     Rows that have ended leave the batch, so one long utterance does not cost the others. What a row gets
     does not depend on the rows beside it.
@@ -149,6 +180,9 @@ def greedy(
         end_id: the token that ends a row.
         suppression: tokens that are out of the question.
         limits: the most tokens to choose for each row; None for the model's own limit.
+        rules: change the logits by what was chosen so far.
+        temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
+        generator: what draws, on the device; None for torch's own.
     """
     device = h_BFD.device
     prompt_BU = torch.tensor(prompts, device=device)
@@ -168,14 +202,21 @@ def greedy(
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
     inputs_BU = prompt_BU
     for position in range(most):
-        log_probs_BV = _masked(model.step(inputs_BU, state), always, first if position == 0 else None)
-        best = log_probs_BV.max(dim=-1)
+        logits_BV = _masked(model.step(inputs_BU, state), always, first if position == 0 else None)
+        for rule in rules:
+            logits_BV = rule(logits_BV, tokens_BU[alive, :position])
+        log_probs_BV = logits_BV.log_softmax(-1)
+        if temperature > 0:
+            drawn_B1 = (logits_BV / temperature).softmax(-1).multinomial(1, generator=generator)
+            chosen_B, values_B = drawn_B1[:, 0], log_probs_BV.gather(1, drawn_B1)[:, 0]
+        else:
+            values_B, chosen_B = log_probs_BV.max(dim=-1)
         running = ~ended
-        tokens_BU[alive, position] = torch.where(running, best.indices, end_id)
-        score_B[alive] += best.values * running
+        tokens_BU[alive, position] = torch.where(running, chosen_B, end_id)
+        score_B[alive] += values_B * running
         steps_B[alive] += running
-        ended = ended | (best.indices == end_id) | (limit_device_B[alive] <= position + 1)
-        inputs_BU = best.indices[:, None]
+        ended = ended | (chosen_B == end_id) | (limit_device_B[alive] <= position + 1)
+        inputs_BU = chosen_B[:, None]
         if device.type == "cpu" or position % _GPU_CHECK_EVERY == _GPU_CHECK_EVERY - 1:
             rows = (~ended).nonzero()[:, 0]
             if len(rows) == 0:
@@ -194,7 +235,7 @@ def _masked(logits_BV: Tensor, always: Tensor, first: Tensor | None) -> Tensor:
     logits_BV[:, always] = -torch.inf
     if first is not None:
         logits_BV[:, first] = -torch.inf
-    return logits_BV.log_softmax(-1)
+    return logits_BV
 
 
 def _until(row: list[int], end_id: int, limit: int) -> list[int]:

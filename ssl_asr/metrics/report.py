@@ -14,13 +14,13 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
-from ssl_asr.types import Alternative, Word
+from ssl_asr.types import Alternative, Hypothesis, Utterance, Word
 
 Normalizer = Callable[[str, str | None], str]
 
 BOOTSTRAP_SAMPLES = 1000
 # Fields of a prediction that are written only where they hold something.
-_OCCASIONAL = ("words", "alternatives", "detected")
+_OCCASIONAL = ("words", "alternatives", "detected", "segments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,27 @@ class Prediction:
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
+    segments: list[Word] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, utterance: Utterance, hypothesis: Hypothesis) -> "Prediction":
+        """What was heard of an utterance, beside what was said."""
+        assert utterance.id == hypothesis.id
+        return cls(
+            id=utterance.id,
+            ref=utterance.text,
+            hyp=hypothesis.text,
+            score=hypothesis.score,
+            duration=utterance.duration,
+            audio_filepath=utterance.audio_filepath,
+            offset=utterance.offset,
+            lang=utterance.lang,
+            tags=utterance.tags,
+            words=hypothesis.words,
+            alternatives=hypothesis.alternatives,
+            detected=hypothesis.detected,
+            segments=hypothesis.segments,
+        )
 
     def record(self) -> dict[str, Any]:
         """Plain data; words, alternatives and the language detected only where there are any."""
@@ -50,7 +71,8 @@ class Prediction:
         """The prediction that `record` wrote; TypeError where it did not."""
         words = [Word(**word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
-        return cls(**(row | {"words": words, "alternatives": alternatives}))
+        segments = [Word(**segment) for segment in row.get("segments", [])]
+        return cls(**(row | {"words": words, "alternatives": alternatives, "segments": segments}))
 
 
 @dataclass(frozen=True, slots=True)

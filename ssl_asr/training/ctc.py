@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.decoding.alignment import Measure, align, words_of
+from ssl_asr.decoding.alignment import Measure, align, spans_at, words_of
 from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.ctc_beam import Found
 from ssl_asr.metrics.report import Normalizer
@@ -15,6 +15,9 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
 from ssl_asr.types import BLANK_ID, SAMPLE_RATE, Alternative, Batch, Hypothesis, LabelTokenizer, Seconds, Word
+
+# Frames; an alignment's table grows with the square of the length, and is 100 MB at this.
+_MOST_ALIGNED = 10_000
 
 
 def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
@@ -131,6 +134,11 @@ class CTCModule(ASRModule):
             self._hypothesis(utterance.id, own, log_probs_FV[:frames]) for utterance, own, log_probs_FV, frames in rows
         ]
 
+    def hear(self, utterance_id: str, log_probs_FV: Tensor) -> Hypothesis:
+        """What the search finds in the log-probabilities of one recording, however long."""
+        found = self.search(log_probs_FV[None], torch.tensor([len(log_probs_FV)]))
+        return self._hypothesis(utterance_id, found[0], log_probs_FV)
+
     def _hypothesis(self, utterance_id: str, found: list[Found], log_probs_FV: Tensor) -> Hypothesis:
         """The best of what was found for an utterance, and the rest."""
         frames = max(1, len(log_probs_FV))
@@ -140,12 +148,16 @@ class CTCModule(ASRModule):
             self.tokenizer.decode(best.tokens),
             best.score / frames,
             best.tokens,
-            words=self._words(best.tokens, log_probs_FV),
+            words=self._words(best.tokens, log_probs_FV, best.frames),
             alternatives=[Alternative(self.tokenizer.decode(one.tokens), one.score / frames) for one in others],
         )
 
-    def _words(self, tokens: list[int], log_probs_FV: Tensor) -> list[Word]:
+    def _words(self, tokens: list[int], log_probs_FV: Tensor, frames: list[int] | None = None) -> list[Word]:
+        """The words of a text with times, by alignment; of a very long one by the frames the search began them in."""
         if self.times is None:
             return []
-        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times)
-        return [] if spans is None else words_of(spans, self.labels, self.frame_s)
+        if frames is not None and len(log_probs_FV) > _MOST_ALIGNED:
+            spans = spans_at(log_probs_FV, tokens, frames, measure=self.times)
+        else:
+            spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times) or []
+        return words_of(spans, self.labels, self.frame_s)

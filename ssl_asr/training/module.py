@@ -391,24 +391,8 @@ class ASRModule(L.LightningModule):
 
     def _hear(self, batch: Batch, split: str, out: EncoderOutput | None) -> None:
         hypotheses = self.transcribe(batch, out)
-        for utterance, hypothesis in zip(batch.utterances, hypotheses, strict=True):
-            assert utterance.id == hypothesis.id
-            self.predictions.setdefault(split, []).append(
-                Prediction(
-                    id=utterance.id,
-                    ref=utterance.text,
-                    hyp=hypothesis.text,
-                    score=hypothesis.score,
-                    duration=utterance.duration,
-                    audio_filepath=utterance.audio_filepath,
-                    offset=utterance.offset,
-                    lang=utterance.lang,
-                    tags=utterance.tags,
-                    words=hypothesis.words,
-                    alternatives=hypothesis.alternatives,
-                    detected=hypothesis.detected,
-                )
-            )
+        pairs = zip(batch.utterances, hypotheses, strict=True)
+        self.predictions.setdefault(split, []).extend(Prediction.of(*pair) for pair in pairs)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

@@ -1,5 +1,7 @@
 """Whisper as a whole encoder-decoder."""
 
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,14 +12,15 @@ from torch.nn import functional
 
 from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.beam import beam_search
-from ssl_asr.decoding.seq2seq import Decoded, Suppression, WhisperBeam, WhisperGreedy, greedy, token_limits
+from ssl_asr.decoding.seq2seq import Decoded, Suppression, WhisperBeam, WhisperGreedy, fails, greedy, token_limits
+from ssl_asr.decoding.timestamps import TimestampRules, phrases
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import WhisperSeq2Seq
 from ssl_asr.training.ctc import ctc_losses
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import Alternative, Batch, Hypothesis, Tokenizer, Utterance
+from ssl_asr.types import Alternative, Batch, Hypothesis, Seconds, Tokenizer, Utterance, Word
 
 
 class AuxiliaryCtc:
@@ -143,24 +146,103 @@ class Seq2SeqModule(ASRModule):
         assert not self.model.net.training, "decoding in train mode keeps dropout on"
         out = self.encode(batch) if out is None else out
         options = self.decoder
-        search: dict[str, Any] = {
-            "end_id": self.tokenizer.end_id,
-            "suppression": self.suppression if options.suppress else Suppression(),
-            "limits": token_limits(options.max_tokens_per_s, batch.utterances),
-        }
         detected = self._detect(batch, out)
-        prompts = [
-            self.tokenizer.prompt(utterance if utterance.lang else replace(utterance, lang=lang))
+        utterances = [
+            utterance if utterance.lang else replace(utterance, lang=lang)
             for utterance, lang in zip(batch.utterances, detected, strict=True)
         ]
+        prompts = [self.tokenizer.prompt(utterance, timestamps=options.timestamps) for utterance in utterances]
         found: list[list[Decoded]]
         if isinstance(options, WhisperBeam):
             beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+            search = self._search(options, utterances)
             found = beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
         else:
-            found = [[row] for row in greedy(self.model, out.h_BFD, out.context_lengths_B, prompts, **search)]
+            found = [[row] for row in self._greedy(options, out, utterances, prompts)]
         hypotheses = to_hypotheses(batch, found, self.tokenizer)
-        return [replace(one, detected=lang) for one, lang in zip(hypotheses, detected, strict=True)]
+        return [
+            replace(one, detected=lang, segments=self.phrases(one, utterance.duration)[0])
+            for one, lang, utterance in zip(hypotheses, detected, utterances, strict=True)
+        ]
+
+    def phrases(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Word], Seconds]:
+        """The phrases of a hypothesis with times, and how far it heard; none and all where it was asked for no times.
+
+        See `ssl_asr.decoding.timestamps.phrases`.
+        """
+        if not self.decoder.timestamps:
+            return [], duration
+        return phrases(
+            hypothesis.tokens,
+            begin=self.tokenizer.timestamp_begin_id,
+            duration=duration,
+            decode=self.tokenizer.decode,
+            score=math.exp(hypothesis.score),
+        )
+
+    def _search(self, options: WhisperGreedy | WhisperBeam, utterances: Sequence[Utterance]) -> dict[str, Any]:
+        """What both searches are told."""
+        tokenizer = self.tokenizer
+        rules = TimestampRules(
+            begin=tokenizer.timestamp_begin_id,
+            no_timestamps=tokenizer.no_timestamps_id,
+            end=tokenizer.end_id,
+            latest_first=self.model.generation.get("max_initial_timestamp_index"),
+        )
+        return {
+            "end_id": tokenizer.end_id,
+            "suppression": self.suppression if options.suppress else Suppression(),
+            "limits": token_limits(options.max_tokens_per_s, utterances),
+            "rules": [rules] if options.timestamps else [],
+        }
+
+    def _greedy(
+        self, options: WhisperGreedy, out: EncoderOutput, utterances: Sequence[Utterance], prompts: list[list[int]]
+    ) -> list[Decoded]:
+        """Greedy texts; those that fail are drawn again at the next temperature, each by a seed of its own."""
+        inputs = (self.model, out.h_BFD, out.context_lengths_B)
+        first, *others = options.temperatures
+        if first == 0:
+            found = greedy(*inputs, prompts, **self._search(options, utterances))
+        else:
+            found = [self._drawn(options, out, i, utterances, prompts, first) for i in range(len(utterances))]
+        silence = self._silence(out) if options.no_speech is not None else [0.0] * len(found)
+        for i, share in enumerate(silence):
+            for temperature in others:
+                silent = options.no_speech is not None and share > options.no_speech
+                if silent or not fails(self.tokenizer.decode(found[i].tokens), found[i].score, options):
+                    break
+                found[i] = self._drawn(options, out, i, utterances, prompts, temperature)
+            unlikely = options.min_log_prob is not None and found[i].score < options.min_log_prob
+            if options.no_speech is not None and share > options.no_speech and unlikely:
+                found[i] = Decoded([], found[i].score)
+        return found
+
+    def _drawn(
+        self,
+        options: WhisperGreedy,
+        out: EncoderOutput,
+        row: int,
+        utterances: Sequence[Utterance],
+        prompts: list[list[int]],
+        temperature: float,
+    ) -> Decoded:
+        """A text drawn for one utterance, the same whatever is beside it."""
+        own = utterances[row]
+        name = f"{own.id} {own.offset:.3f} {temperature}".encode()
+        generator = torch.Generator(out.h_BFD.device).manual_seed(zlib.crc32(name))
+        length = out.context_lengths_B[row : row + 1]
+        h_BFD = out.h_BFD[row : row + 1, : int(length)]
+        search = self._search(options, [own])
+        return greedy(
+            self.model, h_BFD, length, [prompts[row]], temperature=temperature, generator=generator, **search
+        )[0]
+
+    def _silence(self, out: EncoderOutput) -> list[float]:
+        """How likely each utterance is no speech at all, as Whisper hears it."""
+        probabilities_BV = first_logits(self.model, out, self.tokenizer).float().softmax(-1)
+        share: list[float] = probabilities_BV[:, self.tokenizer.no_speech_id].tolist()
+        return share
 
     def _detect(self, batch: Batch, out: EncoderOutput) -> list[str | None]:
         """The language of each utterance where it is to be heard, else None."""
@@ -172,6 +254,12 @@ class Seq2SeqModule(ASRModule):
         return [lang if listen else None for (lang, _), listen in zip(heard, wanted, strict=True)]
 
 
+def first_logits(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> Tensor:
+    """What Whisper would say after the start alone, ``logits_BV``: a language, or that there is no speech."""
+    start_B1 = torch.full((len(out.h_BFD), 1), tokenizer.start_id, device=out.h_BFD.device)
+    return model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
+
+
 def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> list[tuple[str, float]]:
     """The likeliest language of each utterance and its probability among all of them, as Whisper hears it.
 
@@ -180,8 +268,7 @@ def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: Whisp
         out: its encoder's states.
         tokenizer: names the languages.
     """
-    start_B1 = torch.full((len(out.h_BFD), 1), tokenizer.start_id, device=out.h_BFD.device)
-    logits_BV = model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
+    logits_BV = first_logits(model, out, tokenizer)
     names = list(tokenizer.languages)
     ids = torch.tensor([tokenizer.languages[name] for name in names], device=logits_BV.device)
     best = logits_BV[:, ids].float().softmax(-1).max(-1)

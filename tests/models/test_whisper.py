@@ -180,6 +180,41 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root,
             assert row.tokens == [i for i in expected if i < tokenizer.end_id]
 
 
+def test_real_weights_write_the_timestamps_that_transformers_writes(whisper_tiny_en, data_root):
+    from ssl_asr.data.audio import read_waveform
+    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.decoding.seq2seq import Suppression, greedy
+    from ssl_asr.decoding.timestamps import TimestampRules
+
+    manifest = read_manifest(data_root / "en_librispeech_mini" / "test.jsonl")
+    waveforms = [read_waveform(manifest[i]) for i in (0, 40, 90, 150)]
+    tokenizer = WhisperTokenizer.from_folder(whisper_tiny_en, language=None, task="transcribe", normalizer="none")
+    model = model_of(whisper_tiny_en)
+    reference = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, dtype=torch.float32).eval()
+    rules = TimestampRules(
+        begin=tokenizer.timestamp_begin_id,
+        no_timestamps=tokenizer.no_timestamps_id,
+        end=tokenizer.end_id,
+        latest_first=model.generation.get("max_initial_timestamp_index"),
+    )
+    suppression = Suppression(
+        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+    )
+    with torch.inference_mode():
+        out = model.encoder(*padded(waveforms))
+        options = {"end_id": tokenizer.end_id, "suppression": suppression, "rules": [rules]}
+        found = greedy(model, out.h_BFD, out.context_lengths_B, [[tokenizer.start_id]] * 4, **options)
+        for row, waveform in zip(found, waveforms, strict=True):
+            features = WhisperFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
+            generated = reference.generate(
+                features.input_features, return_timestamps=True, num_beams=1, do_sample=False
+            )
+            expected = [i for i in generated[0].tolist() if i not in (tokenizer.start_id, tokenizer.end_id)]
+            assert row.tokens == expected
+            assert sum(i >= tokenizer.timestamp_begin_id for i in row.tokens) >= 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("corpus", ["en_an4", "en_librispeech_mini"])
