@@ -48,7 +48,7 @@ from ssl_asr.models.masking import SpecAugment
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.models.states import LastLayer
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
-from ssl_asr.targets import check_node
+from ssl_asr.targets import check_node, did_you_mean
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
@@ -347,6 +347,25 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
 def make_decoder(node: dict[str, Any]) -> Any:
     """The ``decoder`` option of checked settings."""
     return instantiate(node)
+
+
+def decoder_node(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The checked settings of a ``decoder`` option, by its name or from a file, with some of them replaced.
+
+    Raises:
+        ConfigError: there is no such option, or no such setting.
+    """
+    from omegaconf import OmegaConf
+
+    folder = config_folder() / "decoder"
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(option.stem for option in folder.glob("*.yaml"))
+        raise ConfigError("decoder", f"no option and no file '{name}'", did_you_mean(name, known))
+    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    node |= settings
+    raise_all(check_node(node, "decoder"))
+    return dict(node)
 
 
 def decode_with(module: ASRModule, node: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ class EvaluateConfig:
         reference: the manifest's key that holds what should be written, such as ``translation``.
         only: tags of the manifest and the value each must have for an utterance to be scored.
         normalizers: text normalisers that scores are reported under.
+        chunk_s: a CTC model takes longer recordings apart into windows of so many seconds (Whisper's own is 30 s).
+        stride_s: seconds at either end of such a window that only lend context to its middle.
         max_batch_s: seconds of audio in a batch, padding included.
         num_workers: reading processes.
         on_bad_audio: ``skip`` counts and names what cannot be read, ``error`` stops at the first.
@@ -111,6 +113,8 @@ class EvaluateConfig:
     detect_language: bool = False
     reference: str = "text"
     only: Any = None
+    chunk_s: float = 30.0
+    stride_s: float = 4.0
     normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
     max_batch_s: float = 120.0
     num_workers: int = 2
@@ -138,8 +142,7 @@ class TranscribeConfig:
         times: whether to say when words were said, and how sure the model was by this measure: ``max_prob`` or
             ``entropy``; null leaves it to the format.
         num_workers: reading processes.
-        chunk_s: a CTC model takes longer recordings apart into windows of so many seconds (Whisper's own is 30 s).
-        stride_s: seconds at either end of such a window that only lend context to its middle.
+        chunk_s, stride_s: see `EvaluateConfig`.
         decoder, decoder_file, window, tail_s, language, whisper_task: see `EvaluateConfig`.
         max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.

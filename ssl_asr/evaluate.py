@@ -15,6 +15,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     """Score as the resolved config says; returns the first manifest's WER under the first normaliser."""
     from ssl_asr.build import InferenceOptions, load_model
     from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.longform import LongForm
     from ssl_asr.metrics.report import read_predictions
     from ssl_asr.quiet import hush, make_console
     from ssl_asr.recognition import Detail, only_with, recognise, report, with_reference
@@ -36,11 +37,13 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
         manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
         manifests = {name: only_with(manifest, config["only"] or {}) for name, manifest in manifests.items()}
-        own = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder", "detect_language")
-        options = InferenceOptions(**{key: config[key] for key in own})
+        asked = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder", "detect_language")
+        options = InferenceOptions(**{key: config[key] for key in asked})
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")
-        predictions, skips = recognise(module, manifests, console=console, **{key: config[key] for key in keys})
+        parts = LongForm(chunk_s=config["chunk_s"], stride_s=config["stride_s"], batch_s=config["max_batch_s"])
+        own = {key: config[key] for key in keys}
+        predictions, skips = recognise(module, manifests, console=console, long_form=parts, **own)
         predictions = {name: with_reference(rows, config["reference"]) for name, rows in predictions.items()}
     results = report(
         predictions,

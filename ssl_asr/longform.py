@@ -73,10 +73,19 @@ def windows(total: Samples, *, window: Samples, stride: Samples, hop: Samples, f
         start += step
 
 
-def ctc_long(module: CTCModule, utterance: Utterance, options: LongForm) -> Hypothesis:
+def _samples(part: Utterance, whole_T: Tensor | None) -> Tensor:
+    """The samples of a part of a recording, from its file or from all its samples."""
+    if whole_T is None:
+        return read_waveform(part)
+    start = round(part.offset * SAMPLE_RATE)
+    return whole_T[start : start + round(part.duration * SAMPLE_RATE)]
+
+
+def ctc_long(module: CTCModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
     """What a CTC model hears in a long recording: windows encoded in batches, their middles joined, one search.
 
-    A recording that fits into a window gets what it gets in one pass. Samples are read a batch of windows at a time.
+    A recording that fits into a window gets what it gets in one pass. Samples are read a batch of windows at a time,
+    or taken from ``whole_T``, all those of the recording.
     """
     hop = round(module.frame_s * SAMPLE_RATE)
     total = round(utterance.duration * SAMPLE_RATE)
@@ -93,7 +102,7 @@ def ctc_long(module: CTCModule, utterance: Utterance, options: LongForm) -> Hypo
     parts: list[Tensor] = []
     for first in range(0, len(plan), size):
         own = plan[first : first + size]
-        batch = collate([Example(part, read_waveform(part), []) for part in _parts(utterance, own)])
+        batch = collate([Example(part, _samples(part, whole_T), []) for part in _parts(utterance, own)])
         log_probs_BFV, lengths_B = module.log_probs(batch.to(module.device))
         for one, log_probs_FV, length in zip(own, log_probs_BFV, lengths_B.tolist(), strict=True):
             low, high = one.keep_from - one.first_frame, min(length, one.keep_to - one.first_frame)
@@ -115,20 +124,20 @@ def _parts(utterance: Utterance, plan: Sequence[Window]) -> Iterator[Utterance]:
         yield replace(utterance, offset=offset, duration=duration)
 
 
-def whisper_long(module: Seq2SeqModule, utterance: Utterance) -> Hypothesis:
+def whisper_long(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None = None) -> Hypothesis:
     """What Whisper hears in a long recording, window after window, each beginning where the last phrase ended.
 
     The decoder writes timestamps for it, whatever its option says. The language is heard once, at the beginning. One
-    window of samples is read at a time.
+    window of samples is read at a time, or taken from ``whole_T``, all those of the recording.
     """
     plain, module.decoder = module.decoder, replace(module.decoder, timestamps=True)
     try:
-        return _segment_by_segment(module, utterance)
+        return _segment_by_segment(module, utterance, whole_T)
     finally:
         module.decoder = plain
 
 
-def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance) -> Hypothesis:
+def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None) -> Hypothesis:
     said: list[Word] = []
     scores: list[float] = []
     at, lang, detected = 0.0, utterance.lang, None
@@ -138,7 +147,7 @@ def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance) -> Hypothes
     while utterance.duration - at > 0.02:
         duration = min(window_s, utterance.duration - at)
         part = replace(utterance, offset=utterance.offset + at, duration=duration, lang=lang)
-        batch = collate([Example(part, read_waveform(part), [])])
+        batch = collate([Example(part, _samples(part, whole_T), [])])
         (heard,) = module.transcribe(batch.to(module.device))
         detected = detected or heard.detected
         lang = lang or heard.detected
@@ -160,17 +169,22 @@ def too_long(module: ASRModule, options: LongForm) -> Seconds:
 
 
 @torch.inference_mode()
-def transcribe_long(module: ASRModule, utterance: Utterance, options: LongForm) -> Prediction:
-    """The transcript of a recording that is too long for one pass.
+def hear_long(module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
+    """What a model hears in a recording that is too long for one pass.
 
     Raises:
         AudioError: it cannot be read.
         ConfigError: the model has neither CTC nor timestamps to take it apart by.
     """
     if isinstance(module, Seq2SeqModule):
-        return Prediction.of(utterance, whisper_long(module, utterance))
+        return whisper_long(module, utterance, whole_T)
     if isinstance(module, JointModule) and isinstance(module.decoder, AttentionGreedy | AttentionBeam):
         what = "the attention decoder hears no more than a window"
         raise ConfigError("decoder", what, "decoder=ctc_greedy or ctc_beam for long recordings")
     assert isinstance(module, CTCModule)
-    return Prediction.of(utterance, ctc_long(module, utterance, options))
+    return ctc_long(module, utterance, options, whole_T)
+
+
+def transcribe_long(module: ASRModule, utterance: Utterance, options: LongForm) -> Prediction:
+    """The transcript of a recording that is too long for one pass; see `hear_long`."""
+    return Prediction.of(utterance, hear_long(module, utterance, options))

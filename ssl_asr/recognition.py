@@ -1,12 +1,15 @@
 """Running a model over test splits and scoring what it hears: shared by train, evaluate and transcribe."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +18,8 @@ from ssl_asr.build import encoder_limits, make_limits, normalizers
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig
-from ssl_asr.errors import ConfigError, ManifestError
+from ssl_asr.errors import AudioError, ConfigError, ManifestError
+from ssl_asr.longform import LongForm, too_long, transcribe_long
 from ssl_asr.metrics.breakdown import by_key, confusions, print_confusions, print_groups, print_worst, worst
 from ssl_asr.metrics.report import (
     Normalizer,
@@ -44,13 +48,75 @@ def recognise(
     accelerator: str,
     precision: str,
     console: Console | None,
+    long_form: LongForm | None = None,
+    on_long: Callable[[Prediction], None] = lambda _: None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[dict[str, list[Prediction]], dict[str, list[Skip]]]:
-    """Predictions and skips of each manifest, by name; ``callbacks`` are Lightning's, of the test loop.
+    """Predictions and skips of each manifest, by name.
+
+    ``long_form`` says how recordings are taken apart that are too long for one pass, which otherwise are skipped;
+    ``on_long`` is told of each of those as it is done. ``callbacks`` are Lightning's, of the test loop.
 
     Raises:
         ManifestError, AudioError: see `ASRDataModule.select`.
     """
+    limit = math.inf if long_form is None else too_long(module, long_form)
+    short = {name: one.select(np.flatnonzero(one.durations_N <= limit).tolist()) for name, one in manifests.items()}
+    short = {name: one for name, one in short.items() if len(one)}
+    predictions: dict[str, list[Prediction]] = {}
+    skips: dict[str, list[Skip]] = {}
+    if short:
+        predictions, skips = _recognise_short(
+            module,
+            short,
+            max_batch_s=max_batch_s,
+            num_workers=num_workers,
+            on_bad_audio=on_bad_audio,
+            max_skip_fraction=max_skip_fraction,
+            accelerator=accelerator,
+            precision=precision,
+            console=console,
+            callbacks=callbacks,
+        )
+    for name, manifest in manifests.items():
+        rows, skipped = predictions.setdefault(name, []), skips.setdefault(name, [])
+        long = [manifest[i] for i in np.flatnonzero(manifest.durations_N > limit).tolist()]
+        if long and long_form is not None:
+            module.eval().to(_device(accelerator))
+        for utterance in long:
+            assert long_form is not None
+            try:
+                rows.append(transcribe_long(module, utterance, long_form))
+            except AudioError as error:
+                if on_bad_audio == "error":
+                    raise
+                skipped.append(Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration))
+                continue
+            on_long(rows[-1])
+    return predictions, skips
+
+
+def _device(accelerator: str) -> torch.device:
+    """Where Lightning would run it."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _recognise_short(
+    module: ASRModule,
+    manifests: dict[str, Manifest],
+    *,
+    max_batch_s: float,
+    num_workers: int,
+    on_bad_audio: str,
+    max_skip_fraction: float,
+    accelerator: str,
+    precision: str,
+    console: Console | None,
+    callbacks: Sequence[Callback],
+) -> tuple[dict[str, list[Prediction]], dict[str, list[Skip]]]:
+    """Predictions and skips of recordings that are taken whole."""
     data = _inference_data(
         manifests,
         tokenizer=module.tokenizer,

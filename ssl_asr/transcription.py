@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.data.manifest import Manifest
-from ssl_asr.errors import AudioError, ConfigError
-from ssl_asr.longform import LongForm, too_long, transcribe_long
+from ssl_asr.errors import ConfigError
+from ssl_asr.longform import LongForm
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.recognition import recognise
 from ssl_asr.training.module import ASRModule
@@ -133,15 +132,12 @@ def transcribe_manifest(
     found: list[Prediction] = []
     skips: list[Skip] = []
     began = time.monotonic()
-    limit = too_long(module, long_form)
-    long = [i for i in left if manifest.durations_N[i] > limit]
-    short = [i for i in left if manifest.durations_N[i] <= limit]
-    if left and progress is not None:
-        progress.begin()
-    if short:
+    if left:
+        if progress is not None:
+            progress.begin()
         predictions, skipped = recognise(
             module,
-            {"input": manifest.select(short)},
+            {"input": manifest.select(left)},
             max_batch_s=max_batch_s,
             num_workers=num_workers,
             on_bad_audio="skip",
@@ -149,31 +145,15 @@ def transcribe_manifest(
             accelerator=accelerator,
             precision=precision,
             console=None,
+            long_form=long_form,
+            on_long=(lambda _: None) if progress is None else (lambda row: progress.add([row])),
             callbacks=[] if progress is None else [progress],
         )
-        found, skips = [*predictions["input"]], [*skipped["input"]]
-    if long:
-        module.eval().to(_device(accelerator))
-    for i in long:
-        utterance = manifest[i]
-        try:
-            found.append(transcribe_long(module, utterance, long_form))
-        except AudioError as error:
-            skips.append(Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration))
-            continue
-        if progress is not None:
-            progress.add(found[-1:])
+        found, skips = predictions["input"], skipped["input"]
     busy_s = time.monotonic() - began
     by_id = done | {row.id: row for row in found}
     rows = [by_id[one] for one in ids if one in by_id]
     return Transcribed(rows, skips, sum(row.duration for row in found), busy_s)
-
-
-def _device(accelerator: str) -> torch.device:
-    """Where Lightning would run it."""
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def made_by(config: dict[str, Any], module: ASRModule) -> dict[str, Any]:

@@ -24,11 +24,12 @@ LAYERS = {
     "metrics": 2,
     "training": 3,
     "build": 4,
-    "recognition": 5,
+    "recognition": 6,
     "transcripts": 3,
     "longform": 5,
-    "transcription": 6,
-    "tuning": 5,
+    "transcription": 7,
+    "api": 7,
+    "tuning": 7,
     "cli": 5,
 }
 COMMANDS = ("train", "evaluate", "transcribe", "extract", "compare", "lm", "tune_decoding", "corpus", "demo")

@@ -107,9 +107,9 @@ def read_waveform(utterance: Utterance, *, downmix: Downmix = "mean", speed: flo
     if not np.isfinite(samples_T).all():
         what = f"NaN or infinite samples in {utterance.audio_filepath}"
         raise AudioError(where, what, "make the file again", "non_finite")
-    waveform_T = _resample(torch.from_numpy(np.ascontiguousarray(samples_T)), rate)
+    waveform_T = resample(torch.from_numpy(np.ascontiguousarray(samples_T)), rate)
     # In two steps: the ratio of 44.1 kHz times a factor to 16 kHz would need filters of a hundred megabytes.
-    return _resample(waveform_T, round(speed * SAMPLE_RATE))
+    return resample(waveform_T, round(speed * SAMPLE_RATE))
 
 
 def _mono(samples_TC: NDArray[np.float32], utterance: Utterance, downmix: Downmix, where: str) -> NDArray[np.float32]:
@@ -136,7 +136,8 @@ def _resampler(rate: Hertz) -> nn.Module:
     return resampler
 
 
-def _resample(waveform_T: Tensor, rate: Hertz) -> Tensor:
+def resample(waveform_T: Tensor, rate: Hertz) -> Tensor:
+    """Samples at 16 kHz of those at another rate."""
     if rate == SAMPLE_RATE:
         return waveform_T
     with torch.inference_mode():

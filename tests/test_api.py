@@ -1,0 +1,72 @@
+"""Models in a few lines of Python."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import ssl_asr
+from ssl_asr.errors import AudioError, ConfigError
+from tests.training.toy_runs import build, toy_overrides
+
+
+@pytest.fixture(scope="module")
+def run(toy_checkpoints, toy_corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    made = build(folder, *toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus))
+    made.trainer.fit(made.module, datamodule=made.data)
+    return folder
+
+
+@pytest.fixture
+def files(toy_corpus):
+    return sorted(toy_corpus["dev"].parent.glob("dev*.wav"))
+
+
+def test_files_and_samples_give_the_same_text_in_their_order(run, files):
+    model = ssl_asr.load(run, device="cpu")
+    by_file = model.transcribe(files)
+    assert [one.id for one in by_file] == [str(file) for file in files]
+    samples = [soundfile.read(file, dtype="float32")[0] for file in files]
+    by_samples = model.transcribe([samples[0], torch.from_numpy(samples[1]), *samples[2:]], max_batch_s=1.0)
+    assert [one.text for one in by_samples] == [one.text for one in by_file]
+    assert model.transcribe(files[0])[0].text == by_file[0].text
+
+
+def test_another_rate_is_resampled(run, files):
+    model = ssl_asr.load(run, device="cpu")
+    samples, _ = soundfile.read(files[0], dtype="float32")
+    faster = torch.nn.functional.interpolate(torch.from_numpy(samples)[None, None], scale_factor=2)[0, 0]
+    assert len(model.transcribe(faster, sample_rate=32000)) == 1
+
+
+def test_a_decoder_and_times_can_be_asked_for(run, files):
+    options = {"beam_size": 4, "n_best": 3}
+    model = ssl_asr.load(run, device="cpu", decoder="ctc_beam", decoder_options=options, times="entropy")
+    (heard,) = model.transcribe(files[0])
+    assert 1 <= len(heard.alternatives) <= 2
+    assert [word.text for word in heard.words] == heard.text.split()
+
+
+def test_long_samples_are_taken_apart(run):
+    model = ssl_asr.load(run, device="cpu")
+    noise = np.random.default_rng(0).standard_normal(16000 * 12).astype(np.float32)
+    (whole,) = model.transcribe(noise)
+    (parts,) = model.transcribe(noise, chunk_s=5.0, stride_s=1.0)
+    assert isinstance(parts.text, str)
+    assert whole.id == parts.id == "0"
+
+
+@pytest.mark.parametrize("audio", [np.zeros((2, 100), np.float32), np.zeros(100, np.int16), np.full(9, np.nan, "f4")])
+def test_what_is_no_mono_sound_is_refused(run, audio):
+    with pytest.raises(AudioError, match="mono floats"):
+        ssl_asr.load(run, device="cpu").transcribe(audio)
+
+
+def test_wrong_decoders_are_refused(run):
+    with pytest.raises(ConfigError, match="did you mean 'ctc_beam'"):
+        ssl_asr.load(run, decoder="ctc_beem")
+    with pytest.raises(ConfigError, match="beam_sise"):
+        ssl_asr.load(run, decoder="ctc_beam", decoder_options={"beam_sise": 3})
+    with pytest.raises(ConfigError, match="does not go with this task"):
+        ssl_asr.load(run, decoder="whisper_greedy")
