@@ -391,16 +391,22 @@ def ask_for_times(module: ASRModule, measure: Measure, *, needed: bool) -> None:
 
     Args:
         module: what transcribes.
-        measure: of confidence.
+        measure: of confidence; Whisper has the probabilities of tokens only.
         needed: whether to refuse a model that cannot.
 
     Raises:
-        ConfigError: times are needed, and the model has no CTC layer to align words with.
+        ConfigError: the model cannot, or not by this measure.
     """
     if isinstance(module, CTCModule):
         module.times = measure
-    elif needed:
-        raise ConfigError("format", "needs the times of words, which come from CTC", "a CTC or joint model, or srt")
+        return
+    assert isinstance(module, Seq2SeqModule)
+    if measure != "max_prob":
+        raise ConfigError("times", f"is {measure}, and Whisper knows only how likely a token was", "times=max_prob")
+    module.times = bool(module.model.generation.get("alignment_heads"))
+    if needed and not module.times:
+        what = "this Whisper's generation config names no alignment_heads, by which words get their times"
+        raise ConfigError("format", what, "another checkpoint, or srt")
 
 
 def _listen_for_languages(module: ASRModule, options: InferenceOptions) -> None:

@@ -139,6 +139,7 @@ def whisper_long(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | 
 
 def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None) -> Hypothesis:
     said: list[Word] = []
+    words: list[Word] = []
     scores: list[float] = []
     at, lang, detected = 0.0, utterance.lang, None
     window_s = module.model.encoder.max_s
@@ -153,11 +154,15 @@ def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Te
         lang = lang or heard.detected
         own, until = module.phrases(heard, duration)
         said += [Word(one.text, one.start + at, one.end + at, one.confidence) for one in own]
+        # What was not heard to its end is heard again by the next window.
+        words += [
+            Word(one.text, one.start + at, one.end + at, one.confidence) for one in heard.words if one.start < until
+        ]
         scores.append(heard.score)
         at += until
     text = " ".join(one.text for one in said)
     score = sum(scores) / max(1, len(scores))
-    return Hypothesis(utterance.id, text, score, detected=detected, segments=said)
+    return Hypothesis(utterance.id, text, score, detected=detected, segments=said, words=words)
 
 
 def too_long(module: ASRModule, options: LongForm) -> Seconds:

@@ -239,10 +239,14 @@ class WhisperTokenizer:
         ids = self._bpe.encode(f" {text}", add_special_tokens=False).ids if text else []
         return [*ids, self.end_id]
 
+    def spell(self, ids: list[int]) -> str:
+        """The text of ids as it is, spaces at its ends included; special tokens and timestamps left out."""
+        text: str = self._bpe.decode([i for i in ids if i < self.end_id], skip_special_tokens=True)
+        return text
+
     def decode(self, ids: list[int]) -> str:
         """The text of ids, every special token and timestamp left out."""
-        text: str = self._bpe.decode([i for i in ids if i < self.end_id], skip_special_tokens=True)
-        return text.strip()
+        return self.spell(ids).strip()
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""

@@ -3,7 +3,7 @@
 The layers are those of Whisper and BART: norm first, then attention or feed-forward, then the sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,37 @@ class TransformerDecoder(nn.Module):
         x_BUD = x_BUD + drop(layer, attend(layer.self_attn, y_BUD, k, v, None, causal=True))
         k, v = keys_values(layer.encoder_attn, h_BFD)
         return self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+
+    @torch.no_grad()
+    def cross_weights(
+        self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor, heads: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """What some heads look at when each token has been fed, ``weights_BHUF``, and the states, ``states_BUD``.
+
+        Args:
+            tokens_BU, h_BFD, context_lengths_B: see `forward`.
+            heads: layer and head of each.
+        """
+        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        cross_mask = None if mask_BF is None else mask_BF[:, None, None]
+        x_BUD = self._embed(tokens_BU, 0)
+        found: dict[tuple[int, int], Tensor] = {}
+        for i, layer in enumerate(self.net.layers):
+            y_BUD = layer.self_attn_layer_norm(x_BUD)
+            k, v = keys_values(layer.self_attn, y_BUD)
+            x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=True)
+            k, v = keys_values(layer.encoder_attn, h_BFD)
+            y_BUD = layer.encoder_attn_layer_norm(x_BUD)
+            q = _heads(layer.encoder_attn.q_proj(y_BUD), layer.encoder_attn.num_heads)
+            own = [head for at, head in heads if at == i]
+            if own:
+                scores_BHUF = (q[:, own] @ k[:, own].transpose(2, 3)).float() / q.shape[-1] ** 0.5
+                if cross_mask is not None:
+                    scores_BHUF = scores_BHUF.masked_fill(~cross_mask, -torch.inf)
+                weights_BHUF = scores_BHUF.softmax(-1)
+                found |= {(i, head): weights_BHUF[:, place] for place, head in enumerate(own)}
+            x_BUD = self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+        return torch.stack([found[one] for one in heads], dim=1), self.net.layer_norm(x_BUD)
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits of any selection of states, shape (…, V)."""

@@ -14,13 +14,14 @@ from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.seq2seq import Decoded, Suppression, WhisperBeam, WhisperGreedy, fails, greedy, token_limits
 from ssl_asr.decoding.timestamps import TimestampRules, phrases
+from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
-from ssl_asr.models.whisper import WhisperSeq2Seq
+from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
 from ssl_asr.training.ctc import ctc_losses
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import Alternative, Batch, Hypothesis, Seconds, Tokenizer, Utterance, Word
+from ssl_asr.types import SAMPLE_RATE, Alternative, Batch, Hypothesis, Seconds, Tokenizer, Utterance, Word
 
 
 class AuxiliaryCtc:
@@ -64,7 +65,7 @@ class Seq2SeqModule(ASRModule):
         tokenizer, policy, optim, normalizers: see `ASRModule`.
 
     ``detect`` is set where languages are to be heard: of utterances that name ``missing`` ones, or of ``all``, where
-    the language that is named is the one written in all the same.
+    the language that is named is the one written in all the same. ``times`` is set where words are to have times.
     """
 
     tokenizer: WhisperTokenizer
@@ -93,6 +94,7 @@ class Seq2SeqModule(ASRModule):
         self.model = model
         self.decoder, self.label_smoothing = decoder, label_smoothing
         self.detect: Literal["missing", "all"] | None = None
+        self.times = False
         self.auxiliary = auxiliary
         # Its weights are part of the module's; the rest of it is not.
         self.ctc = None if auxiliary is None else auxiliary.layer
@@ -161,9 +163,38 @@ class Seq2SeqModule(ASRModule):
             found = [[row] for row in self._greedy(options, out, utterances, prompts)]
         hypotheses = to_hypotheses(batch, found, self.tokenizer)
         return [
-            replace(one, detected=lang, segments=self.phrases(one, utterance.duration)[0])
-            for one, lang, utterance in zip(hypotheses, detected, utterances, strict=True)
+            replace(
+                one,
+                detected=lang,
+                segments=self.phrases(one, utterance.duration)[0],
+                words=self._words(one, utterance, out, row) if self.times else [],
+            )
+            for row, (one, lang, utterance) in enumerate(zip(hypotheses, detected, utterances, strict=True))
         ]
+
+    def _words(self, hypothesis: Hypothesis, utterance: Utterance, out: EncoderOutput, row: int) -> list[Word]:
+        """The words of a hypothesis with times, by where the decoder's heads that follow speech looked."""
+        tokenizer = self.tokenizer
+        tokens = [token for token in hypothesis.tokens if token < tokenizer.end_id]
+        prompt = tokenizer.prompt(utterance)
+        inputs_BU = torch.tensor([[*prompt, *tokens]], device=out.h_BFD.device)
+        length = out.context_lengths_B[row : row + 1]
+        heads = [(int(layer), int(head)) for layer, head in self.model.generation["alignment_heads"]]
+        weights_BHUF, states_BUD = self.model.cross_weights(
+            inputs_BU, out.h_BFD[row : row + 1, : int(length)], length, heads
+        )
+        # From the last of the prompt on, each place foretells the next token, the last one the end.
+        first, frames = len(prompt) - 1, max(1, int(out.frame_lengths_B[row]))
+        log_probs_UV = self.model.logits(states_BUD[0, first:-1]).float().log_softmax(-1)
+        chosen = torch.tensor(tokens, dtype=torch.int64, device=log_probs_UV.device)
+        return words_of_tokens(
+            tokens,
+            weights_BHUF[0, :, first:, :frames],
+            log_probs_UV.gather(1, chosen[:, None])[:, 0].exp().tolist(),
+            spell=tokenizer.spell,
+            frame_s=SAMPLES_PER_FRAME / SAMPLE_RATE,
+            lang=utterance.lang,
+        )
 
     def phrases(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Word], Seconds]:
         """The phrases of a hypothesis with times, and how far it heard; none and all where it was asked for no times.
