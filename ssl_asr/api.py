@@ -50,6 +50,7 @@ class Transcriber:
         max_batch_s: Seconds = 120.0,
         chunk_s: Seconds = 30.0,
         stride_s: Seconds = 4.0,
+        vad: bool = False,
     ) -> list[Hypothesis]:
         """What recordings say, in their order, whatever their lengths.
 
@@ -58,13 +59,13 @@ class Transcriber:
             sample_rate: of samples that are given as such.
             language: of a multilingual Whisper; None hears it.
             max_batch_s: seconds of audio in a batch, padding included.
-            chunk_s, stride_s: how a CTC model takes long recordings apart, see `ssl_asr.longform.LongForm`.
+            chunk_s, stride_s, vad: how long recordings are taken apart, see `ssl_asr.longform.LongForm`.
 
         Raises:
             AudioError: a file cannot be read, or samples are no mono floats.
         """
         given = [audio] if isinstance(audio, str | Path | np.ndarray | torch.Tensor) else list(audio)
-        parts = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s)
+        parts = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad)
         limit = too_long(self.module, parts)
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []

@@ -88,6 +88,7 @@ class EvaluateConfig:
         normalizers: text normalisers that scores are reported under.
         chunk_s: a CTC model takes longer recordings apart into windows of so many seconds (Whisper's own is 30 s).
         stride_s: seconds at either end of such a window that only lend context to its middle.
+        vad: take long recordings apart where nobody speaks instead, whatever the model, and hear the parts in batches.
         max_batch_s: seconds of audio in a batch, padding included.
         num_workers: reading processes.
         on_bad_audio: ``skip`` counts and names what cannot be read, ``error`` stops at the first.
@@ -115,6 +116,7 @@ class EvaluateConfig:
     only: Any = None
     chunk_s: float = 30.0
     stride_s: float = 4.0
+    vad: bool = False
     normalizers: list[str] = field(default_factory=lambda: ["lower", "whisper_english"])
     max_batch_s: float = 120.0
     num_workers: int = 2
@@ -142,7 +144,7 @@ class TranscribeConfig:
         times: whether to say when words were said, and how sure the model was by this measure: ``max_prob`` or
             ``entropy``; null leaves it to the format.
         num_workers: reading processes.
-        chunk_s, stride_s: see `EvaluateConfig`.
+        chunk_s, stride_s, vad: see `EvaluateConfig`.
         decoder, decoder_file, window, tail_s, language, whisper_task: see `EvaluateConfig`.
         max_batch_s, accelerator, precision: see `EvaluateConfig`.
         verbose: whether to show bars.
@@ -156,6 +158,7 @@ class TranscribeConfig:
     num_workers: int = 0
     chunk_s: float = 30.0
     stride_s: float = 4.0
+    vad: bool = False
     decoder: Any = None
     decoder_file: str | None = None
     window: str | None = None

@@ -41,7 +41,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
         options = InferenceOptions(**{key: config[key] for key in asked})
         module = load_model(config["model"], options, console.print if console else (lambda _: None))
         keys = ("max_batch_s", "num_workers", "on_bad_audio", "max_skip_fraction", "accelerator", "precision")
-        parts = LongForm(chunk_s=config["chunk_s"], stride_s=config["stride_s"], batch_s=config["max_batch_s"])
+        parts = LongForm(**{key: config[key] for key in ("chunk_s", "stride_s", "vad")}, batch_s=config["max_batch_s"])
         own = {key: config[key] for key in keys}
         predictions, skips = recognise(module, manifests, console=console, long_form=parts, **own)
         predictions = {name: with_reference(rows, config["reference"]) for name, rows in predictions.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 from ssl_asr.build import encoder_of
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
+from ssl_asr.data.vad import packed, speech_spans
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.report import Prediction
@@ -27,11 +28,13 @@ class LongForm:
         chunk_s: seconds of a window; recordings of no more are taken whole.
         stride_s: seconds at either end of a window that only lend context to its middle.
         batch_s: seconds of audio in a batch of windows.
+        vad: take them apart where nobody speaks, whatever the model, and hear the parts in batches.
     """
 
     chunk_s: Seconds
     stride_s: Seconds
     batch_s: Seconds
+    vad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +156,54 @@ def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Te
         detected = detected or heard.detected
         lang = lang or heard.detected
         own, until = module.phrases(heard, duration)
-        said += [Word(one.text, one.start + at, one.end + at, one.confidence) for one in own]
+        said += [_moved(one, at) for one in own]
         # What was not heard to its end is heard again by the next window.
-        words += [
-            Word(one.text, one.start + at, one.end + at, one.confidence) for one in heard.words if one.start < until
-        ]
+        words += [_moved(one, at) for one in heard.words if one.start < until]
         scores.append(heard.score)
         at += until
     text = " ".join(one.text for one in said)
     score = sum(scores) / max(1, len(scores))
     return Hypothesis(utterance.id, text, score, detected=detected, segments=said, words=words)
+
+
+def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
+    """What a model hears of the stretches of speech in a long recording, in batches of like length."""
+    longest_s = too_long(module, options)
+    spans = packed(speech_spans(utterance, longest_s=longest_s, whole_T=whole_T), longest_s=longest_s)
+    parts = [
+        replace(utterance, id=f"{utterance.id}#{place}", offset=utterance.offset + start, duration=end - start)
+        for place, (start, end) in enumerate(spans)
+    ]
+    left = sorted(range(len(parts)), key=lambda place: parts[place].duration)
+    heard: dict[int, Hypothesis] = {}
+    while left:
+        size = max(1, int(options.batch_s / parts[left[-1]].duration))
+        own, left = left[-size:], left[:-size]
+        batch = collate([Example(parts[i], _samples(_within(parts[i], utterance, whole_T), whole_T), []) for i in own])
+        heard |= dict(zip(own, module.transcribe(batch.to(module.device)), strict=True))
+    ordered = [heard[place] for place in range(len(parts))]
+    starts = [start for start, _ in spans]
+    return Hypothesis(
+        utterance.id,
+        " ".join(one.text for one in ordered if one.text),
+        sum(one.score for one in ordered) / max(1, len(ordered)),
+        detected=next((one.detected for one in ordered if one.detected), None),
+        words=[_moved(word, start) for one, start in zip(ordered, starts, strict=True) for word in one.words],
+        segments=[
+            _moved(phrase, start)
+            for one, start, part in zip(ordered, starts, parts, strict=True)
+            for phrase in one.segments or ([Word(one.text, 0.0, part.duration, 1.0)] if one.text else [])
+        ],
+    )
+
+
+def _within(part: Utterance, utterance: Utterance, whole_T: Tensor | None) -> Utterance:
+    """A part as it is to be read: samples that are at hand begin with their utterance."""
+    return part if whole_T is None else replace(part, offset=part.offset - utterance.offset)
+
+
+def _moved(word: Word, by: Seconds) -> Word:
+    return replace(word, start=word.start + by, end=word.end + by)
 
 
 def too_long(module: ASRModule, options: LongForm) -> Seconds:
@@ -181,11 +222,13 @@ def hear_long(module: ASRModule, utterance: Utterance, options: LongForm, whole_
         AudioError: it cannot be read.
         ConfigError: the model has neither CTC nor timestamps to take it apart by.
     """
+    if options.vad:
+        return by_voice(module, utterance, options, whole_T)
     if isinstance(module, Seq2SeqModule):
         return whisper_long(module, utterance, whole_T)
     if isinstance(module, JointModule) and isinstance(module.decoder, AttentionGreedy | AttentionBeam):
         what = "the attention decoder hears no more than a window"
-        raise ConfigError("decoder", what, "decoder=ctc_greedy or ctc_beam for long recordings")
+        raise ConfigError("decoder", what, "vad=true, or decoder=ctc_greedy or ctc_beam, for long recordings")
     assert isinstance(module, CTCModule)
     return ctc_long(module, utterance, options, whole_T)
 

@@ -32,7 +32,7 @@ def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: A
     if path is not None:
         progress = Progress(path.with_name(f"{path.name}.progress.jsonl"), made_by(config, module))
     keys = ("max_batch_s", "num_workers", "accelerator", "precision")
-    parts = LongForm(chunk_s=config["chunk_s"], stride_s=config["stride_s"], batch_s=config["max_batch_s"])
+    parts = LongForm(**{key: config[key] for key in ("chunk_s", "stride_s", "vad")}, batch_s=config["max_batch_s"])
     done = transcribe_manifest(
         module, manifest, progress=progress, long_form=parts, say=say, **{key: config[key] for key in keys}
     )

@@ -1,5 +1,7 @@
 """Long recordings: no frame lost, none twice, and the text that one pass would have given."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soundfile
@@ -120,6 +122,24 @@ def test_whisper_goes_from_phrase_to_phrase_and_loses_none(whisper_tiny_en, join
     assert all(one.start <= one.end <= utterance.duration for one in found.segments)
     assert found.segments[-1].end > utterance.duration - 3
     assert not module.decoder.timestamps, "the option is as it was"
+
+
+def test_parts_of_speech_cover_what_was_said_and_fit(whisper_tiny_en, joined):
+    import ssl_asr
+    from ssl_asr.data.text import get_normalizer
+    from ssl_asr.data.vad import packed, speech_spans
+
+    utterance, said = joined
+    spans = packed(speech_spans(utterance, longest_s=30.0), longest_s=30.0)
+    assert all(start < end <= utterance.duration + 0.1 and end - start <= 30.0 for start, end in spans)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    model = ssl_asr.load(whisper_tiny_en, device="cpu")
+    (heard,) = model.transcribe(utterance.audio_filepath, vad=True)
+    normalize = get_normalizer("whisper_english")
+    assert word_edits(normalize(said, None), normalize(heard.text, None)).rate < 0.12
+    starts = [segment.start for segment in heard.segments]
+    assert starts == sorted(starts)
+    assert starts[-1] > utterance.duration - 31
 
 
 def test_what_was_not_heard_is_drawn_again_the_same_whatever_is_beside_it(whisper_tiny_en, data_root):
