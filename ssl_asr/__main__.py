@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "fine-tune a pretrained speech model and report its WER",
     "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
     "transcribe": "write down what files, folders or manifests say",
+    "align": "say when each word of known texts was said",
     "extract": "write the states of an encoder's layers",
     "compare": "say whether one system is better than another, or luckier",
     "lm": "make an n-gram language model from text",

@@ -172,6 +172,34 @@ class TranscribeConfig:
 
 
 @dataclass
+class AlignConfig:
+    """Everything ``python -m ssl_asr.align`` takes.
+
+    Attributes:
+        model: a run directory, a checkpoint, or the name of a checkpoint that is fine-tuned with CTC.
+        manifest: utterances with their texts.
+        output: a file, whose name says the format, or a folder.
+        format: ``jsonl``, ``srt``, ``vtt``, ``ctm`` or ``textgrid``; null goes by the output's name.
+        times: the measure of confidence, ``max_prob`` or ``entropy``.
+        window, tail_s, max_batch_s, num_workers, accelerator, precision: see `EvaluateConfig`.
+        verbose: whether to show bars and tables.
+    """
+
+    model: str = MISSING
+    manifest: str = MISSING
+    output: str = MISSING
+    format: str | None = None
+    times: str = "max_prob"
+    window: str | None = None
+    tail_s: float | None = None
+    max_batch_s: float = 120.0
+    num_workers: int = 0
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    verbose: bool = True
+
+
+@dataclass
 class ExtractConfig:
     """Everything ``python -m ssl_asr.extract`` takes.
 
@@ -324,6 +352,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
+    "align": AlignConfig,
     "extract": ExtractConfig,
     "compare": CompareConfig,
     "lm": LmConfig,

@@ -32,7 +32,7 @@ LAYERS = {
     "tuning": 7,
     "cli": 5,
 }
-COMMANDS = ("train", "evaluate", "transcribe", "extract", "compare", "lm", "tune_decoding", "corpus", "demo")
+COMMANDS = ("train", "evaluate", "transcribe", "extract", "align", "compare", "lm", "tune_decoding", "corpus", "demo")
 ENTRY_POINTS = {*COMMANDS, "__main__", "__init__"}
 LIBRARIES = {
     "hydra": {"config", "build", "cli"},

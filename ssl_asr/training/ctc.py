@@ -1,5 +1,6 @@
 """CTC on a pretrained encoder."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,17 @@ from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import BLANK_ID, SAMPLE_RATE, Alternative, Batch, Hypothesis, LabelTokenizer, Seconds, Word
+from ssl_asr.types import (
+    BLANK_ID,
+    SAMPLE_RATE,
+    Alternative,
+    Batch,
+    Hypothesis,
+    LabelTokenizer,
+    Seconds,
+    Utterance,
+    Word,
+)
 
 # Frames; an alignment's table grows with the square of the length, and is 100 MB at this.
 _MOST_ALIGNED = 10_000
@@ -55,7 +66,8 @@ class CTCModule(ASRModule):
         decoder: how texts are searched for.
         tokenizer, policy, optim, normalizers: see `ASRModule`.
 
-    ``times`` is set where words are to have times and confidences, by that measure.
+    ``times`` is set where words are to have times and confidences, by that measure; ``forced`` where texts are not to
+    be searched for but to be found in the audio as the manifest has them.
     """
 
     tokenizer: LabelTokenizer
@@ -87,6 +99,7 @@ class CTCModule(ASRModule):
         self.labels = tokenizer.labels()
         self.search_with(decoder)
         self.times: Measure | None = None
+        self.forced = False
 
     def search_with(self, decoder: CtcGreedy | CtcBeam) -> None:
         """Search for texts in this way from here on.
@@ -126,13 +139,30 @@ class CTCModule(ASRModule):
         return Loss((weight_B * loss_B).sum(), weight_B.sum())
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """What the search finds."""
+        """What the search finds, or where the manifest's texts lie."""
         log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
+        if self.forced:
+            pairs = zip(batch.utterances, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
+            return [self._found(utterance, own[:frames]) for utterance, own, frames in pairs]
         found = self.search(log_probs_BFV, frame_lengths_B)
         rows = zip(batch.utterances, found, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
         return [
             self._hypothesis(utterance.id, own, log_probs_FV[:frames]) for utterance, own, log_probs_FV, frames in rows
         ]
+
+    def _found(self, utterance: Utterance, log_probs_FV: Tensor) -> Hypothesis:
+        """Where an utterance's own text lies; the score is the mean log-probability of its labels' frames.
+
+        A text that does not fit into the frames has no words and a score of minus infinity.
+        """
+        assert self.times is not None
+        tokens = self.tokenizer.encode(utterance)
+        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times)
+        if spans is None:
+            return Hypothesis(utterance.id, utterance.text, -math.inf, tokens)
+        own = [float(log_probs_FV[span.begin : span.end, span.label].mean()) for span in spans]
+        words = words_of(spans, self.labels, self.frame_s)
+        return Hypothesis(utterance.id, utterance.text, sum(own) / max(1, len(own)), tokens, words=words)
 
     def hear(self, utterance_id: str, log_probs_FV: Tensor) -> Hypothesis:
         """What the search finds in the log-probabilities of one recording, however long."""

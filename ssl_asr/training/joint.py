@@ -107,7 +107,7 @@ class JointModule(CTCModule):
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """What the decoder option finds, by the half it names or by both."""
         options = self.decoder
-        if isinstance(options, CtcGreedy | CtcBeam):
+        if self.forced or isinstance(options, CtcGreedy | CtcBeam):
             return super().transcribe(batch, out)
         h_BFD, frame_lengths_B = self._trunk(batch, out)
         # A text of more tokens than frames is no text: the end is sure to come.

@@ -102,6 +102,30 @@ def test_transcripts_come_as_subtitles_and_word_times(runs, run_command, toy_cor
     assert not list(tmp_path.rglob("*progress*")), "nothing is left of what was under way"
 
 
+def test_known_texts_are_found_in_the_audio(runs, run_command, toy_corpus, tmp_path):
+    rows = [json.loads(line) for line in open(toy_corpus["dev"])]
+    for row in rows:
+        row["audio_filepath"] = str(toy_corpus["dev"].parent / row["audio_filepath"])
+    rows[0]["text"] = "ab " * 9000
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"model={runs['ctc'][0]}", f"manifest={tmp_path}/some.jsonl"]
+    done = run_command("align", *own, f"output={tmp_path}/some.ctm")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"skipped {rows[0]['id']}" in done.stderr
+    lines = [line.split() for line in open(tmp_path / "some.ctm")]
+    by_file = {}
+    for name, _, start, duration, word, sure in lines:
+        assert 0 <= float(sure) <= 1
+        by_file.setdefault(name, []).append((float(start), float(start) + float(duration), word))
+    for row in rows[1:]:
+        found = by_file[row["id"]]
+        assert [word for _, _, word in found] == row["text"].split()
+        assert all(start <= end <= row["duration"] + 0.05 for start, end, _ in found)
+    refused = run_command("align", f"model={runs['seq2seq'][0]}", own[1], f"output={tmp_path}/x.ctm")
+    assert refused.returncode == 2
+    assert "no CTC layer" in refused.stderr
+
+
 def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_command, toy_corpus, tmp_path):
     lm = tmp_path / "lm.arpa"
     made = run_command(
