@@ -378,9 +378,7 @@ def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
     task = "Seq2Seq" if isinstance(module, Seq2SeqModule) else "Joint" if isinstance(module, JointModule) else "Ctc"
     raise_all(check_part(task, "decoder", node))
     decoder = make_decoder(node)
-    if isinstance(module, Seq2SeqModule):
-        module.decoder = decoder
-    elif isinstance(module, JointModule):
+    if isinstance(module, Seq2SeqModule | JointModule):
         module.decode_with(decoder)
     else:
         cast(CTCModule, module).search_with(decoder)

@@ -121,6 +121,10 @@ class CharTokenizer:
         return {"kind": "char", "characters": list(self.characters), "normalizer": self.normalizer}
 
 
+# Half of Whisper's context is for what was said before.
+_MOST_PREVIOUS = 223
+
+
 class WhisperTokenizer:
     """Whisper's tokens, with the prompt each utterance starts from.
 
@@ -213,6 +217,18 @@ class WhisperTokenizer:
         # English-only and multilingual vocabularies end with 1501 timestamp tokens, which some
         # tokenizer.json files leave out; the prompt and text never reach them.
         return size if size > self.no_timestamps_id + 1 else self.no_timestamps_id + 1 + 1501
+
+    def previous(self, text: str) -> list[int]:
+        """The tokens of what was said before, which go before a prompt's start.
+
+        Raises:
+            ConfigError: they are too many.
+        """
+        ids = self._bpe.encode(f" {text.strip()}", add_special_tokens=False).ids
+        if len(ids) > _MOST_PREVIOUS:
+            what = f"the prompt {text[:40]!r}… has {len(ids)} tokens, and {_MOST_PREVIOUS} is the most"
+            raise ConfigError("decoder.prompt", what, "shorten it")
+        return [self._special("<|startofprev|>"), *ids]
 
     def prompt(self, utterance: Utterance, *, timestamps: bool = False) -> list[int]:
         """The tokens the decoder is given: start, for multilingual checkpoints language and task, and no timestamps.

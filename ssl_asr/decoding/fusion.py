@@ -163,23 +163,28 @@ class Words:
 
     def row(self, key: Any) -> Float64s:
         """What each label adds."""
+        return self.some(key, range(len(self.labels)))
+
+    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
+        """What each of these labels adds."""
         state, begun = key
         charged = self._hope(begun)
-        row_V = np.zeros(len(self.labels))
+        row = np.zeros(len(labels))
         done: float | None = None
-        for i, label in enumerate(self.labels):
+        for place, i in enumerate(labels):
+            label = self.labels[i]
             if label is None:
-                row_V[i] = -math.inf
+                row[place] = -math.inf
             elif " " not in label:
-                row_V[i] = self._hope(begun + label) - charged
+                row[place] = self._hope(begun + label) - charged
             else:
                 head, _, rest = label.partition(" ")
                 if head:
-                    row_V[i] = self._finish(state, begun + head)[0] + self._hope(rest) - charged
+                    row[place] = self._finish(state, begun + head)[0] + self._hope(rest) - charged
                 else:
                     done = self._finish(state, begun)[0] if done is None else done
-                    row_V[i] = done + self._hope(rest) - charged
-        return row_V
+                    row[place] = done + self._hope(rest) - charged
+        return row
 
     def _finish(self, state: Any, begun: str) -> tuple[float, Any]:
         return self._word(state, begun) if begun else (0.0, state)
@@ -267,7 +272,12 @@ class Hotwords:
 
     def row(self, key: Any) -> Float64s:
         """What each label adds."""
-        return np.array([-math.inf if text is None else self._through(key, text)[1] for text in self.labels])
+        return self.some(key, range(len(self.labels)))
+
+    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
+        """What each of these labels adds."""
+        texts = [self.labels[i] for i in labels]
+        return np.array([-math.inf if text is None else self._through(key, text)[1] for text in texts])
 
     def advance(self, key: Any, label: int) -> Hashable:
         """The key after a label."""
@@ -423,3 +433,56 @@ class FusionScorer:
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
         self._states_N = self._states_N[rows_N]
+
+
+class SparseAutomaton(Automaton, Protocol):
+    """An automaton that can be asked about some labels only."""
+
+    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
+        """What each of these labels would add after this key."""
+
+
+class CandidateScorer:
+    """Automata over a vocabulary too large for tables, as a `Scorer`: of each beam's likeliest tokens only.
+
+    Args:
+        parts: the automata, over all tokens spelt as text; tokens that spell nothing have "".
+        rows: beams of all utterances.
+        candidates: so many of the decoder's likeliest tokens are scored, and the end; the others are out.
+    """
+
+    def __init__(self, parts: Sequence[SparseAutomaton], *, rows: int, candidates: int) -> None:
+        self.parts, self.candidates = list(parts), candidates
+        self._keys: list[tuple[Hashable, ...]] = [tuple(part.begin for part in parts)] * rows
+        self._kept: dict[tuple[tuple[Hashable, ...], tuple[int, ...]], Float64s] = {}
+
+    def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
+        """What the candidates add; minus infinity for every other token but the end."""
+        tokens_NC = log_probs_NV.topk(min(self.candidates, log_probs_NV.shape[1]), dim=1).indices
+        added = [self._added(key, tuple(own)) for key, own in zip(self._keys, tokens_NC.tolist(), strict=True)]
+        added_NC = torch.from_numpy(np.stack(added)).to(log_probs_NV.device, log_probs_NV.dtype)
+        scores_NV = torch.full_like(log_probs_NV, -torch.inf).scatter_(1, tokens_NC, added_NC)
+        ends = [sum(part.end(own) for part, own in zip(self.parts, key, strict=True)) for key in self._keys]
+        scores_NV[:, end_id] = torch.tensor(ends, device=log_probs_NV.device, dtype=log_probs_NV.dtype)
+        return scores_NV
+
+    def _added(self, key: tuple[Hashable, ...], labels: tuple[int, ...]) -> Float64s:
+        found = self._kept.get((key, labels))
+        if found is None:
+            parts = zip(self.parts, key, strict=True)
+            found = np.nan_to_num(sum(part.some(own, labels) for part, own in parts), nan=-math.inf, neginf=-math.inf)
+            self._kept[key, labels] = found
+        return found
+
+    def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
+        """The keys after the tokens chosen."""
+        self._kept.clear()
+        chosen = zip(rows_N.tolist(), tokens_N.tolist(), strict=True)
+        self._keys = [
+            tuple(part.advance(own, token) for part, own in zip(self.parts, self._keys[row], strict=True))
+            for row, token in chosen
+        ]
+
+    def keep(self, rows_N: Tensor) -> None:
+        """Keep only these rows."""
+        self._keys = [self._keys[row] for row in rows_N.tolist()]

@@ -30,6 +30,9 @@ class WhisperGreedy:
         min_log_prob: a text whose mean log-probability a token is lower fails; null for no test.
         no_speech: where silence is likelier than this, a text that fails by its probability is taken for none; null
             for no test.
+        prompt: what was said before, as far as the model is to know, or words in a style to follow; an utterance's
+            own ``prompt`` in the manifest takes its place. It is read, and not written.
+        min_tokens, max_tokens: of a text; null for no bound but the model's.
     """
 
     suppress: bool
@@ -39,6 +42,9 @@ class WhisperGreedy:
     max_compression: float | None = None
     min_log_prob: float | None = None
     no_speech: float | None = None
+    prompt: str | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +64,14 @@ class WhisperBeam:
     """The ``whisper_beam`` decoder.
 
     Attributes:
-        suppress, max_tokens_per_s, timestamps: see `WhisperGreedy`.
+        suppress, max_tokens_per_s, timestamps, prompt, min_tokens, max_tokens: see `WhisperGreedy`.
         beam_size: texts kept.
         length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
         n_best: texts given for each utterance.
+        max_labels: language models and hotwords are asked about so many of a beam's likeliest tokens.
+        lm: an n-gram model over words in lower case without punctuation (see `ssl_asr.decoding.ctc.CtcBeam`).
+        lm_weight, word_score, unknown_score: see `ssl_asr.decoding.ctc.CtcBeam`.
+        hotwords, hotword_score: see `ssl_asr.decoding.ctc.CtcBeam`; case and punctuation do not matter.
     """
 
     suppress: bool
@@ -70,6 +80,32 @@ class WhisperBeam:
     length_penalty: float
     n_best: int
     timestamps: bool = False
+    max_labels: int = 20
+    lm: str | None = None
+    lm_weight: float = 0.1
+    word_score: float = 0.0
+    unknown_score: float | None = -1.0
+    hotwords: list[str] = field(default_factory=list)
+    hotword_score: float = 0.3
+    prompt: str | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+
+    def fusion(self) -> FusionOptions:
+        """The part of the settings that other searches have as well."""
+        own = {one.name: getattr(self, one.name) for one in fields(FusionOptions) if hasattr(self, one.name)}
+        hotwords = [fold(phrase) for phrase in self.hotwords]
+        return FusionOptions(**(own | {"lm_unit": "word", "label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
+
+
+def fold(text: str) -> str:
+    """Text in lower case without punctuation, apostrophes kept, as language models have words.
+
+    Example:
+        >>> fold(" Don't, Anna!")
+        " don't anna"
+    """
+    return "".join(character for character in text.lower() if character.isalnum() or character in " '")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +149,28 @@ def fails(text: str, score: float, options: WhisperGreedy) -> bool:
     return repeats or (options.min_log_prob is not None and score < options.min_log_prob)
 
 
-def token_limits(max_tokens_per_s: float | None, utterances: Sequence[Utterance]) -> list[int] | None:
+def token_limits(
+    max_tokens_per_s: float | None, utterances: Sequence[Utterance], max_tokens: int | None = None
+) -> list[int] | None:
     """The most tokens each utterance may come to; None where nothing is said."""
     if max_tokens_per_s is None:
-        return None
-    return [8 + int(max_tokens_per_s * utterance.duration) for utterance in utterances]
+        return None if max_tokens is None else [max_tokens] * len(utterances)
+    by_length = [8 + int(max_tokens_per_s * utterance.duration) for utterance in utterances]
+    return by_length if max_tokens is None else [min(max_tokens, limit) for limit in by_length]
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A rule: no text ends before so many tokens."""
+
+    tokens: int
+    end_id: int
+
+    def __call__(self, logits_BV: Tensor, history_BU: Tensor) -> Tensor:
+        """Logits with the end forbidden while it comes too soon."""
+        if history_BU.shape[1] < self.tokens:
+            logits_BV[:, self.end_id] = -torch.inf
+        return logits_BV
 
 
 class Rule(Protocol):

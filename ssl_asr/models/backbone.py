@@ -25,6 +25,13 @@ class EncoderOutput:
     context_lengths_B: Tensor
     layers: tuple[Tensor, ...] | None = None
 
+    def rows(self, rows: Sequence[int]) -> "EncoderOutput":
+        """Only these utterances of the batch, cut to the frames they need."""
+        own = list(rows)
+        most = int(self.context_lengths_B[own].max())
+        layers = None if self.layers is None else tuple(layer[own, :most] for layer in self.layers)
+        return EncoderOutput(self.h_BFD[own, :most], self.frame_lengths_B[own], self.context_lengths_B[own], layers)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:

@@ -12,7 +12,18 @@ from torch.nn import functional
 
 from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.beam import beam_search
-from ssl_asr.decoding.seq2seq import Decoded, Suppression, WhisperBeam, WhisperGreedy, fails, greedy, token_limits
+from ssl_asr.decoding.fusion import CandidateScorer
+from ssl_asr.decoding.seq2seq import (
+    AtLeast,
+    Decoded,
+    Suppression,
+    WhisperBeam,
+    WhisperGreedy,
+    fails,
+    fold,
+    greedy,
+    token_limits,
+)
 from ssl_asr.decoding.timestamps import TimestampRules, phrases
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.metrics.report import Normalizer
@@ -92,7 +103,8 @@ class Seq2SeqModule(ASRModule):
             normalizers=normalizers,
         )
         self.model = model
-        self.decoder, self.label_smoothing = decoder, label_smoothing
+        self.label_smoothing = label_smoothing
+        self.decode_with(decoder)
         self.detect: Literal["missing", "all"] | None = None
         self.times = False
         self.auxiliary = auxiliary
@@ -103,6 +115,18 @@ class Seq2SeqModule(ASRModule):
             always=tuple(generation.get("suppress_tokens") or ()),
             first=tuple(generation.get("begin_suppress_tokens") or ()),
         )
+
+    def decode_with(self, decoder: WhisperGreedy | WhisperBeam) -> None:
+        """Write texts in this way from here on.
+
+        Raises:
+            LanguageModelError: a file of the decoder's is missing or wrong.
+        """
+        self.decoder = decoder
+        self._parts: list[Any] = []
+        if isinstance(decoder, WhisperBeam) and (decoder.lm is not None or decoder.hotwords or decoder.word_score != 0):
+            labels = [fold(self.tokenizer.spell([token])) for token in range(self.tokenizer.vocab_size)]
+            self._parts = decoder.fusion().parts(labels)
 
     def _whole(self, batch: Batch) -> Tensor:
         """Prompt and transcript of each utterance, ``(B, P + U)``: the one start token is the prompt's."""
@@ -153,15 +177,15 @@ class Seq2SeqModule(ASRModule):
             utterance if utterance.lang else replace(utterance, lang=lang)
             for utterance, lang in zip(batch.utterances, detected, strict=True)
         ]
-        prompts = [self.tokenizer.prompt(utterance, timestamps=options.timestamps) for utterance in utterances]
-        found: list[list[Decoded]]
-        if isinstance(options, WhisperBeam):
-            beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
-            search = self._search(options, utterances)
-            found = beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
-        else:
-            found = [[row] for row in self._greedy(options, out, utterances, prompts)]
-        hypotheses = to_hypotheses(batch, found, self.tokenizer)
+        prompts = [self._prompt(utterance, options) for utterance in utterances]
+        found: dict[int, list[Decoded]] = {}
+        # Prompts of a length are searched together.
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            own = out if len(rows) == len(prompts) else out.rows(rows)
+            part = self._find(options, own, [utterances[row] for row in rows], [prompts[row] for row in rows])
+            found |= dict(zip(rows, part, strict=True))
+        hypotheses = to_hypotheses(batch, [found[row] for row in range(len(batch))], self.tokenizer)
         return [
             replace(
                 one,
@@ -171,6 +195,29 @@ class Seq2SeqModule(ASRModule):
             )
             for row, (one, lang, utterance) in enumerate(zip(hypotheses, detected, utterances, strict=True))
         ]
+
+    def _prompt(self, utterance: Utterance, options: WhisperGreedy | WhisperBeam) -> list[int]:
+        """What the decoder is given before an utterance's text."""
+        before = utterance.tags.get("prompt", options.prompt)
+        previous = self.tokenizer.previous(before) if before else []
+        return [*previous, *self.tokenizer.prompt(utterance, timestamps=options.timestamps)]
+
+    def _find(
+        self,
+        options: WhisperGreedy | WhisperBeam,
+        out: EncoderOutput,
+        utterances: Sequence[Utterance],
+        prompts: list[list[int]],
+    ) -> list[list[Decoded]]:
+        """The texts of utterances whose prompts have one length, best first."""
+        if not isinstance(options, WhisperBeam):
+            return [[row] for row in self._greedy(options, out, utterances, prompts)]
+        beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+        search = self._search(options, utterances)
+        if self._parts:
+            rows = len(utterances) * options.beam_size
+            search["scorers"] = [CandidateScorer(self._parts, rows=rows, candidates=options.max_labels)]
+        return beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
 
     def _words(self, hypothesis: Hypothesis, utterance: Utterance, out: EncoderOutput, row: int) -> list[Word]:
         """The words of a hypothesis with times, by where the decoder's heads that follow speech looked."""
@@ -223,8 +270,11 @@ class Seq2SeqModule(ASRModule):
         return {
             "end_id": tokenizer.end_id,
             "suppression": self.suppression if options.suppress else Suppression(),
-            "limits": token_limits(options.max_tokens_per_s, utterances),
-            "rules": [rules] if options.timestamps else [],
+            "limits": token_limits(options.max_tokens_per_s, utterances, options.max_tokens),
+            "rules": [
+                *([rules] if options.timestamps else []),
+                *([] if options.min_tokens is None else [AtLeast(options.min_tokens, tokenizer.end_id)]),
+            ],
         }
 
     def _greedy(

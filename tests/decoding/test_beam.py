@@ -10,7 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.ctc import collapse
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
-from ssl_asr.decoding.fusion import Fusion, FusionScorer, LabelBonus, Words
+from ssl_asr.decoding.fusion import CandidateScorer, Fusion, FusionScorer, Hotwords, LabelBonus, Words
 from ssl_asr.decoding.kneser_ney import estimate
 from ssl_asr.decoding.seq2seq import Suppression, greedy
 from ssl_asr.models.attention import GruDecoder
@@ -234,3 +234,28 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
             expected = sorted(scored, reverse=True)[:3]
             assert [one.tokens for one in found[row]] == [tokens for _, tokens in expected]
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
+
+
+def test_candidates_are_scored_as_tables_are_and_the_others_are_out():
+    labels = ["", "", "a", "b", " a", " "]
+    model = estimate([["ab", "a"], ["b", "ab"]], order=2).model
+    words = Words(labels, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.unigrams())
+    parts = [words, Hotwords(labels, ["ab a"], bonus=0.7)]
+    whole = FusionScorer(Fusion(parts, size=6), rows=4)
+    some = CandidateScorer(parts, rows=4, candidates=3)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        log_probs = torch.randn(4 if step < 4 else 2, 6, generator=generator).log_softmax(-1)
+        expected, scores = whole.scores(log_probs, 0), some.scores(log_probs, 0)
+        asked = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, log_probs.topk(3, dim=1).indices, True)
+        asked[:, 0] = True
+        assert torch.allclose(scores[asked], expected[asked], atol=1e-5)
+        assert (scores[~asked] == -torch.inf).all()
+        rows, tokens = (
+            torch.randint(0, len(log_probs), (len(log_probs),), generator=generator),
+            torch.tensor([2, 4, 3, 5]),
+        )
+        for scorer in (whole, some):
+            scorer.select(rows, tokens[: len(log_probs)])
+            if step == 3:
+                scorer.keep(torch.tensor([1, 3]))
