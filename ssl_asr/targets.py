@@ -66,16 +66,37 @@ def signature(target: str, key: str) -> tuple[dict[str, Parameter], dict[str, as
     module, _, name = target.rpartition(".")
     if not target.startswith(_ALLOWED) or importlib.util.find_spec(module) is None:
         raise ConfigError(f"{key}._target_", f"no class '{target}'", "targets are classes of ssl_asr")
+    found = _class_fields(module, name)
+    if found is None:
+        raise ConfigError(f"{key}._target_", f"no class '{name}' in {module}", "check the spelling")
+    return found
+
+
+def _class_fields(module: str, name: str) -> tuple[dict[str, Parameter], dict[str, ast.expr]] | None:
+    """The fields of a dataclass, those of its bases in this package first, and the type aliases they use."""
     tree = _module_tree(module)
+    imported = {
+        alias.name: str(node.module)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ALLOWED)
+        for alias in node.names
+    }
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            fields = {
+            fields: dict[str, Parameter] = {}
+            aliases: dict[str, ast.expr] = {}
+            for base in node.bases:
+                if isinstance(base, ast.Name):
+                    inherited = _class_fields(imported.get(base.id, module), base.id)
+                    if inherited is not None:
+                        fields, aliases = fields | inherited[0], aliases | inherited[1]
+            fields |= {
                 item.target.id: Parameter(item.annotation, item.value is None)
                 for item in node.body
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             }
-            return fields, _aliases(tree)
-    raise ConfigError(f"{key}._target_", f"no class '{name}' in {module}", "check the spelling")
+            return fields, aliases | _aliases(tree)
+    return None
 
 
 def _matches(value: Any, annotation: ast.expr, aliases: dict[str, ast.expr]) -> bool:

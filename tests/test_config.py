@@ -44,7 +44,7 @@ def test_every_option_composes_and_resolves(group, option):
         overrides.append("data.dev=d.jsonl")
     if group in ("augment", "features"):
         overrides.append(f"freeze={str(option == 'cached').lower()}")
-    if option in ("seq2seq", "whisper", "whisper_greedy") or (group, option) in (
+    if option in ("seq2seq", "whisper", "whisper_greedy", "whisper_beam") or (group, option) in (
         ("head", "none"),
         ("freeze_policy", "decoder"),
     ):
@@ -257,3 +257,16 @@ def test_resolve_plain_gives_plain_data():
         config = resolve_plain(compose("evaluate", overrides=["manifest=a/b.jsonl", "output_dir=o"]))
     assert config["manifest"] == {"test": "a/b.jsonl"}
     assert Path(config["output_dir"]) == Path("o")
+
+
+def test_settings_that_a_class_inherits_are_checked_too():
+    errors = check_node(
+        {"_target_": "ssl_asr.decoding.ctc.CtcBeam", "beam_size": 4, "lm_unit": "syllable", "hotwords": "one"},
+        "decoder",
+    )
+    said = {error.where: str(error) for error in errors}
+    assert "it should be 'word', 'label'" in said["decoder.lm_unit"]
+    assert "decoder.hotwords" in said
+    assert "is missing" in said["decoder.lm_weight"]
+    assert "is missing" in said["decoder.n_best"]
+    assert "decoder.beam_size" not in said

@@ -1,9 +1,9 @@
 """CTC decoding: the best label of each frame, or a beam of prefixes with what language models add."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class CtcGreedy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CtcBeam:
-    """The ``ctc_beam`` decoder: prefix beam search.
+class CtcBeam(FusionOptions):
+    """The ``ctc_beam`` decoder: prefix beam search, with what `FusionOptions` adds.
 
     Attributes:
         beam_size: prefixes kept.
@@ -41,14 +41,6 @@ class CtcBeam:
         max_labels: so many of a frame's likeliest labels are tried; null tries all.
         blank_collapse: frames in a row whose blank is at least so probable are one step; null for none.
         n_best: texts given for each utterance.
-        lm: a language model, ``.arpa``, ``.arpa.gz`` or a KenLM binary; null for none.
-        lm_unit: ``word`` scores words where they end, ``label`` every label of the vocabulary.
-        lm_weight: of its log-probabilities.
-        word_score, label_score: added for each word and for each label.
-        unknown_score: added for each word that neither lexicon nor language model has; null allows none.
-        lexicon: a file with the words that count as known, one a line; null takes the language model's.
-        hotwords: phrases to expect.
-        hotword_score: added for each of their characters.
     """
 
     beam_size: int
@@ -56,19 +48,6 @@ class CtcBeam:
     max_labels: int | None
     blank_collapse: float | None
     n_best: int
-    lm: str | None
-    lm_unit: Literal["word", "label"]
-    lm_weight: float
-    word_score: float
-    label_score: float
-    unknown_score: float | None
-    lexicon: str | None
-    hotwords: list[str]
-    hotword_score: float
-
-    def fusion(self) -> FusionOptions:
-        """The part of the settings that other searches have as well."""
-        return FusionOptions(**{field.name: getattr(self, field.name) for field in fields(FusionOptions)})
 
     def build(self, labels: Sequence[str | None]) -> CtcSearch:
         """The search over a vocabulary, its labels spelt as text.
@@ -76,7 +55,7 @@ class CtcBeam:
         Raises:
             LanguageModelError: a file is missing or wrong.
         """
-        return BeamSearch(self, self.fusion().parts(labels), size=len(labels))
+        return BeamSearch(self, self.parts(labels), size=len(labels))
 
 
 class BeamSearch:

@@ -94,7 +94,18 @@ def read_lexicon(path: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionOptions:
-    """What a search adds to the acoustic score; see `CtcBeam` for the keys."""
+    """What a search adds to the model's own score.
+
+    Attributes:
+        lm: a language model, ``.arpa``, ``.arpa.gz`` or a KenLM binary; null for none.
+        lm_unit: ``word`` scores words where they end, ``label`` every label of the vocabulary.
+        lm_weight: of its log-probabilities.
+        word_score, label_score: added for each word and for each label.
+        unknown_score: added for each word that neither lexicon nor language model has; null allows none.
+        lexicon: a file with the words that count as known, one a line; null takes the language model's.
+        hotwords: phrases to expect.
+        hotword_score: added for each of their characters.
+    """
 
     lm: str | None
     lm_unit: Literal["word", "label"]

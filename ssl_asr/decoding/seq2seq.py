@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -69,9 +69,9 @@ class WhisperBeam:
         length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
         n_best: texts given for each utterance.
         max_labels: language models and hotwords are asked about so many of a beam's likeliest tokens.
-        lm: an n-gram model over words in lower case without punctuation (see `ssl_asr.decoding.ctc.CtcBeam`).
-        lm_weight, word_score, unknown_score: see `ssl_asr.decoding.ctc.CtcBeam`.
-        hotwords, hotword_score: see `ssl_asr.decoding.ctc.CtcBeam`; case and punctuation do not matter.
+        lm: an n-gram model over words in lower case without punctuation (see `FusionOptions`).
+        lm_weight, word_score, unknown_score: see `FusionOptions`.
+        hotwords, hotword_score: see `FusionOptions`; case and punctuation do not matter.
     """
 
     suppress: bool
@@ -109,16 +109,14 @@ def fold(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionBeam:
-    """The ``attention_beam`` decoder of joint models: the attention decoder, CTC and language models together.
+class AttentionBeam(FusionOptions):
+    """The ``attention_beam`` decoder of joint models: the attention decoder, CTC and what `FusionOptions` adds.
 
     Attributes:
         max_tokens_per_s: see `AttentionGreedy`.
         beam_size, length_penalty, n_best: see `WhisperBeam`.
         ctc_weight: CTC's share of the model's score, the decoder's being the rest; 0 leaves CTC out.
         max_labels: CTC looks at so many of the decoder's likeliest labels; null looks at all.
-        lm, lm_unit, lm_weight, word_score, label_score, unknown_score, lexicon: see `ssl_asr.decoding.ctc.CtcBeam`.
-        hotwords, hotword_score: see `ssl_asr.decoding.ctc.CtcBeam`.
     """
 
     max_tokens_per_s: float | None
@@ -127,19 +125,6 @@ class AttentionBeam:
     n_best: int
     ctc_weight: float
     max_labels: int | None
-    lm: str | None
-    lm_unit: Literal["word", "label"]
-    lm_weight: float
-    word_score: float
-    label_score: float
-    unknown_score: float | None
-    lexicon: str | None
-    hotwords: list[str]
-    hotword_score: float
-
-    def fusion(self) -> FusionOptions:
-        """The part of the settings that other searches have as well."""
-        return FusionOptions(**{field.name: getattr(self, field.name) for field in fields(FusionOptions)})
 
 
 def fails(text: str, score: float, options: WhisperGreedy) -> bool:

@@ -101,7 +101,7 @@ class JointModule(CTCModule):
         self.decoder = decoder
         if isinstance(decoder, CtcGreedy | CtcBeam):
             self.search_with(decoder)
-        self._parts = decoder.fusion().parts(self.labels) if isinstance(decoder, AttentionBeam) else []
+        self._parts = decoder.parts(self.labels) if isinstance(decoder, AttentionBeam) else []
         self._fusion: Fusion | None = None
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
