@@ -585,6 +585,14 @@ def _check_ctc_share(task: dict[str, Any]) -> list[ConfigError]:
     return []
 
 
+def _check_beam(decoder: dict[str, Any]) -> list[ConfigError]:
+    """Whether a beam holds what is asked of it; values of a wrong type are errors of their own."""
+    beams, texts = decoder.get("beam_size"), decoder.get("n_best")
+    if isinstance(beams, int) and isinstance(texts, int) and texts > beams:
+        return [ConfigError("decoder.n_best", f"is {texts}, and the beam holds {beams}", "decoder.beam_size as large")]
+    return []
+
+
 def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
     """Whether backbone, task, head, tokenizer and decoder go together."""
     kind = {
@@ -606,6 +614,7 @@ def _check_fit(config: dict[str, Any]) -> list[ConfigError]:
         errors += check_part(kind["task"], key, config[key])
     if kind["task"] == "Joint":
         errors += _check_ctc_share(config["task"])
+    errors += _check_beam(config["decoder"])
     if kind["features"] == "CachedFeatures" and config["data"].get("speed_factors"):
         what = "audio that changes each epoch has no states that could be kept"
         errors.append(ConfigError("data.speed_factors", what, "data.speed_factors=[], or features=none"))
@@ -720,7 +729,8 @@ def _check_decoder(config: dict[str, Any]) -> list[ConfigError]:
     if config.get("decoder") is None:
         return errors
     found = check_node(config["decoder"], "decoder")
-    return errors + found + _check_ranges(config, {error.where for error in found}, only="decoder.")
+    ranges = _check_ranges(config, {error.where for error in found}, only="decoder.")
+    return errors + found + ranges + ([] if found or ranges else _check_beam(config["decoder"]))
 
 
 _CHOICES = {

@@ -270,3 +270,9 @@ def test_settings_that_a_class_inherits_are_checked_too():
     assert "is missing" in said["decoder.lm_weight"]
     assert "is missing" in said["decoder.n_best"]
     assert "decoder.beam_size" not in said
+
+
+def test_a_beam_holds_as_many_texts_as_are_asked_for():
+    resolved("decoder=ctc_beam", "decoder.beam_size=3", "decoder.n_best=3")
+    with pytest.raises(ConfigError, match="the beam holds 3"):
+        resolved("decoder=ctc_beam", "decoder.beam_size=3", "decoder.n_best=4")

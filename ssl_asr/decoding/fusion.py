@@ -23,6 +23,10 @@ from ssl_asr.errors import LanguageModelError
 _MAX_CELLS = 100_000_000
 
 
+# Begins no word.
+_SOME_UNKNOWN_WORD = "\0"
+
+
 class WordModel(Protocol):
     """A language model over words; states are hashable."""
 
@@ -116,6 +120,8 @@ class Words:
         unknown_score: added for each word that is not among ``vocabulary``; minus infinity allows none.
         vocabulary: the known words with what is to be expected of each, a log-probability; None where nobody can
             say, as with some binary models.
+        unknown_alike: all words outside the vocabulary are one to the model. How one is spelt then need not be
+            remembered, which saves most of the states there are.
     """
 
     def __init__(
@@ -127,10 +133,18 @@ class Words:
         word_score: float,
         unknown_score: float,
         vocabulary: Mapping[str, float] | None,
+        unknown_alike: bool = False,
     ) -> None:
         self.labels, self.model, self.weight = labels, model, weight
         self.word_score, self.unknown_score = word_score, unknown_score
+        self.unknown_alike = unknown_alike and vocabulary is not None
         self._known = None if vocabulary is None else frozenset(vocabulary)
+        # Labels that end a word before they begin: " ", " the"; and those that end it with letters of their own.
+        spaced = [label is not None and label.startswith(" ") for label in labels]
+        self._ends_word = np.array(spaced)
+        self._headed = [i for i, label in enumerate(labels) if label and " " in label and not spaced[i]]
+        self._rows: dict[str, Float64s] = {}
+        self._finished: dict[tuple[Any, str], tuple[float, Any]] = {}
         self._hopes: dict[str, float] | None = None
         if vocabulary is not None:
             self._hopes = {}
@@ -163,31 +177,53 @@ class Words:
 
     def row(self, key: Any) -> Float64s:
         """What each label adds."""
-        return self.some(key, range(len(self.labels)))
+        state, begun = key
+        row = self._rows.get(begun)
+        if row is None:
+            row = self._rows[begun] = self._spelling(begun, range(len(self.labels)))
+        done, _ = self._finish(state, begun)
+        return row + np.where(self._ends_word, done, 0.0) + self._with_head(state, begun, self._headed)
 
     def some(self, key: Any, labels: Sequence[int]) -> Float64s:
         """What each of these labels adds."""
         state, begun = key
+        done, _ = self._finish(state, begun)
+        own = list(labels)
+        ended = np.where(self._ends_word[own], done, 0.0)
+        return self._spelling(begun, own) + ended + self._with_head(state, begun, own)
+
+    def _spelling(self, begun: str, labels: Sequence[int]) -> Float64s:
+        """What labels add to what is charged for words that are begun, whatever was said before."""
         charged = self._hope(begun)
         row = np.zeros(len(labels))
-        done: float | None = None
         for place, i in enumerate(labels):
             label = self.labels[i]
             if label is None:
                 row[place] = -math.inf
-            elif " " not in label:
-                row[place] = self._hope(begun + label) - charged
             else:
-                head, _, rest = label.partition(" ")
-                if head:
-                    row[place] = self._finish(state, begun + head)[0] + self._hope(rest) - charged
-                else:
-                    done = self._finish(state, begun)[0] if done is None else done
-                    row[place] = done + self._hope(rest) - charged
+                _, space, rest = label.partition(" ")
+                row[place] = self._hope(rest if space else begun + label) - charged
+        return row
+
+    def _with_head(self, state: Any, begun: str, labels: Sequence[int]) -> Float64s | float:
+        """What labels add that end a word with letters of their own; most vocabularies have none."""
+        if not self._headed:
+            return 0.0
+        row = np.zeros(len(self.labels) if labels is self._headed else len(labels))
+        for place, i in enumerate(labels):
+            if i in self._headed:
+                head = str(self.labels[i]).partition(" ")[0]
+                row[i if labels is self._headed else place] = self._finish(state, begun + head)[0]
         return row
 
     def _finish(self, state: Any, begun: str) -> tuple[float, Any]:
-        return self._word(state, begun) if begun else (0.0, state)
+        """What the end of a word adds, and the state after it; nothing where none is begun."""
+        if not begun:
+            return 0.0, state
+        found = self._finished.get((state, begun))
+        if found is None:
+            found = self._finished[state, begun] = self._word(state, begun)
+        return found
 
     def advance(self, key: Any, label: int) -> Hashable:
         """The key after a label."""
@@ -195,9 +231,12 @@ class Words:
         text = self.labels[label]
         assert text is not None
         head, space, rest = text.partition(" ")
-        if not space:
-            return (state, begun + text)
-        return (self._finish(state, begun + head)[1], rest)
+        if space:
+            state = self._finish(state, begun + head)[1]
+        begun = rest if space else begun + text
+        if begun and self.unknown_alike and self._hopes is not None and begun not in self._hopes:
+            begun = _SOME_UNKNOWN_WORD
+        return (state, begun)
 
     def end(self, key: Any) -> float:
         """The last word, and the end."""
@@ -333,7 +372,7 @@ class Fusion:
         self._states: dict[tuple[Hashable, ...], int] = {}
         self._rows_SV = torch.zeros(0, self.size, device=self.device)
         self._nexts_SV = torch.zeros(0, self.size, dtype=torch.int64, device=self.device)
-        self._ends_S = torch.zeros(0, device=self.device)
+        self._ends: dict[int, float] = {}
         self._add([tuple(part.begin for part in self.parts)])
 
     def begin(self) -> int:
@@ -348,7 +387,11 @@ class Fusion:
 
     def ends(self, states: Tensor) -> Tensor:
         """What the end of the text adds after these states."""
-        return self._ends_S[states]
+        flat = states.flatten().tolist()
+        for state in set(flat) - self._ends.keys():
+            total = sum(part.end(own) for part, own in zip(self.parts, self._keys[state], strict=True))
+            self._ends[state] = -math.inf if math.isnan(total) else total
+        return torch.tensor([self._ends[state] for state in flat], device=self.device).view(states.shape)
 
     def nexts(self, states: Tensor, labels: Tensor) -> Tensor:
         """The states after these labels; a label below 0 leaves a state as it is."""
@@ -382,21 +425,17 @@ class Fusion:
         self._keys += keys
         self._states.update({key: first + i for i, key in enumerate(keys)})
         rows = np.zeros((len(keys), self.size))
-        ends = np.zeros(len(keys))
         for i, key in enumerate(keys):
             for part, own in zip(self.parts, key, strict=True):
                 rows[i] += part.row(own)
-                ends[i] += part.end(own)
         if len(self._keys) > len(self._rows_SV):
             room = max(256, 2 * len(self._keys))
             self._rows_SV = _grown(self._rows_SV, room, 0.0)
             self._nexts_SV = _grown(self._nexts_SV, room, -1)
-            self._ends_S = _grown(self._ends_S, room, 0.0)
         last = len(self._keys)
         # What is forbidden already is charged without end, and endless less endless is no number.
-        rows[np.isnan(rows)], ends[np.isnan(ends)] = -math.inf, -math.inf
+        rows[np.isnan(rows)] = -math.inf
         self._rows_SV[first:last] = torch.from_numpy(rows).to(self.device, torch.float32)
-        self._ends_S[first:last] = torch.from_numpy(ends).to(self.device, torch.float32)
 
 
 def _grown(table: Tensor, rows: int, fill: float) -> Tensor:

@@ -156,6 +156,7 @@ class FusionOptions:
             word_score=self.word_score,
             unknown_score=-math.inf if self.unknown_score is None else self.unknown_score,
             vocabulary=vocabulary,
+            unknown_alike=model is None or self.lexicon is None,
         )
 
 

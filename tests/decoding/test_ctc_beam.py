@@ -149,8 +149,9 @@ def test_an_ngram_over_labels_adds_its_log_probability_of_the_whole_text():
     _check(LabelNGram(model, LABELS, weight=0.7), fused)
 
 
+@pytest.mark.parametrize("unknown_alike", [False, True])
 @pytest.mark.parametrize("unknown_score", [-4.0, -math.inf])
-def test_words_add_theirs_where_they_end_whatever_was_charged_on_the_way(unknown_score):
+def test_words_add_theirs_where_they_end_whatever_was_charged_on_the_way(unknown_score, unknown_alike):
     model = estimate(SENTENCES, order=2).model
     words = Words(
         LABELS,
@@ -159,6 +160,7 @@ def test_words_add_theirs_where_they_end_whatever_was_charged_on_the_way(unknown
         word_score=0.3,
         unknown_score=unknown_score,
         vocabulary=model.unigrams(),
+        unknown_alike=unknown_alike,
     )
 
     def fused(tokens):
