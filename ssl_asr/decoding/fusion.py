@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_asr.decoding.ngram import Float64s, NGram
@@ -21,6 +22,8 @@ from ssl_asr.errors import LanguageModelError
 
 # States of which the rows are kept at most; beyond, all are forgotten between utterances.
 _MAX_CELLS = 100_000_000
+# Words after states that are remembered, for the same reason.
+_MAX_KEPT = 1_000_000
 
 
 # Begins no word.
@@ -142,7 +145,7 @@ class Words:
         # Labels that end a word before they begin: " ", " the"; and those that end it with letters of their own.
         spaced = [label is not None and label.startswith(" ") for label in labels]
         self._ends_word = np.array(spaced)
-        self._headed = [i for i, label in enumerate(labels) if label and " " in label and not spaced[i]]
+        self._headed = frozenset(i for i, label in enumerate(labels) if label and " " in label and not spaced[i])
         self._rows: dict[str, Float64s] = {}
         self._finished: dict[tuple[Any, str], tuple[float, Any]] = {}
         self._hopes: dict[str, float] | None = None
@@ -177,20 +180,27 @@ class Words:
 
     def row(self, key: Any) -> Float64s:
         """What each label adds."""
-        state, begun = key
+        begun = key[1]
         row = self._rows.get(begun)
         if row is None:
+            if len(self._rows) * len(self.labels) > _MAX_CELLS // 10:
+                self._rows.clear()
             row = self._rows[begun] = self._spelling(begun, range(len(self.labels)))
-        done, _ = self._finish(state, begun)
-        return row + np.where(self._ends_word, done, 0.0) + self._with_head(state, begun, self._headed)
+        return self._with_ends(key, row, range(len(self.labels)), self._ends_word)
 
     def some(self, key: Any, labels: Sequence[int]) -> Float64s:
         """What each of these labels adds."""
-        state, begun = key
-        done, _ = self._finish(state, begun)
         own = list(labels)
-        ended = np.where(self._ends_word[own], done, 0.0)
-        return self._spelling(begun, own) + ended + self._with_head(state, begun, own)
+        return self._with_ends(key, self._spelling(key[1], own), own, self._ends_word[own])
+
+    def _with_ends(self, key: Any, spelling: Float64s, labels: Sequence[int], ends_word: NDArray[np.bool_]) -> Float64s:
+        """What labels add by how they spell words, and by the words they end."""
+        state, begun = key
+        row = spelling + np.where(ends_word, self._finish(state, begun)[0], 0.0)
+        for place, i in enumerate(labels) if self._headed else ():
+            if i in self._headed:
+                row[place] += self._finish(state, begun + str(self.labels[i]).partition(" ")[0])[0]
+        return row
 
     def _spelling(self, begun: str, labels: Sequence[int]) -> Float64s:
         """What labels add to what is charged for words that are begun, whatever was said before."""
@@ -205,23 +215,14 @@ class Words:
                 row[place] = self._hope(rest if space else begun + label) - charged
         return row
 
-    def _with_head(self, state: Any, begun: str, labels: Sequence[int]) -> Float64s | float:
-        """What labels add that end a word with letters of their own; most vocabularies have none."""
-        if not self._headed:
-            return 0.0
-        row = np.zeros(len(self.labels) if labels is self._headed else len(labels))
-        for place, i in enumerate(labels):
-            if i in self._headed:
-                head = str(self.labels[i]).partition(" ")[0]
-                row[i if labels is self._headed else place] = self._finish(state, begun + head)[0]
-        return row
-
     def _finish(self, state: Any, begun: str) -> tuple[float, Any]:
         """What the end of a word adds, and the state after it; nothing where none is begun."""
         if not begun:
             return 0.0, state
         found = self._finished.get((state, begun))
         if found is None:
+            if len(self._finished) > _MAX_KEPT:
+                self._finished.clear()
             found = self._finished[state, begun] = self._word(state, begun)
         return found
 

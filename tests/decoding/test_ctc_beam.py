@@ -207,6 +207,22 @@ def test_hotwords_pay_for_whole_words_and_phrases_only():
     _check(Hotwords(LABELS, phrases, bonus=1.5), fused, frames=5)
 
 
+def test_a_label_may_end_one_word_and_begin_another():
+    """As Whisper's byte pairs and unusual alphabets can: "b a" ends a word with a letter of its own."""
+    labels = [None, None, "a", "b a", " "]
+    model = estimate(SENTENCES, order=2).model
+    words = Words(labels, model=model, weight=0.5, word_score=0.1, unknown_score=-3.0, vocabulary=model.unigrams())
+    log_probs = _log_probs(1, 4, 5, seed=7)
+    fusion = Fusion([words], size=5)
+    found = prefix_beam_search(log_probs, torch.tensor([4]), beam_size=256, fusion=fusion, n_best=256, **EVERYTHING)
+    for one in found[0]:
+        said = "".join(labels[token] for token in one.tokens).split()
+        expected = 0.5 * model.sentence_log_prob(said) + 0.1 * len(said)
+        expected += sum(-3.0 for word in said if not model.knows(word))
+        assert one.fused == pytest.approx(expected, abs=1e-3), said
+        assert words.some((model.begin, "a"), [3, 2, 4]) == pytest.approx(words.row((model.begin, "a"))[[3, 2, 4]])
+
+
 def test_several_parts_add_up_and_pieces_end_words_where_they_begin_one():
     pieces = [None, None, " a", "b", " ab"]
     model = estimate(SENTENCES, order=2).model
