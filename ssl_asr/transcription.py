@@ -57,9 +57,12 @@ class Progress(Callback):
         if path.is_file():
             self._read()
 
+    def _head(self) -> str:
+        return json.dumps({"made_by": self.digest})
+
     def _read(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        if not lines or json.loads(lines[0]) != {"made_by": self.digest}:
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines or lines[0] != self._head():
             what = "holds transcripts that another model, or the same with other settings, was interrupted at"
             raise ConfigError(str(self.path), what, "go on with those settings, or delete the file")
         for line in lines[1:]:
@@ -74,7 +77,7 @@ class Progress(Callback):
         """Write what is there already anew: a line that was cut off goes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"made_by": self.digest}) + "\n")
+            file.write(f"{self._head()}\n")
             file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in self.done.values())
 
     def on_test_batch_end(
@@ -125,7 +128,8 @@ def transcribe_manifest(
         say: told how much was there already.
     """
     ids = [utterance.id for utterance in manifest]
-    done = {} if progress is None else {key: row for key, row in progress.done.items() if key in set(ids)}
+    wanted = set(ids)
+    done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
     left = [i for i, one in enumerate(ids) if one not in done]
     if done:
         say(f"{len(done)} of {len(ids)} were done before the run was interrupted")

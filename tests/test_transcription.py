@@ -63,3 +63,6 @@ def test_progress_of_another_model_is_refused(module, toy_corpus, tmp_path):
     transcribe_manifest(module, read_manifest(toy_corpus["dev"]), progress=progress, **OPTIONS)
     with pytest.raises(ConfigError, match="interrupted"):
         Progress(path, {"model": "b"})
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(ConfigError, match="interrupted"):
+        Progress(path, {"model": "a"})
