@@ -13,6 +13,7 @@ from ssl_asr.data.vad import packed, speech_spans
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.report import Prediction
+from ssl_asr.models.whisper import WINDOW_S, WhisperEncoder
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.joint import JointModule
 from ssl_asr.training.module import ASRModule
@@ -177,7 +178,7 @@ def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T
     left = sorted(range(len(parts)), key=lambda place: parts[place].duration)
     heard: dict[int, Hypothesis] = {}
     while left:
-        size = max(1, int(options.batch_s / parts[left[-1]].duration))
+        size = max(1, int(options.batch_s / seen_s(module, parts[left[-1]].duration)))
         own, left = left[-size:], left[:-size]
         batch = collate([Example(parts[i], _samples(_within(parts[i], utterance, whole_T), whole_T), []) for i in own])
         heard |= dict(zip(own, module.transcribe(batch.to(module.device)), strict=True))
@@ -204,6 +205,12 @@ def _within(part: Utterance, utterance: Utterance, whole_T: Tensor | None) -> Ut
 
 def _moved(word: Word, by: Seconds) -> Word:
     return replace(word, start=word.start + by, end=word.end + by)
+
+
+def seen_s(module: ASRModule, duration: Seconds) -> Seconds:
+    """Seconds that the encoder works through for a recording of that length: Whisper's window may be longer."""
+    encoder = encoder_of(module)
+    return WINDOW_S if isinstance(encoder, WhisperEncoder) and encoder.window == "30s" else duration
 
 
 def too_long(module: ASRModule, options: LongForm) -> Seconds:

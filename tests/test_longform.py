@@ -11,7 +11,7 @@ from torch import nn
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.longform import LongForm, ctc_long, transcribe_long, windows
 from ssl_asr.metrics.edit import word_edits
-from ssl_asr.types import Utterance
+from ssl_asr.types import Hypothesis, Utterance
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -140,6 +140,30 @@ def test_parts_of_speech_cover_what_was_said_and_fit(whisper_tiny_en, joined):
     starts = [segment.start for segment in heard.segments]
     assert starts == sorted(starts)
     assert starts[-1] > utterance.duration - 31
+
+
+def test_short_parts_do_not_fill_a_batch_with_windows(whisper_tiny_en, joined, monkeypatch):
+    """At 30-s windows a part of a second costs what one of thirty does."""
+    from ssl_asr.build import InferenceOptions, load_model
+
+    utterance, _ = joined
+    module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
+    monkeypatch.setattr("ssl_asr.longform.speech_spans", lambda *_, **__: [(i * 2.0, i * 2.0 + 0.5) for i in range(20)])
+    monkeypatch.setattr("ssl_asr.longform.packed", lambda spans, **_: spans)
+    sizes = []
+
+    def heard(batch):
+        sizes.append(len(batch))
+        return [Hypothesis(one.id, "", 0.0) for one in batch.utterances]
+
+    monkeypatch.setattr(module, "transcribe", heard)
+    options = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0, vad=True)
+    transcribe_long(module, utterance, options)
+    assert sizes == [4] * 5
+    module.model.encoder.window = "real"
+    sizes.clear()
+    transcribe_long(module, utterance, options)
+    assert sizes == [20]
 
 
 def test_what_was_not_heard_is_drawn_again_the_same_whatever_is_beside_it(whisper_tiny_en, data_root):
