@@ -39,7 +39,8 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
     """A minimal alignment, as ``(operation, reference token, hypothesis token)`` with "" where there is none.
 
     Levenshtein distance with unit costs. Each row of the table is one vector operation, since an insertion
-    run is a running minimum.
+    run is a running minimum. Sequences whose table would be too large are parted in two where a minimal alignment
+    passes (Hirschberg, 1975), so that an hour's characters take no more memory than a sentence's.
 
     Example:
         >>> align("a b c".split(), "a x c d".split())
@@ -48,14 +49,38 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
     ids: dict[str, int] = {}
     ref_N = np.array([ids.setdefault(token, len(ids)) for token in ref], dtype=np.int64)
     hyp_N = np.array([ids.setdefault(token, len(ids)) for token in hyp], dtype=np.int64)
-    columns = np.arange(len(hyp) + 1)
+    if (len(ref) + 1) * (len(hyp) + 1) > _MOST_CELLS and len(ref) > 1:
+        middle = len(ref) // 2
+        before = _last_row(ref_N[:middle], hyp_N)
+        after = _last_row(ref_N[middle:][::-1], hyp_N[::-1])[::-1]
+        at = int((before + after).argmin())
+        return align(ref[:middle], hyp[:at]) + align(ref[middle:], hyp[at:])
     table = np.empty((len(ref) + 1, len(hyp) + 1), dtype=np.int64)
-    table[0] = columns
+    table[0] = np.arange(len(hyp) + 1)
     for row, token in enumerate(ref_N, start=1):
-        best = table[row - 1] + 1
-        best[1:] = np.minimum(best[1:], table[row - 1, :-1] + (hyp_N != token))
-        table[row] = np.minimum.accumulate(best - columns) + columns
+        table[row] = _next_row(table[row - 1], hyp_N != token)
     return _trace(table, ref, hyp)
+
+
+# Of a table: 160 MB.
+_MOST_CELLS = 20_000_000
+
+
+def _next_row(row: NDArray[np.int64], differs: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The table's row after one more reference token."""
+    columns = np.arange(len(row))
+    best = row + 1
+    best[1:] = np.minimum(best[1:], row[:-1] + differs)
+    following: NDArray[np.int64] = np.minimum.accumulate(best - columns) + columns
+    return following
+
+
+def _last_row(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Errors of the reference against each beginning of the hypothesis."""
+    row = np.arange(len(hyp_N) + 1)
+    for token in ref_N:
+        row = _next_row(row, hyp_N != token)
+    return row
 
 
 def _trace(table: NDArray[np.int64], ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:

@@ -90,3 +90,18 @@ def test_a_corpus_is_not_the_mean_of_its_batches():
 
 def test_characters_beyond_the_first_plane():
     assert count_edits("a😀b", "a😀").errors == 1
+
+
+@pytest.mark.parametrize("most", [1, 4, 30])
+def test_an_alignment_made_in_parts_is_as_short_as_one_made_whole(monkeypatch, most):
+    draw = random.Random(most)
+    for _ in range(200):
+        ref, hyp = ([draw.choice("abc") for _ in range(draw.randint(0, 14))] for _ in range(2))
+        whole = count_edits(ref, hyp)
+        monkeypatch.setattr("ssl_asr.metrics.edit._MOST_CELLS", most)
+        parts = align(ref, hyp)
+        assert count_edits(ref, hyp).errors == whole.errors
+        monkeypatch.undo()
+        assert [old for operation, old, _ in parts if operation != "ins"] == ref
+        assert [new for operation, _, new in parts if operation != "del"] == hyp
+        assert all((operation == "match") == (old == new) for operation, old, new in parts)
