@@ -112,8 +112,8 @@ def placed(row: Prediction, words: Sequence[Word]) -> list[Word]:
 
 
 def _cues_of(row: Prediction) -> list[Word]:
-    """Subtitles of a transcript: the phrases its model made, or words joined."""
-    return placed(row, row.segments) if row.segments else cues(placed(row, row.words))
+    """Subtitles of a transcript: words joined, or the phrases its model made where words have no times."""
+    return placed(row, row.segments) if row.segments and not row.words else cues(placed(row, row.words))
 
 
 def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:

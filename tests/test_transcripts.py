@@ -26,6 +26,13 @@ def test_subtitles_break_at_pauses_and_count_from_the_beginning_of_the_recording
     assert render([PLAIN], "srt") == "1\n00:00:00,000 --> 00:00:02,500\nno times\n"
 
 
+def test_phrases_are_subtitles_where_words_have_no_times():
+    phrases = [Word("one two", 0.5, 1.5, 0.9), Word("three", 3.0, 3.5, 0.7)]
+    row = Prediction("u", "", "one two three", 0.0, 4.0, "/talks/a.wav", offset=10.0, segments=phrases)
+    assert "00:00:10,500 --> 00:00:11,500\none two\n" in render([row], "srt")
+    assert "00:00:10,500" not in render([ROW], "srt")
+
+
 def test_subtitles_stay_short():
     words = [Word("word", i * 0.3, i * 0.3 + 0.3, 1.0) for i in range(100)]
     made = cues(words)
