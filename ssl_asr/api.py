@@ -19,7 +19,7 @@ from ssl_asr.data.audio import audio_duration_s, read_waveform, resample
 from ssl_asr.data.dataset import collate
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.errors import AudioError
-from ssl_asr.longform import LongForm, hear_long, seen_s, too_long
+from ssl_asr.longform import LongForm, batches, hear_long, too_long
 from ssl_asr.models.whisper import Window
 from ssl_asr.types import SAMPLE_RATE, Example, Hertz, Hypothesis, Seconds, Utterance
 
@@ -76,11 +76,9 @@ class Transcriber:
             else:
                 samples_T = read_waveform(utterance) if samples_T is None else samples_T
                 short.append((place, Example(utterance, samples_T, [])))
-        short.sort(key=lambda pair: len(pair[1].waveform_T))
-        while short:
-            longest = len(short[-1][1].waveform_T) / SAMPLE_RATE
-            size = max(1, int(max_batch_s / seen_s(self.module, longest)))
-            own, short = short[-size:], short[:-size]
+        lengths_s = [len(example.waveform_T) / SAMPLE_RATE for _, example in short]
+        for places in batches(self.module, lengths_s, max_batch_s):
+            own = [short[place] for place in places]
             heard = self.module.transcribe(collate([example for _, example in own]).to(self.device))
             results |= {place: one for (place, _), one in zip(own, heard, strict=True)}
         return [results[place] for place in range(len(given))]

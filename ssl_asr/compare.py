@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_asr import cli
 from ssl_asr.errors import ConfigError, ManifestError
+from ssl_asr.textfiles import written_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +35,8 @@ def compare(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG0
             _show_changes(first, second, by_name[config["normalizers"][0]], config["worst"], console)
     if config["output"] is not None:
         whole = {split: {name: asdict(one) for name, one in rows.items()} for split, rows in results.items()}
-        Path(config["output"]).parent.mkdir(parents=True, exist_ok=True)
-        Path(config["output"]).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        with written_whole(Path(config["output"])) as file:
+            file.write(json.dumps(whole, indent=1) + "\n")
     return next(iter(next(iter(results.values())).values())).difference
 
 

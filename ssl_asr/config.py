@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from ssl_asr.errors import ConfigError, raise_all
 from ssl_asr.targets import check_node, did_you_mean
+from ssl_asr.textfiles import written_whole
 
 _POLICIES = "ssl_asr.models.freezing"
 # What a backbone file may recommend, and `freeze` fold to.
@@ -793,10 +794,8 @@ def write_decoder(path: Path, options: Any) -> None:
     kind = type(options)
     node = {"_target_": f"{kind.__module__}.{kind.__name__}", **asdict(options)}
     files = {key: str(Path(node[key]).resolve()) for key in ("lm", "lexicon") if node.get(key) is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(node | files)), encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(node | files)))
 
 
 def known_keys(name: str) -> list[str]:

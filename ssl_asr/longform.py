@@ -157,9 +157,9 @@ def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Te
         detected = detected or heard.detected
         lang = lang or heard.detected
         own, until = module.phrases(heard, duration)
-        said += [_moved(one, at) for one in own]
+        said += [one.later(at) for one in own]
         # What was not heard to its end is heard again by the next window.
-        words += [_moved(one, at) for one in heard.words if one.start < until]
+        words += [one.later(at) for one in heard.words if one.start < until]
         scores.append(heard.score)
         at += until
     text = " ".join(one.text for one in said)
@@ -175,11 +175,8 @@ def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T
         replace(utterance, id=f"{utterance.id}#{place}", offset=utterance.offset + start, duration=end - start)
         for place, (start, end) in enumerate(spans)
     ]
-    left = sorted(range(len(parts)), key=lambda place: parts[place].duration)
     heard: dict[int, Hypothesis] = {}
-    while left:
-        size = max(1, int(options.batch_s / seen_s(module, parts[left[-1]].duration)))
-        own, left = left[-size:], left[:-size]
+    for own in batches(module, [part.duration for part in parts], options.batch_s):
         batch = collate([Example(parts[i], _samples(_within(parts[i], utterance, whole_T), whole_T), []) for i in own])
         heard |= dict(zip(own, module.transcribe(batch.to(module.device)), strict=True))
     ordered = [heard[place] for place in range(len(parts))]
@@ -189,9 +186,9 @@ def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T
         " ".join(one.text for one in ordered if one.text),
         sum(one.score for one in ordered) / max(1, len(ordered)),
         detected=next((one.detected for one in ordered if one.detected), None),
-        words=[_moved(word, start) for one, start in zip(ordered, starts, strict=True) for word in one.words],
+        words=[word.later(start) for one, start in zip(ordered, starts, strict=True) for word in one.words],
         segments=[
-            _moved(phrase, start)
+            phrase.later(start)
             for one, start, part in zip(ordered, starts, parts, strict=True)
             for phrase in one.segments or ([Word(one.text, 0.0, part.duration, 1.0)] if one.text else [])
         ],
@@ -203,8 +200,13 @@ def _within(part: Utterance, utterance: Utterance, whole_T: Tensor | None) -> Ut
     return part if whole_T is None else replace(part, offset=part.offset - utterance.offset)
 
 
-def _moved(word: Word, by: Seconds) -> Word:
-    return replace(word, start=word.start + by, end=word.end + by)
+def batches(module: ASRModule, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
+    """Places of recordings of like length, the longest first, as many as the encoder can take in ``batch_s``."""
+    left = sorted(range(len(durations)), key=durations.__getitem__)
+    while left:
+        size = max(1, int(batch_s / seen_s(module, durations[left[-1]])))
+        own, left = left[-size:], left[:-size]
+        yield own
 
 
 def seen_s(module: ASRModule, duration: Seconds) -> Seconds:

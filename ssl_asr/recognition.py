@@ -66,18 +66,20 @@ def recognise(
     predictions: dict[str, list[Prediction]] = {}
     skips: dict[str, list[Skip]] = {}
     if short:
-        predictions, skips = _recognise_short(
-            module,
+        data = _inference_data(
             short,
+            tokenizer=module.tokenizer,
+            limits=make_limits(module, None),
             max_batch_s=max_batch_s,
             num_workers=num_workers,
             on_bad_audio=on_bad_audio,
             max_skip_fraction=max_skip_fraction,
-            accelerator=accelerator,
-            precision=precision,
             console=console,
-            callbacks=callbacks,
         )
+        trainer = make_inference_trainer(
+            accelerator=accelerator, precision=precision, verbose=console is not None, callbacks=callbacks
+        )
+        predictions, skips = run_test(trainer, module, data)
     for name, manifest in manifests.items():
         rows, skipped = predictions.setdefault(name, []), skips.setdefault(name, [])
         long = [manifest[i] for i in np.flatnonzero(manifest.durations_N > limit).tolist()]
@@ -101,36 +103,6 @@ def _device(accelerator: str) -> torch.device:
     if accelerator == "cpu":
         return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _recognise_short(
-    module: ASRModule,
-    manifests: dict[str, Manifest],
-    *,
-    max_batch_s: float,
-    num_workers: int,
-    on_bad_audio: str,
-    max_skip_fraction: float,
-    accelerator: str,
-    precision: str,
-    console: Console | None,
-    callbacks: Sequence[Callback],
-) -> tuple[dict[str, list[Prediction]], dict[str, list[Skip]]]:
-    """Predictions and skips of recordings that are taken whole."""
-    data = _inference_data(
-        manifests,
-        tokenizer=module.tokenizer,
-        limits=make_limits(module, None),
-        max_batch_s=max_batch_s,
-        num_workers=num_workers,
-        on_bad_audio=on_bad_audio,
-        max_skip_fraction=max_skip_fraction,
-        console=console,
-    )
-    trainer = make_inference_trainer(
-        accelerator=accelerator, precision=precision, verbose=console is not None, callbacks=callbacks
-    )
-    return run_test(trainer, module, data)
 
 
 def _inference_data(

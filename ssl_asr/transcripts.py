@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.report import Prediction
+from ssl_asr.textfiles import written_whole
 from ssl_asr.types import Seconds, Word
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "textgrid")
@@ -81,10 +82,8 @@ def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:
 
 
 def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as file:
+        file.write(text)
 
 
 def render(rows: Sequence[Prediction], kind: str) -> str:
@@ -107,7 +106,7 @@ def render(rows: Sequence[Prediction], kind: str) -> str:
 def placed(row: Prediction, words: Sequence[Word]) -> list[Word]:
     """Words or phrases with their times in the recording; without any, one of the whole text."""
     if words:
-        return [Word(w.text, w.start + row.offset, w.end + row.offset, w.confidence) for w in words]
+        return [word.later(row.offset) for word in words]
     return [Word(row.hyp, row.offset, row.offset + row.duration, 1.0)] if row.hyp else []
 
 

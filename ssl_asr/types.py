@@ -128,6 +128,10 @@ class Word:
     end: Seconds
     confidence: float
 
+    def later(self, by: Seconds) -> "Word":
+        """The word so many seconds later."""
+        return replace(self, start=self.start + by, end=self.end + by)
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:

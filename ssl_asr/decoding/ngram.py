@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_asr.errors import LanguageModelError
-from ssl_asr.textfiles import open_text
+from ssl_asr.textfiles import open_text, written_whole
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 _LN10 = math.log(10.0)
@@ -234,11 +234,8 @@ class NGram:
 
     def write_arpa(self, path: Path) -> None:
         """Write an ARPA file, gzipped where its name ends in ``.gz``, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with open_text(partial, "wt") as file:
+        with written_whole(path) as file:
             file.writelines(f"{line}\n" for line in self.arpa_lines())
-        partial.replace(path)
 
     @classmethod
     def from_arpa(cls, path: Path) -> "NGram":

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
+from ssl_asr.textfiles import written_whole
 from ssl_asr.types import Alternative, Hypothesis, Utterance, Word
 
 Normalizer = Callable[[str, str | None], str]
@@ -145,12 +146,9 @@ def score_predictions(predictions: Sequence[Prediction], normalizer: str, normal
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object a line, sorted by id, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     rows = sorted(predictions, key=lambda prediction: prediction.id)
-    with partial.open("w", encoding="utf-8") as file:
+    with written_whole(path) as file:
         file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
