@@ -18,7 +18,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     from ssl_asr.longform import LongForm
     from ssl_asr.metrics.report import read_predictions
     from ssl_asr.quiet import hush, make_console
-    from ssl_asr.recognition import Detail, only_with, recognise, report, with_reference
+    from ssl_asr.recognition import Detail, recognise, report, with_reference
 
     hush()
     folder = Path(config["output_dir"])
@@ -35,8 +35,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     else:
         if not config["manifest"]:
             raise ConfigError("manifest", "is missing", "give manifest=PATH")
-        manifests = {name: read_manifest(path) for name, path in config["manifest"].items()}
-        manifests = {name: only_with(manifest, config["only"] or {}) for name, manifest in manifests.items()}
+        manifests = {name: read_manifest(path, only=config["only"]) for name, path in config["manifest"].items()}
         asked = ("window", "tail_s", "language", "whisper_task", "max_tokens_per_s", "decoder", "detect_language")
         options = InferenceOptions(**{key: config[key] for key in asked})
         module = load_model(config["model"], options, console.print if console else (lambda _: None))

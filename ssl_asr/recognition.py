@@ -294,26 +294,6 @@ def where_errors_are(
     return made | {"by": by, "confusions": [asdict(one) for one in found], "worst": [row.id for row in bad]}
 
 
-def only_with(manifest: Manifest, tags: dict[str, Any]) -> Manifest:
-    """The utterances whose tags have these values.
-
-    Raises:
-        ConfigError: none is left.
-    """
-    if not tags:
-        return manifest
-    wanted = {key: str(value) for key, value in tags.items()}
-
-    def fits(utterance: Utterance) -> bool:
-        own = utterance.tags | {"lang": utterance.lang}
-        return all(str(own.get(key)) == value for key, value in wanted.items())
-
-    kept = [i for i, utterance in enumerate(manifest) if fits(utterance)]
-    if not kept:
-        raise ConfigError("only", f"no utterance of {manifest.path} has {wanted}", "check the manifest's keys")
-    return manifest.select(kept)
-
-
 def with_reference(rows: Sequence[Prediction], key: str) -> list[Prediction]:
     """Predictions with another key of the manifest as their reference.
 

@@ -7,14 +7,14 @@ in ``Utterance.tags``.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_asr.errors import ManifestError, raise_all
+from ssl_asr.errors import ConfigError, ManifestError, raise_all
 from ssl_asr.types import Seconds, Utterance
 
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight"}
@@ -160,17 +160,20 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
     )
 
 
-def read_manifest(path: str | Path, *, require_text: bool = True) -> Manifest:
+def read_manifest(path: str | Path, *, require_text: bool = True, only: Mapping[str, Any] | None = None) -> Manifest:
     """Read a manifest whole, reporting every bad line.
 
     Args:
         path: a JSON Lines file in UTF-8; blank lines are passed over.
         require_text: whether a line without ``text`` is wrong (it is, but for transcribing).
+        only: keys and the values that lines must have to be taken; ids need be unique among those only.
 
     Raises:
         ManifestError: the file is missing or empty, or lines are wrong: all of them, each as ``file:line``,
             duplicate ids included.
+        ConfigError: no line has the values of ``only``.
     """
+    wanted = {key: str(value) for key, value in (only or {}).items()}
     path = Path(path)
     if not path.is_file():
         raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
@@ -180,11 +183,13 @@ def read_manifest(path: str | Path, *, require_text: bool = True) -> Manifest:
     durations: list[float] = []
     errors: list[ManifestError] = []
     first_line_of: dict[str, int] = {}
-    start = 0
+    start = passed_over = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             row, found = _parse(line, f"{path}:{number}", require_text=require_text)
-            if not found:
+            if not found and any(str(row.get(key)) != value for key, value in wanted.items()):
+                passed_over += 1
+            elif not found:
                 identity = row.get("id") or _default_id(row)
                 if identity in first_line_of:
                     found = [
@@ -201,6 +206,8 @@ def read_manifest(path: str | Path, *, require_text: bool = True) -> Manifest:
             errors += found
         start += len(line) + 1
     raise_all(errors)
+    if not starts and passed_over:
+        raise ConfigError("only", f"no line of {path} has {wanted}", "check the manifest's keys")
     if not starts:
         raise ManifestError(str(path), "holds no utterance", "write one JSON object a line")
     return Manifest(

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from ssl_asr.data.manifest import pack_rows, read_manifest
-from ssl_asr.errors import ManifestError, UserErrors
+from ssl_asr.errors import ConfigError, ManifestError, UserErrors
 
 GOOD = {"audio_filepath": "a.wav", "duration": 1.5, "text": "hello"}
 
@@ -124,3 +124,15 @@ def test_packed_rows_are_shared_not_copied_by_workers(tmp_path):
 def test_a_manifest_travels_to_spawned_workers(tmp_path):
     manifest = read_manifest(write(tmp_path, GOOD))
     assert pickle.loads(pickle.dumps(manifest))[0] == manifest[0]
+
+
+def test_only_some_lines_are_taken_and_their_ids_are_what_must_differ(tmp_path):
+    """A recording that is translated into two languages stands twice, under one name."""
+    pairs = [("es", "en"), ("es", "fr"), ("en", "es")]
+    path = write(tmp_path, *({**GOOD, "id": "one", "lang": lang, "target_lang": target} for lang, target in pairs))
+    with pytest.raises((ManifestError, UserErrors), match="already at"):
+        read_manifest(path)
+    manifest = read_manifest(path, only={"lang": "es", "target_lang": "fr"})
+    assert [(u.lang, u.tags["target_lang"], u.where) for u in manifest] == [("es", "fr", f"{path}:2")]
+    with pytest.raises(ConfigError, match="no line of"):
+        read_manifest(path, only={"lang": "de"})

@@ -1,0 +1,205 @@
+"""The recognisers that speed is compared with, and ours, each in a process of its own.
+
+    python tests/benchmarks/recognisers.py NAME OPTIONS
+
+NAME is one of `KINDS`, OPTIONS its settings as JSON. Lines of JSON come in, each a list of ``.npy`` files (audio at
+16 kHz, or log-probabilities), and go out, each the texts and the seconds they took. The first line out says that the
+model is there. Runs under any interpreter that has the peer: nothing of this package is imported before it is needed.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def ours_whisper(*, model, window, tail_s, beams, batch):
+    """The Python API, the batch in one go."""
+    import ssl_asr
+
+    decoder = {"decoder": "whisper_beam", "decoder_options": {"beam_size": beams}} if beams > 1 else {}
+    transcriber = ssl_asr.load(model, device="cpu", window=window, tail_s=tail_s, **decoder)
+
+    def run(paths):
+        heard = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch)
+        return [one.text for one in heard]
+
+    return run
+
+
+def transformers_whisper(*, model, beams):
+    """``generate``, the batch in one go."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    net = WhisperForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")
+    extractor = WhisperFeatureExtractor()
+
+    def run(paths):
+        audio = [np.load(path) for path in paths]
+        features = extractor(audio, sampling_rate=16000, return_tensors="pt").input_features
+        with torch.inference_mode():
+            tokens = net.generate(features, num_beams=beams, do_sample=False)
+        return tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=True)
+
+    return run
+
+
+def faster_whisper(*, model, compute_type, beams, batched):
+    """``WhisperModel.transcribe`` file by file, or, ``batched``, its engine on the batch in one go."""
+    import ctranslate2
+    from faster_whisper import WhisperModel
+
+    net = WhisperModel(model, device="cpu", compute_type=compute_type, cpu_threads=2)
+    options = {
+        "beam_size": beams,
+        "temperature": 0.0,
+        "without_timestamps": True,
+        "condition_on_previous_text": False,
+        "no_speech_threshold": None,
+        "log_prob_threshold": None,
+        "compression_ratio_threshold": None,
+    }
+
+    def one_by_one(paths):
+        return ["".join(part.text for part in net.transcribe(np.load(path), **options)[0]) for path in paths]
+
+    def together(paths):
+        features = [net.feature_extractor(np.load(path), chunk_length=30)[:, :3000] for path in paths]
+        padded = np.stack([np.pad(one, ((0, 0), (0, 3000 - one.shape[1]))) for one in features])
+        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(padded, dtype=np.float32))
+        start = [net.hf_tokenizer.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>")]
+        found = net.model.generate(view, [start] * len(paths), beam_size=beams)
+        return [net.hf_tokenizer.decode(one.sequences_ids[0]) for one in found]
+
+    return together if batched else one_by_one
+
+
+def _padded(paths):
+    import torch
+
+    each = [torch.from_numpy(np.load(path)) for path in paths]
+    lengths_B = torch.tensor([len(one) for one in each])
+    return torch.nn.utils.rnn.pad_sequence(each, batch_first=True), lengths_B
+
+
+def ours_ctc(*, labels, options):
+    """`CtcBeam`, or with no options `CtcGreedy`, the batch in one go; ``labels`` begin with blank and unknown."""
+    from ssl_asr.build import decoder_node, make_decoder
+
+    node = decoder_node("ctc_greedy", {}) if options is None else decoder_node("ctc_beam", options)
+    search = make_decoder(node).build([None, None, *labels[2:]])
+
+    def run(paths):
+        return ["".join(labels[i] for i in found[0].tokens) for found in search(*_padded(paths))]
+
+    return run
+
+
+def pyctcdecode(*, labels, beam_size, lm=None, words=None, lm_weight=0.0, word_score=0.0):
+    """One utterance after another."""
+    from pyctcdecode import build_ctcdecoder
+
+    spelt = ["", "⁇", *labels[2:]]
+    decoder = build_ctcdecoder(spelt, lm, unigrams=words, alpha=lm_weight, beta=word_score, unk_score_offset=-10.0)
+
+    def run(paths):
+        return [decoder.decode(np.load(path), beam_width=beam_size) for path in paths]
+
+    return run
+
+
+def flashlight(*, labels, beam_size, lm=None, lexicon=None, lm_weight=0.0, word_score=0.0):
+    """torchaudio's ``ctc_decoder``, the batch in one call."""
+    from torchaudio.models.decoder import ctc_decoder
+
+    tokens = ["-", "<unk>", *("|" if label == " " else label for label in labels[2:])]
+    decoder = ctc_decoder(
+        lexicon=lexicon,
+        tokens=tokens,
+        lm=lm,
+        beam_size=beam_size,
+        beam_threshold=15.0,
+        # KenLM's logarithms are decimal there.
+        lm_weight=lm_weight * float(np.log(10.0)),
+        word_score=word_score,
+        log_add=True,
+    )
+
+    def run(paths):
+        found = decoder(*_padded(paths))
+        if lexicon is not None:
+            return [" ".join(best[0].words) for best in found]
+        return ["".join(tokens[i] for i in best[0].tokens.tolist()).replace("|", " ").strip() for best in found]
+
+    return run
+
+
+def speechbrain(*, labels, beam_size, lm=None, words=None, lm_weight=0.0, word_score=0.0):
+    """``CTCBeamSearcher``, the batch in one call."""
+    from speechbrain.decoders.ctc import CTCBeamSearcher
+
+    searcher = CTCBeamSearcher(
+        blank_index=0,
+        vocab_list=["", "⁇", *labels[2:]],
+        kenlm_model_path=lm,
+        unigrams=words,
+        alpha=lm_weight,
+        beta=word_score,
+        beam_size=beam_size,
+    )
+
+    def run(paths):
+        log_probs_BFV, lengths_B = _padded(paths)
+        return [best[0].text for best in searcher(log_probs_BFV, lengths_B / log_probs_BFV.shape[1])]
+
+    return run
+
+
+KINDS = {
+    function.__name__: function
+    for function in (
+        ours_whisper,
+        transformers_whisper,
+        faster_whisper,
+        ours_ctc,
+        pyctcdecode,
+        flashlight,
+        speechbrain,
+    )
+}
+
+
+def main():
+    """Answer line by line; whatever libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(answer):
+        print(json.dumps(answer), file=answers, flush=True)
+
+    run = KINDS[sys.argv[1]](**json.loads(sys.argv[2]))
+    say("ready")
+    for line in sys.stdin:
+        paths = json.loads(line)
+        began = time.perf_counter()
+        texts = run(paths)
+        seconds = time.perf_counter() - began
+        say({"texts": texts, "seconds": seconds, "peak_gb": _peak_gb()})
+
+
+def _peak_gb():
+    """The most memory this process held; rusage would count what its parent held when it was forked."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+if __name__ == "__main__":
+    main()
