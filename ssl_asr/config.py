@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from ssl_asr.errors import ConfigError, raise_all
 from ssl_asr.targets import check_node, did_you_mean
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import is_hub_name, written_whole
 
 _POLICIES = "ssl_asr.models.freezing"
 # What a backbone file may recommend, and `freeze` fold to.
@@ -465,6 +465,10 @@ def _is_file(value: Any) -> bool:
     return Path(value).is_file()
 
 
+def _is_language_model(value: Any) -> bool:
+    return Path(value).exists() or is_hub_name(str(value))
+
+
 # (key path, is it right?, what it should be), for values whose type is right but whose range may not be.
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.max_batch_s", _positive, "more than 0 seconds"),
@@ -492,7 +496,9 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("decoder.blank_collapse", lambda v: 0 < v < 1, "null, or more than 0 and less than 1"),
     ("decoder.ctc_weight", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("decoder.length_penalty", lambda v: v >= 0, "0 or more"),
-    ("decoder.lm", _is_file, "a file; python -m ssl_asr.lm makes one"),
+    ("decoder.lm", _is_language_model, "a file; python -m ssl_asr.lm makes one"),
+    ("decoder.rescore_lm", _is_language_model, "a file, or a causal model's folder or Hub name"),
+    ("decoder.rescore_best", _positive, "1 or more"),
     ("decoder.lexicon", _is_file, "a text file with a word on each line"),
     ("head.dropout", lambda v: 0 <= v < 1, "0, or less than 1"),
     ("head.decoder_dropout", lambda v: 0 <= v < 1, "0, or less than 1"),

@@ -34,7 +34,7 @@ from ssl_asr.metrics.translation import language_scores, print_languages, print_
 from ssl_asr.training.features import Extraction, FeatureCache
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Skip, Tokenizer, Utterance
+from ssl_asr.types import Skip, Tokenizer
 
 
 def recognise(

@@ -1,10 +1,14 @@
-"""Text files, gzipped or not, and written whole or not at all."""
+"""Files of text: gzipped or not, written whole or not at all; and names that are no files."""
 
 import gzip
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+# What language models in files are called.
+_FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
 
 
 def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
@@ -26,6 +30,20 @@ def written_whole(path: Path) -> Iterator[TextIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    with open_text(partial, "wt") as file:
-        yield file
+    try:
+        with open_text(partial, "wt") as file:
+            yield file
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name may be one on the Hugging Face Hub, and is not that of a file.
+
+    Example:
+        >>> [is_hub_name(name) for name in ("gpt2", "openai-community/gpt2", "words.arpa", "models/a.arpa.gz")]
+        [True, True, False, False]
+    """
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.endswith(_FILES)

@@ -38,7 +38,7 @@ LIBRARIES = {
     "hydra": {"config", "build", "cli"},
     "omegaconf": {"config", "build", "cli"},
     "lightning": {"data/module", "training", "build", "recognition", "transcription"},
-    "transformers": {"models", "data/tokenizer", "data/text"},
+    "transformers": {"models", "data/tokenizer", "data/text", "decoding/neural_lm"},
     "wandb": {"training/wandb"},
 }
 

@@ -120,3 +120,26 @@ def toy_encoder(name: str, checkpoints: dict[str, Path], **options):
     else:
         backbone = SSLBackbone(**{"normalize_waveform": None, **options})
     return load_encoder(backbone, checkpoints[name])
+
+
+def save_language_model(folder: Path) -> Path:
+    """A tiny random GPT-2 over bytes, and "ab" and " b" beside them, saved as transformers saves them."""
+    torch.manual_seed(2)
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {"ab": 256, "Ġb": 257, "<|endoftext|>": 258}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("Ġ", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(
+        folder
+    )
+    config = transformers.GPT2Config(
+        vocab_size=259, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=258, eos_token_id=258
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        # As trained ones are, it is surer of some tokens than of others.
+        model.transformer.wte.weight.mul_(20.0)
+    model.save_pretrained(folder)
+    return folder

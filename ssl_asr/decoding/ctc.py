@@ -86,7 +86,7 @@ class BeamSearch:
             max_labels=options.max_labels,
             blank_collapse=options.blank_collapse,
             beam_threshold=options.beam_threshold,
-            n_best=options.n_best,
+            n_best=options.searched(options.n_best),
         )
 
 

@@ -10,7 +10,7 @@ word).
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,8 +47,20 @@ class WordModel(Protocol):
         """Whether a word is in the vocabulary."""
 
 
+@runtime_checkable
+class BatchedWordModel(WordModel, Protocol):
+    """A model that is quicker when it is asked many things at once."""
+
+    def prefetch(self, pairs: Sequence[tuple[Any, str]]) -> None:
+        """Find out about words after states that are to be asked for."""
+
+
 class Automaton(Protocol):
     """Scores for labels, by hashable keys."""
+
+    def prepare(self, keys: Sequence[Any]) -> None:
+        """Told of the keys whose rows are asked for next; nothing is done but by what is slow one by one."""
+        return
 
     @property
     def begin(self) -> Hashable:
@@ -64,7 +76,7 @@ class Automaton(Protocol):
         """What the end of the text adds."""
 
 
-class LabelNGram:
+class LabelNGram(Automaton):
     """An n-gram model over labels, weighted, with a bonus for each label.
 
     Args:
@@ -108,7 +120,7 @@ def spelt(label: str) -> str:
     return label.replace(" ", "▁")
 
 
-class Words:
+class Words(Automaton):
     """Scores of whole words, given where a word ends; any spelling is allowed unless a vocabulary closes it.
 
     What a word will cost at least is charged while it is being spelt (its best unigram so far, or the price of an
@@ -161,6 +173,18 @@ class Words:
         """No word yet, and nothing begun."""
         return (None if self.model is None else self.model.begin, "")
 
+    def prepare(self, keys: Sequence[Any]) -> None:
+        """Have the language model find out about the words these keys would end, all at once."""
+        if isinstance(self.model, BatchedWordModel):
+            pairs = dict.fromkeys((state, begun) for state, begun in keys if begun and self._allowed(begun))
+            self.model.prefetch([pair for pair in pairs if pair not in self._finished])
+
+    def _is_known(self, word: str) -> bool:
+        return word in self._known if self._known is not None else self.model is None or self.model.knows(word)
+
+    def _allowed(self, word: str) -> bool:
+        return self.unknown_score > -math.inf or self._is_known(word)
+
     def _hope(self, begun: str) -> float:
         """What is charged for a word begun like that."""
         if not begun or self._hopes is None:
@@ -169,9 +193,10 @@ class Words:
 
     def _word(self, state: Any, word: str) -> tuple[float, Any]:
         """What a finished word scores, and the state after it."""
+        if not self._allowed(word):
+            return -math.inf, state
         total = self.word_score
-        known = word in self._known if self._known is not None else self.model is None or self.model.knows(word)
-        if not known:
+        if not self._is_known(word):
             total += self.unknown_score
         if self.model is not None:
             log_prob, state = self.model.score(state, word)
@@ -246,7 +271,7 @@ class Words:
         return total - self._hope(begun) + (0.0 if self.model is None else self.weight * self.model.end(state))
 
 
-class Hotwords:
+class Hotwords(Automaton):
     """A bonus for phrases that are expected, a character at a time, taken back where one is not finished.
 
     A phrase counts where it begins and ends with a word. Where one phrase begins another, the longer adds to the
@@ -331,7 +356,7 @@ class Hotwords:
         return total - self._credit(key)
 
 
-class LabelBonus:
+class LabelBonus(Automaton):
     """A bonus for each label, against texts that are too short."""
 
     def __init__(self, labels: Sequence[str | None], *, bonus: float) -> None:
@@ -422,6 +447,8 @@ class Fusion:
         self._nexts_SV[places[:, 0], places[:, 1]] = torch.tensor(targets, device=self.device)
 
     def _add(self, keys: list[tuple[Hashable, ...]]) -> None:
+        for place, part in enumerate(self.parts):
+            part.prepare([key[place] for key in keys])
         first = len(self._keys)
         self._keys += keys
         self._states.update({key: first + i for i, key in enumerate(keys)})
@@ -498,6 +525,8 @@ class CandidateScorer:
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
         """What the candidates add; minus infinity for every other token but the end."""
+        for place, part in enumerate(self.parts):
+            part.prepare([key[place] for key in self._keys])
         tokens_NC = log_probs_NV.topk(min(self.candidates, log_probs_NV.shape[1]), dim=1).indices
         added = [self._added(key, tuple(own)) for key, own in zip(self._keys, tokens_NC.tolist(), strict=True)]
         added_NC = torch.from_numpy(np.stack(added)).to(log_probs_NV.device, log_probs_NV.dtype)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_asr.decoding.fusion import Automaton, Hotwords, LabelBonus, LabelNGram, WordModel, Words
+from ssl_asr.decoding.neural_lm import LabelNeural, NeuralLM
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.errors import LanguageModelError
+from ssl_asr.textfiles import is_hub_name
 
 _KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
 
@@ -55,20 +57,29 @@ class KenLM:
         return word in self._model
 
 
-def read_language_model(path: Path) -> NGram | KenLM:
-    """The model of an ARPA file, gzipped or not, or of a KenLM binary.
+def read_language_model(source: str | Path) -> NGram | KenLM | NeuralLM:
+    """The model of an ARPA file, gzipped or not, of a KenLM binary, or a causal one of transformers.
+
+    Args:
+        source: a file, a folder, or a name on the Hugging Face Hub.
 
     Raises:
         LanguageModelError: there is none.
     """
-    if not path.is_file():
-        raise LanguageModelError(str(path), "no such language model", "make one with python -m ssl_asr.lm")
-    return _read(path, path.stat().st_mtime_ns)
+    path = Path(source)
+    if path.is_file():
+        return _read(str(path), path.stat().st_mtime_ns)
+    if path.is_dir() or is_hub_name(str(source)):
+        return _read(str(source), 0)
+    raise LanguageModelError(str(source), "no such language model", "make one with python -m ssl_asr.lm")
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, _: int) -> NGram | KenLM:
+def _read(source: str, _: int) -> NGram | KenLM | NeuralLM:
     """The model of a file as it was at some time: a search with other weights need not read it again."""
+    path = Path(source)
+    if not path.is_file():
+        return NeuralLM.load(source)
     with path.open("rb") as file:
         if file.read(len(_KENLM_MAGIC)) == _KENLM_MAGIC:
             return KenLM(path)
@@ -93,11 +104,85 @@ def read_lexicon(path: Path) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionOptions:
-    """What a search adds to the model's own score.
+class Rescoring:
+    """A second look at the best texts of a search, by a language model that reads each whole.
 
     Attributes:
-        lm: a language model, ``.arpa``, ``.arpa.gz`` or a KenLM binary; null for none.
+        rescore_lm: a language model (see `FusionOptions`); null for no second look.
+        rescore_best: so many texts are looked at, or as many as the beam holds.
+        rescore_weight: of the model's log-probability of a text, beside what the search ranked it by.
+        rescore_word_score: added for each word.
+        rescore_lower: whether the model reads texts in lower case.
+    """
+
+    rescore_lm: str | None = None
+    rescore_best: int = 16
+    rescore_weight: float = 0.5
+    rescore_word_score: float = 0.0
+    rescore_lower: bool = False
+
+    def searched(self, n_best: int) -> int:
+        """How many texts a search is to find so that ``n_best`` can be chosen."""
+        return n_best if self.rescore_lm is None else max(n_best, self.rescore_best)
+
+    def rescorer(self) -> "Rescorer | None":
+        """What looks again; None where nothing does.
+
+        Raises:
+            LanguageModelError: there is no such language model.
+        """
+        return None if self.rescore_lm is None else Rescorer(self, read_language_model(self.rescore_lm))
+
+
+class Rescorer:
+    """Ranks texts anew, by what a language model thinks of each as a whole.
+
+    Args:
+        options: its weights.
+        model: the language model.
+    """
+
+    def __init__(self, options: Rescoring, model: NGram | KenLM | NeuralLM) -> None:
+        self.options, self.model = options, model
+
+    def added(self, texts: Sequence[str]) -> list[float]:
+        """What each text gets beside its log-probability by the search."""
+        read = [text.lower() for text in texts] if self.options.rescore_lower else list(texts)
+        log_probs = self.model.texts(read) if isinstance(self.model, NeuralLM) else [self._words(text) for text in read]
+        pairs = zip(log_probs, read, strict=True)
+        weight, word_score = self.options.rescore_weight, self.options.rescore_word_score
+        return [weight * log_prob + word_score * len(text.split()) for log_prob, text in pairs]
+
+    def _words(self, text: str) -> float:
+        model: WordModel = self.model
+        state, total = model.begin, 0.0
+        for word in text.split():
+            log_prob, state = model.score(state, word)
+            total += log_prob
+        return total + model.end(state)
+
+    def ranked(
+        self, texts: Sequence[str], scores: Sequence[float], *, divisors: Sequence[float]
+    ) -> list[tuple[int, float]]:
+        """Places of texts, best first, with their new scores.
+
+        Args:
+            texts: that a search found.
+            scores: what it ranked them by.
+            divisors: what log-probabilities were divided by to get there (frames, or tokens to some power).
+        """
+        rows = zip(scores, self.added(texts), divisors, strict=True)
+        new = [score + added / divisor for score, added, divisor in rows]
+        return sorted(enumerate(new), key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(Rescoring):
+    """What a search adds to the model's own score, and the second look at what it found.
+
+    Attributes:
+        lm: a language model: ``.arpa``, ``.arpa.gz`` or a KenLM binary, or a causal model of transformers by its folder
+            or its name on the Hub; null for none.
         lm_unit: ``word`` scores words where they end, ``label`` every label of the vocabulary.
         lm_weight: of its log-probabilities.
         word_score, label_score: added for each word and for each label.
@@ -124,8 +209,10 @@ class FusionOptions:
             LanguageModelError: a file is missing or wrong, or nothing of it can be spelt with these labels.
         """
         parts: list[Automaton] = []
-        model = None if self.lm is None else read_language_model(Path(self.lm))
-        if model is not None and self.lm_unit == "label":
+        model = None if self.lm is None else read_language_model(self.lm)
+        if isinstance(model, NeuralLM) and self.lm_unit == "label":
+            parts.append(LabelNeural(model, labels, weight=self.lm_weight))
+        elif model is not None and self.lm_unit == "label":
             if not isinstance(model, NGram):
                 what = "is a KenLM binary, which does not list its words"
                 raise LanguageModelError(str(self.lm), what, "give the ARPA file of a model over labels")

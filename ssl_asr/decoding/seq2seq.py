@@ -3,12 +3,12 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.language_models import FusionOptions
+from ssl_asr.decoding.language_models import FusionOptions, Rescoring
 from ssl_asr.types import Utterance
 
 # On a GPU, asking whether all have ended waits for the device, so it is asked only every so many tokens.
@@ -60,8 +60,8 @@ class AttentionGreedy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhisperBeam:
-    """The ``whisper_beam`` decoder.
+class WhisperBeam(Rescoring):
+    """The ``whisper_beam`` decoder; a second look adds to log-probabilities before they are divided by the length.
 
     Attributes:
         suppress, max_tokens_per_s, timestamps, prompt, min_tokens, max_tokens: see `WhisperGreedy`.
@@ -69,7 +69,9 @@ class WhisperBeam:
         length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
         n_best: texts given for each utterance.
         max_labels: language models and hotwords are asked about so many of a beam's likeliest tokens.
-        lm: an n-gram model over words in lower case without punctuation (see `FusionOptions`).
+        lm: a language model (see `FusionOptions`).
+        lm_unit: ``word``: it reads words in lower case without punctuation; ``label``: it is a causal model over
+            Whisper's own tokens (GPT-2's, for the English checkpoints).
         lm_weight, word_score, unknown_score: see `FusionOptions`.
         hotwords, hotword_score: see `FusionOptions`; case and punctuation do not matter.
     """
@@ -82,6 +84,7 @@ class WhisperBeam:
     timestamps: bool = False
     max_labels: int = 20
     lm: str | None = None
+    lm_unit: Literal["word", "label"] = "word"
     lm_weight: float = 0.1
     word_score: float = 0.0
     unknown_score: float | None = -1.0
@@ -95,7 +98,7 @@ class WhisperBeam:
         """The part of the settings that other searches have as well."""
         own = {one.name: getattr(self, one.name) for one in fields(FusionOptions) if hasattr(self, one.name)}
         hotwords = [fold(phrase) for phrase in self.hotwords]
-        return FusionOptions(**(own | {"lm_unit": "word", "label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
+        return FusionOptions(**(own | {"label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
 
 
 def fold(text: str) -> str:
@@ -125,6 +128,20 @@ class AttentionBeam(FusionOptions):
     n_best: int
     ctc_weight: float
     max_labels: int | None
+
+
+def beams_of(options: WhisperBeam | AttentionBeam) -> dict[str, Any]:
+    """What `ssl_asr.decoding.beam.beam_search` is told of the beam."""
+    return {
+        "beam_size": options.beam_size,
+        "length_penalty": options.length_penalty,
+        "n_best": options.searched(options.n_best),
+    }
+
+
+def ranking_of(options: WhisperBeam | AttentionBeam) -> dict[str, Any]:
+    """How texts that were found become hypotheses."""
+    return {"n_best": options.n_best, "length_penalty": options.length_penalty}
 
 
 def fails(text: str, score: float, options: WhisperGreedy) -> bool:

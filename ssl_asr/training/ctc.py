@@ -108,6 +108,8 @@ class CTCModule(ASRModule):
             LanguageModelError: a file of the decoder's is missing or wrong.
         """
         self.search = decoder.build(self.labels)
+        self.n_best = decoder.n_best if isinstance(decoder, CtcBeam) else 1
+        self.rescorer = decoder.rescorer() if isinstance(decoder, CtcBeam) else None
 
     @property
     def frame_s(self) -> Seconds:
@@ -172,14 +174,19 @@ class CTCModule(ASRModule):
     def _hypothesis(self, utterance_id: str, found: list[Found], log_probs_FV: Tensor) -> Hypothesis:
         """The best of what was found for an utterance, and the rest."""
         frames = max(1, len(log_probs_FV))
-        best, *others = found
+        texts = [self.tokenizer.decode(one.tokens) for one in found]
+        scores = [one.score / frames for one in found]
+        ranked = list(enumerate(scores))
+        if self.rescorer is not None:
+            ranked = self.rescorer.ranked(texts, scores, divisors=[frames] * len(found))
+        (best, score), *others = ranked[: self.n_best]
         return Hypothesis(
             utterance_id,
-            self.tokenizer.decode(best.tokens),
-            best.score / frames,
-            best.tokens,
-            words=self._words(best.tokens, log_probs_FV, best.frames),
-            alternatives=[Alternative(self.tokenizer.decode(one.tokens), one.score / frames) for one in others],
+            texts[best],
+            score,
+            found[best].tokens,
+            words=self._words(found[best].tokens, log_probs_FV, found[best].frames),
+            alternatives=[Alternative(texts[place], other) for place, other in others],
         )
 
     def _words(self, tokens: list[int], log_probs_FV: Tensor, frames: list[int] | None = None) -> list[Word]:

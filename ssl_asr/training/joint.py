@@ -10,7 +10,16 @@ from ssl_asr.decoding.beam import Scorer, beam_search
 from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.fusion import Fusion, FusionScorer
-from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, Decoded, Suppression, greedy, token_limits
+from ssl_asr.decoding.seq2seq import (
+    AttentionBeam,
+    AttentionGreedy,
+    Decoded,
+    Suppression,
+    beams_of,
+    greedy,
+    ranking_of,
+    token_limits,
+)
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.attention import JointHead, attention_loss
 from ssl_asr.models.backbone import EncoderOutput
@@ -102,6 +111,7 @@ class JointModule(CTCModule):
         if isinstance(decoder, CtcGreedy | CtcBeam):
             self.search_with(decoder)
         self._parts = decoder.parts(self.labels) if isinstance(decoder, AttentionBeam) else []
+        self.rescorer = None if isinstance(decoder, AttentionGreedy | CtcGreedy) else decoder.rescorer()
         self._fusion: Fusion | None = None
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
@@ -119,14 +129,15 @@ class JointModule(CTCModule):
         found: list[list[Decoded]]
         prompts = [[BLANK_ID]] * len(batch)
         if isinstance(options, AttentionBeam):
-            beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+            beams = beams_of(options)
             search |= {"scorers": self._scorers(options, h_BFD, frame_lengths_B)}
             share = 1 - options.ctc_weight
             decoder = self.head.decoder
             found = beam_search(decoder, h_BFD, frame_lengths_B, prompts, decoder_weight=share, **beams, **search)
         else:
             found = [[row] for row in greedy(self.head.decoder, h_BFD, frame_lengths_B, prompts, **search)]
-        hypotheses = to_hypotheses(batch, found, self.tokenizer)
+        ranking = ranking_of(options) if isinstance(options, AttentionBeam) else {}
+        hypotheses = to_hypotheses(batch, found, self.tokenizer, rescorer=self.rescorer, **ranking)
         if self.times is None:
             return hypotheses
         log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)

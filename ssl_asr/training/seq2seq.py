@@ -13,15 +13,18 @@ from torch.nn import functional
 from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.fusion import CandidateScorer
+from ssl_asr.decoding.language_models import Rescorer
 from ssl_asr.decoding.seq2seq import (
     AtLeast,
     Decoded,
     Suppression,
     WhisperBeam,
     WhisperGreedy,
+    beams_of,
     fails,
     fold,
     greedy,
+    ranking_of,
     token_limits,
 )
 from ssl_asr.decoding.timestamps import TimestampRules, phrases
@@ -123,10 +126,13 @@ class Seq2SeqModule(ASRModule):
             LanguageModelError: a file of the decoder's is missing or wrong.
         """
         self.decoder = decoder
+        self.rescorer = decoder.rescorer() if isinstance(decoder, WhisperBeam) else None
         self._parts: list[Any] = []
         if isinstance(decoder, WhisperBeam) and (decoder.lm is not None or decoder.hotwords or decoder.word_score != 0):
-            labels = [fold(self.tokenizer.spell([token])) for token in range(self.tokenizer.vocab_size)]
-            self._parts = decoder.fusion().parts(labels)
+            fusion = decoder.fusion()
+            labels = [self.tokenizer.spell([token]) for token in range(self.tokenizer.vocab_size)]
+            labels = labels if decoder.lm_unit == "label" else [fold(label) for label in labels]
+            self._parts = fusion.parts(labels)
 
     def _whole(self, batch: Batch) -> Tensor:
         """Prompt and transcript of each utterance, ``(B, P + U)``: the one start token is the prompt's."""
@@ -185,7 +191,9 @@ class Seq2SeqModule(ASRModule):
             own = out if len(rows) == len(prompts) else out.rows(rows)
             part = self._find(options, own, [utterances[row] for row in rows], [prompts[row] for row in rows])
             found |= dict(zip(rows, part, strict=True))
-        hypotheses = to_hypotheses(batch, [found[row] for row in range(len(batch))], self.tokenizer)
+        in_order = [found[row] for row in range(len(batch))]
+        ranking = ranking_of(options) if isinstance(options, WhisperBeam) else {}
+        hypotheses = to_hypotheses(batch, in_order, self.tokenizer, rescorer=self.rescorer, **ranking)
         return [
             replace(
                 one,
@@ -212,7 +220,7 @@ class Seq2SeqModule(ASRModule):
         """The texts of utterances whose prompts have one length, best first."""
         if not isinstance(options, WhisperBeam):
             return [[row] for row in self._greedy(options, out, utterances, prompts)]
-        beams = {key: getattr(options, key) for key in ("beam_size", "length_penalty", "n_best")}
+        beams = beams_of(options)
         search = self._search(options, utterances)
         if self._parts:
             rows = len(utterances) * options.beam_size
@@ -356,18 +364,36 @@ def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: Whisp
     return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def to_hypotheses(batch: Batch, found: Sequence[Sequence[Decoded]], tokenizer: Tokenizer) -> list[Hypothesis]:
-    """The best of what was found for each utterance, the others beside it."""
-    return [
-        Hypothesis(
-            utterance.id,
-            tokenizer.decode(best.tokens),
-            best.score,
-            best.tokens,
-            alternatives=[Alternative(tokenizer.decode(other.tokens), other.score) for other in others],
-        )
-        for utterance, (best, *others) in zip(batch.utterances, found, strict=True)
-    ]
+def to_hypotheses(
+    batch: Batch,
+    found: Sequence[Sequence[Decoded]],
+    tokenizer: Tokenizer,
+    *,
+    n_best: int = 1,
+    rescorer: Rescorer | None = None,
+    length_penalty: float = 1.0,
+) -> list[Hypothesis]:
+    """The best of what was found for each utterance, the others beside it.
+
+    Args:
+        batch: the utterances.
+        found: texts of each, best first.
+        tokenizer: spells them.
+        n_best: texts given of each.
+        rescorer: ranks them anew; None for nobody.
+        length_penalty: the power of the length, its end counted, that scores were divided by.
+    """
+    hypotheses = []
+    for utterance, own in zip(batch.utterances, found, strict=True):
+        texts, scores = [tokenizer.decode(one.tokens) for one in own], [one.score for one in own]
+        ranked = list(enumerate(scores))
+        if rescorer is not None:
+            divisors = [(len(one.tokens) + 1) ** length_penalty for one in own]
+            ranked = rescorer.ranked(texts, scores, divisors=divisors)
+        (best, score), *others = ranked[:n_best]
+        alternatives = [Alternative(texts[place], other) for place, other in others]
+        hypotheses.append(Hypothesis(utterance.id, texts[best], score, own[best].tokens, alternatives=alternatives))
+    return hypotheses
 
 
 def _rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:
