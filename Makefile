@@ -32,8 +32,15 @@ test: lint  ## lint, types and the fast tests
 test-all: lint  ## and the slow ones, on real weights and speech
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal -m "not benchmark"
 
-bench: setup  ## speed against peers, in one run each
-	$(PY) -m pytest -s -m benchmark tests/benchmarks
+bench: $(VENV)/.bench  ## speed against peers, in one run each (hours on two cores)
+	BENCH_PEERS=$(CURDIR)/$(VENV)/peers/bin/python $(PY) -m pytest -s -m benchmark tests/benchmarks
+
+# pyctcdecode wants numpy 1, so it has an environment of its own.
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(PYTHON) -m venv $(VENV)/peers
+	$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' pyctcdecode==0.5.0 kenlm==0.3.0
+	touch $@
 
 format: setup  ## rewrite to the house style
 	$(PY) -m ruff check --fix .

@@ -240,6 +240,7 @@ class TuneDecodingConfig:
         decoder: where to start from, a ``ctc_beam`` with a language model.
         lm_weights, word_scores: tried with each other.
         beam_sizes: tried with the best of those; the smallest that is as good as any is taken.
+        rescore_weights, rescore_word_scores: tried with each other where ``decoder.rescore_lm`` looks a second time.
         output: the decoder's settings, a file for ``decoder_file=``.
         normalizer: the text normaliser of the WER that decides.
         window, tail_s, max_batch_s, num_workers, accelerator, precision: see `EvaluateConfig`.
@@ -252,6 +253,8 @@ class TuneDecodingConfig:
     lm_weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
     word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0])
     beam_sizes: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    rescore_weights: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0])
+    rescore_word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0])
     output: str = MISSING
     normalizer: str = "lower"
     window: str | None = None
@@ -562,14 +565,14 @@ _PARTS: dict[str, dict[str, tuple[set[str], str]]] = {
     "Ctc": {
         "head": ({"LinearHead", "DnnHead", "BiLstmHead", "PretrainedHead"}, "head=linear or head=dnn"),
         "tokenizer": _FRAME_TOKENS,
-        "decoder": ({"CtcGreedy", "CtcBeam"}, "decoder=ctc_greedy or ctc_beam"),
+        "decoder": ({"CtcGreedy", "CtcBeam", "CtcLexicon"}, "decoder=ctc_greedy, ctc_beam or ctc_lexicon"),
     },
     "Joint": {
         "head": ({"GruAttentionHead", "TransformerAttentionHead"}, "head=attention_gru or attention_transformer"),
         "tokenizer": _FRAME_TOKENS,
         "decoder": (
-            {"AttentionGreedy", "AttentionBeam", "CtcGreedy", "CtcBeam"},
-            "decoder=attention_greedy, attention_beam, ctc_greedy or ctc_beam",
+            {"AttentionGreedy", "AttentionBeam", "CtcGreedy", "CtcBeam", "CtcLexicon"},
+            "decoder=attention_greedy, attention_beam, ctc_greedy, ctc_beam or ctc_lexicon",
         ),
     },
 }
@@ -771,7 +774,11 @@ def _check_lm(config: dict[str, Any]) -> list[ConfigError]:
 
 def _check_tuning(config: dict[str, Any]) -> list[ConfigError]:
     errors = _check_names([config["normalizer"]], "normalizer")
-    empty = [key for key in ("lm_weights", "word_scores", "beam_sizes") if not config[key]]
+    empty = [
+        key
+        for key in ("lm_weights", "word_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")
+        if not config[key]
+    ]
     errors += [ConfigError(key, "is empty", "give at least one value to try") for key in empty]
     if any(not _positive(size) for size in config["beam_sizes"]):
         errors.append(ConfigError("beam_sizes", f"is {config['beam_sizes']!r}", "each should be 1 or more"))

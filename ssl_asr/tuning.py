@@ -1,6 +1,6 @@
 """Settings of a beam search found on dev data, from log-probabilities that the model gives once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,28 +55,55 @@ class Trials:
         self.heard = sorted(heard, key=lambda one: -len(one.log_probs_FV))
         self.normalize = normalize
 
-    def edits(self, options: CtcBeam) -> Edits:
-        """The word errors of these settings."""
+    def found(self, options: CtcBeam) -> Iterator[tuple[Heard, list[Found]]]:
+        """What these settings find of each utterance, best first."""
         search = options.build(self.module.labels)
-        total = Edits()
         for first in range(0, len(self.heard), _BATCH):
             part = self.heard[first : first + _BATCH]
             lengths_B = torch.tensor([len(one.log_probs_FV) for one in part])
             log_probs_BFV = nn.utils.rnn.pad_sequence([one.log_probs_FV for one in part], batch_first=True)
-            for one, found in zip(part, search(log_probs_BFV, lengths_B), strict=True):
-                said, lang = self.module.tokenizer.decode(found[0].tokens), one.prediction.lang
-                total += word_edits(self.normalize(one.prediction.ref, lang), self.normalize(said, lang))
-        return total
+            yield from zip(part, search(log_probs_BFV, lengths_B), strict=True)
+
+    def edits(self, options: CtcBeam) -> Edits:
+        """The word errors of these settings, before any second look."""
+        first_look = replace(options, rescore_lm=None)
+        decode = self.module.tokenizer.decode
+        return sum((self._edits(one, decode(best.tokens)) for one, (best, *_) in self.found(first_look)), Edits())
+
+    def _edits(self, one: Heard, said: str) -> Edits:
+        lang = one.prediction.lang
+        return word_edits(self.normalize(one.prediction.ref, lang), self.normalize(said, lang))
+
+    def rescored(self, options: CtcBeam, pairs: Sequence[tuple[float, float]]) -> dict[tuple[float, float], float]:
+        """WER of each pair of weight and word score in a second look at what these settings find.
+
+        The search runs and the language model reads once; the weights are tried on what they said.
+        """
+        rescorer = options.rescorer()
+        assert rescorer is not None
+        totals = dict.fromkeys(pairs, Edits())
+        for one, found in self.found(options):
+            texts = [self.module.tokenizer.decode(each.tokens) for each in found]
+            edits = [self._edits(one, text) for text in texts]
+            rows = list(zip((each.score for each in found), rescorer.log_probs(texts), texts, strict=True))
+            for weight, word_score in pairs:
+                scores = [score + weight * log_prob + word_score * len(text.split()) for score, log_prob, text in rows]
+                totals[weight, word_score] += edits[max(range(len(scores)), key=scores.__getitem__)]
+        return {pair: total.rate for pair, total in totals.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The settings found, their WER on dev, and every trial: (weight, word score) or beam size to WER."""
+    """The settings found, their WER on dev, and every trial: (weight, word score) or beam size to WER.
+
+    ``second`` are those of a second look, empty where there is none.
+    """
 
     options: CtcBeam
     wer: float
     weights: dict[tuple[float, float], float]
     beams: dict[int, float]
+    second: dict[tuple[float, float], float]
 
 
 def tune(
@@ -86,13 +113,15 @@ def tune(
     lm_weights: Sequence[float],
     word_scores: Sequence[float],
     beam_sizes: Sequence[int],
+    rescore_weights: Sequence[float],
+    rescore_word_scores: Sequence[float],
     console: Console | None,
 ) -> Tuned:
-    """The best settings among those to try, weights first, then the beam.
+    """The best settings among those to try, weights first, then the beam, then the second look's weights.
 
     Of settings that are equally good the smaller are taken: a tie says that more did not help.
     """
-    pairs = [(weight, score) for weight in sorted(lm_weights) for score in sorted(word_scores, key=abs)]
+    pairs = _pairs(lm_weights, word_scores)
     shown = console if console is not None else Console(quiet=True)
     weights = {
         pair: trials.edits(replace(start, lm_weight=pair[0], word_score=pair[1])).rate
@@ -105,23 +134,26 @@ def tune(
         for size in track(sorted(beam_sizes), "beams", console=shown, transient=True)
     }
     size = min(beams, key=beams.__getitem__)
-    return Tuned(replace(options, beam_size=size), beams[size], weights, beams)
+    options = replace(options, beam_size=size)
+    if options.rescore_lm is None:
+        return Tuned(options, beams[size], weights, beams, {})
+    pairs = _pairs(rescore_weights, rescore_word_scores)
+    second = trials.rescored(options, pairs)
+    best = min(pairs, key=second.__getitem__)
+    options = replace(options, rescore_weight=best[0], rescore_word_score=best[1])
+    return Tuned(options, second[best], weights, beams, second)
+
+
+def _pairs(weights: Sequence[float], word_scores: Sequence[float]) -> list[tuple[float, float]]:
+    """Each with each, the smaller first."""
+    return [(weight, score) for weight in sorted(weights) for score in sorted(word_scores, key=abs)]
 
 
 def show(tuned: Tuned, greedy: float, console: Console) -> None:
     """Print every trial's WER, the ones chosen marked."""
-    scores = sorted({score for _, score in tuned.weights})
-    table = Table(title=f"WER % on dev; greedy {100 * greedy:.2f}", title_justify="left")
-    table.add_column("lm_weight", justify="right")
-    for score in scores:
-        table.add_column(f"word_score {score:g}", justify="right")
-    chosen = (tuned.options.lm_weight, tuned.options.word_score)
-    for weight in sorted({weight for weight, _ in tuned.weights}):
-        row = [(weight, score) for score in scores]
-        cells = [f"{100 * tuned.weights[pair]:.2f}" for pair in row]
-        marked = [f"[bold green]{c}[/]" if pair == chosen else c for c, pair in zip(cells, row, strict=True)]
-        table.add_row(f"{weight:g}", *marked)
-    console.print(table)
+    options = tuned.options
+    title = f"WER % on dev; greedy {100 * greedy:.2f}"
+    console.print(_grid(title, tuned.weights, (options.lm_weight, options.word_score), "lm_weight", "word_score"))
     table = Table(title="and by beam_size", title_justify="left")
     for size in tuned.beams:
         table.add_column(f"{size}", justify="right")
@@ -129,3 +161,25 @@ def show(tuned: Tuned, greedy: float, console: Console) -> None:
     at = list(tuned.beams).index(tuned.options.beam_size)
     table.add_row(*(f"[bold green]{cell}[/]" if i == at else cell for i, cell in enumerate(cells)))
     console.print(table)
+    if tuned.second:
+        chosen = (options.rescore_weight, options.rescore_word_score)
+        title = f"a second look at the best {options.searched(options.n_best)}"
+        console.print(_grid(title, tuned.second, chosen, "rescore_weight", "rescore_word_score"))
+
+
+def _grid(
+    title: str, trials: dict[tuple[float, float], float], chosen: tuple[float, float], weight_key: str, score_key: str
+) -> Table:
+    scores = sorted({score for _, score in trials})
+    table = Table(title=title, title_justify="left")
+    table.add_column(weight_key, justify="right")
+    for score in scores:
+        table.add_column(f"{score_key} {score:g}", justify="right")
+    for weight in sorted({weight for weight, _ in trials}):
+        row = [(weight, score) for score in scores]
+        cells = [f"{100 * trials[pair]:.2f}" for pair in row]
+        table.add_row(
+            f"{weight:g}",
+            *(f"[bold green]{cell}[/]" if pair == chosen else cell for cell, pair in zip(cells, row, strict=True)),
+        )
+    return table

@@ -117,3 +117,23 @@ def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Secon
                 letters.append((part, span))
     finish()
     return words
+
+
+def listed_words(
+    spans: Sequence[Span], words: Sequence[tuple[str, int]], labels: Sequence[str | None], frame_s: Seconds
+) -> list[Word]:
+    """Words that a lexicon spells, with times; a word is as sure as its least sure label.
+
+    Args:
+        spans: of all labels of a text, in order.
+        words: each, and how many of the labels spell it, a space after it counted.
+        labels, frame_s: see `words_of`.
+    """
+    found = []
+    at = 0
+    for word, count in words:
+        own = [span for span in spans[at : at + count] if labels[span.label] != " "]
+        at += count
+        sure = min(span.confidence for span in own)
+        found.append(Word(word, own[0].begin * frame_s, own[-1].end * frame_s, sure))
+    return found

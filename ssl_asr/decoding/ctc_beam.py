@@ -28,12 +28,14 @@ class Found:
         frames: the frame that each was begun in.
         acoustic: log-probability of all its paths that were kept (natural logarithm).
         fused: what language models and the like add.
+        words: where a lexicon says how words are spelt: each, and how many of the labels spell it.
     """
 
     tokens: list[int]
     frames: list[int]
     acoustic: float
     fused: float
+    words: tuple[tuple[str, int], ...] | None = None
 
     @property
     def score(self) -> float:

@@ -145,12 +145,15 @@ class Rescorer:
     def __init__(self, options: Rescoring, model: NGram | KenLM | NeuralLM) -> None:
         self.options, self.model = options, model
 
+    def log_probs(self, texts: Sequence[str]) -> list[float]:
+        """What the language model thinks of each text, its end included."""
+        read = [text.lower() for text in texts] if self.options.rescore_lower else list(texts)
+        return self.model.texts(read) if isinstance(self.model, NeuralLM) else [self._words(text) for text in read]
+
     def added(self, texts: Sequence[str]) -> list[float]:
         """What each text gets beside its log-probability by the search."""
-        read = [text.lower() for text in texts] if self.options.rescore_lower else list(texts)
-        log_probs = self.model.texts(read) if isinstance(self.model, NeuralLM) else [self._words(text) for text in read]
-        pairs = zip(log_probs, read, strict=True)
         weight, word_score = self.options.rescore_weight, self.options.rescore_word_score
+        pairs = zip(self.log_probs(texts), texts, strict=True)
         return [weight * log_prob + word_score * len(text.split()) for log_prob, text in pairs]
 
     def _words(self, text: str) -> float:

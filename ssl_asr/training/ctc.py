@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.decoding.alignment import Measure, align, spans_at, words_of
+from ssl_asr.decoding.alignment import Measure, align, listed_words, spans_at, words_of
 from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.ctc_beam import Found
+from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
@@ -56,6 +57,9 @@ def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor
     return loss_B
 
 
+CtcDecoder = CtcGreedy | CtcBeam | CtcLexicon
+
+
 class CTCModule(ASRModule):
     """Encoder, states, head, CTC.
 
@@ -78,7 +82,7 @@ class CTCModule(ASRModule):
         encoder: Any,
         states: States,
         head: nn.Module,
-        decoder: CtcGreedy | CtcBeam,
+        decoder: CtcDecoder,
         tokenizer: LabelTokenizer,
         policy: FreezePolicy,
         optim: OptimConfig | None,
@@ -101,14 +105,14 @@ class CTCModule(ASRModule):
         self.times: Measure | None = None
         self.forced = False
 
-    def search_with(self, decoder: CtcGreedy | CtcBeam) -> None:
+    def search_with(self, decoder: CtcDecoder) -> None:
         """Search for texts in this way from here on.
 
         Raises:
             LanguageModelError: a file of the decoder's is missing or wrong.
         """
         self.search = decoder.build(self.labels)
-        self.n_best = decoder.n_best if isinstance(decoder, CtcBeam) else 1
+        self.n_best = 1 if isinstance(decoder, CtcGreedy) else decoder.n_best
         self.rescorer = decoder.rescorer() if isinstance(decoder, CtcBeam) else None
 
     @property
@@ -174,7 +178,7 @@ class CTCModule(ASRModule):
     def _hypothesis(self, utterance_id: str, found: list[Found], log_probs_FV: Tensor) -> Hypothesis:
         """The best of what was found for an utterance, and the rest."""
         frames = max(1, len(log_probs_FV))
-        texts = [self.tokenizer.decode(one.tokens) for one in found]
+        texts = [self._text(one) for one in found]
         scores = [one.score / frames for one in found]
         ranked = list(enumerate(scores))
         if self.rescorer is not None:
@@ -185,16 +189,24 @@ class CTCModule(ASRModule):
             texts[best],
             score,
             found[best].tokens,
-            words=self._words(found[best].tokens, log_probs_FV, found[best].frames),
+            words=self._words(found[best].tokens, log_probs_FV, found[best]),
             alternatives=[Alternative(texts[place], other) for place, other in others],
         )
 
-    def _words(self, tokens: list[int], log_probs_FV: Tensor, frames: list[int] | None = None) -> list[Word]:
+    def _text(self, found: Found) -> str:
+        """What was found, as the tokenizer spells it or a lexicon writes it."""
+        if found.words is None:
+            return self.tokenizer.decode(found.tokens)
+        return " ".join(word for word, _ in found.words)
+
+    def _words(self, tokens: list[int], log_probs_FV: Tensor, found: Found | None = None) -> list[Word]:
         """The words of a text with times, by alignment; of a very long one by the frames the search began them in."""
         if self.times is None:
             return []
-        if frames is not None and len(log_probs_FV) > _MOST_ALIGNED:
-            spans = spans_at(log_probs_FV, tokens, frames, measure=self.times)
+        if found is not None and len(log_probs_FV) > _MOST_ALIGNED:
+            spans = spans_at(log_probs_FV, tokens, found.frames, measure=self.times)
         else:
             spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times) or []
+        if found is not None and found.words is not None and spans:
+            return listed_words(spans, found.words, self.labels, self.frame_s)
         return words_of(spans, self.labels, self.frame_s)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.beam import Scorer, beam_search
-from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
+from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.fusion import Fusion, FusionScorer
+from ssl_asr.decoding.language_models import Rescoring
 from ssl_asr.decoding.seq2seq import (
     AttentionBeam,
     AttentionGreedy,
@@ -25,13 +26,13 @@ from ssl_asr.models.attention import JointHead, attention_loss
 from ssl_asr.models.backbone import EncoderOutput
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
-from ssl_asr.training.ctc import CTCModule, ctc_losses
+from ssl_asr.training.ctc import CtcDecoder, CTCModule, ctc_losses
 from ssl_asr.training.module import Loss, OptimConfig
 from ssl_asr.training.seq2seq import to_hypotheses
 from ssl_asr.training.tasks import Joint
 from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer
 
-JointDecoder = AttentionGreedy | AttentionBeam | CtcGreedy | CtcBeam
+JointDecoder = AttentionGreedy | AttentionBeam | CtcDecoder
 
 
 class JointModule(CTCModule):
@@ -66,7 +67,7 @@ class JointModule(CTCModule):
             encoder=encoder,
             states=states,
             head=head,
-            decoder=decoder if isinstance(decoder, CtcBeam) else CtcGreedy(),
+            decoder=decoder if isinstance(decoder, CtcDecoder) else CtcGreedy(),
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
@@ -108,16 +109,16 @@ class JointModule(CTCModule):
             LanguageModelError: a file of the decoder's is missing or wrong.
         """
         self.decoder = decoder
-        if isinstance(decoder, CtcGreedy | CtcBeam):
+        if isinstance(decoder, CtcDecoder):
             self.search_with(decoder)
         self._parts = decoder.parts(self.labels) if isinstance(decoder, AttentionBeam) else []
-        self.rescorer = None if isinstance(decoder, AttentionGreedy | CtcGreedy) else decoder.rescorer()
+        self.rescorer = decoder.rescorer() if isinstance(decoder, Rescoring) else None
         self._fusion: Fusion | None = None
 
     def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
         """What the decoder option finds, by the half it names or by both."""
         options = self.decoder
-        if self.forced or isinstance(options, CtcGreedy | CtcBeam):
+        if self.forced or isinstance(options, CtcDecoder):
             return super().transcribe(batch, out)
         h_BFD, frame_lengths_B = self._trunk(batch, out)
         # A text of more tokens than frames is no text: the end is sure to come.

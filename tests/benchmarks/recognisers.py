@@ -80,10 +80,11 @@ def faster_whisper(*, model, compute_type, beams, batched):
     return together if batched else one_by_one
 
 
-def _padded(paths):
+def _padded(paths, last=None):
     import torch
 
-    each = [torch.from_numpy(np.load(path)) for path in paths]
+    loaded = [np.load(path) for path in paths]
+    each = [torch.from_numpy(one if last is None else np.concatenate([one, last])) for one in loaded]
     lengths_B = torch.tensor([len(one) for one in each])
     return torch.nn.utils.rnn.pad_sequence(each, batch_first=True), lengths_B
 
@@ -131,8 +132,12 @@ def flashlight(*, labels, beam_size, lm=None, lexicon=None, lm_weight=0.0, word_
         log_add=True,
     )
 
+    # Its words end in silence, which our texts do not end in: a last frame gives it for nothing.
+    last = np.full((1, len(tokens)), -1e4, dtype=np.float32)
+    last[0, [0, tokens.index("|")]] = 0.0
+
     def run(paths):
-        found = decoder(*_padded(paths))
+        found = decoder(*_padded(paths, last))
         if lexicon is not None:
             return [" ".join(best[0].words) for best in found]
         return ["".join(tokens[i] for i in best[0].tokens.tolist()).replace("|", " ").strip() for best in found]

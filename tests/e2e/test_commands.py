@@ -138,10 +138,14 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
         f"model={runs['ctc'][0]}",
         f"manifest={toy_corpus['dev']}",
         f"decoder.lm={lm}",
+        f"decoder.rescore_lm={lm}",
+        "decoder.n_best=2",
         f"output={tmp_path}/decoder.yaml",
         "lm_weights=[0,1]",
         "word_scores=[0]",
         "beam_sizes=[2]",
+        "rescore_weights=[0,1]",
+        "rescore_word_scores=[0,2]",
         "num_workers=0",
     )
     assert tuned.returncode == 0, tuned.stderr[-2000:]
@@ -158,6 +162,7 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
     for wrong, said in (
         ("decoder=whisper_beam", "WhisperBeam does not go with this task"),
         ("decoder=ctc_beam decoder.lm=nowhere.arpa", "decoder.lm: is 'nowhere.arpa'"),
+        ("decoder=ctc_beam decoder.rescore_lm=nowhere/at/all", "decoder.rescore_lm: is 'nowhere/at/all'"),
         ("decoder=ctc_beam decoder.beam_size=0", "decoder.beam_size: is 0"),
     ):
         done = run_command("evaluate", *own, *wrong.split())
