@@ -120,6 +120,8 @@ class AttentionBeam(FusionOptions):
         beam_size, length_penalty, n_best: see `WhisperBeam`.
         ctc_weight: CTC's share of the model's score, the decoder's being the rest; 0 leaves CTC out.
         max_labels: CTC looks at so many of the decoder's likeliest labels; null looks at all.
+        coverage_weight: added for each frame that the text has accounted for (see `ssl_asr.decoding.coverage`).
+        coverage_threshold: how much attention in all accounts for a frame.
     """
 
     max_tokens_per_s: float | None
@@ -128,6 +130,8 @@ class AttentionBeam(FusionOptions):
     n_best: int
     ctc_weight: float
     max_labels: int | None
+    coverage_weight: float = 0.0
+    coverage_threshold: float = 0.5
 
 
 def beams_of(options: WhisperBeam | AttentionBeam) -> dict[str, Any]:

@@ -59,6 +59,13 @@ class GruState:
     weights_BF: Tensor
 
     beams: int = 1
+    # It always knows where it looked.
+    watch: bool = True
+
+    @property
+    def weights_NF(self) -> Tensor:
+        """Where it looked last, a row for each beam."""
+        return self.weights_BF
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these utterances of the batch (int64 on the device), with all their beams."""

@@ -29,6 +29,16 @@ def attend(attention: Any, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     return out
 
 
+def _weights(attention: Any, x_BND: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """What every head looks at, ``weights_BHNF`` in float32."""
+    q = _heads(attention.q_proj(x_BND), attention.num_heads)
+    scores_BHNF = (q @ k.transpose(2, 3)).float() / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores_BHNF = scores_BHNF.masked_fill(~mask, -torch.inf)
+    weights_BHNF: Tensor = scores_BHNF.softmax(-1)
+    return weights_BHNF
+
+
 def keys_values(attention: Any, x_BND: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of ``x``, split into heads."""
     heads = attention.num_heads
@@ -59,7 +69,8 @@ class DecodingState:
     """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones.
 
     The beams of an utterance are rows of the self-attention side, one after another; on the other side they are
-    queries of their utterance's one set of keys, which is never copied.
+    queries of their utterance's one set of keys, which is never copied. With ``watch``, ``weights_NF`` is where the
+    last layer's heads looked at the last step, on average, a row for each beam.
     """
 
     self_k: list[Tensor]
@@ -69,6 +80,8 @@ class DecodingState:
     cross_mask: Tensor | None
     filled: int = 0
     beams: int = 1
+    watch: bool = False
+    weights_NF: Tensor | None = None
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these utterances of the batch (int64 on the device), with all their beams."""
@@ -153,16 +166,19 @@ class TransformerDecoder(nn.Module):
             x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=True)
             k, v = keys_values(layer.encoder_attn, h_BFD)
             y_BUD = layer.encoder_attn_layer_norm(x_BUD)
-            q = _heads(layer.encoder_attn.q_proj(y_BUD), layer.encoder_attn.num_heads)
             own = [head for at, head in heads if at == i]
             if own:
-                scores_BHUF = (q[:, own] @ k[:, own].transpose(2, 3)).float() / q.shape[-1] ** 0.5
-                if cross_mask is not None:
-                    scores_BHUF = scores_BHUF.masked_fill(~cross_mask, -torch.inf)
-                weights_BHUF = scores_BHUF.softmax(-1)
+                weights_BHUF = _weights(layer.encoder_attn, y_BUD, k, cross_mask)[:, own]
                 found |= {(i, head): weights_BHUF[:, place] for place, head in enumerate(own)}
             x_BUD = self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
         return torch.stack([found[one] for one in heads], dim=1), self.net.layer_norm(x_BUD)
+
+    @staticmethod
+    def _looks(layer: Any, x_BUD: Tensor, state: DecodingState, i: int) -> Tensor:
+        """Where layer ``i``'s heads look on average: from each beam, or, without beams, from the last token."""
+        y_BUD = layer.encoder_attn_layer_norm(x_BUD)
+        mean_BUF = _weights(layer.encoder_attn, y_BUD, state.cross_k[i], state.cross_mask).mean(1)
+        return mean_BUF[:, -1] if state.beams == 1 else mean_BUF.flatten(0, 1)
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits of any selection of states, shape (…, V)."""
@@ -208,6 +224,8 @@ class TransformerDecoder(nn.Module):
             x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
             if state.beams > 1:
                 x_BUD = x_BUD.view(-1, state.beams, x_BUD.shape[-1])
+            if state.watch and i == len(self.net.layers) - 1:
+                state.weights_NF = self._looks(layer, x_BUD, state, i)
             x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
             x_BUD = x_BUD.reshape(len(tokens_BU), -1, x_BUD.shape[-1])
         state.filled = end

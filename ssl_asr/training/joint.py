@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.beam import Scorer, beam_search
+from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.fusion import Fusion, FusionScorer
@@ -15,6 +16,7 @@ from ssl_asr.decoding.seq2seq import (
     AttentionBeam,
     AttentionGreedy,
     Decoded,
+    StepModel,
     Suppression,
     beams_of,
     greedy,
@@ -131,9 +133,18 @@ class JointModule(CTCModule):
         prompts = [[BLANK_ID]] * len(batch)
         if isinstance(options, AttentionBeam):
             beams = beams_of(options)
-            search |= {"scorers": self._scorers(options, h_BFD, frame_lengths_B)}
+            scorers = self._scorers(options, h_BFD, frame_lengths_B)
             share = 1 - options.ctc_weight
-            decoder = self.head.decoder
+            decoder: StepModel = self.head.decoder
+            if options.coverage_weight != 0:
+                decoder = watched = CoverageScorer(
+                    decoder,
+                    beams=options.beam_size,
+                    weight=options.coverage_weight,
+                    threshold=options.coverage_threshold,
+                )
+                scorers.append(watched)
+            search |= {"scorers": scorers}
             found = beam_search(decoder, h_BFD, frame_lengths_B, prompts, decoder_weight=share, **beams, **search)
         else:
             found = [[row] for row in greedy(self.head.decoder, h_BFD, frame_lengths_B, prompts, **search)]

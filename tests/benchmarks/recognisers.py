@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 
-def ours_whisper(*, model, window, tail_s, beams, batch):
+def ours_whisper(*, model, window, tail_s, beams, batch, max_tokens_per_s=None):
     """The Python API, the batch in one go."""
     import ssl_asr
 
-    decoder = {"decoder": "whisper_beam", "decoder_options": {"beam_size": beams}} if beams > 1 else {}
-    transcriber = ssl_asr.load(model, device="cpu", window=window, tail_s=tail_s, **decoder)
+    name, options = ("whisper_beam", {"beam_size": beams}) if beams > 1 else ("whisper_greedy", {})
+    options["max_tokens_per_s"] = max_tokens_per_s
+    transcriber = ssl_asr.load(model, device="cpu", window=window, tail_s=tail_s, decoder=name, decoder_options=options)
 
     def run(paths):
         heard = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch)

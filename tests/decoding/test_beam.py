@@ -8,12 +8,13 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from ssl_asr.decoding.beam import beam_search
+from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc import collapse
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.fusion import CandidateScorer, Fusion, FusionScorer, Hotwords, LabelBonus, Words
 from ssl_asr.decoding.kneser_ney import estimate
 from ssl_asr.decoding.seq2seq import Suppression, greedy
-from ssl_asr.models.attention import GruDecoder
+from ssl_asr.models.attention import GruDecoder, TransformerAttentionHead
 from ssl_asr.models.loading import load_seq2seq
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import END, NO_TIMESTAMPS, START
@@ -231,6 +232,62 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
                 fused += sum(-2.0 for word in said if not model.knows(word))
                 attention = _log_prob(decoder, h[row, : lengths[row]], tokens, ended)
                 scored.append((0.7 * attention + 0.3 * totals[tokens] + fused, list(tokens)))
+            expected = sorted(scored, reverse=True)[:3]
+            assert [one.tokens for one in found[row]] == [tokens for _, tokens in expected]
+            assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
+
+
+def _looks(decoder, h_FD, inputs):
+    """Where a decoder looked when each of the inputs had been fed, ``(U, F)``."""
+    lengths = torch.tensor([len(h_FD)])
+    if isinstance(decoder, GruDecoder):
+        state = decoder.begin(h_FD[None], lengths, len(inputs))
+        rows = []
+        for token in inputs:
+            decoder.step(torch.tensor([[token]]), state)
+            rows.append(state.weights_BF[0])
+        return torch.stack(rows)
+    last = decoder.net.config.decoder_layers - 1
+    heads = [(last, head) for head in range(decoder.net.config.decoder_attention_heads)]
+    return decoder.cross_weights(torch.tensor([inputs]), h_FD[None], lengths, heads)[0][0].mean(0)
+
+
+@pytest.mark.parametrize("kind", ["gru", "transformer"])
+def test_coverage_adds_for_each_frame_that_was_looked_at_enough_and_once(decoder, states, kind):
+    h, lengths = states
+    if kind == "transformer":
+        torch.manual_seed(5)
+        head = TransformerAttentionHead(
+            blocks=0,
+            width=6,
+            norm="layer",
+            activation="relu",
+            dropout=0.0,
+            decoder_layers=2,
+            heads=2,
+            feed_forward=8,
+            decoder_dropout=0.0,
+            max_tokens=16,
+        )
+        decoder = head.build(dim=6, vocab_size=SIZE).decoder.eval()
+        with torch.no_grad():
+            for layer in decoder.net.layers:
+                layer.encoder_attn.q_proj.weight.mul_(4)
+                layer.encoder_attn.k_proj.weight.mul_(4)
+    limits, threshold = [4, 4, 3], 0.4
+    with torch.inference_mode():
+        watched = CoverageScorer(decoder, beams=400, weight=0.8, threshold=threshold)
+        search = {"beam_size": 400, "length_penalty": 0.0, "n_best": 3, "limits": limits, "scorers": [watched]}
+        found = beam_search(watched, h, lengths, [[0]] * 3, **search, **PLAIN)
+        for row, limit in enumerate(limits):
+            own = h[row, : lengths[row]]
+            scored, bare = [], []
+            for tokens, ended in _every_text(limit):
+                looks = _looks(decoder, own, [0, *tokens] if ended else [0, *tokens[:-1]])
+                covered = int((looks.sum(0) > threshold).sum())
+                log_prob = _log_prob(decoder, own, tokens, ended)
+                scored.append((log_prob + 0.8 * covered, list(tokens)))
+                bare.append((log_prob, list(tokens)))
             expected = sorted(scored, reverse=True)[:3]
             assert [one.tokens for one in found[row]] == [tokens for _, tokens in expected]
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
