@@ -121,16 +121,28 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word with when it was said and how sure the model was of it, from 0 to 1."""
+    """A word with when it was said and how sure the model was of it, from 0 to 1; its tokens likewise, if known."""
 
     text: str
     start: Seconds
     end: Seconds
     confidence: float
+    tokens: tuple["Word", ...] = ()
 
     def later(self, by: Seconds) -> "Word":
         """The word so many seconds later."""
-        return replace(self, start=self.start + by, end=self.end + by)
+        tokens = tuple(token.later(by) for token in self.tokens)
+        return replace(self, start=self.start + by, end=self.end + by, tokens=tokens)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, ``tokens`` only where there are any."""
+        row: dict[str, Any] = {key: getattr(self, key) for key in ("text", "start", "end", "confidence")}
+        return row | ({"tokens": [token.record() for token in self.tokens]} if self.tokens else {})
+
+    @classmethod
+    def from_record(cls, row: dict[str, Any]) -> "Word":
+        """The word that `record` wrote; TypeError where it did not."""
+        return cls(**(row | {"tokens": tuple(cls.from_record(token) for token in row.get("tokens", []))}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _viterbi(log_probs_FV: Tensor, tokens: Sequence[int], blank: int) -> Tensor:
 
 
 def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Seconds) -> list[Word]:
-    """The words that spans spell, with times; a word is as sure as its least sure label.
+    """The words that spans spell, with times, and their labels; a word is as sure as its least sure label.
 
     Args:
         spans: of all labels of a text, in order.
@@ -103,7 +103,8 @@ def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Secon
         if letters:
             begin, end = letters[0][1].begin, letters[-1][1].end
             sure = min(span.confidence for _, span in letters)
-            words.append(Word("".join(text for text, _ in letters), begin * frame_s, end * frame_s, sure))
+            tokens = tuple(_token(text, span, frame_s) for text, span in letters)
+            words.append(Word("".join(text for text, _ in letters), begin * frame_s, end * frame_s, sure, tokens))
             letters.clear()
 
     for span in spans:
@@ -135,5 +136,10 @@ def listed_words(
         own = [span for span in spans[at : at + count] if labels[span.label] != " "]
         at += count
         sure = min(span.confidence for span in own)
-        found.append(Word(word, own[0].begin * frame_s, own[-1].end * frame_s, sure))
+        tokens = tuple(_token(str(labels[span.label]), span, frame_s) for span in own)
+        found.append(Word(word, tokens[0].start, tokens[-1].end, sure, tokens))
     return found
+
+
+def _token(text: str, span: Span, frame_s: Seconds) -> Word:
+    return Word(text, span.begin * frame_s, span.end * frame_s, span.confidence)

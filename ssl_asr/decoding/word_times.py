@@ -70,7 +70,7 @@ def words_of_tokens(
     frame_s: Seconds,
     lang: str | None,
 ) -> list[Word]:
-    """Words with times; a word is as sure as its least sure token.
+    """Words with times, and their tokens; a word is as sure as its least sure token.
 
     Args:
         tokens: of the text, and nothing else.
@@ -86,8 +86,12 @@ def words_of_tokens(
     starts = first_frames(smoothed(weights_HUF))
     words: list[Word] = []
     for first, end, text in _grouped(tokens, spell, spaces=lang not in _NO_SPACES):
-        start_s, end_s = (float(starts[place]) * frame_s for place in (first, end))
-        words.append(Word(text, start_s, end_s, min(probabilities[first:end])))
+        times = [float(start) * frame_s for start in starts[first : end + 1]]
+        pieces = tuple(
+            Word(spell([tokens[first + i]]), times[i], times[i + 1], probabilities[first + i])
+            for i in range(end - first)
+        )
+        words.append(Word(text, times[0], times[-1], min(probabilities[first:end]), pieces))
     return words
 
 

@@ -64,15 +64,15 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """Plain data; words, alternatives and the language detected only where there are any."""
-        row = asdict(self)
+        row = asdict(self) | {key: [word.record() for word in getattr(self, key)] for key in ("words", "segments")}
         return {key: value for key, value in row.items() if value or key not in _OCCASIONAL}
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Prediction":
         """The prediction that `record` wrote; TypeError where it did not."""
-        words = [Word(**word) for word in row.get("words", [])]
+        words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
-        segments = [Word(**segment) for segment in row.get("segments", [])]
+        segments = [Word.from_record(segment) for segment in row.get("segments", [])]
         return cls(**(row | {"words": words, "alternatives": alternatives, "segments": segments}))
 
 

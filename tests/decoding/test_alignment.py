@@ -1,6 +1,7 @@
 """Forced alignment against the best of all paths."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from ssl_asr.decoding.alignment import Span, align, frame_confidence, words_of
 from ssl_asr.decoding.ctc import collapse
+from ssl_asr.types import Word
 
 
 @pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 1]])
@@ -69,3 +71,8 @@ def test_words_are_as_sure_as_their_least_sure_label():
         (0.24, 0.26),
     ]
     assert [word.confidence for word in words] == [0.5, 0.3, 0.7, 1.0]
+    tokens = [[(token.text, token.confidence) for token in word.tokens] for word in words]
+    assert tokens == [[("a", 0.9), ("b", 0.5)], [("⁇", 0.3)], [("ab", 0.8), ("a", 0.7)], [("b", 1.0)]]
+    late = words[0].later(2.0)
+    assert [token.start for token in late.tokens] == [2.0, 2.04]
+    assert Word.from_record(json.loads(json.dumps(late.record()))) == late

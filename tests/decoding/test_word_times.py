@@ -56,6 +56,11 @@ def test_tokens_that_are_parts_of_a_character_stay_together():
     )
     assert [(word.text, word.confidence) for word in words] == [("naïve", 0.3), ("ok,", 0.5)]
     assert words[0].end == words[1].start
+    assert [token.confidence for word in words for token in word.tokens] == [0.9, 0.8, 0.3, 0.7, 0.6, 0.5]
+    for word in words:
+        times = [at for token in word.tokens for at in (token.start, token.end)]
+        assert times == sorted(times)
+        assert (times[0], times[-1]) == (word.start, word.end)
     assert words_of_tokens([], weights, [], spell=str, frame_s=0.02, lang=None) == []
 
 
