@@ -117,9 +117,8 @@ def test_ctc(data_root, tmp_path):
     pytest.importorskip("speechbrain", reason="pip install -e '.[bench]'")
     run, lm, decoder = given.split(":")
     corpus = os.environ.get("BENCH_CTC_CORPUS", "en_librispeech_mini")
-    paths, references, labels = _emissions(data_root, corpus, run, tmp_path)
+    paths, references, speech_s, labels = _emissions(data_root, corpus, run, tmp_path)
     weights = {key: yaml.safe_load(Path(decoder).read_text())[key] for key in ("lm_weight", "word_score")}
-    speech_s = sum(u.duration for u in read_manifest(data_root / corpus / "test.jsonl"))
     words = _vocabulary(lm)
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("".join(f"{word} {' '.join(word)} |\n" for word in words))
@@ -162,7 +161,7 @@ def _vocabulary(lm):
 
 
 def _emissions(data_root, corpus, run, folder):
-    """Log-probabilities of test utterances, the longest first, as files; references and labels."""
+    """Log-probabilities of test utterances, the longest first, as files; references, seconds and labels."""
     import torch
 
     import ssl_asr
@@ -179,9 +178,11 @@ def _emissions(data_root, corpus, run, folder):
         with torch.inference_mode():
             log_probs_BFV, lengths_B = module.log_probs(batch)
         for utterance, own, frames in zip(batch.utterances, log_probs_BFV, lengths_B.tolist(), strict=True):
+            log_probs = own[:frames].numpy().copy()
             # No text contains the unknown label.
-            own[:, 1] = -30.0
+            log_probs[:, 1] = -30.0
             paths.append(folder / f"{len(paths)}.npy")
-            np.save(paths[-1], own[:frames].numpy())
+            np.save(paths[-1], log_probs)
             references.append(utterance.text)
-    return paths, references, [label or "" for label in module.labels]
+    speech_s = sum(manifest[i].duration for i in order)
+    return paths, references, speech_s, [label or "" for label in module.labels]
