@@ -239,7 +239,8 @@ class TuneDecodingConfig:
         manifest: dev data, never test: a path, a list of paths, or paths by name.
         decoder: where to start from, a ``ctc_beam`` with a language model.
         lm_weights, word_scores: tried with each other.
-        beam_sizes: tried with the best of those; the smallest that is as good as any is taken.
+        unknown_scores: of words that neither lexicon nor language model has, tried with the best of those.
+        beam_sizes: tried with the best of all; the smallest that is as good as any is taken.
         rescore_weights, rescore_word_scores: tried with each other where ``decoder.rescore_lm`` looks a second time.
         output: the decoder's settings, a file for ``decoder_file=``.
         normalizer: the text normaliser of the WER that decides.
@@ -251,10 +252,11 @@ class TuneDecodingConfig:
     manifest: Any = MISSING
     decoder: Any = MISSING
     lm_weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
-    word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0])
+    word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    unknown_scores: list[float] = field(default_factory=lambda: [-5.0, -10.0, -15.0, -20.0])
     beam_sizes: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     rescore_weights: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0])
-    rescore_word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0])
+    rescore_word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
     output: str = MISSING
     normalizer: str = "lower"
     window: str | None = None
@@ -774,11 +776,8 @@ def _check_lm(config: dict[str, Any]) -> list[ConfigError]:
 
 def _check_tuning(config: dict[str, Any]) -> list[ConfigError]:
     errors = _check_names([config["normalizer"]], "normalizer")
-    empty = [
-        key
-        for key in ("lm_weights", "word_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")
-        if not config[key]
-    ]
+    tried = ("lm_weights", "word_scores", "unknown_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")
+    empty = [key for key in tried if not config[key]]
     errors += [ConfigError(key, "is empty", "give at least one value to try") for key in empty]
     if any(not _positive(size) for size in config["beam_sizes"]):
         errors.append(ConfigError("beam_sizes", f"is {config['beam_sizes']!r}", "each should be 1 or more"))

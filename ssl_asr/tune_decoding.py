@@ -42,10 +42,8 @@ def tune_decoding(config: dict[str, Any], folder: Path) -> float | None:  # noqa
     normalize = normalizers([config["normalizer"]])[config["normalizer"]]
     heard = [Heard(*pair) for pair in zip(recorder.kept, predictions, strict=True)]
     greedy = sum((word_edits(normalize(p.ref, p.lang), normalize(p.hyp, p.lang)) for p in predictions), Edits())
-    grid = {
-        key: config[key]
-        for key in ("lm_weights", "word_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")
-    }
+    tried = ("lm_weights", "word_scores", "unknown_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")
+    grid = {key: config[key] for key in tried}
     tuned = tune(Trials(module, heard, normalize), start, console=console, **grid)
     write_decoder(Path(config["output"]), tuned.options)
     if console is not None:

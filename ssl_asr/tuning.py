@@ -1,7 +1,8 @@
 """Settings of a beam search found on dev data, from log-probabilities that the model gives once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -94,14 +95,15 @@ class Trials:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The settings found, their WER on dev, and every trial: (weight, word score) or beam size to WER.
+    """The settings found, their WER on dev, and every trial: (weight, word score) or another setting to WER.
 
-    ``second`` are those of a second look, empty where there is none.
+    ``unknown`` is empty where no other words are allowed, ``second`` where there is no second look.
     """
 
     options: CtcBeam
     wer: float
     weights: dict[tuple[float, float], float]
+    unknown: dict[float, float]
     beams: dict[int, float]
     second: dict[tuple[float, float], float]
 
@@ -112,12 +114,13 @@ def tune(
     *,
     lm_weights: Sequence[float],
     word_scores: Sequence[float],
+    unknown_scores: Sequence[float],
     beam_sizes: Sequence[int],
     rescore_weights: Sequence[float],
     rescore_word_scores: Sequence[float],
     console: Console | None,
 ) -> Tuned:
-    """The best settings among those to try, weights first, then the beam, then the second look's weights.
+    """The best settings of those to try: weights, the price of unknown words, the beam, then a second look's weights.
 
     Of settings that are equally good the smaller are taken: a tie says that more did not help.
     """
@@ -129,6 +132,13 @@ def tune(
     }
     best = min(pairs, key=weights.__getitem__)
     options = replace(start, lm_weight=best[0], word_score=best[1])
+    unknown: dict[float, float] = {}
+    if options.unknown_score is not None and (options.lm is not None or options.lexicon is not None):
+        unknown = {
+            score: trials.edits(replace(options, unknown_score=score)).rate
+            for score in track(sorted(unknown_scores, key=abs), "unknown words", console=shown, transient=True)
+        }
+        options = replace(options, unknown_score=min(unknown, key=unknown.__getitem__))
     beams = {
         size: trials.edits(replace(options, beam_size=size)).rate
         for size in track(sorted(beam_sizes), "beams", console=shown, transient=True)
@@ -136,12 +146,12 @@ def tune(
     size = min(beams, key=beams.__getitem__)
     options = replace(options, beam_size=size)
     if options.rescore_lm is None:
-        return Tuned(options, beams[size], weights, beams, {})
+        return Tuned(options, beams[size], weights, unknown, beams, {})
     pairs = _pairs(rescore_weights, rescore_word_scores)
     second = trials.rescored(options, pairs)
     best = min(pairs, key=second.__getitem__)
     options = replace(options, rescore_weight=best[0], rescore_word_score=best[1])
-    return Tuned(options, second[best], weights, beams, second)
+    return Tuned(options, second[best], weights, unknown, beams, second)
 
 
 def _pairs(weights: Sequence[float], word_scores: Sequence[float]) -> list[tuple[float, float]]:
@@ -154,17 +164,23 @@ def show(tuned: Tuned, greedy: float, console: Console) -> None:
     options = tuned.options
     title = f"WER % on dev; greedy {100 * greedy:.2f}"
     console.print(_grid(title, tuned.weights, (options.lm_weight, options.word_score), "lm_weight", "word_score"))
-    table = Table(title="and by beam_size", title_justify="left")
-    for size in tuned.beams:
-        table.add_column(f"{size}", justify="right")
-    cells = [f"{100 * wer:.2f}" for wer in tuned.beams.values()]
-    at = list(tuned.beams).index(tuned.options.beam_size)
-    table.add_row(*(f"[bold green]{cell}[/]" if i == at else cell for i, cell in enumerate(cells)))
-    console.print(table)
+    if tuned.unknown:
+        console.print(_row("and by unknown_score", tuned.unknown, options.unknown_score))
+    console.print(_row("and by beam_size", tuned.beams, options.beam_size))
     if tuned.second:
         chosen = (options.rescore_weight, options.rescore_word_score)
         title = f"a second look at the best {options.searched(options.n_best)}"
         console.print(_grid(title, tuned.second, chosen, "rescore_weight", "rescore_word_score"))
+
+
+def _row(title: str, trials: Mapping[Any, float], chosen: Any) -> Table:
+    table = Table(title=title, title_justify="left")
+    for value in trials:
+        table.add_column(f"{value:g}", justify="right")
+    cells = [f"{100 * wer:.2f}" for wer in trials.values()]
+    at = list(trials).index(chosen)
+    table.add_row(*(f"[bold green]{cell}[/]" if i == at else cell for i, cell in enumerate(cells)))
+    return table
 
 
 def _grid(

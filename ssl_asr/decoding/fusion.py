@@ -9,7 +9,7 @@ word).
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -123,9 +123,9 @@ def spelt(label: str) -> str:
 class Words(Automaton):
     """Scores of whole words, given where a word ends; any spelling is allowed unless a vocabulary closes it.
 
-    What a word will cost at least is charged while it is being spelt (its best unigram so far, or the price of an
-    unknown word once no known one begins like that) and given back when it ends, so that a search does not favour
-    words that never end. The sum over a whole text is that of its words.
+    All that an unknown word costs is charged as soon as no known one begins so, and given back where the word ends: a
+    search has better use for its beam than the many ways to spell what nobody knows. Known words cost nothing before
+    they end; charging their best unigram in advance found texts of higher score with more errors in them.
 
     Args:
         labels: of the vocabulary, by id, spelt as text; None for ids that no text contains.
@@ -133,8 +133,8 @@ class Words(Automaton):
         weight: of its log-probabilities.
         word_score: added for each word.
         unknown_score: added for each word that is not among ``vocabulary``; minus infinity allows none.
-        vocabulary: the known words with what is to be expected of each, a log-probability; None where nobody can
-            say, as with some binary models.
+        vocabulary: the known words; None where nobody can say, as with some binary models.
+        unknown_log_prob: what the model gives a word that it does not know, out of context.
         unknown_alike: all words outside the vocabulary are one to the model. How one is spelt then need not be
             remembered, which saves most of the states there are.
     """
@@ -147,12 +147,15 @@ class Words(Automaton):
         weight: float,
         word_score: float,
         unknown_score: float,
-        vocabulary: Mapping[str, float] | None,
+        vocabulary: Collection[str] | None,
+        unknown_log_prob: float = 0.0,
         unknown_alike: bool = False,
     ) -> None:
         self.labels, self.model, self.weight = labels, model, weight
         self.word_score, self.unknown_score = word_score, unknown_score
         self.unknown_alike = unknown_alike and vocabulary is not None
+        # What is charged for a word that begins like no known one.
+        self._unknown_price = unknown_score + weight * unknown_log_prob
         self._known = None if vocabulary is None else frozenset(vocabulary)
         # Labels that end a word before they begin: " ", " the"; and those that end it with letters of their own.
         spaced = [label is not None and label.startswith(" ") for label in labels]
@@ -160,13 +163,10 @@ class Words(Automaton):
         self._headed = frozenset(i for i, label in enumerate(labels) if label and " " in label and not spaced[i])
         self._rows: dict[str, Float64s] = {}
         self._finished: dict[tuple[Any, str], tuple[float, Any]] = {}
-        self._hopes: dict[str, float] | None = None
+        # Every beginning of a known word.
+        self._begun: frozenset[str] | None = None
         if vocabulary is not None:
-            self._hopes = {}
-            for word, log_prob in vocabulary.items():
-                for length in range(1, len(word) + 1):
-                    begun = word[:length]
-                    self._hopes[begun] = max(self._hopes.get(begun, -math.inf), weight * log_prob)
+            self._begun = frozenset(word[:length] for word in vocabulary for length in range(1, len(word) + 1))
 
     @property
     def begin(self) -> Hashable:
@@ -185,11 +185,11 @@ class Words(Automaton):
     def _allowed(self, word: str) -> bool:
         return self.unknown_score > -math.inf or self._is_known(word)
 
-    def _hope(self, begun: str) -> float:
+    def _charged(self, begun: str) -> float:
         """What is charged for a word begun like that."""
-        if not begun or self._hopes is None:
+        if not begun or self._begun is None or begun in self._begun:
             return 0.0
-        return self._hopes.get(begun, self.unknown_score)
+        return self._unknown_price
 
     def _word(self, state: Any, word: str) -> tuple[float, Any]:
         """What a finished word scores, and the state after it."""
@@ -229,7 +229,7 @@ class Words(Automaton):
 
     def _spelling(self, begun: str, labels: Sequence[int]) -> Float64s:
         """What labels add to what is charged for words that are begun, whatever was said before."""
-        charged = self._hope(begun)
+        charged = self._charged(begun)
         row = np.zeros(len(labels))
         for place, i in enumerate(labels):
             label = self.labels[i]
@@ -237,7 +237,7 @@ class Words(Automaton):
                 row[place] = -math.inf
             else:
                 _, space, rest = label.partition(" ")
-                row[place] = self._hope(rest if space else begun + label) - charged
+                row[place] = self._charged(rest if space else begun + label) - charged
         return row
 
     def _finish(self, state: Any, begun: str) -> tuple[float, Any]:
@@ -260,7 +260,7 @@ class Words(Automaton):
         if space:
             state = self._finish(state, begun + head)[1]
         begun = rest if space else begun + text
-        if begun and self.unknown_alike and self._hopes is not None and begun not in self._hopes:
+        if begun and self.unknown_alike and self._begun is not None and begun not in self._begun:
             begun = _SOME_UNKNOWN_WORD
         return (state, begun)
 
@@ -268,7 +268,7 @@ class Words(Automaton):
         """The last word, and the end."""
         state, begun = key
         total, state = self._finish(state, begun)
-        return total - self._hope(begun) + (0.0 if self.model is None else self.weight * self.model.end(state))
+        return total - self._charged(begun) + (0.0 if self.model is None else self.weight * self.model.end(state))
 
 
 class Hotwords(Automaton):

@@ -231,14 +231,13 @@ class FusionOptions(Rescoring):
         return parts
 
     def _words(self, model: WordModel | None, labels: Sequence[str | None]) -> Words:
-        vocabulary: dict[str, float] | None = model.unigrams() if isinstance(model, NGram) else None
+        vocabulary = model.vocabulary if isinstance(model, NGram) else None
         if self.lexicon is not None:
             listed = read_lexicon(Path(self.lexicon))
             _check_spelling(listed, labels, self.lexicon)
-            hopes = {} if vocabulary is None else vocabulary
-            vocabulary = {word: hopes.get(word, 0.0) for word in listed}
+            vocabulary = frozenset(listed)
         elif vocabulary is not None:
-            _check_spelling(list(vocabulary), labels, str(self.lm))
+            _check_spelling(sorted(vocabulary), labels, str(self.lm))
         return Words(
             labels,
             model=model,
@@ -246,6 +245,7 @@ class FusionOptions(Rescoring):
             word_score=self.word_score,
             unknown_score=-math.inf if self.unknown_score is None else self.unknown_score,
             vocabulary=vocabulary,
+            unknown_log_prob=model.unknown_log_prob if isinstance(model, NGram) else 0.0,
             unknown_alike=model is None or self.lexicon is None,
         )
 

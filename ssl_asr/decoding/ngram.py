@@ -172,10 +172,15 @@ class NGram:
         """Whether a word has a unigram of its own."""
         return self.index.get(word, self.unknown) != self.unknown
 
-    def unigrams(self) -> dict[str, float]:
-        """Every word's log-probability out of context, the marks of sentences and of unknown words left out."""
-        rows = zip(self.words, self._orders[0].log_probs_N.tolist(), strict=True)
-        return {word: log_prob for word, log_prob in rows if word not in (BEGIN, END, UNKNOWN)}
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """Every word, the marks of sentences and of unknown words left out."""
+        return frozenset(self.words) - {BEGIN, END, UNKNOWN}
+
+    @property
+    def unknown_log_prob(self) -> float:
+        """Log-probability of a word that is not in the vocabulary, out of context."""
+        return float(self.step(0, -1)[0])
 
     def row(self, state: int) -> Float64s:
         """Log-probabilities of every word after a state, in id order."""

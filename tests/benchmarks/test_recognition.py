@@ -157,7 +157,7 @@ def _spelling(lexicon, fused):
 def _vocabulary(lm):
     from ssl_asr.decoding.ngram import NGram
 
-    return sorted(word for word in NGram.from_arpa(Path(lm)).unigrams() if not word.startswith("<"))
+    return sorted(NGram.from_arpa(Path(lm)).vocabulary)
 
 
 def _emissions(data_root, corpus, run, folder):

@@ -200,7 +200,7 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
     ctc = torch.randn(3, 7, SIZE, generator=torch.Generator().manual_seed(6)).mul(2).log_softmax(-1)
     ctc[:, 3:] = torch.tensor([0.0, *[-50.0] * (SIZE - 1)])
     model = estimate([["ab", "a"], ["b", "ab"]], order=2).model
-    words = Words(LABELS, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.unigrams())
+    words = Words(LABELS, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.vocabulary)
     limits = [4, 4, 3]
     with torch.inference_mode():
         scorers = [
@@ -296,7 +296,7 @@ def test_coverage_adds_for_each_frame_that_was_looked_at_enough_and_once(decoder
 def test_candidates_are_scored_as_tables_are_and_the_others_are_out():
     labels = ["", "", "a", "b", " a", " "]
     model = estimate([["ab", "a"], ["b", "ab"]], order=2).model
-    words = Words(labels, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.unigrams())
+    words = Words(labels, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.vocabulary)
     parts = [words, Hotwords(labels, ["ab a"], bonus=0.7)]
     whole = FusionScorer(Fusion(parts, size=6), rows=4)
     some = CandidateScorer(parts, rows=4, candidates=3)

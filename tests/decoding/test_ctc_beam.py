@@ -159,9 +159,11 @@ def test_words_add_theirs_where_they_end_whatever_was_charged_on_the_way(unknown
         weight=0.5,
         word_score=0.3,
         unknown_score=unknown_score,
-        vocabulary=model.unigrams(),
+        vocabulary=model.vocabulary,
+        unknown_log_prob=model.unknown_log_prob,
         unknown_alike=unknown_alike,
     )
+    assert model.unknown_log_prob == pytest.approx(model.score(0, "zz")[0])
 
     def fused(tokens):
         said = _text(tokens).split()
@@ -211,7 +213,7 @@ def test_a_label_may_end_one_word_and_begin_another():
     """As Whisper's byte pairs and unusual alphabets can: "b a" ends a word with a letter of its own."""
     labels = [None, None, "a", "b a", " "]
     model = estimate(SENTENCES, order=2).model
-    words = Words(labels, model=model, weight=0.5, word_score=0.1, unknown_score=-3.0, vocabulary=model.unigrams())
+    words = Words(labels, model=model, weight=0.5, word_score=0.1, unknown_score=-3.0, vocabulary=model.vocabulary)
     log_probs = _log_probs(1, 4, 5, seed=7)
     fusion = Fusion([words], size=5)
     found = prefix_beam_search(log_probs, torch.tensor([4]), beam_size=256, fusion=fusion, n_best=256, **EVERYTHING)
@@ -226,7 +228,7 @@ def test_a_label_may_end_one_word_and_begin_another():
 def test_several_parts_add_up_and_pieces_end_words_where_they_begin_one():
     pieces = [None, None, " a", "b", " ab"]
     model = estimate(SENTENCES, order=2).model
-    words = Words(pieces, model=model, weight=0.5, word_score=0.1, unknown_score=-3.0, vocabulary=model.unigrams())
+    words = Words(pieces, model=model, weight=0.5, word_score=0.1, unknown_score=-3.0, vocabulary=model.vocabulary)
     fusion = Fusion([words, LabelBonus(pieces, bonus=0.2), Hotwords(pieces, ["ab"], bonus=0.4)], size=5)
     log_probs = _log_probs(1, 4, 5, seed=5)
     found = prefix_beam_search(log_probs, torch.tensor([4]), beam_size=256, fusion=fusion, n_best=256, **EVERYTHING)
@@ -240,7 +242,7 @@ def test_several_parts_add_up_and_pieces_end_words_where_they_begin_one():
 def test_tables_that_grew_too_large_are_begun_anew_between_utterances(monkeypatch):
     monkeypatch.setattr("ssl_asr.decoding.fusion._MAX_CELLS", 20)
     model = estimate(SENTENCES, order=2).model
-    words = Words(LABELS, model=model, weight=0.5, word_score=0.0, unknown_score=-3.0, vocabulary=model.unigrams())
+    words = Words(LABELS, model=model, weight=0.5, word_score=0.0, unknown_score=-3.0, vocabulary=model.vocabulary)
     fusion = Fusion([words], size=len(LABELS))
     log_probs = _log_probs(1, 6, len(LABELS), seed=6)
     options = {"beam_size": 16, "fusion": fusion, "n_best": 4} | EVERYTHING

@@ -143,6 +143,7 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
         f"output={tmp_path}/decoder.yaml",
         "lm_weights=[0,1]",
         "word_scores=[0]",
+        "unknown_scores=[-3,-10]",
         "beam_sizes=[2]",
         "rescore_weights=[0,1]",
         "rescore_word_scores=[0,2]",
