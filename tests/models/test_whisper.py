@@ -217,9 +217,16 @@ def test_real_weights_write_the_timestamps_that_transformers_writes(whisper_tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 5])
-@pytest.mark.parametrize("corpus", ["en_an4", "en_librispeech_mini"])
+@pytest.mark.parametrize(
+    ("corpus", "name", "lang", "first"),
+    [
+        ("en_an4", "openai/whisper-tiny.en", None, None),
+        ("en_librispeech_mini", "openai/whisper-tiny.en", None, None),
+        ("de_kerstin", "openai/whisper-base", "de", 24),
+    ],
+)
 def test_every_test_utterance_is_written_as_transformers_writes_it(
-    whisper_tiny_en, data_root, run_command, tmp_path, corpus, beams
+    data_root, run_command, tmp_path, corpus, name, lang, first, beams
 ):
     """``evaluate``, batched and sorted as it is, against ``generate`` one by one: the same text for every one."""
     import json
@@ -227,20 +234,33 @@ def test_every_test_utterance_is_written_as_transformers_writes_it(
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.errors import CheckpointError
+    from ssl_asr.models.checkpoints import resolve_checkpoint
 
-    path = data_root / corpus / "test.jsonl"
+    try:
+        checkpoint = resolve_checkpoint(name)
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    utterances = list(read_manifest(data_root / corpus / "test.jsonl"))[:first]
+    rows = [
+        {"id": u.id, "audio_filepath": u.audio_filepath, "duration": u.duration, "text": u.text} for u in utterances
+    ]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = [f"output_dir={tmp_path}", "samples=0", *([] if beams == 1 else ["decoder=whisper_beam"])]
-    done = run_command("evaluate", f"model={whisper_tiny_en}", f"manifest={path}", *more, env={"OMP_NUM_THREADS": "2"})
+    more += [] if lang is None else [f"language={lang}"]
+    done = run_command("evaluate", f"model={checkpoint}", f"manifest={path}", *more, env={"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     ours = {row["id"]: row["hyp"] for row in map(json.loads, open(tmp_path / "predictions" / "test.jsonl"))}
-    reference = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, dtype=torch.float32).eval()
-    tokenizer = WhisperTokenizer.from_folder(whisper_tiny_en, language=None, task="transcribe", normalizer="none")
+    reference = WhisperForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = WhisperTokenizer.from_folder(checkpoint, language=lang, task="transcribe", normalizer="none")
     extractor = WhisperFeatureExtractor()
+    asked = {} if lang is None else {"language": lang, "task": "transcribe"}
     theirs = {}
-    for utterance in read_manifest(path):
+    for utterance in utterances:
         waveform = read_waveform(utterance).numpy()
         features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_features
         with torch.inference_mode():
-            generated = reference.generate(features, num_beams=beams, do_sample=False)[0].tolist()
+            generated = reference.generate(features, num_beams=beams, do_sample=False, **asked)[0].tolist()
         theirs[utterance.id] = tokenizer.decode(generated)
     assert ours == theirs
