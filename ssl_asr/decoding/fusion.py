@@ -244,6 +244,8 @@ class Words(Automaton):
         """What the end of a word adds, and the state after it; nothing where none is begun."""
         if not begun:
             return 0.0, state
+        if self.unknown_alike and not self._is_known(begun):
+            begun = _SOME_UNKNOWN_WORD
         found = self._finished.get((state, begun))
         if found is None:
             if len(self._finished) > _MAX_KEPT:

@@ -5,6 +5,7 @@ an n-gram and a question a few binary searches. Log-probabilities are natural in
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ class NGram:
 
     def _level(self, node: int) -> int:
         """Words in a node."""
-        return 0 if node == 0 else int(np.searchsorted(self._first, node, side="right"))
+        return 0 if node == 0 else bisect_right(self._first, node)
 
     def step(self, state: int, word: int) -> tuple[float, int]:
         """Log-probability of a word's id after a state, and the state after it; -1 is a word nobody knows."""
@@ -146,7 +147,7 @@ class NGram:
             level = self._level(state)
             if level < self.order:
                 order, key = self._orders[level], state * size + word
-                at = int(np.searchsorted(order.keys_N, key))
+                at = int(order.keys_N.searchsorted(key))
                 if at < len(order.keys_N) and order.keys_N[at] == key:
                     return total + float(order.log_probs_N[at]), int(self._contexts_N[self._first[level] + at])
             assert state != 0, "every word is a unigram"
