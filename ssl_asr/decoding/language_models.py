@@ -205,8 +205,12 @@ class FusionOptions(Rescoring):
     hotwords: list[str]
     hotword_score: float
 
-    def parts(self, labels: Sequence[str | None]) -> list[Automaton]:
+    def parts(self, labels: Sequence[str | None], tokens: Sequence[str | None] | None = None) -> list[Automaton]:
         """The automata, over labels spelt as text.
+
+        Args:
+            labels: as words and hotwords are spelt with them.
+            tokens: as a model over the labels themselves has them, if that is otherwise.
 
         Raises:
             LanguageModelError: a file is missing or wrong, or nothing of it can be spelt with these labels.
@@ -214,7 +218,7 @@ class FusionOptions(Rescoring):
         parts: list[Automaton] = []
         model = None if self.lm is None else read_language_model(self.lm)
         if isinstance(model, NeuralLM) and self.lm_unit == "label":
-            parts.append(LabelNeural(model, labels, weight=self.lm_weight))
+            parts.append(LabelNeural(model, labels if tokens is None else tokens, weight=self.lm_weight))
         elif model is not None and self.lm_unit == "label":
             if not isinstance(model, NGram):
                 what = "is a KenLM binary, which does not list its words"

@@ -100,11 +100,9 @@ class NeuralLM:
         """Find out at once about words after states that are to be asked for."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._words]
         pieces = [self.spell(word, first=len(state) == 1) for state, word in unknown]
-        for first in range(0, len(unknown), _BATCH):
-            part, own = unknown[first : first + _BATCH], pieces[first : first + _BATCH]
-            totals = self._continued([state for state, _ in part], own)
-            for (state, word), tokens, total in zip(part, own, totals, strict=True):
-                self._words[state, word] = (total, state + tokens)
+        totals = self._continued([state for state, _ in unknown], pieces)
+        for (state, word), tokens, total in zip(unknown, pieces, totals, strict=True):
+            self._words[state, word] = (total, state + tokens)
         while len(self._words) > max(_KEPT_WORDS, len(pairs)):
             self._words.popitem(last=False)
 
@@ -118,24 +116,9 @@ class NeuralLM:
 
     def texts(self, texts: Sequence[str]) -> list[float]:
         """Log-probability of each whole text, its end included."""
-        # Pieces of texts, each with what was read before it; most texts are one.
-        places: list[int] = []
-        states: list[Tokens] = []
-        pieces: list[Tokens] = []
-        for place, text in enumerate(texts):
-            tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-            tokens += () if self.end_id is None else (self.end_id,)
-            size = len(tokens) if self._most is None else self._most // 2
-            for first in range(0, len(tokens), max(1, size)):
-                places.append(place)
-                states.append(self.begin + tokens[:first])
-                pieces.append(tokens[first : first + size])
-        totals = [0.0] * len(texts)
-        for first in range(0, len(places), _BATCH):
-            part = slice(first, first + _BATCH)
-            for place, log_prob in zip(places[part], self._continued(states[part], pieces[part]), strict=True):
-                totals[place] += log_prob
-        return totals
+        end = () if self.end_id is None else (self.end_id,)
+        tokens = [(*self.tokenizer.encode(text, add_special_tokens=False), *end) for text in texts]
+        return self._continued([self.begin] * len(texts), tokens)
 
     def row(self, state: Tokens) -> Tensor:
         """Log-probabilities of every token after a state, float32 on the CPU, ``(V,)``."""
@@ -176,15 +159,30 @@ class NeuralLM:
         return log_probs_BUV
 
     def _continued(self, states: Sequence[Tokens], tokens: Sequence[Tokens]) -> list[float]:
-        """Log-probability of tokens after states."""
-        states = [self._recent(state) for state in states]
-        wholes = [state + own for state, own in zip(states, tokens, strict=True)]
+        """Log-probability of tokens after states, in as many pieces as the model reads at once."""
+        places: list[int] = []
+        pieces: list[tuple[Tokens, Tokens]] = []
+        for place, (state, own) in enumerate(zip(states, tokens, strict=True)):
+            size = max(1, len(own)) if self._most is None else self._most // 2
+            for first in range(0, len(own), size):
+                places.append(place)
+                pieces.append((self._recent(state + own[:first]), own[first : first + size]))
+        totals = [0.0] * len(states)
+        for first in range(0, len(pieces), _BATCH):
+            part = slice(first, first + _BATCH)
+            for place, log_prob in zip(places[part], self._pieces(pieces[part]), strict=True):
+                totals[place] += log_prob
+        return totals
+
+    def _pieces(self, pieces: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        """Log-probability of each second part after its first, in one pass."""
+        wholes = [state + own for state, own in pieces]
         # The last token of a text is foretold and foretells nothing.
         log_probs_BUV = self._log_probs([whole[:-1] for whole in wholes])
         targets_BU = pad_sequence([torch.tensor(whole[1:]) for whole in wholes], batch_first=True)
         chosen_BU = log_probs_BUV.gather(2, targets_BU.to(log_probs_BUV.device)[..., None])[..., 0].cpu()
         totals = []
-        for row, (state, own) in enumerate(zip(states, tokens, strict=True)):
+        for row, (state, own) in enumerate(pieces):
             first = len(state) - 1
             totals.append(float(chosen_BU[row, first : first + len(own)].double().sum()))
         return totals

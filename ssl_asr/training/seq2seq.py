@@ -129,10 +129,8 @@ class Seq2SeqModule(ASRModule):
         self.rescorer = decoder.rescorer() if isinstance(decoder, WhisperBeam) else None
         self._parts: list[Any] = []
         if isinstance(decoder, WhisperBeam) and (decoder.lm is not None or decoder.hotwords or decoder.word_score != 0):
-            fusion = decoder.fusion()
-            labels = [self.tokenizer.spell([token]) for token in range(self.tokenizer.vocab_size)]
-            labels = labels if decoder.lm_unit == "label" else [fold(label) for label in labels]
-            self._parts = fusion.parts(labels)
+            tokens = [self.tokenizer.spell([token]) for token in range(self.tokenizer.vocab_size)]
+            self._parts = decoder.fusion().parts([fold(token) for token in tokens], tokens)
 
     def _whole(self, batch: Batch) -> Tensor:
         """Prompt and transcript of each utterance, ``(B, P + U)``: the one start token is the prompt's."""

@@ -88,6 +88,7 @@ def test_texts_longer_than_the_model_reads_are_scored_on_their_last_tokens(model
     assert whole < by_hand(half, ended=False)
     state = (model.start_id, *[5] * 100)
     assert math.isfinite(model.score(state, "ab")[0])
+    assert model.score(model.begin, half + "b" * 16 + "a" * 39)[0] > whole, "a word may be longer than that too"
     assert model.row(state).tolist() == model.row((model.start_id, *[5] * 15)).tolist()
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssl_asr.decoding.neural_lm import NeuralLM
+from tests.toys import save_language_model
 from tests.training.toy_runs import toy_overrides
 
 
@@ -169,6 +171,30 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
         done = run_command("evaluate", *own, *wrong.split())
         assert done.returncode == 2
         assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "decoder", "unit"), [("ctc", "ctc_beam", "word"), ("seq2seq", "whisper_beam", "label")]
+)
+def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
+    runs, run_command, toy_corpus, tmp_path, task, decoder, unit
+):
+    lm = save_language_model(tmp_path / "lm")
+    own = [f"model={runs[task][0]}", f"manifest={toy_corpus['test']}", "num_workers=0", f"decoder={decoder}"]
+    own += ["decoder.beam_size=3", "decoder.n_best=3", f"decoder.rescore_lm={lm}"]
+    own += ["max_tokens_per_s=4"] if task == "seq2seq" else []
+    found = {}
+    for weight in (0.0, 50.0):
+        weights = [f"decoder.lm={lm}", f"decoder.lm_unit={unit}", f"decoder.rescore_weight={weight}"]
+        done = run_command("evaluate", *own, *weights, f"output_dir={tmp_path}/{weight:g}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[weight] = [json.loads(line) for line in open(tmp_path / f"{weight:g}" / "predictions" / "test.jsonl")]
+    model = NeuralLM.load(str(lm))
+    for before, after in zip(found[0.0], found[50.0], strict=True):
+        texts = [before["hyp"], *(other["text"] for other in before.get("alternatives", []))]
+        others = [other["text"] for other in after.get("alternatives", [])]
+        assert {after["hyp"], *others} == set(texts), "the same search found them"
+        assert after["hyp"] == texts[max(range(len(texts)), key=model.texts(texts).__getitem__)] or task == "seq2seq"
 
 
 def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):
