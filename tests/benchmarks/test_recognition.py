@@ -118,7 +118,8 @@ def test_ctc(data_root, tmp_path):
     run, lm, decoder = given.split(":")
     corpus = os.environ.get("BENCH_CTC_CORPUS", "en_librispeech_mini")
     paths, references, speech_s, labels = _emissions(data_root, corpus, run, tmp_path)
-    weights = {key: yaml.safe_load(Path(decoder).read_text())[key] for key in ("lm_weight", "word_score")}
+    tuned = yaml.safe_load(Path(decoder).read_text())
+    weights = {key: tuned[key] for key in ("lm_weight", "word_score")}
     words = _vocabulary(lm)
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("".join(f"{word} {' '.join(word)} |\n" for word in words))
@@ -127,7 +128,7 @@ def test_ctc(data_root, tmp_path):
         own, size = {"labels": labels}, {"beam_size": beam}
         runners = []
         for name, fused in (("", {}), (" + LM", with_lm)):
-            ours = {**size, **fused, "unknown_score": -10.0}
+            ours = {**size, **fused, "unknown_score": tuned["unknown_score"]}
             listed = {"words": words} if fused else {}
             exact = {"max_labels": None, "blank_collapse": None, "beam_threshold": None}
             runners += [
