@@ -36,7 +36,7 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() for option in op
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_resolves(group, option):
+def test_every_option_composes_and_resolves(group, option, tmp_path):
     overrides = [f"{group}={option}"]
     if group in SIDES:
         overrides = [SIDES[group].format(side) + f"={option}" for side in ("pretrained", "new")] + ["data.dev=d.jsonl"]
@@ -51,6 +51,9 @@ def test_every_option_composes_and_resolves(group, option):
         overrides = ["backbone=whisper_tiny_en", *overrides]
     if option.startswith("attention_"):
         overrides = ["task=joint", *overrides]
+    if option == "ctc_lexicon":
+        (tmp_path / "words.txt").write_text("a\n", encoding="utf-8")
+        overrides.append(f"decoder.lexicon={tmp_path}/words.txt")
     config = resolved(*overrides)
     assert check_node(config["freeze_policy"], "freeze_policy") == []
 

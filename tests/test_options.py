@@ -65,6 +65,10 @@ def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch,
         *([] if group == "logger" else ["logger=none"]),
         *([f"features.folder={tmp_path}/states"] if (group, option) == ("features", "cached") else []),
     ]
+    if option == "ctc_lexicon":
+        words = tmp_path / "words.txt"
+        words.write_text("a\n", encoding="utf-8")
+        overrides.append(f"decoder.lexicon={words}")
     source = config_of(*overrides)["backbone"]["source"].lower().replace("xls-r", "wav2vec2")
     toy = next(toy for name, toy in TOYS.items() if name in source)
     run = build(tmp_path / "run", *overrides, f"backbone.source={toy_checkpoints[toy]}")
