@@ -40,7 +40,8 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
 
     Levenshtein distance with unit costs. Each row of the table is one vector operation, since an insertion
     run is a running minimum. Sequences whose table would be too large are parted in two where a minimal alignment
-    passes (Hirschberg, 1975), so that an hour's characters take no more memory than a sentence's.
+    passes (Hirschberg, 1975), so that an hour's characters take no more memory than a sentence's; and that is looked
+    for near the diagonal, which a minimal alignment leaves by no more than its errors (Ukkonen, 1985).
 
     Example:
         >>> align("a b c".split(), "a x c d".split())
@@ -50,10 +51,7 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
     ref_N = np.array([ids.setdefault(token, len(ids)) for token in ref], dtype=np.int64)
     hyp_N = np.array([ids.setdefault(token, len(ids)) for token in hyp], dtype=np.int64)
     if (len(ref) + 1) * (len(hyp) + 1) > _MOST_CELLS and len(ref) > 1:
-        middle = len(ref) // 2
-        before = _last_row(ref_N[:middle], hyp_N)
-        after = _last_row(ref_N[middle:][::-1], hyp_N[::-1])[::-1]
-        at = int((before + after).argmin())
+        middle, at = len(ref) // 2, _crossing(ref_N, hyp_N)
         return align(ref[:middle], hyp[:at]) + align(ref[middle:], hyp[at:])
     table = np.empty((len(ref) + 1, len(hyp) + 1), dtype=np.int64)
     table[0] = np.arange(len(hyp) + 1)
@@ -64,6 +62,8 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
 
 # Of a table: 160 MB.
 _MOST_CELLS = 20_000_000
+# More errors than any two texts have.
+_FAR = 1 << 40
 
 
 def _next_row(row: NDArray[np.int64], differs: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -75,11 +75,31 @@ def _next_row(row: NDArray[np.int64], differs: NDArray[np.bool_]) -> NDArray[np.
     return following
 
 
-def _last_row(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Errors of the reference against each beginning of the hypothesis."""
+def _crossing(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64]) -> int:
+    """How much of the hypothesis belongs to the first half of the reference in a minimal alignment."""
+    middle = len(ref_N) // 2
+    longer = max(len(ref_N), len(hyp_N))
+    band = abs(len(ref_N) - len(hyp_N)) + longer // 16 + 1
+    while True:
+        before = _last_row(ref_N[:middle], hyp_N, band)
+        after = _last_row(ref_N[middle:][::-1], hyp_N[::-1], band)[::-1]
+        errors = before + after
+        at = int(errors.argmin())
+        # Fewer errors would not have left the band.
+        if errors[at] <= band or band >= longer:
+            return at
+        band *= 2
+
+
+def _last_row(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64], band: int) -> NDArray[np.int64]:
+    """Errors of the reference against each beginning of the hypothesis, no further than ``band`` off the diagonal."""
     row = np.arange(len(hyp_N) + 1)
-    for token in ref_N:
-        row = _next_row(row, hyp_N != token)
+    row[band + 1 :] = _FAR
+    for count, token in enumerate(ref_N, start=1):
+        low, high = max(0, count - band - 1), min(len(hyp_N), count + band)
+        row[low : high + 1] = _next_row(row[low : high + 1], hyp_N[low:high] != token)
+        if count > band:
+            row[low] = _FAR
     return row
 
 

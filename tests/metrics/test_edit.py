@@ -105,3 +105,13 @@ def test_an_alignment_made_in_parts_is_as_short_as_one_made_whole(monkeypatch, m
         assert [old for operation, old, _ in parts if operation != "ins"] == ref
         assert [new for operation, _, new in parts if operation != "del"] == hyp
         assert all((operation == "match") == (old == new) for operation, old, new in parts)
+
+
+@pytest.mark.parametrize("moved", [0, 40, 150, 299])
+def test_parts_are_found_however_far_texts_are_out_of_step(monkeypatch, moved):
+    draw = random.Random(moved)
+    ref = [draw.choice("abcdefgh") for _ in range(300)]
+    hyp = [draw.choice("xyz") if draw.random() < 0.1 else token for token in ref[moved:] + ref[:moved]]
+    whole = count_edits(ref, hyp).errors
+    monkeypatch.setattr("ssl_asr.metrics.edit._MOST_CELLS", 100)
+    assert count_edits(ref, hyp).errors == whole
