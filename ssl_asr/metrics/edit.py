@@ -85,10 +85,10 @@ def _crossing(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64]) -> int:
         after = _last_row(ref_N[middle:][::-1], hyp_N[::-1], band)[::-1]
         errors = before + after
         at = int(errors.argmin())
-        # Fewer errors would not have left the band.
+        # An alignment with fewer errors than that would not have left a band so wide.
         if errors[at] <= band or band >= longer:
             return at
-        band *= 2
+        band = min(int(errors[at]), longer)
 
 
 def _last_row(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64], band: int) -> NDArray[np.int64]:

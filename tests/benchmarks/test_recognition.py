@@ -1,6 +1,6 @@
 """Recognition against peers: the same weights, speech and machine, in one run.
 
-    make bench-recognition        (two cores: an hour and a half; BENCH_UTTERANCES=32 for a look)
+    make bench        (two cores: hours; BENCH_UTTERANCES=32 for a look)
 
 Whisper's peers are transformers' ``generate`` and faster-whisper. CTC's are pyctcdecode (in an environment of its own,
 BENCH_PEERS, since it wants numpy 1), torchaudio's decoder (flashlight) and SpeechBrain's; they need a trained run,

@@ -1,0 +1,51 @@
+"""Linear layers of a few rows, against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ssl_asr.models import transformer
+from ssl_asr.models.transformer import linear, project
+
+SHAPES = [(1, 8), (4, 8), (12, 8), (13, 8), (16, 1, 8), (7, 5, 8), (63, 8), (64, 8), (3, 40, 8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [6, transformer._VOCABULARY])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_order_of_a_product_does_not_matter(shape, bias, outputs, mode):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, outputs, bias=bias)
+    x = torch.randn(shape)
+    with mode():
+        found = linear(x, layer.weight, layer.bias)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(project(layer, x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_is_more_than_linear_is_asked_itself():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer = Doubled(8, 6)
+    x = torch.randn(16, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(project(layer, x), 2 * functional.linear(x, layer.weight, layer.bias))
+
+
+def test_gradients_and_halves_take_torchs_own_way(monkeypatch):
+    called = []
+    monkeypatch.setattr(transformer.functional, "linear", lambda *given: called.append(given))
+    x, weight = torch.randn(16, 8), torch.randn(6, 8, requires_grad=True)
+    linear(x, weight)
+    with torch.no_grad():
+        linear(x.bfloat16(), weight.bfloat16())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            linear(x, weight)
+        assert len(called) == 3
+        linear(x, weight)
+    assert len(called) == 3 + (not transformer._MKL)
