@@ -1,6 +1,6 @@
 """Recordings longer than a model can take at once: CTC by overlapping windows, Whisper from segment to segment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,13 @@ from ssl_asr.training.joint import JointModule
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.seq2seq import Seq2SeqModule
 from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Samples, Seconds, Utterance, Word
+
+# Told how many seconds of a recording have been heard so far.
+Told = Callable[[Seconds], None]
+
+
+def _nobody(_: Seconds) -> None:
+    return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,9 @@ def _samples(part: Utterance, whole_T: Tensor | None) -> Tensor:
     return whole_T[start : start + round(part.duration * SAMPLE_RATE)]
 
 
-def ctc_long(module: CTCModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
+def ctc_long(
+    module: CTCModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+) -> Hypothesis:
     """What a CTC model hears in a long recording: windows encoded in batches, their middles joined, one search.
 
     A recording that fits into a window gets what it gets in one pass. Samples are read a batch of windows at a time,
@@ -111,6 +120,7 @@ def ctc_long(module: CTCModule, utterance: Utterance, options: LongForm, whole_T
         for one, log_probs_FV, length in zip(own, log_probs_BFV, lengths_B.tolist(), strict=True):
             low, high = one.keep_from - one.first_frame, min(length, one.keep_to - one.first_frame)
             parts.append(log_probs_FV[low:high])
+        told(own[-1].end / SAMPLE_RATE)
     return module.hear(utterance.id, torch.cat(parts))
 
 
@@ -128,7 +138,9 @@ def _parts(utterance: Utterance, plan: Sequence[Window]) -> Iterator[Utterance]:
         yield replace(utterance, offset=offset, duration=duration)
 
 
-def whisper_long(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None = None) -> Hypothesis:
+def whisper_long(
+    module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None = None, told: Told = _nobody
+) -> Hypothesis:
     """What Whisper hears in a long recording, window after window, each beginning where the last phrase ended.
 
     The decoder writes timestamps for it, whatever its option says. The language is heard once, at the beginning. One
@@ -136,12 +148,12 @@ def whisper_long(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | 
     """
     plain, module.decoder = module.decoder, replace(module.decoder, timestamps=True)
     try:
-        return _segment_by_segment(module, utterance, whole_T)
+        return _segment_by_segment(module, utterance, whole_T, told)
     finally:
         module.decoder = plain
 
 
-def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None) -> Hypothesis:
+def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None, told: Told) -> Hypothesis:
     said: list[Word] = []
     words: list[Word] = []
     scores: list[float] = []
@@ -162,12 +174,15 @@ def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Te
         words += [one.later(at) for one in heard.words if one.start < until]
         scores.append(heard.score)
         at += until
+        told(at)
     text = " ".join(one.text for one in said)
     score = sum(scores) / max(1, len(scores))
     return Hypothesis(utterance.id, text, score, detected=detected, segments=said, words=words)
 
 
-def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
+def by_voice(
+    module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+) -> Hypothesis:
     """What a model hears of the stretches of speech in a long recording, in batches of like length."""
     longest_s = too_long(module, options)
     spans = packed(speech_spans(utterance, longest_s=longest_s, whole_T=whole_T), longest_s=longest_s)
@@ -179,6 +194,8 @@ def by_voice(module: ASRModule, utterance: Utterance, options: LongForm, whole_T
     for own in batches(module, [part.duration for part in parts], options.batch_s):
         batch = collate([Example(parts[i], _samples(_within(parts[i], utterance, whole_T), whole_T), []) for i in own])
         heard |= dict(zip(own, module.transcribe(batch.to(module.device)), strict=True))
+        silence_s = utterance.duration - sum(part.duration for part in parts)
+        told(silence_s + sum(parts[place].duration for place in heard))
     ordered = [heard[place] for place in range(len(parts))]
     starts = [start for start, _ in spans]
     return Hypothesis(
@@ -224,24 +241,26 @@ def too_long(module: ASRModule, options: LongForm) -> Seconds:
 
 
 @torch.inference_mode()
-def hear_long(module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None) -> Hypothesis:
-    """What a model hears in a recording that is too long for one pass.
+def hear_long(
+    module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+) -> Hypothesis:
+    """What a model hears in a recording that is too long for one pass; ``told`` how far it has come.
 
     Raises:
         AudioError: it cannot be read.
         ConfigError: the model has neither CTC nor timestamps to take it apart by.
     """
     if options.vad:
-        return by_voice(module, utterance, options, whole_T)
+        return by_voice(module, utterance, options, whole_T, told)
     if isinstance(module, Seq2SeqModule):
-        return whisper_long(module, utterance, whole_T)
+        return whisper_long(module, utterance, whole_T, told)
     if isinstance(module, JointModule) and isinstance(module.decoder, AttentionGreedy | AttentionBeam):
         what = "the attention decoder hears no more than a window"
         raise ConfigError("decoder", what, "vad=true, or decoder=ctc_greedy or ctc_beam, for long recordings")
     assert isinstance(module, CTCModule)
-    return ctc_long(module, utterance, options, whole_T)
+    return ctc_long(module, utterance, options, whole_T, told)
 
 
-def transcribe_long(module: ASRModule, utterance: Utterance, options: LongForm) -> Prediction:
+def transcribe_long(module: ASRModule, utterance: Utterance, options: LongForm, told: Told = _nobody) -> Prediction:
     """The transcript of a recording that is too long for one pass; see `hear_long`."""
-    return Prediction.of(utterance, hear_long(module, utterance, options))
+    return Prediction.of(utterance, hear_long(module, utterance, options, told=told))

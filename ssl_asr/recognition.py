@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ssl_asr.build import encoder_limits, make_limits, normalizers
@@ -19,7 +20,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig
 from ssl_asr.errors import AudioError, ConfigError, ManifestError
-from ssl_asr.longform import LongForm, too_long, transcribe_long
+from ssl_asr.longform import LongForm, Told, too_long, transcribe_long
 from ssl_asr.metrics.breakdown import by_key, confusions, print_confusions, print_groups, print_worst, worst
 from ssl_asr.metrics.report import (
     Normalizer,
@@ -32,6 +33,7 @@ from ssl_asr.metrics.report import (
 )
 from ssl_asr.metrics.translation import language_scores, print_languages, print_translation, translation_scores
 from ssl_asr.training.features import Extraction, FeatureCache
+from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import make_inference_trainer
 from ssl_asr.types import Skip, Tokenizer
@@ -83,19 +85,42 @@ def recognise(
     for name, manifest in manifests.items():
         rows, skipped = predictions.setdefault(name, []), skips.setdefault(name, [])
         long = [manifest[i] for i in np.flatnonzero(manifest.durations_N > limit).tolist()]
-        if long and long_form is not None:
-            module.eval().to(_device(accelerator))
-        for utterance in long:
-            assert long_form is not None
-            try:
-                rows.append(transcribe_long(module, utterance, long_form))
-            except AudioError as error:
-                if on_bad_audio == "error":
-                    raise
-                skipped.append(Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration))
-                continue
-            on_long(rows[-1])
+        if not long or long_form is None:
+            continue
+        device = _device(accelerator)
+        if device.type == "cpu":
+            keep_freed_memory()
+        module.eval().to(device)
+        with _minutes_bar(console) as bar:
+            for utterance in long:
+                task = bar.add_task(utterance.id, total=utterance.duration / 60)
+                try:
+                    rows.append(transcribe_long(module, utterance, long_form, _shown(bar, task)))
+                except AudioError as error:
+                    if on_bad_audio == "error":
+                        raise
+                    skipped.append(Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration))
+                    continue
+                finally:
+                    bar.remove_task(task)
+                on_long(rows[-1])
     return predictions, skips
+
+
+def _minutes_bar(console: Console | None) -> Progress:
+    """A bar for minutes of a recording, gone when it is done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.1f}/{task.total:.1f} min"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=console is None)
+
+
+def _shown(bar: Progress, task: TaskID) -> Told:
+    return lambda seconds: bar.update(task, completed=seconds / 60)
 
 
 def _device(accelerator: str) -> torch.device:

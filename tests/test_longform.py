@@ -72,7 +72,11 @@ def test_windows_joined_are_one_pass_where_frames_know_their_neighbourhood_only(
     soundfile.write(tmp_path / "long.wav", noise, 16000)
     utterance = Utterance("long", str(tmp_path / "long.wav"), 21.0)
     whole = ctc_long(local, utterance, LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0))
-    parts = ctc_long(local, utterance, LongForm(chunk_s=4.0, stride_s=1.0, batch_s=9.0))
+    told = []
+    parts = ctc_long(local, utterance, LongForm(chunk_s=4.0, stride_s=1.0, batch_s=9.0), told=told.append)
+    assert len(told) > 3
+    assert told == sorted(told)
+    assert told[-1] == 21.0
     assert len(whole.tokens) > 50
     assert parts.tokens == whole.tokens
     assert parts.score == pytest.approx(whole.score, abs=1e-5)
@@ -113,7 +117,11 @@ def test_whisper_goes_from_phrase_to_phrase_and_loses_none(whisper_tiny_en, join
 
     utterance, said = joined
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
-    found = transcribe_long(module, utterance, LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0))
+    told = []
+    found = transcribe_long(module, utterance, LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0), told.append)
+    assert len(told) > 3
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(utterance.duration, abs=0.03)
     normalize = get_normalizer("whisper_english")
     edits = word_edits(normalize(said, None), normalize(found.hyp, None))
     assert edits.rate < 0.12, (edits, found.hyp)
@@ -158,8 +166,11 @@ def test_short_parts_do_not_fill_a_batch_with_windows(whisper_tiny_en, joined, m
 
     monkeypatch.setattr(module, "transcribe", heard)
     options = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0, vad=True)
-    transcribe_long(module, utterance, options)
+    told = []
+    transcribe_long(module, utterance, options, told.append)
     assert sizes == [4] * 5
+    silence_s = utterance.duration - 10
+    assert told == pytest.approx([silence_s + 2 * batches for batches in range(1, 6)])
     module.model.encoder.window = "real"
     sizes.clear()
     transcribe_long(module, utterance, options)
