@@ -50,6 +50,7 @@ def recognise(
     accelerator: str,
     precision: str,
     console: Console | None,
+    tables: bool = True,
     long_form: LongForm | None = None,
     on_long: Callable[[Prediction], None] = lambda _: None,
     callbacks: Sequence[Callback] = (),
@@ -57,7 +58,8 @@ def recognise(
     """Predictions and skips of each manifest, by name.
 
     ``long_form`` says how recordings are taken apart that are too long for one pass, which otherwise are skipped;
-    ``on_long`` is told of each of those as it is done. ``callbacks`` are Lightning's, of the test loop.
+    ``on_long`` is told of each of those as it is done. ``callbacks`` are Lightning's, of the test loop. ``console``
+    shows how far it has come, and, with ``tables``, what was kept and what was dropped.
 
     Raises:
         ManifestError, AudioError: see `ASRDataModule.select`.
@@ -76,10 +78,10 @@ def recognise(
             num_workers=num_workers,
             on_bad_audio=on_bad_audio,
             max_skip_fraction=max_skip_fraction,
-            console=console,
+            console=console if tables else None,
         )
         trainer = make_inference_trainer(
-            accelerator=accelerator, precision=precision, verbose=console is not None, callbacks=callbacks
+            accelerator=accelerator, precision=precision, console=console, callbacks=callbacks
         )
         predictions, skips = run_test(trainer, module, data)
     for name, manifest in manifests.items():
@@ -202,7 +204,7 @@ def extract_states(
     extraction = Extraction(cache)
     if new:
         selection.kept = selection.kept.select(new)
-        trainer = make_inference_trainer(accelerator=accelerator, precision=precision, verbose=console is not None)
+        trainer = make_inference_trainer(accelerator=accelerator, precision=precision, console=console)
         trainer.test(extraction, datamodule=data, verbose=False)
     if console is not None:
         table = Table(title=f"States of layers {', '.join(map(str, cache.layers))}", title_justify="left")

@@ -34,7 +34,7 @@ def transcribe(config: dict[str, Any], folder: Path) -> float | None:  # noqa: A
     keys = ("max_batch_s", "num_workers", "accelerator", "precision")
     parts = LongForm(**{key: config[key] for key in ("chunk_s", "stride_s", "vad")}, batch_s=config["max_batch_s"])
     done = transcribe_manifest(
-        module, manifest, progress=progress, long_form=parts, say=say, **{key: config[key] for key in keys}
+        module, manifest, progress=progress, long_form=parts, console=console, **{key: config[key] for key in keys}
     )
     if path is None:
         print(render(done.rows, kind), end="")

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
@@ -115,7 +116,7 @@ def transcribe_manifest(
     num_workers: int,
     accelerator: str,
     precision: str,
-    say: Any,
+    console: Console | None,
 ) -> Transcribed:
     """The transcripts of a manifest, read and decoded in batches of like length.
 
@@ -125,14 +126,14 @@ def transcribe_manifest(
         progress: where transcripts are kept as they come; None keeps none.
         long_form: how recordings are taken apart that are too long for one pass.
         max_batch_s, num_workers, accelerator, precision: see `ssl_asr.config.TranscribeConfig`.
-        say: told how much was there already.
+        console: shows how far it has come, and how much was there already.
     """
     ids = [utterance.id for utterance in manifest]
     wanted = set(ids)
     done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
     left = [i for i, one in enumerate(ids) if one not in done]
-    if done:
-        say(f"{len(done)} of {len(ids)} were done before the run was interrupted")
+    if done and console is not None:
+        console.print(f"{len(done)} of {len(ids)} were done before the run was interrupted")
     found: list[Prediction] = []
     skips: list[Skip] = []
     began = time.monotonic()
@@ -148,7 +149,8 @@ def transcribe_manifest(
             max_skip_fraction=1.0,
             accelerator=accelerator,
             precision=precision,
-            console=None,
+            console=console,
+            tables=False,
             long_form=long_form,
             on_long=(lambda _: None) if progress is None else (lambda row: progress.add([row])),
             callbacks=[] if progress is None else [progress],

@@ -15,7 +15,7 @@ OPTIONS = {
     "num_workers": 0,
     "accelerator": "cpu",
     "precision": "32-true",
-    "say": lambda _: None,
+    "console": None,
     "long_form": LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0),
 }
 
@@ -66,3 +66,15 @@ def test_progress_of_another_model_is_refused(module, toy_corpus, tmp_path):
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ConfigError, match="interrupted"):
         Progress(path, {"model": "a"})
+
+
+def test_bars_keep_out_of_what_is_written_to_standard_output(module, toy_corpus, capfd):
+    from ssl_asr.quiet import make_console
+
+    manifest = read_manifest(toy_corpus["dev"])
+    # The longest is heard as a long recording is.
+    parts = LongForm(chunk_s=max(one.duration for one in manifest) - 0.01, stride_s=0.1, batch_s=60.0)
+    shown = OPTIONS | {"console": make_console(stderr=True), "long_form": parts}
+    rows = transcribe_manifest(module, manifest, progress=None, **shown).rows
+    assert len(rows) == len(manifest)
+    assert capfd.readouterr().out == ""

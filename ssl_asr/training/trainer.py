@@ -10,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.plugins.precision import MixedPrecision
+from rich.console import Console
 from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.training.checkpointing import AtomicCheckpointIO
@@ -113,17 +114,19 @@ def make_trainer(
 
 
 def make_inference_trainer(
-    *, accelerator: str, precision: str, verbose: bool, callbacks: Sequence[Callback] = ()
+    *, accelerator: str, precision: str, console: Console | None, callbacks: Sequence[Callback] = ()
 ) -> L.Trainer:
-    """A Trainer that only runs test loops, on one device."""
-    bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
+    """A Trainer that only runs test loops, on one device; a console shows how far it has come."""
+    bar: list[Callback] = []
+    if console is not None:
+        bar = [RichProgressBar(leave=False, console_kwargs={"stderr": console.stderr})]
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         logger=False,
         callbacks=[*callbacks, *bar],
-        enable_progress_bar=verbose,
+        enable_progress_bar=console is not None,
         enable_model_summary=False,
         enable_checkpointing=False,
         use_distributed_sampler=False,
