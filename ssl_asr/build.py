@@ -49,6 +49,7 @@ from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.models.states import LastLayer
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
 from ssl_asr.targets import check_node, did_you_mean
+from ssl_asr.textfiles import written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
@@ -281,11 +282,11 @@ def write_beginning(run: TrainingRun, folder: Path) -> None:
     """Write what is known before training: the config as it runs, and what was dropped."""
     from omegaconf import OmegaConf
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run.config)), encoding="utf-8")
+    with written_whole(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(run.config)))
     rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
+    with written_whole(folder / "skipped.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 # A model to use ------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from ssl_asr.metrics.report import (
     write_predictions,
 )
 from ssl_asr.metrics.translation import language_scores, print_languages, print_translation, translation_scores
+from ssl_asr.textfiles import written_whole
 from ssl_asr.training.features import Extraction, FeatureCache
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import ASRModule
@@ -280,8 +281,8 @@ def report(
             aside = f"; {len(missed)} not scored: {', '.join(s.id for s in missed[:5])}" if missed else ""
             if detail is None or not detail.translation:
                 print_scores(f"{split}{aside}", scores, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_whole(folder / "results.json") as file:
+        file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     if console is not None:
         console.print(f"results and predictions are in {folder}")
     return results

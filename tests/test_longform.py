@@ -1,6 +1,10 @@
 """Long recordings: no frame lost, none twice, and the text that one pass would have given."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,21 +98,46 @@ def _find(whole, part):
     return start, start + len(part)
 
 
-@pytest.fixture(scope="module")
-def joined(data_root, tmp_path_factory):
-    """Real utterances joined with half a second between them: two minutes, and what was said."""
-    folder = tmp_path_factory.mktemp("joined")
+def _join(data_root, path, seconds):
+    """Real utterances joined with half a second between them, until they come to ``seconds``; and what was said."""
     samples, said = [], []
     for utterance in read_manifest(data_root / "en_librispeech_mini" / "test.jsonl"):
         audio, rate = soundfile.read(utterance.audio_filepath, dtype="float32")
         assert rate in (16000, 48000, 24000)
         samples += [audio[:: rate // 16000] if rate != 16000 else audio, np.zeros(8000, np.float32)]
         said.append(utterance.text)
-        if sum(map(len, samples)) > 16000 * 100:
+        if sum(map(len, samples)) > 16000 * seconds:
             break
     whole = np.concatenate(samples)
-    soundfile.write(folder / "joined.flac", whole, 16000)
-    return Utterance("joined", str(folder / "joined.flac"), len(whole) / 16000), " ".join(said)
+    soundfile.write(path, whole, 16000)
+    return Utterance(path.stem, str(path), len(whole) / 16000), " ".join(said)
+
+
+@pytest.fixture(scope="module")
+def joined(data_root, tmp_path_factory):
+    """Two minutes, and what was said."""
+    return _join(data_root, tmp_path_factory.mktemp("joined") / "joined.flac", 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vad", ["true", "false"])
+def test_a_recording_four_times_as_long_takes_no_more_memory(whisper_tiny_en, data_root, tmp_path, vad):
+    peaks = []
+    for minutes in (5, 20):
+        utterance, said = _join(data_root, tmp_path / f"{minutes}.flac", 60 * minutes)
+        manifest = tmp_path / f"{minutes}.jsonl"
+        line = {"audio_filepath": utterance.audio_filepath, "duration": utterance.duration, "text": said}
+        manifest.write_text(json.dumps(line) + "\n")
+        command = [sys.executable, "-m", "ssl_asr.evaluate", f"model={whisper_tiny_en}", f"manifest={manifest}"]
+        process = subprocess.Popen(
+            [*command, f"vad={vad}", f"output_dir={tmp_path}/{minutes}"], stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        results = json.loads((tmp_path / str(minutes) / "results.json").read_text())
+        assert next(iter(results.values()))["scores"]["whisper_english"]["wer"] < 0.1
+        peaks.append(usage.ru_maxrss)
+    assert peaks[1] < 1.25 * peaks[0], peaks
 
 
 def test_whisper_goes_from_phrase_to_phrase_and_loses_none(whisper_tiny_en, joined):
