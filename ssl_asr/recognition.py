@@ -113,7 +113,8 @@ def recognise(
 def _minutes_bar(console: Console | None) -> Progress:
     """A bar for minutes of a recording, gone when it is done."""
     columns = (
-        TextColumn("{task.description}"),
+        # A name with brackets in it is no markup.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.1f}/{task.total:.1f} min"),
         TimeElapsedColumn(),

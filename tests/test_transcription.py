@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
@@ -68,13 +69,20 @@ def test_progress_of_another_model_is_refused(module, toy_corpus, tmp_path):
         Progress(path, {"model": "a"})
 
 
-def test_bars_keep_out_of_what_is_written_to_standard_output(module, toy_corpus, capfd):
-    from ssl_asr.quiet import make_console
-
-    manifest = read_manifest(toy_corpus["dev"])
+def test_bars_keep_out_of_what_is_written_to_standard_output(module, toy_corpus, tmp_path, capfd):
+    lines = [json.loads(line) for line in toy_corpus["dev"].read_text().splitlines()]
+    longest = max(lines, key=lambda line: line["duration"])
+    longest["id"] = "[/red] a name like markup"
+    for line in lines:
+        line["audio_filepath"] = str(toy_corpus["dev"].parent / line["audio_filepath"])
+    path = tmp_path / "named.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # The longest is heard as a long recording is.
-    parts = LongForm(chunk_s=max(one.duration for one in manifest) - 0.01, stride_s=0.1, batch_s=60.0)
-    shown = OPTIONS | {"console": make_console(stderr=True), "long_form": parts}
-    rows = transcribe_manifest(module, manifest, progress=None, **shown).rows
-    assert len(rows) == len(manifest)
-    assert capfd.readouterr().out == ""
+    parts = LongForm(chunk_s=longest["duration"] - 0.01, stride_s=0.1, batch_s=60.0)
+    shown = OPTIONS | {"console": Console(stderr=True, force_terminal=True), "long_form": parts}
+    rows = transcribe_manifest(module, read_manifest(path), progress=None, **shown).rows
+    assert len(rows) == len(lines)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "[/red] a name" in said.err
+    assert "Testing" in said.err

@@ -31,14 +31,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     product_NV = (weight @ x.reshape(rows, -1).T).T
     # Either way it is copied once, into rows.
-    out_NV = product_NV.contiguous() if bias is None else torch.add(product_NV, bias, out=torch.empty(product_NV.shape))
+    out_NV = (
+        product_NV.contiguous() if bias is None else torch.add(product_NV, bias, out=x.new_empty(rows, len(weight)))
+    )
     return out_NV.view(*x.shape[:-1], -1)
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """What a linear layer, or what stands in for one, makes of ``x``."""
-    # Not those that are more than that, such as peft's.
-    if type(layer) is nn.Linear:
+    # Not those that are more than that, such as peft's, or that somebody listens to.
+    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
         return linear(x, layer.weight, layer.bias)
     out: Tensor = layer(x)
     return out

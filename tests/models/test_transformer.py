@@ -37,6 +37,14 @@ def test_a_layer_that_is_more_than_linear_is_asked_itself():
         torch.testing.assert_close(project(layer, x), 2 * functional.linear(x, layer.weight, layer.bias))
 
 
+def test_hooks_of_a_layer_are_called():
+    layer, heard = nn.Linear(8, 6), []
+    layer.register_forward_hook(lambda *given: heard.append(given))
+    with torch.no_grad():
+        project(layer, torch.randn(16, 8))
+    assert len(heard) == 1
+
+
 def test_gradients_and_halves_take_torchs_own_way(monkeypatch):
     called = []
     monkeypatch.setattr(transformer.functional, "linear", lambda *given: called.append(given))
