@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
 from ssl_asr.models import transformer
@@ -57,3 +58,14 @@ def test_gradients_and_halves_take_torchs_own_way(monkeypatch):
         assert len(called) == 3
         linear(x, weight)
     assert len(called) == 3 + (not transformer._MKL)
+
+
+def test_one_compiled_graph_serves_any_number_of_rows():
+    layer = nn.Linear(8, 6)
+    graphs = CompileCounter()
+    compiled = torch.compile(project, backend=graphs, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for rows in (5, 13, 40, 63, 64, 90):
+            x = torch.randn(rows, 8)
+            torch.testing.assert_close(compiled(layer, x), layer(x))
+    assert graphs.frame_count == 1
