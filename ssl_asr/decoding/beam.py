@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.seq2seq import Decoded, Rule, StepModel, Suppression
+from ssl_asr.decoding.seq2seq import Decoded, Rule, StepModel, Suppression, begun
 
 _NEVER = -1e30
 
@@ -84,15 +84,10 @@ def beam_search(
         rules: change the logits by what was chosen so far.
     """
     device = h_BFD.device
-    prompt_BU = torch.tensor(prompts, device=device)
-    batch, prompt_length = prompt_BU.shape
-    room = model.max_tokens - prompt_length
-    limit_B = torch.tensor([min(room, n) for n in limits] if limits is not None else [room] * batch)
-    most = int(limit_B.max())
+    state, prompt_BU, limit_B = begun(model, h_BFD, context_lengths_B, prompts, limits)
+    batch, most = len(limit_B), int(limit_B.max())
     limit_B = limit_B.to(device)
-    forbidden = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in (suppression.always, suppression.first)]
-
-    state = model.begin(h_BFD, context_lengths_B, prompt_length + most)
+    forbidden = suppression.on(device)
     running = _Texts.none(batch, beam_size, most, device)
     running.scores_BK[:, 0] = 0.0
     finished = _Texts.none(batch, beam_size, most, device)

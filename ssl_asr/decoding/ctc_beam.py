@@ -68,7 +68,7 @@ def prefix_beam_search(
         beam_threshold: prefixes that are so much worse than the best are dropped; None drops none.
         n_best: prefixes returned, at most ``beam_size``.
     """
-    batch, _, _size = log_probs_BFV.shape
+    batch, _, size = log_probs_BFV.shape
     device = log_probs_BFV.device
     log_probs_BFV = log_probs_BFV.float().clamp(min=_NEVER)
     kept, kept_lengths_B = _collapse(log_probs_BFV[..., blank], frame_lengths_B, blank_collapse)
@@ -78,6 +78,9 @@ def prefix_beam_search(
     inputs_BSV = _gathered(log_probs_BFV, kept, kept_lengths_B, frame_lengths_B, blank, steps)
     labels_BSC, labels_log_probs_BSC = _candidates(inputs_BSV, blank, max_labels)
     width = labels_BSC.shape[-1]
+    # Where a label stands among a step's candidates, and what is no place where it is none of them.
+    order_BC = torch.arange(width, device=device).expand(batch, -1)
+    places_BV = torch.empty(batch, size, dtype=torch.int64, device=device)
 
     zeros_BK = torch.zeros(batch, beam_size, dtype=torch.int64, device=device)
     blank_BK = torch.full((batch, beam_size), _NEVER, device=device)
@@ -92,7 +95,6 @@ def prefix_beam_search(
     hash_BK[:, 0] = 0
     parents_SBK = torch.empty(steps, batch, beam_size, dtype=torch.int64, device=device)
     added_SBK = torch.empty_like(parents_SBK)
-    rows_B1 = torch.arange(batch, device=device)[:, None]
     candidates_BN = torch.empty(batch, beam_size + beam_size * width + 1, device=device)
     extended_BKC = candidates_BN[:, beam_size:-1].view(batch, beam_size, width)
 
@@ -105,12 +107,15 @@ def prefix_beam_search(
         stay_blank_BK = total_BK + inputs_BV[:, blank, None]
         stay_label_BK = torch.where(last_BK < 0, _NEVER, label_BK + last_log_prob_BK)
         # By a label: its own last one only after a blank.
-        repeats_BKC = labels_BC[:, None] == last_BK[..., None]
-        acoustic_BKC = torch.where(repeats_BKC, blank_BK[..., None], total_BK[..., None])
-        acoustic_BKC = acoustic_BKC + labels_log_probs_BC[:, None]
+        repeated_BK = places_BV.fill_(width).scatter_(1, labels_BC, order_BC).gather(1, last_BK.clamp(min=0))
+        repeats_BK = (last_BK >= 0) & (repeated_BK < width)
+        acoustic_BKC = total_BK[..., None] + labels_log_probs_BC[:, None]
+        at_BK1 = repeated_BK.masked_fill(~repeats_BK, 0)[..., None]
+        after_blank_BK = torch.where(repeats_BK, blank_BK + last_log_prob_BK, acoustic_BKC[..., 0])
+        acoustic_BKC.scatter_(2, at_BK1, after_blank_BK[..., None])
         # What is the same prefix: beam j, and its parent i with j's last label.
         same_BJI = parent_hash_BK[..., None] == hash_BK[:, None]
-        has_BJ, parent_BJ = same_BJI.any(-1), same_BJI.int().argmax(-1)
+        has_BJ, parent_BJ = same_BJI.max(-1)
         parent_last_BJ = last_BK.gather(1, parent_BJ)
         from_parent_BJ = torch.where(
             parent_last_BJ == last_BK, blank_BK.gather(1, parent_BJ), total_BK.gather(1, parent_BJ)
@@ -119,8 +124,7 @@ def prefix_beam_search(
         # Where most of a prefix's probability now comes from its parent, its last label begins here.
         begins_BJ = from_parent_BJ > torch.logaddexp(stay_blank_BK, stay_label_BK)
         stay_label_BK = torch.logaddexp(stay_label_BK, from_parent_BJ)
-        place_BJ = parent_BJ * width + repeats_BKC.int().argmax(-1)
-        place_BJ = torch.where(has_BJ & repeats_BKC.any(-1), place_BJ, beam_size * width)
+        place_BJ = torch.where(has_BJ & repeats_BK, parent_BJ * width + repeated_BK, beam_size * width)
 
         stay_BK = torch.logaddexp(stay_blank_BK, stay_label_BK)
         torch.add(stay_BK, fused_BK, out=candidates_BN[:, :beam_size])
@@ -137,13 +141,11 @@ def prefix_beam_search(
         # The last place takes what is struck out: where nothing else is left, it is no beam at all.
         place_BK = (best.indices - beam_size).clamp(min=0, max=beam_size * width - 1)
         parent_BK = torch.where(stays_BK, best.indices, place_BK.div(width, rounding_mode="floor"))
-        which_BK = place_BK % width
-        token_BK = torch.where(stays_BK, -1, labels_BC.gather(1, which_BK))
-        grown_BK = acoustic_BKC[rows_B1, parent_BK, which_BK]
+        token_BK = torch.where(stays_BK, -1, labels_BC.gather(1, place_BK % width))
+        grown_BK = acoustic_BKC.flatten(1).gather(1, place_BK)
         fused_after_BK = fused_BK.gather(1, parent_BK)
         if fusion is not None:
-            gains_BK = gains_BKC[rows_B1, parent_BK, which_BK]
-            fused_after_BK = torch.where(stays_BK, fused_after_BK, gains_BK)
+            fused_after_BK = torch.where(stays_BK, fused_after_BK, gains_BKC.flatten(1).gather(1, place_BK))
         blank_BK = torch.where(stays_BK, stay_blank_BK.gather(1, parent_BK), _NEVER)
         label_BK = torch.where(stays_BK, stay_label_BK.gather(1, parent_BK), grown_BK)
         hash_before_BK = hash_BK.gather(1, parent_BK)

@@ -10,7 +10,7 @@ word).
 
 import math
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ class Automaton(Protocol):
     def begin(self) -> Hashable:
         """The key before the first label."""
 
-    def row(self, key: Any) -> Float64s:
-        """What each label would add after this key, ``(V,)``; minus infinity forbids it."""
+    def rows(self, keys: Sequence[Any]) -> Float64s:
+        """What each label would add after each of these keys, ``(N, V)``; minus infinity forbids it."""
 
     def advance(self, key: Any, label: int) -> Hashable:
         """The key after a label."""
@@ -98,13 +98,13 @@ class LabelNGram(Automaton):
         """The start of a sentence."""
         return self.model.begin
 
-    def row(self, key: int) -> Float64s:
+    def rows(self, keys: Sequence[int]) -> Float64s:
         """Weighted log-probabilities."""
-        row_V = self.model.row(key)
-        unknown = self.model.step(key, -1)[0]
-        row: Float64s = self.weight * np.where(self._ids >= 0, row_V[np.maximum(self._ids, 0)], unknown)
-        row[self._silent] = -math.inf
-        return row
+        rows_NV = np.stack([self.model.row(key)[np.maximum(self._ids, 0)] for key in keys])
+        unknown_N1 = np.array([[self.model.step(key, -1)[0]] for key in keys])
+        rows_NV = self.weight * np.where(self._ids >= 0, rows_NV, unknown_N1)
+        rows_NV[:, self._silent] = -math.inf
+        return rows_NV
 
     def advance(self, key: int, label: int) -> int:
         """The state after a label."""
@@ -161,6 +161,7 @@ class Words(Automaton):
         spaced = [label is not None and label.startswith(" ") for label in labels]
         self._ends_word = np.array(spaced)
         self._headed = frozenset(i for i, label in enumerate(labels) if label and " " in label and not spaced[i])
+        self._batched = isinstance(model, BatchedWordModel)
         self._rows: dict[str, Float64s] = {}
         self._finished: dict[tuple[Any, str], tuple[float, Any]] = {}
         # Every beginning of a known word.
@@ -175,9 +176,9 @@ class Words(Automaton):
 
     def prepare(self, keys: Sequence[Any]) -> None:
         """Have the language model find out about the words these keys would end, all at once."""
-        if isinstance(self.model, BatchedWordModel):
+        if self._batched:
             pairs = dict.fromkeys((state, begun) for state, begun in keys if begun and self._allowed(begun))
-            self.model.prefetch([pair for pair in pairs if pair not in self._finished])
+            cast(BatchedWordModel, self.model).prefetch([pair for pair in pairs if pair not in self._finished])
 
     def _is_known(self, word: str) -> bool:
         return word in self._known if self._known is not None else self.model is None or self.model.knows(word)
@@ -203,28 +204,34 @@ class Words(Automaton):
             total += self.weight * log_prob
         return total, state
 
-    def row(self, key: Any) -> Float64s:
+    def rows(self, keys: Sequence[Any]) -> Float64s:
         """What each label adds."""
-        begun = key[1]
+        spelling_NV = np.stack([self._spelling_row(begun) for _, begun in keys])
+        return self._with_ends(keys, spelling_NV, range(len(self.labels)), self._ends_word)
+
+    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
+        """What each of these labels adds."""
+        own = list(labels)
+        row: Float64s = self._with_ends([key], self._spelling(key[1], own)[None], own, self._ends_word[own])[0]
+        return row
+
+    def _with_ends(
+        self, keys: Sequence[Any], spelling_NC: Float64s, labels: Sequence[int], ends_word: NDArray[np.bool_]
+    ) -> Float64s:
+        """What labels add by how they spell words, and by the words they end."""
+        ends_N = np.array([self._finish(state, begun)[0] for state, begun in keys])
+        rows_NC = spelling_NC + np.where(ends_word, ends_N[:, None], 0.0)
+        headed = [(place, str(self.labels[i]).partition(" ")[0]) for place, i in enumerate(labels) if i in self._headed]
+        for place, head in headed:
+            rows_NC[:, place] += [self._finish(state, begun + head)[0] for state, begun in keys]
+        return rows_NC
+
+    def _spelling_row(self, begun: str) -> Float64s:
         row = self._rows.get(begun)
         if row is None:
             if len(self._rows) * len(self.labels) > _MAX_CELLS // 10:
                 self._rows.clear()
             row = self._rows[begun] = self._spelling(begun, range(len(self.labels)))
-        return self._with_ends(key, row, range(len(self.labels)), self._ends_word)
-
-    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
-        """What each of these labels adds."""
-        own = list(labels)
-        return self._with_ends(key, self._spelling(key[1], own), own, self._ends_word[own])
-
-    def _with_ends(self, key: Any, spelling: Float64s, labels: Sequence[int], ends_word: NDArray[np.bool_]) -> Float64s:
-        """What labels add by how they spell words, and by the words they end."""
-        state, begun = key
-        row = spelling + np.where(ends_word, self._finish(state, begun)[0], 0.0)
-        for place, i in enumerate(labels) if self._headed else ():
-            if i in self._headed:
-                row[place] += self._finish(state, begun + str(self.labels[i]).partition(" ")[0])[0]
         return row
 
     def _spelling(self, begun: str, labels: Sequence[int]) -> Float64s:
@@ -337,9 +344,9 @@ class Hotwords(Automaton):
             total += added
         return key, total
 
-    def row(self, key: Any) -> Float64s:
+    def rows(self, keys: Sequence[Any]) -> Float64s:
         """What each label adds."""
-        return self.some(key, range(len(self.labels)))
+        return np.stack([self.some(key, range(len(self.labels))) for key in keys])
 
     def some(self, key: Any, labels: Sequence[int]) -> Float64s:
         """What each of these labels adds."""
@@ -369,9 +376,9 @@ class LabelBonus(Automaton):
         """There is one state."""
         return None
 
-    def row(self, key: Any) -> Float64s:
+    def rows(self, keys: Sequence[Any]) -> Float64s:
         """The bonus."""
-        return self._row
+        return np.tile(self._row, (len(keys), 1))
 
     def advance(self, key: Any, label: int) -> Hashable:
         """The same."""
@@ -397,11 +404,12 @@ class Fusion:
 
     def _forget(self) -> None:
         self._keys: list[tuple[Hashable, ...]] = []
-        self._states: dict[tuple[Hashable, ...], int] = {}
         self._rows_SV = torch.zeros(0, self.size, device=self.device)
         self._nexts_SV = torch.zeros(0, self.size, dtype=torch.int64, device=self.device)
         self._ends: dict[int, float] = {}
-        self._add([tuple(part.begin for part in self.parts)])
+        begin = tuple(part.begin for part in self.parts)
+        self._states: dict[tuple[Hashable, ...], int] = {begin: 0}
+        self._add([begin])
 
     def begin(self) -> int:
         """The state before the first label. Tables that have grown too large are begun anew."""
@@ -426,38 +434,38 @@ class Fusion:
         nexts = torch.where(labels < 0, states, self._nexts_SV[states, labels.clamp(min=0)])
         unseen = nexts < 0
         if bool(unseen.any()):
-            self._explore(states[unseen], labels[unseen])
-            nexts = torch.where(labels < 0, states, self._nexts_SV[states, labels.clamp(min=0)])
+            nexts[unseen] = self._explore(states[unseen], labels[unseen])
         return nexts
 
-    def _explore(self, states_N: Tensor, labels_N: Tensor) -> None:
+    def _explore(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
+        """The states after labels that have not followed these states before."""
+        pairs = list(set(zip(states_N.tolist(), labels_N.tolist(), strict=True)))
+        before = [self._keys[state] for state, _ in pairs]
+        after = [
+            [part.advance(key[place], label) for key, (_, label) in zip(before, pairs, strict=True)]
+            for place, part in enumerate(self.parts)
+        ]
         new: list[tuple[Hashable, ...]] = []
         targets = []
-        pairs = set(zip(states_N.tolist(), labels_N.tolist(), strict=True))
-        for state, label in pairs:
-            keys = zip(self.parts, self._keys[state], strict=True)
-            key = tuple(part.advance(own, label) for part, own in keys)
+        for key in zip(*after, strict=True) if after else before:
             found = self._states.get(key)
             if found is None:
-                found = len(self._keys) + len(new)
-                self._states[key] = found
+                found = self._states[key] = len(self._keys) + len(new)
                 new.append(key)
             targets.append(found)
         if new:
             self._add(new)
-        places = torch.tensor(list(pairs), device=self.device)
+        places = torch.tensor(pairs, device=self.device)
         self._nexts_SV[places[:, 0], places[:, 1]] = torch.tensor(targets, device=self.device)
+        return self._nexts_SV[states_N, labels_N]
 
     def _add(self, keys: list[tuple[Hashable, ...]]) -> None:
-        for place, part in enumerate(self.parts):
-            part.prepare([key[place] for key in keys])
         first = len(self._keys)
         self._keys += keys
-        self._states.update({key: first + i for i, key in enumerate(keys)})
         rows = np.zeros((len(keys), self.size))
-        for i, key in enumerate(keys):
-            for part, own in zip(self.parts, key, strict=True):
-                rows[i] += part.row(own)
+        for part, *own in zip(self.parts, *keys, strict=True):
+            part.prepare(own)
+            rows += part.rows(own)
         if len(self._keys) > len(self._rows_SV):
             room = max(256, 2 * len(self._keys))
             self._rows_SV = _grown(self._rows_SV, room, 0.0)

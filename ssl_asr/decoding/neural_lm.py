@@ -237,15 +237,15 @@ class LabelNeural(Automaton):
         """Ask about all of them at once."""
         self.model.prefetch_rows(keys)
 
-    def row(self, key: Any) -> Float64s:
+    def rows(self, keys: Sequence[Any]) -> Float64s:
         """Weighted log-probabilities."""
-        row_V = torch.where(self._has_V, self.weight * self.model.row(key)[self._ids_V], self._missing_V)
-        row: Float64s = row_V.double().numpy()
-        return row
+        log_probs_NV = torch.stack([self.model.row(key)[self._ids_V] for key in keys])
+        rows: Float64s = torch.where(self._has_V, self.weight * log_probs_NV, self._missing_V).double().numpy()
+        return rows
 
     def some(self, key: Any, labels: Sequence[int]) -> Float64s:
         """Those of these labels."""
-        own: Float64s = self.row(key)[list(labels)]
+        own: Float64s = self.rows([key])[0, list(labels)]
         return own
 
     def advance(self, key: Any, label: int) -> Hashable:

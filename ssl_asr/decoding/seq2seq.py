@@ -205,6 +205,11 @@ class Suppression:
     always: tuple[int, ...] = ()
     first: tuple[int, ...] = ()
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both, on a device."""
+        always, first = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (self.always, self.first))
+        return always, first
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -212,6 +217,28 @@ class Decoded:
 
     tokens: list[int]
     score: float
+
+
+def begun(
+    model: StepModel,
+    h_BFD: Tensor,
+    context_lengths_B: Tensor,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int] | None,
+) -> tuple[Any, Tensor, Tensor]:
+    """What a search starts from.
+
+    Returns:
+        state: an empty cache, as long as the longest text may get.
+        prompt_BU: the prompts, on the device of the states.
+        limit_B: the most tokens to choose for each, on the CPU.
+    """
+    prompt_BU = torch.tensor(prompts, device=h_BFD.device)
+    batch, prompt_length = prompt_BU.shape
+    room = model.max_tokens - prompt_length
+    limit_B = torch.tensor([room] * batch if limits is None else [min(room, limit) for limit in limits])
+    state = model.begin(h_BFD, context_lengths_B, prompt_length + int(limit_B.max()))
+    return state, prompt_BU, limit_B
 
 
 def greedy(
@@ -244,16 +271,10 @@ def greedy(
         generator: what draws, on the device; None for torch's own.
     """
     device = h_BFD.device
-    prompt_BU = torch.tensor(prompts, device=device)
-    batch, prompt_length = prompt_BU.shape
-    room = model.max_tokens - prompt_length
-    limit_B = torch.tensor([min(room, n) for n in limits] if limits is not None else [room] * batch)
+    state, prompt_BU, limit_B = begun(model, h_BFD, context_lengths_B, prompts, limits)
+    batch, most = len(limit_B), int(limit_B.max())
     limit_device_B = limit_B.to(device)
-    always = torch.tensor(suppression.always, dtype=torch.int64, device=device)
-    first = torch.tensor(suppression.first, dtype=torch.int64, device=device)
-
-    most = int(limit_B.max())
-    state = model.begin(h_BFD, context_lengths_B, prompt_length + most)
+    always, first = suppression.on(device)
     tokens_BU = torch.full((batch, most), end_id, dtype=torch.int64, device=device)
     score_B = torch.zeros(batch, dtype=torch.float32, device=device)
     steps_B = torch.zeros(batch, dtype=torch.int64, device=device)
