@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,7 @@ import soundfile
 import torch
 
 from tests import toys
-
-REPO = Path(__file__).parent.parent
+from tests.commands import REPO, Commands
 
 
 @pytest.fixture(autouse=True)
@@ -71,26 +68,9 @@ def toy_corpus(tmp_path_factory) -> dict[str, Path]:
     return manifests
 
 
-def _run(
-    command: str,
-    *arguments: str,
-    cwd: Path | None = None,
-    env: dict[str, str] | None = None,
-    stdin: str | None = None,
-):
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
-    return subprocess.run(
-        [sys.executable, "-m", f"ssl_asr.{command}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd or REPO,
-        env={**os.environ, **settings, **(env or {})},
-        input=stdin,
-        timeout=600,
-    )
-
-
 @pytest.fixture(scope="session")
 def run_command():
     """Run ``python -m ssl_asr.COMMAND`` as a user would."""
-    return _run
+    commands = Commands()
+    yield commands
+    commands.stop()

@@ -222,7 +222,9 @@ def test_a_label_may_end_one_word_and_begin_another():
         expected = 0.5 * model.sentence_log_prob(said) + 0.1 * len(said)
         expected += sum(-3.0 for word in said if not model.knows(word))
         assert one.fused == pytest.approx(expected, abs=1e-3), said
-        assert words.some((model.begin, "a"), [3, 2, 4]) == pytest.approx(words.rows([(model.begin, "a")])[0, [3, 2, 4]])
+        assert words.some((model.begin, "a"), [3, 2, 4]) == pytest.approx(
+            words.rows([(model.begin, "a")])[0, [3, 2, 4]]
+        )
 
 
 def test_several_parts_add_up_and_pieces_end_words_where_they_begin_one():

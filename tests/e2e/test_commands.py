@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
 from ssl_asr.decoding.neural_lm import NeuralLM
+from tests.commands import REPO
 from tests.toys import save_language_model
 from tests.training.toy_runs import toy_overrides
 
@@ -45,6 +48,17 @@ def test_a_run_leaves_what_it_says(runs, task):
     for part in ("kept of 10", "parameters train", "of the budget filled", "Samples", "WER %"):
         assert part in done.stdout, done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_shell_is_answered_as_these_tests_are(run_command, tmp_path):
+    """Commands are forked from a process that has imported libraries; here is one that is not."""
+    words = ["evaluate", f"predictions={tmp_path}/nowhere.jsonl", f"output_dir={tmp_path}/out"]
+    ours = run_command(*words)
+    command = [sys.executable, "-m", f"ssl_asr.{words[0]}", *words[1:]]
+    theirs = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    assert ours.returncode == 2
+    assert "nowhere.jsonl" in ours.stderr
 
 
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
@@ -180,7 +194,13 @@ def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
     runs, run_command, toy_corpus, tmp_path, task, decoder, unit
 ):
     lm = save_language_model(tmp_path / "lm")
-    own = [f"model={runs[task][0]}", f"manifest={toy_corpus['test']}", "num_workers=0", f"decoder={decoder}"]
+    # The toy has a thousand frames a second: the beginnings will do.
+    rows = [{**json.loads(line), "duration": 0.25} for line in open(toy_corpus["test"])]
+    for row in rows:
+        row["audio_filepath"] = str(toy_corpus["test"].parent / row["audio_filepath"])
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"model={runs[task][0]}", f"manifest={short}", "num_workers=0", f"decoder={decoder}"]
     own += ["decoder.beam_size=3", "decoder.n_best=3", f"decoder.rescore_lm={lm}"]
     own += ["max_tokens_per_s=4"] if task == "seq2seq" else []
     found = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssl_asr.training.checkpointing import read_checkpoint
-from tests.conftest import REPO
+from tests.commands import REPO
 from tests.training.toy_runs import toy_overrides
 
 # One process that plans epochs as for two ranks, and so sees each pair of batches one after the other.
