@@ -13,6 +13,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 _SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
+# None that takes files or threads as it is imported, as wandb does: whoever ends first would take them away.
 _LIBRARIES = (
     "hydra",
     "lightning",
@@ -20,7 +21,6 @@ _LIBRARIES = (
     "torchmetrics",
     "transformers.generation",
     "transformers.modeling_utils",
-    "wandb",
 )
 _TIMEOUT_S = 600
 
