@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup  ## speak a corpus, fine-tune Whisper tiny.en on it, transcribe (minutes)
-	$(PY) -m ssl_asr.demo output_dir=demo
+	$(PY) -m ssl_asr demo output_dir=demo
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_asr.api import Transcriber
+    from ssl_asr.inference.transcriber import Transcriber
 
 __version__ = "0.1.0"
 
 
 def load(model: str, **options: Any) -> "Transcriber":
-    """A model that transcribes: see `ssl_asr.api.load`."""
-    from ssl_asr.api import load as load_transcriber
+    """A model that transcribes: see `ssl_asr.inference.transcriber.load`."""
+    from ssl_asr.inference.transcriber import load as load_transcriber
 
     return load_transcriber(model, **options)

@@ -1,4 +1,4 @@
-"""``ssl-asr COMMAND``: the same as ``python -m ssl_asr.COMMAND``."""
+"""``ssl-asr COMMAND`` and ``python -m ssl_asr COMMAND``."""
 
 import importlib
 import sys
@@ -17,6 +17,17 @@ COMMANDS = {
 }
 
 
+def run_command(name: str) -> None:
+    """Run a command on the rest of the command line."""
+    from ssl_asr.config import launch
+
+    def load() -> launch.Job:
+        job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{name}"), name)
+        return job
+
+    launch.run(name, load)
+
+
 def main() -> None:
     """Hand the rest of the command line to the command named first."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
@@ -24,8 +35,7 @@ def main() -> None:
         print("usage: ssl-asr COMMAND [key=value …]\n")
         print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
         sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"], []) else 2)
-    command = sys.argv.pop(1)
-    importlib.import_module(f"ssl_asr.{command}").main()
+    run_command(sys.argv.pop(1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Everything a user can cause derives from `UserError`; the entry points print it 
 with code 2. Broken invariants of our own are `assert`ions instead.
 """
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -83,3 +84,9 @@ def raise_all(errors: Sequence[UserError]) -> None:
         raise errors[0]
     if errors:
         raise UserErrors(errors)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A remedy for an unknown name: the nearest one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or 'none'}"

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from tests import toys
-from tests.commands import REPO, Commands
+from tests.command_runner import REPO, Commands
 
 
 @pytest.fixture(autouse=True)

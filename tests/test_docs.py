@@ -8,33 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from ssl_asr import cli
-from ssl_asr.compare import name_arguments
+from ssl_asr.config import launch
+from ssl_asr.config.launch import name_arguments
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-COMMANDS = sorted({line for line in LINES if line.startswith("python -m ssl_asr.")})
+STARTS = ("python -m ssl_asr.train ", "ssl-asr ")
+COMMANDS = sorted({line for line in LINES if line.startswith(STARTS)})
 YAML_COMMANDS = sorted(
     {
         line.lstrip("# ").strip()
         for path in (REPO / "conf").rglob("*.yaml")
         for line in path.read_text().splitlines()
-        if line.lstrip("# ").startswith("python -m ssl_asr.")
+        if line.lstrip("# ").startswith(STARTS)
     }
 )
 
 
-def _check(command):
+def _words(command):
+    """The name of a command and its arguments."""
     words = shlex.split(command, comments=True)
-    name = words[2].removeprefix("ssl_asr.")
-    given = [word for word in words[3:] if word != "--help"]
+    return ["train", *words[3:]] if words[0] == "python" else words[1:]
+
+
+def _check(command):
+    name, *given = _words(command)
+    given = [word for word in given if word != "--help"]
     if name == "train" and not any(word.startswith(("data.train=", "data=", "experiment=")) for word in given):
         given.append("data.train=train.jsonl")
     if name == "train" and "experiment=none" in given:
         given.append("data.train=train.jsonl")
-    cli.preflight(name, name_arguments(given) if name == "compare" else given)
+    launch.preflight(name, name_arguments(given) if name == "compare" else given)
 
 
 @pytest.fixture
@@ -82,10 +88,10 @@ def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, toy_co
     """The first block of the README's own-data section, word for word, on a toy model."""
     [section] = re.findall(r"## Your own data(.*?)\n## ", README, flags=re.DOTALL)
     commands = [
-        shlex.split(c)
+        _words(c)
         for block in re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[:1]
         for c in block.replace("\\\n", " ").splitlines()
-        if c.startswith("python -m")
+        if c.startswith(STARTS)
     ]
     for path in toy_corpus["train"].parent.iterdir():
         shutil.copy(path, tmp_path)
@@ -95,9 +101,8 @@ def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, toy_co
         "transcribe": [],
     }
     seen = []
-    for words in commands:
-        name = words[2].removeprefix("ssl_asr.")
-        given = [w.replace("recording.wav", "test0.wav") for w in words[3:]]
+    for name, *arguments in commands:
+        given = [w.replace("recording.wav", "test0.wav") for w in arguments]
         done = run_command(name, *given, *small[name], cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         seen.append(name)

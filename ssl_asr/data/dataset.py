@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import Downmix, read_waveform
-from ssl_asr.data.features import FeatureStore
+from ssl_asr.data.state_store import StateStore
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Batch, Example, Skip, Tokenizer, Utterance
 
@@ -21,7 +21,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         tokenizer: spells the targets; None leaves them empty, for transcribing.
         downmix: what to do with several channels.
         skip_bad_audio: give a `Skip` for audio that cannot be read, instead of raising.
-        features: states that need no audio any more; those utterances come without samples.
+        state_store: states that need no audio any more; those utterances come without samples.
         speeds_N: how many times as fast each utterance is to be; None leaves all as they are.
     """
 
@@ -32,14 +32,14 @@ class SpeechDataset(Dataset["Example | Skip"]):
         tokenizer: Tokenizer | None,
         downmix: Downmix = "mean",
         skip_bad_audio: bool = False,
-        features: FeatureStore | None = None,
+        state_store: StateStore | None = None,
         speeds_N: NDArray[np.float64] | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
         self.downmix: Downmix = downmix
         self.skip_bad_audio = skip_bad_audio
-        self.features = features
+        self.state_store = state_store
         self.speeds_N = speeds_N
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
 
     def __getitem__(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
-        if self.features is not None and utterance.id in self.features:
+        if self.state_store is not None and utterance.id in self.state_store:
             waveform_T = torch.zeros(0)
         else:
             try:

@@ -12,12 +12,12 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.audio import Downmix
-from ssl_asr.data.augment import SpeedPerturbation
 from ssl_asr.data.dataset import SpeechDataset, collate
-from ssl_asr.data.features import FeatureStore
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.speed import SpeedPerturbation
+from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Skip, Tokenizer
@@ -141,7 +141,7 @@ class ASRDataModule(L.LightningDataModule):
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
-        self.features: FeatureStore | None = None
+        self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
         # A rank without a share of a tiny test set waits for the others; nothing is given twice to fill it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -181,17 +181,17 @@ class ASRDataModule(L.LightningDataModule):
                 seed=self.seed,
             )
 
-    def read_features(self, store: FeatureStore) -> None:
+    def read_states(self, store: StateStore) -> None:
         """Read no audio of training and dev utterances whose states are in the store.
 
         Raises:
             CheckpointError: an utterance has other audio than when its states were made.
         """
-        for name in self._with_features(store):
+        for name in self._with_states(store):
             store.check(self.selections[name].kept)
-        self.features = store
+        self.state_store = store
 
-    def _with_features(self, store: FeatureStore | None) -> list[str]:
+    def _with_states(self, store: StateStore | None) -> list[str]:
         return [] if store is None else [name for name in ("train", "dev") if name in self.selections]
 
     @property
@@ -208,16 +208,16 @@ class ASRDataModule(L.LightningDataModule):
         return None if self.speeds is None else self.speeds.draw(epoch)
 
     def _dataset(self, name: str, speeds_N: NDArray[np.float64] | None = None) -> SpeechDataset:
-        features = self.features if name in self._with_features(self.features) else None
-        if features is not None:
+        state_store = self.state_store if name in self._with_states(self.state_store) else None
+        if state_store is not None:
             # What the other ranks made in the last epoch.
-            features.refresh()
+            state_store.refresh()
         return SpeechDataset(
             self.selections[name].kept,
             tokenizer=self.tokenizer,
             downmix=self.config.downmix,
             skip_bad_audio=self.config.on_bad_audio == "skip",
-            features=features,
+            state_store=state_store,
             speeds_N=speeds_N,
         )
 

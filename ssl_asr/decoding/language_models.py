@@ -71,7 +71,7 @@ def read_language_model(source: str | Path) -> NGram | KenLM | NeuralLM:
         return _read(str(path), path.stat().st_mtime_ns)
     if path.is_dir() or is_hub_name(str(source)):
         return _read(str(source), 0)
-    raise LanguageModelError(str(source), "no such language model", "make one with python -m ssl_asr.lm")
+    raise LanguageModelError(str(source), "no such language model", "make one with ssl-asr lm")
 
 
 @lru_cache(maxsize=2)

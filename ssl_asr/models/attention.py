@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.backbone import padding_mask
+from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.heads import DnnHead, FrameWise
 from ssl_asr.models.transformer import TransformerDecoder, beam_rows
 

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.errors import CheckpointError
+from ssl_asr.errors import CheckpointError, did_you_mean
 from ssl_asr.models.checkpoints import language_adapter, read_json
 from ssl_asr.models.loading import load_pretrained
 from ssl_asr.models.ssl import SSLBackbone
-from ssl_asr.targets import did_you_mean
 from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.encoder import LayerGroup
 
 
 @dataclass(frozen=True, slots=True)

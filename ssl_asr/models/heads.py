@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ssl_asr.models.backbone import padding_mask
+from ssl_asr.models.encoder import padding_mask
 
 
 class FrameWise(nn.Module):

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup, no_gradient, padding_mask
-from ssl_asr.models.masking import SpecAugment, share
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup, no_gradient, padding_mask
+from ssl_asr.models.spec_augment import SpecAugment, share
 from ssl_asr.types import Samples, Seconds
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.backbone import EncoderOutput, SpeechEncoder, padding_mask
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder, padding_mask
 
 
 class States(nn.Module):

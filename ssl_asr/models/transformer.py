@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ssl_asr.models.backbone import padding_mask
+from ssl_asr.models.encoder import padding_mask
 
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 # MKL takes twice as long for so many rows times a matrix as for the matrix times their columns.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.backbone import LayerGroup, padding_mask
+from ssl_asr.models.encoder import LayerGroup, padding_mask
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.types import SAMPLE_RATE, Samples
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup, no_gradient, padding_mask
-from ssl_asr.models.masking import SpecAugment, share
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup, no_gradient, padding_mask
+from ssl_asr.models.spec_augment import SpecAugment, share
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
 

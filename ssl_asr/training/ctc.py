@@ -12,7 +12,7 @@ from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
 from ssl_asr.decoding.ctc_beam import Found
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup, SpeechEncoder
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.module import ASRModule, Loss, OptimConfig

@@ -25,7 +25,7 @@ from ssl_asr.decoding.seq2seq import (
 )
 from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.attention import JointHead, attention_loss
-from ssl_asr.models.backbone import EncoderOutput
+from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.ctc import CtcDecoder, CTCModule, ctc_losses

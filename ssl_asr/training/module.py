@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ssl_asr.data.features import state_digest
+from ssl_asr.data.state_store import state_digest
 from ssl_asr.errors import CheckpointError, TrainingError
 from ssl_asr.metrics.edit import char_edits, word_edits
 from ssl_asr.metrics.error_rate import ErrorRate
 from ssl_asr.metrics.report import Normalizer, Prediction
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy, Progress, apply_policy, check_partition
-from ssl_asr.training.features import FeatureCache
 from ssl_asr.training.optimizers import OptimizerConfig, group_scales
 from ssl_asr.training.schedulers import MetricScheduler, SchedulerConfig, UpdateScheduler
+from ssl_asr.training.state_cache import StateCache
 from ssl_asr.types import Batch, Hypothesis, Skip, Tokenizer
 
 
@@ -40,8 +40,8 @@ class OptimConfig:
     """How updates are made: one of each kind for the pretrained side and for the new one.
 
     Attributes:
-        optimizers: ``pretrained`` and ``new``.
-        schedulers: ``pretrained`` and ``new``.
+        optimizers: ``encoder`` and ``rest``.
+        schedulers: ``encoder`` and ``rest``.
         accumulate: batches an update.
         clip_norm: the most the global norm over every parameter of both may be; None for no limit.
         max_nonfinite: updates in a row that may be skipped as not finite.
@@ -80,7 +80,7 @@ class ASRModule(L.LightningModule):
         optim: how updates are made; None for a module that only transcribes.
         normalizers: by name; the first one's WER is ``val/wer``.
 
-    ``total_updates``, the length of the run that schedules need, is set once the data are known; ``features``,
+    ``total_updates``, the length of the run that schedules need, is set once the data are known; ``state_cache``,
     where a frozen encoder's states are kept.
     """
 
@@ -100,7 +100,7 @@ class ASRModule(L.LightningModule):
         self.tokenizer, self.policy, self.optim = tokenizer, policy, optim
         self.normalizers = normalizers
         self.total_updates = 0
-        self.features: FeatureCache | None = None
+        self.state_cache: StateCache | None = None
         self.predictions: dict[str, list[Prediction]] = {}
         self.skipped_audio: dict[str, list[Skip]] = {}
         self.test_names: list[str] = []
@@ -108,8 +108,8 @@ class ASRModule(L.LightningModule):
         self._nonfinite_in_a_row = 0
         self._window: list[tuple[Tensor, list[str]]] = []
         self._sides: dict[str, tuple[nn.Module, Sequence[LayerGroup]]] = {
-            "pretrained": (encoder, list(encoder.layer_groups())),
-            "new": (rest, list(rest_groups)),
+            "encoder": (encoder, list(encoder.layer_groups())),
+            "rest": (rest, list(rest_groups)),
         }
         self._freeze()
         self._metrics = nn.ModuleDict(
@@ -126,7 +126,7 @@ class ASRModule(L.LightningModule):
         """Freeze what never trains; what thaws later is open until the run starts, so that DDP knows of it."""
         for module, groups in self._sides.values():
             check_partition(groups, module.parameters())
-        self._open(self.policy.trainable(self._names("pretrained"), self._names("new")))
+        self._open(self.policy.trainable(self._names("encoder"), self._names("rest")))
 
     def _open(self, trainable: frozenset[str]) -> None:
         self._trainable = trainable
@@ -136,12 +136,12 @@ class ASRModule(L.LightningModule):
             frozen = apply_policy(groups, own, self.policy.selects)
             # Dropout between the groups belongs to none of them: a side that is frozen whole is so whole.
             self._frozen += frozen if own else [module]
-        self._encoder_frozen = not any(p.requires_grad for p in self._sides["pretrained"][0].parameters())
+        self._encoder_frozen = not any(p.requires_grad for p in self._sides["encoder"][0].parameters())
 
     def _thaw(self) -> None:
         """What trains from here on, at the start of a window, where every gradient is empty."""
         progress = Progress(self.trainer.global_step, self.trainer.current_epoch)
-        trainable = self.policy.trainable_at(self._names("pretrained"), self._names("new"), progress)
+        trainable = self.policy.trainable_at(self._names("encoder"), self._names("rest"), progress)
         if trainable == self._trainable:
             return
         before = self._trainable
@@ -162,8 +162,8 @@ class ASRModule(L.LightningModule):
         """Lightning restores modes at its own discretion; frozen parts are frozen from the first batch."""
         self.train()
         self._thaw()
-        if self.features is not None:
-            self.features.store.rank = self.global_rank
+        if self.state_cache is not None:
+            self.state_cache.store.rank = self.global_rank
 
     @property
     def reads_layers(self) -> bool:
@@ -172,10 +172,10 @@ class ASRModule(L.LightningModule):
 
     def encode(self, batch: Batch) -> EncoderOutput:
         """The encoder's states; without gradients where nothing of it trains, from the cache where there is one."""
-        if self.features is not None and not self.trainer.testing:
+        if self.state_cache is not None and not self.trainer.testing:
             assert self._encoder_frozen
-            return self.features.encode(batch)
-        encoder: Any = self._sides["pretrained"][0]
+            return self.state_cache.encode(batch)
+        encoder: Any = self._sides["encoder"][0]
         with torch.no_grad() if self._encoder_frozen else nullcontext():
             out: EncoderOutput = encoder(batch.waveform_BT, batch.lengths_B, layers=self.reads_layers)
         return out
@@ -285,7 +285,7 @@ class ASRModule(L.LightningModule):
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
         if len(batch):
             self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
-            encoder: Any = self._sides["pretrained"][0]
+            encoder: Any = self._sides["encoder"][0]
             if encoder.masked_share is not None:
                 self.log_train("train/masked_share", torch.tensor(encoder.masked_share), len(batch))
         if ends:
@@ -379,12 +379,12 @@ class ASRModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log how many updates were skipped so far."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
-        self._flush_features()
+        self._flush_states()
 
-    def _flush_features(self) -> None:
+    def _flush_states(self) -> None:
         """Put on disk what was encoded, on every rank, before anyone asks which states there are."""
-        if self.features is not None:
-            self.features.store.flush()
+        if self.state_cache is not None:
+            self.state_cache.store.flush()
             self.trainer.strategy.barrier()
 
     # Evaluation ----------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ class ASRModule(L.LightningModule):
                 if name == next(iter(self.normalizers)):
                     self.log(f"val/{kind}", value.float(), prog_bar=True)
         self.log("val/loss", self._mean_val_loss())
-        self._flush_features()
+        self._flush_states()
         if not self.trainer.sanity_checking:
             self._step_on_metrics()
 

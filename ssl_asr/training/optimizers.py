@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.encoder import LayerGroup
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:

@@ -30,7 +30,7 @@ from ssl_asr.decoding.seq2seq import (
 from ssl_asr.decoding.timestamps import TimestampRules, phrases
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.backbone import EncoderOutput, LayerGroup
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
 from ssl_asr.training.ctc import ctc_losses

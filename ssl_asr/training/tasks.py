@@ -15,7 +15,7 @@ class Seq2Seq:
     Attributes:
         label_smoothing: share of the target's mass spread over the vocabulary, in training.
         ctc_weight: the share of the loss that is CTC's, over characters, on the encoder's states; 0 for none.
-        ctc_lr_scale: the learning rate of that new layer, in times ``optimizers.new.lr``, which is the decoder's.
+        ctc_lr_scale: the learning rate of that new layer, in times ``optimizers.rest.lr``, which is the decoder's.
     """
 
     label_smoothing: float

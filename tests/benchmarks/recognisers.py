@@ -92,7 +92,7 @@ def _padded(paths, last=None):
 
 def ours_ctc(*, labels, options):
     """`CtcBeam`, or with no options `CtcGreedy`, the batch in one go; ``labels`` begin with blank and unknown."""
-    from ssl_asr.build import decoder_node, make_decoder
+    from ssl_asr.build.assembly import decoder_node, make_decoder
 
     node = decoder_node("ctc_greedy", {}) if options is None else decoder_node("ctc_beam", options)
     search = make_decoder(node).build([None, None, *labels[2:]])

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.build import normalizers
+from ssl_asr.build.assembly import normalizers
 from ssl_asr.metrics.edit import Edits, word_edits
 
 REPO = Path(__file__).parent.parent.parent

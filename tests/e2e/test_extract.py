@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from ssl_asr.data.audio import read_waveform
-from ssl_asr.data.features import FeatureStore
 from ssl_asr.data.manifest import read_manifest
+from ssl_asr.data.state_store import StateStore
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -18,7 +18,7 @@ def test_states_of_every_layer_are_those_of_transformers(run_command, toy_checkp
     done = run_command("extract", *arguments, "num_workers=0")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "States of layers 0, 1, 2" in done.stdout
-    store = FeatureStore(out)
+    store = StateStore(out)
     reference = transformers.HubertModel.from_pretrained(checkpoint).eval()
     for utterance in read_manifest(toy_corpus["dev"]):
         states_LFD, frames = store[utterance.id]
@@ -42,8 +42,8 @@ def test_a_head_trains_on_what_extract_wrote(run_command, toy_checkpoints, toy_c
     inputs = f"input=[{toy_corpus['train']},{toy_corpus['dev']}]"
     done = run_command("extract", f"model={toy_checkpoints['wav2vec2_layer']}", inputs, f"output_dir={out}")
     assert done.returncode == 0, done.stderr[-2000:]
-    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "features=cached"]
-    run = build(tmp_path / "run", *overrides, f"features.folder={out}")
+    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "state_cache=disk"]
+    run = build(tmp_path / "run", *overrides, f"state_cache.folder={out}")
 
     def encodes(*_):
         raise AssertionError("all states are there")
@@ -66,8 +66,8 @@ def test_files_and_a_finished_run_are_taken_and_bad_audio_is_named(run_command, 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "bad.wav" in done.stdout
-    [key] = FeatureStore(out)
-    states_LFD, _ = FeatureStore(out)[key]
+    [key] = StateStore(out)
+    states_LFD, _ = StateStore(out)[key]
     assert states_LFD.dtype == torch.float16
     row = json.loads(toy_corpus["dev"].read_text().splitlines()[0])
     assert row["id"] == "dev0"

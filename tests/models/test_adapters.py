@@ -7,10 +7,10 @@ import safetensors.torch
 import torch
 import transformers
 
-from ssl_asr.build import InferenceOptions, load_model, restore_module
+from ssl_asr.build.assembly import InferenceOptions, load_model, restore_module
 from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.models.adapters import Adapters
 from ssl_asr.models.freezing import apply_policy
-from ssl_asr.models.lora import Adapters
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests.toys import FAMILIES, toy_encoder
 from tests.training.toy_runs import build, toy_overrides

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ssl_asr.build import InferenceOptions, load_model
+from ssl_asr.build.assembly import InferenceOptions, load_model
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.errors import CheckpointError, UserError
 from ssl_asr.models.ctc_checkpoints import read_ctc_vocabulary

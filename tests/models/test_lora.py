@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ssl_asr.errors import ConfigError
+from ssl_asr.models.adapters import BitFit, LoRA, merge_adapters
 from ssl_asr.models.freezing import apply_policy, check_partition
-from ssl_asr.models.lora import BitFit, LoRA, merge_adapters
 from tests.toys import FAMILIES, SSL_FAMILIES, toy_encoder
 
 OPTIONS = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None, "encoder": True, "decoder": True}

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.backbone import EncoderOutput
+from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.models.freezing import check_partition
 from ssl_asr.models.loading import rebuild
 from ssl_asr.models.states import ChosenLayer, LastLayer, WeightedSum

@@ -44,7 +44,7 @@ def assert_same(found, expected):
 @pytest.fixture
 def overrides(toy_checkpoints, toy_corpus):
     kept = [o for o in toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus) if "max_epochs" not in o]
-    return [*kept, "optimizers.new.lr=0.05", "scheduler@schedulers.new=constant"]
+    return [*kept, "optimizers.rest.lr=0.05", "scheduler@schedulers.rest=constant"]
 
 
 def test_the_moving_average_is_the_one_made_by_hand(overrides, tmp_path):
@@ -70,7 +70,7 @@ def test_the_moving_average_is_the_one_made_by_hand(overrides, tmp_path):
 
 
 def test_a_resumed_moving_average_is_the_uninterrupted_one(overrides, tmp_path):
-    more = ["trainer.ema_decay=0.7", "scheduler@schedulers.pretrained=constant"]
+    more = ["trainer.ema_decay=0.7", "scheduler@schedulers.encoder=constant"]
     whole = build(tmp_path / "whole", *overrides, *more, "trainer.max_epochs=2")
     whole.trainer.fit(whole.module, datamodule=whole.data)
     half = build(tmp_path / "half", *overrides, *more, "trainer.max_epochs=1")

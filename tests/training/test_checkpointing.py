@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from ssl_asr.build import describe_model
+from ssl_asr.build.assembly import describe_model
 from ssl_asr.errors import CheckpointError
 from ssl_asr.training.checkpointing import KEY, check_resumable, read_checkpoint, write_checkpoint
 from tests.training.toy_runs import build, toy_overrides
@@ -84,7 +84,7 @@ def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpu
         "trainer.checkpoint_every_n_updates=1",
         f"data.num_workers={workers}",
         "freeze=false",
-        "optimizers.pretrained.lr=0.01",
+        "optimizers.encoder.lr=0.01",
         "head.dropout=0.3",
         "data.max_batch_s=2.5",
         "data.speed_factors=[0.9,1.0,1.1]",

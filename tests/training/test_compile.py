@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_asr.build import InferenceOptions, restore_module
+from ssl_asr.build.assembly import InferenceOptions, restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.training.checkpointing import read_checkpoint

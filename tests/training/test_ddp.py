@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssl_asr.training.checkpointing import read_checkpoint
-from tests.commands import REPO
+from tests.command_runner import REPO
 from tests.training.toy_runs import toy_overrides
 
 # One process that plans epochs as for two ranks, and so sees each pair of batches one after the other.
@@ -18,7 +18,7 @@ AS_TWO = """
 from ssl_asr.data import sampler
 plain = sampler.plan_epoch
 sampler.plan_epoch = lambda *a, **k: plain(*a, **{**k, "world_size": 2})
-from ssl_asr.train import main
+from ssl_asr.commands.train import main
 main()
 """
 
@@ -52,9 +52,9 @@ def test_two_ranks_train_and_score_as_one(toy_checkpoints, toy_corpus, tmp_path,
         *policy,
         "head.dropout=0.0",
         "data.max_batch_s=1.6",
-        "optimizers.pretrained.lr=0.003",
-        "optimizers.pretrained.eps=1e-3",
-        "optimizers.new.eps=1e-3",
+        "optimizers.encoder.lr=0.003",
+        "optimizers.encoder.eps=1e-3",
+        "optimizers.rest.eps=1e-3",
         "trainer.gradient_clip_val=0.5",
         "trainer.max_epochs=2",
     ]

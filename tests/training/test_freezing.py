@@ -57,9 +57,9 @@ def test_what_thaws_thaws_from_the_top():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_layer_moves_from_the_update_it_thaws_at(toy_checkpoints, toy_corpus, tmp_path, accumulate):
-    overrides = [*toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus), "optimizers.pretrained.lr=0.01"]
+    overrides = [*toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus), "optimizers.encoder.lr=0.01"]
     overrides += ["freeze_policy=gradual_thaw", "freeze_policy.unit=update", "freeze_policy.wait=2"]
-    overrides += ["scheduler@schedulers.pretrained=constant", f"trainer.accumulate_grad_batches={accumulate}"]
+    overrides += ["scheduler@schedulers.encoder=constant", f"trainer.accumulate_grad_batches={accumulate}"]
     run = build(tmp_path, *overrides, "data.max_batch_s=1.6")
     module, moved_at = run.module, {}
     start = {name: p.detach().clone() for name, p in module.encoder.named_parameters()}

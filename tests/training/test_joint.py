@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssl_asr.build import InferenceOptions, load_model, restore_module
+from ssl_asr.build.assembly import InferenceOptions, load_model, restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.training.checkpointing import read_checkpoint
 from ssl_asr.training.tasks import Joint

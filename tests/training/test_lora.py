@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from ssl_asr.build import InferenceOptions, restore_module
+from ssl_asr.build.assembly import InferenceOptions, restore_module
 from ssl_asr.errors import CheckpointError
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests import toys
@@ -29,7 +29,7 @@ def answers(run_or_module, run):
 @pytest.mark.parametrize("kept", ["whole", "adapter"])
 @pytest.mark.parametrize(("backbone", "task"), BACKBONES)
 def test_a_run_changes_adapters_only_and_comes_back_merged(toy_checkpoints, toy_corpus, tmp_path, backbone, task, kept):
-    more = [f"freeze_policy.checkpoint={kept}", "optimizers.pretrained.lr=0.05", "optimizers.new.lr=0.05"]
+    more = [f"freeze_policy.checkpoint={kept}", "optimizers.encoder.lr=0.05", "optimizers.rest.lr=0.05"]
     run = build(tmp_path, *overrides_of(toy_checkpoints[backbone], toy_corpus, task, *more))
     before = {key: value.clone() for key, value in run.module.state_dict().items()}
     run.trainer.fit(run.module, datamodule=run.data)
@@ -70,13 +70,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(toy_checkpoints, toy_corpus, tmp
     def overrides(epochs):
         made = overrides_of(toy_checkpoints["wav2vec2_layer"], toy_corpus, "ctc", f"freeze_policy.checkpoint={kept}")
         made = [o for o in made if "max_epochs" not in o]
-        return [*made, f"trainer.max_epochs={epochs}", "scheduler@schedulers.new=constant"]
+        return [*made, f"trainer.max_epochs={epochs}", "scheduler@schedulers.rest=constant"]
 
-    whole = build(tmp_path / "whole", *overrides(2), "scheduler@schedulers.pretrained=constant")
+    whole = build(tmp_path / "whole", *overrides(2), "scheduler@schedulers.encoder=constant")
     whole.trainer.fit(whole.module, datamodule=whole.data)
-    half = build(tmp_path / "half", *overrides(1), "scheduler@schedulers.pretrained=constant")
+    half = build(tmp_path / "half", *overrides(1), "scheduler@schedulers.encoder=constant")
     half.trainer.fit(half.module, datamodule=half.data)
-    rest = build(tmp_path / "rest", *overrides(2), "scheduler@schedulers.pretrained=constant")
+    rest = build(tmp_path / "rest", *overrides(2), "scheduler@schedulers.encoder=constant")
     last = tmp_path / "half" / "checkpoints" / "last.ckpt"
     rest.trainer.fit(rest.module, datamodule=rest.data, ckpt_path=str(last))
     for key, value in whole.module.state_dict().items():

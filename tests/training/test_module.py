@@ -10,13 +10,13 @@ from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.data.dataset import collate
 from ssl_asr.errors import TrainingError
-from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from tests.training.toy_runs import build, toy_overrides
 
 # A large eps, or Adam makes whole steps of the rounding in gradients that are zero (those of key biases).
-RATES = ["optimizers.pretrained.lr=0.003", "optimizers.new.lr=0.02", "optimizers.pretrained.eps=1e-3"]
-RATES += ["optimizers.new.eps=1e-3"]
+RATES = ["optimizers.encoder.lr=0.003", "optimizers.rest.lr=0.02", "optimizers.encoder.eps=1e-3"]
+RATES += ["optimizers.rest.eps=1e-3"]
 
 
 def snapshot(module):
@@ -27,7 +27,7 @@ def by_hand(run, epochs, accumulate, clip, scaler=None):
     """The same run as a plain loop: sums over the window, one division, one clip over everything, two steps."""
     module, optim = run.module, run.module.optim
     module.train()
-    sides = {"pretrained": module.encoder, "new": module.head}
+    sides = {"encoder": module.encoder, "rest": module.head}
     pairs = []
     for side, part in sides.items():
         if any(p.requires_grad for p in part.parameters()):
@@ -79,7 +79,7 @@ def no_dropout(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "clip", "new"),
+    ("accumulate", "clip", "rest"),
     [
         (1, 1000.0, "adamw"),
         (3, 0.05, "adamw"),
@@ -90,8 +90,8 @@ def test_training_equals_the_loop_by_hand(toy_checkpoints, toy_corpus, tmp_path,
     more = [
         f"trainer.accumulate_grad_batches={accumulate}",
         f"trainer.gradient_clip_val={clip if clip is not None else 'null'}",
-        f"optimizer@optimizers.new={new}",
-        "scheduler@schedulers.new=cosine",
+        f"optimizer@optimizers.rest={new}",
+        "scheduler@schedulers.rest=cosine",
         "freeze=false",
     ]
     run = build(tmp_path / "a", *settings(toy_checkpoints, toy_corpus, *more))
@@ -132,11 +132,11 @@ def test_everything_at_once_equals_the_loop_by_hand(toy_checkpoints, toy_corpus,
     """AdamW under tri-stage and Adadelta under NewBob, accumulation, one clip over both, the fp16 scaler."""
     monkeypatch.setattr(MixedPrecision, "forward_context", lambda self: nullcontext())
     more = [
-        "optimizer@optimizers.new=adadelta",
-        "scheduler@schedulers.pretrained=tri_stage",
-        "scheduler@schedulers.new=newbob",
+        "optimizer@optimizers.rest=adadelta",
+        "scheduler@schedulers.encoder=tri_stage",
+        "scheduler@schedulers.rest=newbob",
         # No epoch is that much better than the last: NewBob anneals after each but the first.
-        "schedulers.new.threshold=0.99",
+        "schedulers.rest.threshold=0.99",
         "trainer.precision=16-mixed",
         "trainer.gradient_clip_val=0.05",
         "trainer.accumulate_grad_batches=2",
@@ -203,8 +203,8 @@ def test_loggers_count_updates(toy_checkpoints, toy_corpus, tmp_path):
 
 
 def test_schedulers_step_on_their_own_interval(toy_checkpoints, toy_corpus, tmp_path):
-    more = ["scheduler@schedulers.pretrained=plateau", "schedulers.pretrained.patience=0", "freeze=false"]
-    more += ["schedulers.pretrained.monitor=val/wer", "scheduler@schedulers.new=linear", "trainer.max_epochs=4"]
+    more = ["scheduler@schedulers.encoder=plateau", "schedulers.encoder.patience=0", "freeze=false"]
+    more += ["schedulers.encoder.monitor=val/wer", "scheduler@schedulers.rest=linear", "trainer.max_epochs=4"]
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     run.trainer.fit(run.module, datamodule=run.data)
     plateau, linear = (s.scheduler for s in run.module._schedulers)

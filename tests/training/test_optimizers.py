@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.backbone import LayerGroup
+from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, AdamW8bit, layer_scales, parameter_groups
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_asr.build import InferenceOptions, restore_module
+from ssl_asr.build.assembly import InferenceOptions, restore_module
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests.training.toy_runs import build, toy_overrides
 
@@ -16,17 +16,17 @@ RECIPES = {
     "symbols": ["tokenizer=symbols"],
     "masked": ["augment=spec_augment", "augment.time_span=2", "augment.feature_span=2"],
     "fairseq": [
-        "optimizer@optimizers.pretrained=adam",
-        "optimizer@optimizers.new=adam",
-        "scheduler@schedulers.pretrained=tri_stage",
-        "scheduler@schedulers.new=tri_stage",
+        "optimizer@optimizers.encoder=adam",
+        "optimizer@optimizers.rest=adam",
+        "scheduler@schedulers.encoder=tri_stage",
+        "scheduler@schedulers.rest=tri_stage",
     ],
     "others": [
-        "optimizer@optimizers.pretrained=sgd",
-        "optimizers.pretrained.lr=1.0",
-        "optimizers.pretrained.layer_decay=0.5",
-        "scheduler@schedulers.pretrained=inverse_sqrt",
-        "scheduler@schedulers.new=noam",
+        "optimizer@optimizers.encoder=sgd",
+        "optimizers.encoder.lr=1.0",
+        "optimizers.encoder.layer_decay=0.5",
+        "scheduler@schedulers.encoder=inverse_sqrt",
+        "scheduler@schedulers.rest=noam",
     ],
 }
 

@@ -47,7 +47,7 @@ def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
     assert config["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.FreezeEncoder"}, (
         "what is logged is what ran"
     )
-    assert config["optimizers"]["new"]["lr"] == 2e-3, "data, not strings"
+    assert config["optimizers"]["rest"]["lr"] == 2e-3, "data, not strings"
 
     history = []
     for record in records:
@@ -55,7 +55,7 @@ def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
             items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
             history.append(items)
     keys = {key for row in history for key in row}
-    assert {"val/wer", "val/loss", "train/loss", "lr/new"} <= keys
+    assert {"val/wer", "val/loss", "train/loss", "lr/rest"} <= keys
     tables = [row for row in history if any(key.startswith("val/predictions") for key in row)]
     assert len(tables) == 2, "one at each validation"
     steps = [row["trainer/global_step"] for row in history if "trainer/global_step" in row]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssl_asr.build import InferenceOptions, decoder_node, load_model
+from ssl_asr.build.assembly import InferenceOptions, decoder_node, load_model
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.manifest import read_manifest

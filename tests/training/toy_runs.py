@@ -4,9 +4,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from ssl_asr.build import TrainingRun, build_training
-from ssl_asr.config import config_folder, register_schemas, resolve
-from ssl_asr.quiet import hush
+from ssl_asr.build.assembly import TrainingRun, build_training
+from ssl_asr.config.resolve import config_folder, register_schemas, resolve
+from ssl_asr.console import hush
 
 
 def config_of(*overrides: str) -> dict:

@@ -1,0 +1,1 @@
+"""What each command of ``ssl-asr`` does, one file a command."""

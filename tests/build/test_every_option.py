@@ -1,0 +1,79 @@
+"""Every option builds: what its config composes to, with tiny weights in the place of the real ones."""
+
+import pytest
+
+from tests.config.test_resolve import GROUPS, OPTIONS, SIDES
+from tests.training.toy_runs import build, config_of
+
+# The toy of each family, by what the source of a backbone option holds.
+TOYS = {
+    "whisper": "whisper",
+    "w2v-bert": "w2v_bert",
+    "data2vec": "data2vec",
+    "unispeech": "unispeech_sat_layer",
+    "wavlm": "wavlm_layer",
+    "hubert": "hubert_layer",
+    "wav2vec2": "wav2vec2_layer",
+    "mms": "wav2vec2_layer",
+}
+# These need a checkpoint that is fine-tuned with CTC: tests/models/test_ctc_checkpoints.py builds them.
+ELSEWHERE = {("head", "pretrained"), ("tokenizer", "pretrained")}
+SMALL = {
+    ("states", "layer"): ["states.layer=1"],
+    ("tokenizer", "bpe"): ["tokenizer.size=8"],
+    ("tokenizer", "unigram"): ["tokenizer.size=8"],
+    ("freeze_policy", "top_k"): ["freeze_policy.k=1"],
+    ("freeze_policy", "adapters"): ["backbone.adapter_dim=4"],
+    ("experiment", "mms_adapter"): ["backbone.adapter_dim=4"],
+    ("state_cache", "disk"): ["freeze=true"],
+    ("augment", "spec_augment"): ["freeze=false"],
+    ("augment", "spec_augment_mel"): ["freeze=false"],
+}
+OF_WHISPER = {
+    ("task", "seq2seq"),
+    ("tokenizer", "whisper"),
+    ("decoder", "whisper_greedy"),
+    ("decoder", "whisper_beam"),
+    ("head", "none"),
+    ("freeze_policy", "decoder"),
+    ("augment", "spec_augment_mel"),
+}
+TASK = dict.fromkeys(("attention_gru", "attention_transformer", "attention_greedy", "attention_beam"), "joint")
+
+
+def test_no_group_is_forgotten():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair not in ELSEWHERE])
+def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, group, option):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    asked = [f"{group}={option}"]
+    if group in SIDES:
+        asked = [SIDES[group].format(side) + f"={option}" for side in ("encoder", "rest")]
+    overrides = [
+        *(["backbone=whisper_tiny_en"] if (group, option) in OF_WHISPER else []),
+        *([f"task={TASK[option]}"] if option in TASK else []),
+        *asked,
+        *(f"data.{split}={toy_corpus[split]}" for split in ("train", "dev", "test")),
+        *SMALL.get((group, option), []),
+        "data.num_workers=0",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        # Recipes that count updates have epochs without end.
+        "trainer.max_steps=10",
+        *([] if group == "logger" else ["logger=none"]),
+        *([f"state_cache.folder={tmp_path}/states"] if (group, option) == ("state_cache", "disk") else []),
+    ]
+    if option == "ctc_lexicon":
+        words = tmp_path / "words.txt"
+        words.write_text("a\n", encoding="utf-8")
+        overrides.append(f"decoder.lexicon={words}")
+    source = config_of(*overrides)["backbone"]["source"].lower().replace("xls-r", "wav2vec2")
+    toy = next(toy for name, toy in TOYS.items() if name in source)
+    run = build(tmp_path / "run", *overrides, f"backbone.source={toy_checkpoints[toy]}")
+    optimizers, schedulers = run.module.configure_optimizers()
+    assert 1 <= len(optimizers) == len(schedulers) <= 2
+    trained = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+    assert trained == {id(p) for p in run.module.parameters() if p.requires_grad}
+    assert 0 < run.module.total_updates <= 10

@@ -1,0 +1,121 @@
+"""The store of states: what was put is there again, after a crash too, and never for other audio."""
+
+import pytest
+import torch
+
+from ssl_asr.data.state_store import StateStore, state_digest
+from ssl_asr.errors import CheckpointError
+from ssl_asr.types import Utterance
+
+ORIGIN = {"weights": "w", "layers": [2]}
+
+
+def utterance(number, **changed):
+    return Utterance(**{"id": f"u/{number} é", "audio_filepath": f"{number}.wav", "duration": 1.0 + number, **changed})
+
+
+def states(number):
+    return torch.randn(2, 5 + number, 3, generator=torch.Generator().manual_seed(number))
+
+
+def fill(store, numbers):
+    for number in numbers:
+        store.put(utterance(number), states(number), 4 + number)
+
+
+def test_what_was_put_is_there_waiting_and_on_disk(tmp_path):
+    store = StateStore(tmp_path / "new", origin=ORIGIN, shard_bytes=300)
+    fill(store, range(7))
+    for seen in (store, StateStore(tmp_path / "new", origin=ORIGIN)):
+        for number in seen_numbers(seen):
+            found, frames = seen[utterance(number).id]
+            assert torch.equal(found, states(number))
+            assert frames == 4 + number
+    assert seen_numbers(store) == list(range(7))
+    assert len(list((tmp_path / "new").glob("states-0-*.safetensors"))) > 1
+    store.flush()
+    assert seen_numbers(StateStore(tmp_path / "new")) == list(range(7))
+
+
+def seen_numbers(store):
+    return sorted(int(key.removeprefix("u/").split()[0]) for key in store)
+
+
+def test_rows_of_one_batch_are_kept_apart(tmp_path):
+    batch = torch.randn(3, 1, 9, 4)
+    store = StateStore(tmp_path, origin=ORIGIN)
+    for number in range(3):
+        store.put(utterance(number), batch[number, :, : 4 + number], 4)
+    expected = batch.clone()
+    batch.zero_()
+    store.flush()
+    for number in range(3):
+        assert torch.equal(store[utterance(number).id][0], expected[number, :, : 4 + number])
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1500
+
+
+def test_a_crash_loses_what_waited_and_nothing_else(tmp_path):
+    store = StateStore(tmp_path, origin=ORIGIN)
+    fill(store, [0, 1])
+    store.flush()
+    fill(store, [2])
+    # It got as far as the shard and half of its line.
+    (tmp_path / "states-0-00001.safetensors").write_bytes(b"half")
+    with (tmp_path / "index-0.jsonl").open("a") as index:
+        index.write('{"id": "u/2')
+    again = StateStore(tmp_path, origin=ORIGIN)
+    assert seen_numbers(again) == [0, 1]
+    fill(again, [1, 2, 3])
+    again.flush()
+    last = StateStore(tmp_path, origin=ORIGIN)
+    assert seen_numbers(last) == [0, 1, 2, 3]
+    for number in range(4):
+        assert torch.equal(last[utterance(number).id][0], states(number))
+
+
+def test_ranks_write_beside_each_other_and_see_each_other_after_a_refresh(tmp_path):
+    first, second = (StateStore(tmp_path, origin=ORIGIN, rank=rank) for rank in (0, 1))
+    fill(first, [0, 2])
+    fill(second, [1, 3])
+    first.flush()
+    second.flush()
+    assert seen_numbers(first) == [0, 2]
+    first.refresh()
+    assert seen_numbers(first) == [0, 1, 2, 3]
+    assert torch.equal(first[utterance(3).id][0], states(3))
+
+
+def test_states_of_something_else_are_refused(tmp_path):
+    StateStore(tmp_path, origin=ORIGIN)
+    with pytest.raises(CheckpointError, match="weights: 'w' there, 'v' here"):
+        StateStore(tmp_path, origin={**ORIGIN, "weights": "v"})
+    with pytest.raises(CheckpointError, match=r"no origin\.json"):
+        StateStore(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("changed", [{"duration": 9.0}, {"offset": 0.5}, {"channel": 1}, {"audio_filepath": "b.wav"}])
+def test_other_audio_under_the_same_id_is_refused(tmp_path, changed):
+    store = StateStore(tmp_path, origin=ORIGIN)
+    fill(store, [0])
+    store.flush()
+    store.check([utterance(0), utterance(1), utterance(0, text="new words", where="m:3")])
+    with pytest.raises(CheckpointError, match=r"'u/0 é' \(m:7\) had other audio"):
+        store.check([utterance(0, where="m:7", **changed)])
+
+
+def test_an_edited_file_is_other_audio(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"12345")
+    store = StateStore(tmp_path / "s", origin=ORIGIN)
+    store.put(utterance(0, audio_filepath=str(path)), states(0), 4)
+    store.flush()
+    path.write_bytes(b"123456")
+    with pytest.raises(CheckpointError, match="had other audio"):
+        store.check([utterance(0, audio_filepath=str(path))])
+
+
+def test_a_digest_tells_names_and_values_apart():
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
+    digests = [state_digest(pairs) for pairs in ([("a", a)], [("b", a)], [("a", b)], [("a", a), ("c", torch.zeros(0))])]
+    assert len(set(digests)) == 4
+    assert state_digest([("x", b), ("a", a)]) == state_digest([("a", a), ("x", b)])
