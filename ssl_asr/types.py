@@ -18,7 +18,9 @@ without waiting for a device.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from annotated_types import Ge, Gt, Interval
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,14 @@ if TYPE_CHECKING:
 Seconds = float
 Samples = int
 Hertz = int
+
+# Ranges of options, checked before a run starts.
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 SAMPLE_RATE: Hertz = 16_000
 
