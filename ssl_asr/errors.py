@@ -86,6 +86,22 @@ def raise_all(errors: Sequence[UserError]) -> None:
         raise UserErrors(errors)
 
 
+def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> ConfigError:
+    """The error for an option that needs a package of an optional extra.
+
+    Args:
+        where: str, the option or file that needs the package.
+        package: str, name of the package that cannot be imported.
+        extra: str, the extra of ssl_asr that installs the package.
+        otherwise: str, another option that does without the package. Default: none.
+
+    Returns:
+        A `ConfigError` that names the package and the ``pip install`` command.
+    """
+    remedy = f"pip install 'ssl_asr[{extra}]'" + (f", or {otherwise}" if otherwise else "")
+    return ConfigError(where, f"needs the package {package}, which is not installed", remedy)
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """A remedy for an unknown name: the nearest one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)

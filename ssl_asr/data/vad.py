@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_asr.data.audio import read_waveform
+from ssl_asr.errors import missing_extra
 from ssl_asr.types import SAMPLE_RATE, Seconds, Utterance
 
 # Samples looked at at a time.
@@ -18,8 +19,10 @@ _JOINED_S: Seconds = 0.1
 
 @lru_cache(maxsize=1)
 def _detector() -> Any:
-    from silero_vad import load_silero_vad
-
+    try:
+        from silero_vad import load_silero_vad
+    except ImportError:
+        raise missing_extra("vad=true", "silero-vad", "vad", "vad=false") from None
     return load_silero_vad()
 
 
@@ -36,12 +39,13 @@ def speech_spans(
     Raises:
         AudioError: it cannot be read.
     """
+    detector = _detector()
     from silero_vad import get_speech_timestamps
 
     spans: list[tuple[Seconds, Seconds]] = []
     for start_s, block_T in _blocks(utterance, whole_T):
         found = get_speech_timestamps(
-            block_T, _detector(), sampling_rate=SAMPLE_RATE, max_speech_duration_s=longest_s, speech_pad_ms=100
+            block_T, detector, sampling_rate=SAMPLE_RATE, max_speech_duration_s=longest_s, speech_pad_ms=100
         )
         for one in found:
             start, end = (start_s + one[key] / SAMPLE_RATE for key in ("start", "end"))

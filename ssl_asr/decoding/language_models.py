@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ssl_asr.decoding.fusion import Automaton, Hotwords, LabelBonus, LabelNGram, WordModel, Words
 from ssl_asr.decoding.neural_lm import LabelNeural, NeuralLM
 from ssl_asr.decoding.ngram import NGram
-from ssl_asr.errors import LanguageModelError
+from ssl_asr.errors import LanguageModelError, missing_extra
 from ssl_asr.textfiles import is_hub_name
 
 _KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
@@ -23,15 +23,14 @@ class KenLM:
         path: of the binary.
 
     Raises:
-        LanguageModelError: the package is not installed.
+        ConfigError: the package kenlm is not installed.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             import kenlm
         except ImportError:
-            remedy = "pip install kenlm (it needs a C++ compiler), or give the ARPA file, which needs nothing"
-            raise LanguageModelError(str(path), "is a KenLM binary, and kenlm is not installed", remedy) from None
+            raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "give the ARPA file") from None
         self._kenlm: Any = kenlm
         self._model = kenlm.Model(str(path))
         self.order: int = self._model.order

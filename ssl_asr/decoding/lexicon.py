@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssl_asr.decoding.ctc_beam import Found
 from ssl_asr.decoding.fusion import spelt
-from ssl_asr.errors import LanguageModelError
+from ssl_asr.errors import LanguageModelError, missing_extra
 from ssl_asr.types import BLANK_ID
 
 _SILENCE = "|"
@@ -69,8 +69,8 @@ class LexiconSearch:
             import flashlight.lib.text  # noqa: F401
             from torchaudio.models.decoder import ctc_decoder
         except ImportError:
-            remedy = "pip install flashlight-text, or decoder=ctc_beam decoder.unknown_score=null"
-            raise LanguageModelError("decoder", "flashlight-text is not installed", remedy) from None
+            otherwise = "decoder=ctc_beam decoder.unknown_score=null"
+            raise missing_extra("decoder=ctc_lexicon", "flashlight-text", "lexicon", otherwise) from None
         names = [_name(place, label) for place, label in enumerate(labels)]
         self.n_best = options.n_best
         self._silence = names.index(_SILENCE) if _SILENCE in names else None

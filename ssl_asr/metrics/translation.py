@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.errors import ManifestError
+from ssl_asr.errors import ManifestError, missing_extra
 
 BOOTSTRAP_SAMPLES = 1000
 
@@ -27,8 +27,11 @@ def translation_scores(refs: Sequence[str], hyps: Sequence[str]) -> list[Transla
     Raises:
         ManifestError: there is nothing to score.
     """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        raise missing_extra("reference=translation", "sacrebleu", "translation") from None
 
     if not refs:
         raise ManifestError("predictions", "no utterance was translated", "see the table of what was dropped")

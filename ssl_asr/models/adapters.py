@@ -1,12 +1,13 @@
 """Policies that train a few parameters inside layers that stay: adapters, low-rank or MMS's, and biases."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.models.freezing import ConstantPolicy
 
 # Attention as most families compute it, by calling these modules; and what WavLM calls, whose attention reads the
@@ -78,8 +79,10 @@ class LoRA(ConstantPolicy):
             self._insert(decoder)
 
     def _insert(self, net: Any) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise missing_extra("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit") from None
         family = net.config.model_type
         is_wavlm = family == "wavlm"
         defaults = {"wavlm": _WAVLM_TARGETS, "wav2vec2-bert": _CONFORMER_TARGETS}
@@ -98,6 +101,9 @@ class LoRA(ConstantPolicy):
 
 def merge_adapters(model: nn.Module) -> None:
     """Add every adapter into the layer it stands beside, and leave that layer alone in its place."""
+    # A model has LoRA layers only if peft was imported to insert them, and importing peft is slow.
+    if "peft" not in sys.modules:
+        return
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

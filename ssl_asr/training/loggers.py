@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ssl_asr.errors import missing_extra
+
 
 class LoggerConfig(Protocol):
     """A ``logger`` option."""
@@ -45,7 +47,10 @@ class TensorBoardLog:
 
     def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
         """Both loggers."""
-        board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+        try:
+            board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+        except ModuleNotFoundError:
+            raise missing_extra("logger=tensorboard", "tensorboard", "tensorboard", "logger=csv") from None
         board.log_hyperparams(config)
         return [_csv(folder, config), board], []
 

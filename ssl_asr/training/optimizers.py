@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.models.encoder import LayerGroup
 
 
@@ -123,8 +123,7 @@ class AdamW8bit:
         try:
             import bitsandbytes
         except ImportError:
-            what = "adamw_8bit needs bitsandbytes, which is not installed"
-            raise ConfigError("optimizers", what, "pip install 'ssl_asr[8bit]', or adamw") from None
+            raise missing_extra("optimizer=adamw_8bit", "bitsandbytes", "8bit", "optimizer=adamw") from None
         made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         betas = (self.betas[0], self.betas[1])
         optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(made, lr=self.lr, betas=betas, eps=self.eps)

@@ -1,5 +1,6 @@
 """Which parameter gets which rate and which decay."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -9,6 +10,10 @@ from torch import nn
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, AdamW8bit, layer_scales, parameter_groups
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e '.[8bit]'"
+)
 
 
 def _groups():
@@ -80,6 +85,7 @@ def _train(optimizer, groups, seed, steps):
     return [parameter.detach().clone() for parameter in groups[0].parameters()]
 
 
+@needs_bitsandbytes
 def test_moments_of_a_byte_step_nearly_as_whole_ones_do():
     settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.1, "layer_decay": 1.0}
     whole, bytes_ = _wide(), _wide()
@@ -94,6 +100,7 @@ def test_moments_of_a_byte_step_nearly_as_whole_ones_do():
     assert moments["state1"].dtype == moments["state2"].dtype == torch.uint8
 
 
+@needs_bitsandbytes
 def test_moments_of_a_byte_are_kept_and_taken_up_again(tmp_path):
     settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.0, "layer_decay": 1.0}
     groups = _wide()

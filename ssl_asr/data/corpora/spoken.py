@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.types import SAMPLE_RATE, Hertz
 
 VOICES = {
@@ -165,7 +165,7 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError:
-            raise ConfigError("corpus", "espeakng-loader is not installed", "pip install 'ssl_asr[corpus]'") from None
+            raise missing_extra("ssl-asr corpus", "espeakng-loader", "corpus") from None
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         folder = espeakng_loader.get_data_path().encode()
         self.rate: Hertz = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, folder, 0)

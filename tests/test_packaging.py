@@ -1,0 +1,159 @@
+"""Dependencies: every import is declared, and every optional one has an error that names its extra."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_asr.errors import ConfigError
+from ssl_asr.types import Utterance
+
+REPO = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+# Packages with an import name that differs from the name on the package index.
+DISTRIBUTIONS = {
+    "espeakng_loader": "espeakng-loader",
+    "flashlight": "flashlight-text",
+    "huggingface_hub": "huggingface-hub",
+    "hydra": "hydra-core",
+    "silero_vad": "silero-vad",
+    "whisper_normalizer": "whisper-normalizer",
+    "yaml": "pyyaml",
+    "annotated_types": "annotated-types",
+    "pydantic_core": "pydantic",
+}
+OPTIONAL = {
+    "bitsandbytes": "8bit",
+    "espeakng-loader": "corpus",
+    "flashlight-text": "lexicon",
+    "kenlm": "kenlm",
+    "peft": "lora",
+    "sacrebleu": "translation",
+    "silero-vad": "vad",
+}
+
+
+def _names(requirements):
+    return {re.match(r"[\w-]+", requirement).group().lower() for requirement in requirements}
+
+
+def _imported():
+    """Names of the distributions that modules of the package import, and the first module that does."""
+    found = {}
+    for path in sorted((REPO / "ssl_asr").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            for module in modules:
+                top = module.split(".")[0]
+                if top not in sys.stdlib_module_names and top != "ssl_asr":
+                    found.setdefault(DISTRIBUTIONS.get(top, top).lower(), path.relative_to(REPO).as_posix())
+    return found
+
+
+def test_every_import_is_a_declared_dependency():
+    core = _names(PROJECT["dependencies"])
+    for name, module in _imported().items():
+        if name in OPTIONAL:
+            assert name in _names(PROJECT["optional-dependencies"][OPTIONAL[name]]), f"{module} imports {name}"
+            assert name not in core, f"{name} is optional: {module} raises an error without it"
+        else:
+            assert name in core, f"{module} imports {name}, which pyproject.toml does not list"
+
+
+def test_every_core_dependency_is_imported():
+    # torch's own requirements bring none of these; an entry without an import is a leftover.
+    assert _names(PROJECT["dependencies"]) <= set(_imported())
+
+
+def _adamw_8bit(tmp_path):
+    from ssl_asr.training.optimizers import AdamW8bit
+
+    AdamW8bit(lr=0.1, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.0, layer_decay=1.0).build([])
+
+
+def _corpus(tmp_path):
+    from ssl_asr.data.corpora.spoken import Espeak
+
+    Espeak()
+
+
+def _kenlm(tmp_path):
+    from ssl_asr.decoding.language_models import KenLM
+
+    KenLM(tmp_path / "lm.bin")
+
+
+def _lexicon(tmp_path):
+    from ssl_asr.decoding.lexicon import CtcLexicon
+
+    options = {
+        "lm": None,
+        "lm_weight": 0.0,
+        "word_score": 0.0,
+        "beam_size": 2,
+        "beam_threshold": 25.0,
+        "max_labels": None,
+    }
+    CtcLexicon(lexicon="words.txt", n_best=1, **options).build([None, "a"])
+
+
+def _lora(tmp_path):
+    from ssl_asr.models.adapters import LoRA
+
+    LoRA(targets=None)._insert(torch.nn.Linear(1, 1))
+
+
+def _tensorboard(tmp_path):
+    from ssl_asr.training.loggers import TensorBoardLog
+
+    TensorBoardLog().build(folder=tmp_path, name="run", config={})
+
+
+def _translation(tmp_path):
+    from ssl_asr.metrics.translation import translation_scores
+
+    translation_scores(["a"], ["a"])
+
+
+def _vad(tmp_path):
+    from ssl_asr.data.vad import speech_spans
+
+    utterance = Utterance(id="a", audio_filepath="a.wav", duration=1.0, text="")
+    speech_spans(utterance, longest_s=30.0, whole_T=torch.zeros(16000))
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "use"),
+    [
+        ("bitsandbytes", "8bit", _adamw_8bit),
+        ("espeakng_loader", "corpus", _corpus),
+        ("kenlm", "kenlm", _kenlm),
+        ("flashlight.lib.text", "lexicon", _lexicon),
+        ("peft", "lora", _lora),
+        ("sacrebleu.metrics.bleu", "translation", _translation),
+        ("silero_vad", "vad", _vad),
+    ],
+)
+def test_a_missing_optional_package_gives_an_error_with_its_extra(package, extra, use, tmp_path, monkeypatch):
+    from ssl_asr.data import vad
+
+    vad._detector.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"not installed.*pip install 'ssl_asr\[{extra}\]'"):
+        use(tmp_path)
+    assert extra in PROJECT["optional-dependencies"]
+
+
+def test_missing_tensorboard_gives_an_error_with_its_extra(tmp_path, monkeypatch):
+    from lightning.fabric.loggers import tensorboard
+
+    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(tensorboard, "_TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(ConfigError, match=r"pip install 'ssl_asr\[tensorboard\]'"):
+        _tensorboard(tmp_path)
