@@ -34,7 +34,7 @@ LIBRARIES = {
     "hydra": {"config", "build", "commands"},
     "omegaconf": {"config", "build", "commands"},
     "lightning": {"data/module", "training", "inference/batches"},
-    "transformers": {"models", "data/tokenizer", "data/text", "decoding/neural_lm"},
+    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm"},
     "peft": {"models"},
     "wandb": {"training/wandb"},
 }

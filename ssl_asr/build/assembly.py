@@ -7,33 +7,29 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from rich.console import Console
 from torch import nn
 
+from ssl_asr.config.options import check_node
 from ssl_asr.config.resolve import check_part, config_folder
+from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig, read_manifests
-from ssl_asr.data.pieces import Pieces, PieceTokenizer, Symbols, SymbolTokenizer
 from ssl_asr.data.text import get_normalizer
-from ssl_asr.data.tokenizer import (
-    Characters,
-    CharTokenizer,
-    PretrainedCharacters,
-    WhisperTokenizer,
-    WhisperTokens,
-    restore_tokenizer,
-)
+from ssl_asr.data.tokenizer import TokenizerOption, restore_tokenizer
+from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, WhisperBeam, WhisperGreedy
-from ssl_asr.errors import CheckpointError, ConfigError, raise_all
+from ssl_asr.errors import CheckpointError, ConfigError, did_you_mean, raise_all
 from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.encoder import one_frame_length
+from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import resolve_checkpoint
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.ctc_checkpoints import copy_ctc_rows, is_ctc_checkpoint, read_ctc_vocabulary
+from ssl_asr.models.encoder import one_frame_length
 from ssl_asr.models.freezing import FreezePolicy, TrainAll
 from ssl_asr.models.heads import PretrainedHead, last_layer
 from ssl_asr.models.loading import (
@@ -43,23 +39,20 @@ from ssl_asr.models.loading import (
     model_family,
     rebuild,
 )
-from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.models.states import LastLayer
 from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
-from ssl_asr.config.options import check_node
-from ssl_asr.errors import did_you_mean
 from ssl_asr.textfiles import written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import KEY, RandomStates, SelfDescription, read_checkpoint
 from ssl_asr.training.ctc import CTCModule
-from ssl_asr.training.state_cache import DiskStateCache, StateCache, top_layer
 from ssl_asr.training.joint import JointModule
 from ssl_asr.training.module import ASRModule, OptimConfig
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.seq2seq import AuxiliaryCtc, Seq2SeqModule
+from ssl_asr.training.state_cache import DiskStateCache, StateCache, top_layer
 from ssl_asr.training.tasks import Joint, Seq2Seq
 from ssl_asr.training.trainer import TrainerConfig, make_trainer
 from ssl_asr.types import SAMPLE_RATE, LabelTokenizer, Tokenizer
@@ -82,24 +75,24 @@ def normalizers(names: list[str]) -> dict[str, Normalizer]:
     return {name: get_normalizer(name, key="normalizers") for name in names}
 
 
-def _make_tokenizer(options: Any, train: Manifest, backbone: SSLBackbone | WhisperBackbone, folder: Path) -> Tokenizer:
-    if isinstance(options, WhisperTokens):
-        return WhisperTokenizer.from_folder(
-            folder, language=options.language, task=options.task, normalizer=options.normalizer
-        )
-    if isinstance(options, Pieces):
-        return PieceTokenizer.from_texts(train, options=options)
-    if isinstance(options, Symbols):
-        if options.symbols is not None:
-            return SymbolTokenizer(symbols=options.symbols, normalizer=options.normalizer)
-        return SymbolTokenizer.from_texts(train, normalizer=options.normalizer)
-    if isinstance(options, PretrainedCharacters):
-        characters = read_ctc_vocabulary(folder, getattr(backbone, "adapter_language", None)).characters
-        return CharTokenizer(characters=characters, normalizer=options.normalizer)
-    assert isinstance(options, Characters)
-    if options.characters is not None:
-        return CharTokenizer(characters=options.characters, normalizer=options.normalizer)
-    return CharTokenizer.from_texts(train, normalizer=options.normalizer)
+@dataclass(frozen=True, slots=True)
+class CheckpointVocabulary:
+    """The vocabulary of a pretrained checkpoint. Implements `ssl_asr.data.tokenizer.PretrainedVocabulary`."""
+
+    folder: Path
+    language: str | None
+
+    def characters(self) -> list[str]:
+        """The alphabet of a checkpoint that is fine-tuned with CTC."""
+        return read_ctc_vocabulary(self.folder, self.language).characters
+
+
+def _own_class(path: str) -> type:
+    """The class at a path inside this package. A checkpoint may not name classes of other packages."""
+    if not path.startswith("ssl_asr."):
+        raise CheckpointError("tokenizer", f"class {path} is outside ssl_asr", "use a checkpoint made by ssl_asr")
+    found: type = get_class(path)
+    return found
 
 
 def encoder_of(module: ASRModule) -> Any:
@@ -131,7 +124,9 @@ def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
 def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule:
     backbone = instantiate(config["backbone"])
     folder = backbone_folder(backbone, say)
-    tokenizer = _make_tokenizer(instantiate(config["tokenizer"]), train, backbone, folder)
+    option: TokenizerOption = instantiate(config["tokenizer"])
+    vocabulary = CheckpointVocabulary(folder, getattr(backbone, "adapter_language", None))
+    tokenizer = option.build(train=train, checkpoint=vocabulary)
     trainer: TrainerConfig = instantiate(config["trainer"])
     shared: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -438,7 +433,7 @@ def load_labels(name: str) -> LabelTokenizer:
     state = read_checkpoint(checkpoint)[KEY]["tokenizer"]
     if state["kind"] == "whisper":
         raise CheckpointError(name, "writes Whisper's tokens, not labels", "a CTC or joint model, or unit=word")
-    return cast(LabelTokenizer, restore_tokenizer(state))
+    return cast(LabelTokenizer, restore_tokenizer(state, _own_class))
 
 
 def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
@@ -490,7 +485,7 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
     state = dict(saved["tokenizer"])
     if state["kind"] == "whisper" and options.language is not None:
         state["language"] = options.language
-    tokenizer = restore_tokenizer(state)
+    tokenizer = restore_tokenizer(state, _own_class)
     shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": TrainAll(), "normalizers": {}, "optim": None}
     seq2seq = description["task"] == "seq2seq"
     policy: FreezePolicy = _checked(config["freeze_policy"])

@@ -1,41 +1,31 @@
-"""Labels for CTC that are more than characters: subword pieces, and symbols such as phonemes.
-
-As with characters, id 0 is the blank and id 1 stands for what training never had.
-"""
+"""The subword tokenizer for CTC (SentencePiece), and the option that builds it."""
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Utterance
+from ssl_asr.types import BLANK_ID, Utterance
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pieces:
-    """The ``bpe`` and ``unigram`` options: a SentencePiece model trained on the train split and nothing else.
-
-    Attributes:
-        model: byte-pair merges, or a unigram language model.
-        size: labels, the unknown one included and the blank not.
-        normalizer: the named normaliser that training text goes through.
-    """
-
-    model: Literal["bpe", "unigram"]
-    size: int
-    normalizer: str
+if TYPE_CHECKING:
+    from ssl_asr.data.tokenizer import PretrainedVocabulary
 
 
 class PieceTokenizer:
-    """Subword pieces of SentencePiece, for CTC.
+    """One id per SentencePiece piece, for CTC.
+
+    Id 0 is the blank. Id 1 is the unknown piece, which is piece 0 of the SentencePiece model.
 
     Args:
-        model: the trained model's bytes in base64.
-        normalizer: the named normaliser that text goes through first; SentencePiece adds none of its own.
+        model: The trained SentencePiece model, base64-encoded.
+        normalizer: Name of the text normalizer that is applied before encoding. SentencePiece's own
+            normalization is off.
     """
+
+    unit: ClassVar[str] = "pieces"
 
     def __init__(self, *, model: str, normalizer: str) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -46,19 +36,19 @@ class PieceTokenizer:
         self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
 
     @classmethod
-    def from_texts(cls, utterances: Iterable[Utterance], *, options: Pieces) -> "PieceTokenizer":
-        """A model trained on these texts (the train split's); the same texts give the same model.
+    def from_texts(cls, utterances: Iterable[Utterance], *, options: "Pieces") -> "PieceTokenizer":
+        """Tokenizer trained on the normalized texts. Equal texts give an equal model.
 
         Raises:
-            ManifestError: there is no text.
-            ConfigError: the texts cannot give so many pieces, or so few.
+            ManifestError: The texts are empty.
+            ConfigError: SentencePiece cannot make ``options.size`` pieces from the texts.
         """
         from sentencepiece import SentencePieceTrainer
 
         normalize = get_normalizer(options.normalizer, key="tokenizer.normalizer")
         texts = [text for u in utterances if (text := normalize(u.text, u.lang))]
         if not texts:
-            raise ManifestError("train manifest", "has no text at all", "pieces are learnt from it")
+            raise ManifestError("train manifest", "has no text", "SentencePiece learns its pieces from text")
         written = io.BytesIO()
         try:
             SentencePieceTrainer.train(
@@ -76,29 +66,33 @@ class PieceTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            said = str(error).rpartition("] ")[2].strip() or str(error)
-            what = f"the train split's text gives no {options.size} pieces: {said}"
+            detail = str(error).rpartition("] ")[2].strip() or str(error)
+            what = f"SentencePiece cannot make {options.size} pieces from the text of the train split: {detail}"
             raise ConfigError("tokenizer.size", what, "choose another size") from None
         return cls(model=base64.b64encode(written.getvalue()).decode(), normalizer=options.normalizer)
 
     @property
     def vocab_size(self) -> int:
-        """The blank and SentencePiece's own."""
+        """Number of SentencePiece pieces plus 1, for the blank."""
         return int(self._pieces.get_piece_size()) + 1
 
     def encode(self, utterance: Utterance) -> list[int]:
-        """The ids of the normalised text's pieces."""
+        """Ids of the pieces of the normalized text."""
         return [i + 1 for i in self._pieces.encode(self._normalize(utterance.text, utterance.lang))]
 
+    def unseen(self, utterance: Utterance) -> list[str]:
+        """Always empty: the model is trained on the train split with full character coverage."""
+        return []
+
     def decode(self, ids: list[int]) -> str:
-        """The text of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
+        """Text of ids from which repeats are already removed. Blanks are skipped; the unknown id gives ``⁇``."""
         return " ".join(str(self._pieces.decode([i - 1 for i in ids if i != BLANK_ID])).split())
 
     def labels(self) -> list[str | None]:
-        """How each id is spelt, a piece that begins a word with a space; None for the blank and the unknown piece."""
+        """Spelling of each id. The first piece of a word begins with a space. None for blank and unknown."""
         pieces = [str(self._pieces.id_to_piece(i)) for i in range(self._pieces.get_piece_size())]
-        spelt = [None if self._pieces.is_unknown(i) else piece.replace("▁", " ") for i, piece in enumerate(pieces)]
-        return [None, *spelt]
+        spellings = [None if self._pieces.is_unknown(i) else piece.replace("▁", " ") for i, piece in enumerate(pieces)]
+        return [None, *spellings]
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""
@@ -106,74 +100,21 @@ class PieceTokenizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symbols:
-    """The ``symbols`` option: the text is symbols between spaces, phonemes for instance, and each is a label.
+class Pieces:
+    """The ``bpe`` and ``unigram`` options: a SentencePiece model trained on the train split.
 
     Attributes:
-        symbols: the inventory; null takes the train split's.
-        normalizer: the named normaliser that text goes through; ``none`` where case tells symbols apart.
+        model: ``bpe`` for byte-pair merges, ``unigram`` for a unigram language model.
+        size: Number of labels, including the unknown piece and excluding the blank.
+        normalizer: Name of the text normalizer that is applied before encoding.
     """
 
-    symbols: list[str] | None
+    tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
+
+    model: Literal["bpe", "unigram"]
+    size: int
     normalizer: str
 
-
-class SymbolTokenizer:
-    """One id a symbol between spaces. What reports call words are then symbols, and the WER is theirs.
-
-    Args:
-        symbols: the inventory, in id order from 2 on.
-        normalizer: the named normaliser that text goes through before it is split.
-
-    Example:
-        >>> tokenizer = SymbolTokenizer(symbols=["AA", "K", "T"], normalizer="none")
-        >>> tokenizer.decode([3, 2, 4])
-        'K AA T'
-    """
-
-    def __init__(self, *, symbols: Sequence[str], normalizer: str) -> None:
-        bad = [symbol for symbol in symbols if not symbol or symbol.split() != [symbol]]
-        if bad or not symbols or len(set(symbols)) < len(symbols):
-            what = f"holds {bad}" if bad else "is empty" if not symbols else "repeats a symbol"
-            raise ConfigError("tokenizer.symbols", what, "list each symbol once, without spaces")
-        self.symbols = list(symbols)
-        self.normalizer = normalizer
-        self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=FIRST_LABEL_ID)}
-
-    @classmethod
-    def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "SymbolTokenizer":
-        """The inventory of these texts (the train split's, and no other), sorted."""
-        normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        seen = {symbol for u in utterances for symbol in normalize(u.text, u.lang).split()}
-        if not seen:
-            raise ManifestError("train manifest", "has no text at all", "CTC needs symbols to learn")
-        return cls(symbols=sorted(seen), normalizer=normalizer)
-
-    @property
-    def vocab_size(self) -> int:
-        """Blank, unknown and the inventory."""
-        return len(self.symbols) + FIRST_LABEL_ID
-
-    def _split(self, utterance: Utterance) -> list[str]:
-        return self._normalize(utterance.text, utterance.lang).split()
-
-    def encode(self, utterance: Utterance) -> list[int]:
-        """The ids of the normalised text's symbols."""
-        return [self._ids.get(symbol, UNKNOWN_ID) for symbol in self._split(utterance)]
-
-    def unseen(self, utterance: Utterance) -> list[str]:
-        """The symbols of the text that the inventory lacks, repeats included."""
-        return [symbol for symbol in self._split(utterance) if symbol not in self._ids]
-
-    def decode(self, ids: list[int]) -> str:
-        """The symbols of ids from which blanks and repeats are already gone; the unknown id gives ``⁇``."""
-        return " ".join("⁇" if i == UNKNOWN_ID else self.symbols[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID)
-
-    def labels(self) -> list[str | None]:
-        """How each id is spelt, each symbol a word of its own; None for the blank and the unknown symbol."""
-        return [None] * FIRST_LABEL_ID + [f" {symbol}" for symbol in self.symbols]
-
-    def state(self) -> dict[str, Any]:
-        """Plain data for `restore_tokenizer`."""
-        return {"kind": "symbols", "symbols": list(self.symbols), "normalizer": self.normalizer}
+    def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> PieceTokenizer:
+        """Tokenizer trained on the texts of ``train``."""
+        return PieceTokenizer.from_texts(train, options=self)

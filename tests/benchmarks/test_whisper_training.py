@@ -28,7 +28,7 @@ from transformers import (
 from ssl_asr.build.assembly import build_training
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.manifest import read_manifest
-from ssl_asr.data.tokenizer import WhisperTokenizer
+from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from tests.training.toy_runs import config_of
 
 BATCHES = int(os.environ.get("BENCH_BATCHES", "4"))

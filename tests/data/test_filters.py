@@ -4,10 +4,10 @@ import soundfile
 import torch
 from rich.console import Console
 
+from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits, check_skips, ctc_frames_needed, print_selections, select
 from ssl_asr.data.manifest import pack_rows
-from ssl_asr.data.tokenizer import CharTokenizer
 from ssl_asr.errors import AudioError, ManifestError
 
 

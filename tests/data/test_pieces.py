@@ -1,8 +1,11 @@
-"""Subword pieces and symbols: what they spell comes back, and the train split alone decides."""
+"""Subword pieces and symbols: round trips, determinism, unknown labels and invalid options."""
+
+from pydoc import locate
 
 import pytest
 
-from ssl_asr.data.pieces import Pieces, PieceTokenizer, SymbolTokenizer
+from ssl_asr.data.pieces import Pieces, PieceTokenizer
+from ssl_asr.data.symbols import Symbols, SymbolTokenizer
 from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.types import BLANK_ID, UNKNOWN_ID, Utterance
@@ -20,7 +23,7 @@ def pieces(request):
     return PieceTokenizer.from_texts([said(text) for text in TEXTS], options=options)
 
 
-def test_text_comes_back_as_the_normaliser_left_it(pieces):
+def test_decode_returns_normalized_text(pieces):
     for text in TEXTS:
         ids = pieces.encode(said(text))
         assert pieces.decode(ids) == " ".join(text.lower().split())
@@ -30,10 +33,11 @@ def test_text_comes_back_as_the_normaliser_left_it(pieces):
         assert pieces.decode([0, *ids, 0]) == pieces.decode(ids)
 
 
-def test_pieces_are_fewer_than_characters_and_the_same_again(pieces):
+def test_pieces_are_fewer_than_characters_and_training_is_deterministic(pieces):
     assert len(pieces.encode(said(TEXTS[0]))) < len(TEXTS[0])
-    assert len(set(pieces.encode(said("the the")))) < len(pieces.encode(said("the the"))), "a word twice, a piece twice"
-    twin = restore_tokenizer(pieces.state())
+    twice = pieces.encode(said("the the"))
+    assert len(set(twice)) < len(twice), "a repeated word repeats its pieces"
+    twin = restore_tokenizer(pieces.state(), locate)
     assert twin.state() == pieces.state()
     assert twin.encode(said("the cat")) == pieces.encode(said("the cat"))
     again = PieceTokenizer.from_texts(
@@ -44,19 +48,19 @@ def test_pieces_are_fewer_than_characters_and_the_same_again(pieces):
         [said(text) for text in TEXTS],
         options=Pieces(model="bpe", size=24, normalizer="lower"),
     )
-    assert again.state() == once_more.state(), "every rank trains its own"
+    assert again.state() == once_more.state(), "each rank trains a tokenizer, and all must be equal"
 
 
-def test_what_training_never_had_is_unknown_and_never_a_blank(pieces):
+def test_unseen_character_gets_unknown_id(pieces):
     ids = pieces.encode(said("cat ж"))
     assert UNKNOWN_ID in ids
     assert BLANK_ID not in ids
     assert "⁇" in pieces.decode(ids)
 
 
-def test_sizes_that_the_text_cannot_give_are_refused():
+def test_impossible_sizes_are_refused():
     for size in (5, 5000):
-        with pytest.raises(ConfigError, match=f"tokenizer.size: the train split's text gives no {size} pieces"):
+        with pytest.raises(ConfigError, match=f"tokenizer.size: SentencePiece cannot make {size} pieces"):
             PieceTokenizer.from_texts(
                 [said(text) for text in TEXTS], options=Pieces(model="bpe", size=size, normalizer="lower")
             )
@@ -64,18 +68,25 @@ def test_sizes_that_the_text_cannot_give_are_refused():
         PieceTokenizer.from_texts([said("")], options=Pieces(model="bpe", size=24, normalizer="lower"))
 
 
-def test_symbols_are_whole_and_case_counts():
+def test_symbols_round_trip_and_are_case_sensitive():
     tokenizer = SymbolTokenizer.from_texts([said("K AE1 t"), said("D AO1 g")], normalizer="none")
     assert tokenizer.symbols == ["AE1", "AO1", "D", "K", "g", "t"]
     ids = tokenizer.encode(said("D AE1 t T"))
     assert ids == [4, 2, 7, UNKNOWN_ID]
     assert tokenizer.decode([0, *ids]) == "D AE1 t ⁇"
-    assert restore_tokenizer(tokenizer.state()).encode(said("K g")) == tokenizer.encode(said("K g"))
-    with pytest.raises(ManifestError, match=r"1 symbols are not in the inventory: 'T' x2 \(first at m.jsonl:3\)"):
+    assert restore_tokenizer(tokenizer.state(), locate).encode(said("K g")) == tokenizer.encode(said("K g"))
+    missing = r"1 symbols are not in the vocabulary: 'T' U\+0054 x2 \(first at m.jsonl:3\)"
+    with pytest.raises(ManifestError, match=missing):
         check_coverage(tokenizer, [said("T D T")], where="train")
 
 
+def test_symbols_option_takes_the_inventory_of_the_train_split_by_default():
+    train = [said("K T")]
+    assert Symbols(symbols=None, normalizer="none").build(train=train, checkpoint=None).symbols == ["K", "T"]
+    assert Symbols(symbols=["AA"], normalizer="none").build(train=train, checkpoint=None).symbols == ["AA"]
+
+
 @pytest.mark.parametrize("symbols", [[], ["a", "a"], ["a b"], [""]])
-def test_a_faulty_inventory_is_refused(symbols):
+def test_invalid_inventory_is_refused(symbols):
     with pytest.raises(ConfigError, match="list each symbol once"):
         SymbolTokenizer(symbols=symbols, normalizer="none")

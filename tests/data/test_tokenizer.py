@@ -1,6 +1,13 @@
+"""Characters and Whisper's tokens: round trips, special ids, prompts, and restoring from plain data."""
+
+from pathlib import Path
+from pydoc import locate
+
 import pytest
 
-from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer, check_coverage, restore_tokenizer
+from ssl_asr.data.characters import Characters, CharTokenizer, PretrainedCharacters
+from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
+from ssl_asr.data.whisper_tokenizer import WhisperTokenizer, WhisperTokens
 from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
 from ssl_asr.types import BLANK_ID, UNKNOWN_ID, Utterance
 from tests.toys import END, NO_TIMESTAMPS, START
@@ -10,7 +17,17 @@ def said(text, **more):
     return Utterance(id="u", audio_filepath="u.wav", duration=1.0, text=text, where="m.jsonl:3", **more)
 
 
-def test_characters_round_trip_and_blank_is_no_label():
+class Checkpoint:
+    """A `PretrainedVocabulary` with the alphabet "ab"."""
+
+    def __init__(self, folder=Path("nowhere")):
+        self.folder = folder
+
+    def characters(self):
+        return ["a", "b"]
+
+
+def test_characters_round_trip_without_blank():
     tokenizer = CharTokenizer.from_texts([said("Hello World"), said("it's")], normalizer="lower")
     ids = tokenizer.encode(said("hello it's"))
     assert tokenizer.decode(ids) == "hello it's"
@@ -20,20 +37,25 @@ def test_characters_round_trip_and_blank_is_no_label():
     assert tokenizer.decode([0, *ids, 0]) == "hello it's"
 
 
-def test_double_letters_survive_decoding():
+def test_decode_keeps_double_letters():
     tokenizer = CharTokenizer(characters="helo", normalizer="none")
     assert tokenizer.decode(tokenizer.encode(said("hello"))) == "hello"
 
 
-def test_an_unseen_character_is_unknown_and_never_a_blank():
+def test_unseen_character_gets_unknown_id():
     tokenizer = CharTokenizer(characters="ab", normalizer="none")
     assert tokenizer.encode(said("axb")) == [2, 1, 3]
     assert tokenizer.decode([2, 1, 3]) == "a⁇b"
-    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first at m.jsonl:3\)"):
+
+
+def test_coverage_error_names_missing_characters():
+    tokenizer = CharTokenizer(characters="ab", normalizer="none")
+    check_coverage(tokenizer, [said("ab"), said("ba")], where="train")
+    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first at m.jsonl:3\).*extend tokenizer.characters"):
         check_coverage(tokenizer, [said("ax"), said("x")], where="train")
 
 
-def test_a_faulty_alphabet_is_refused():
+def test_invalid_alphabet_is_refused():
     with pytest.raises(ConfigError, match=r"repeats \['a'\]"):
         CharTokenizer(characters="aba")
     with pytest.raises(ConfigError, match="is empty"):
@@ -42,12 +64,23 @@ def test_a_faulty_alphabet_is_refused():
         CharTokenizer.from_texts([said("")], normalizer="lower")
 
 
+def test_character_options_choose_the_alphabet(toy_checkpoints):
+    train, checkpoint = [said("cab")], Checkpoint()
+    from_train = Characters(characters=None, normalizer="lower").build(train=train, checkpoint=checkpoint)
+    given = Characters(characters="xy", normalizer="lower").build(train=train, checkpoint=checkpoint)
+    pretrained = PretrainedCharacters(normalizer="lower").build(train=train, checkpoint=checkpoint)
+    assert [t.characters for t in (from_train, given, pretrained)] == [["a", "b", "c"], ["x", "y"], ["a", "b"]]
+    option = WhisperTokens(language=None, task="transcribe", normalizer="none")
+    whisper = option.build(train=train, checkpoint=Checkpoint(toy_checkpoints["whisper"]))
+    assert whisper.prompt(said("ab")) == [START, NO_TIMESTAMPS]
+
+
 @pytest.fixture
 def whisper(toy_checkpoints):
     return WhisperTokenizer.from_folder(toy_checkpoints["whisper"], language=None, task="transcribe", normalizer="none")
 
 
-def test_whisper_has_one_start_and_ends_with_the_end(whisper):
+def test_whisper_target_has_one_start_and_one_end(whisper):
     whole = whisper.prompt(said("ab")) + whisper.encode(said("ab"))
     assert whole[:2] == [START, NO_TIMESTAMPS]
     assert whole.count(START) == 1
@@ -57,7 +90,7 @@ def test_whisper_has_one_start_and_ends_with_the_end(whisper):
     assert whisper.encode(said("")) == [END]
 
 
-def test_english_only_refuses_other_languages(whisper):
+def test_english_only_whisper_refuses_other_languages(whisper):
     with pytest.raises(ConfigError, match="m.jsonl:3: language 'de'"):
         whisper.prompt(said("ab", lang="de"))
     with pytest.raises(ConfigError, match="task 'translate'"):
@@ -65,16 +98,21 @@ def test_english_only_refuses_other_languages(whisper):
     assert whisper.prompt(said("ab", lang="en")) == [START, NO_TIMESTAMPS]
 
 
-def test_plain_state_makes_an_equal_tokenizer(whisper):
+def test_restored_tokenizer_equals_original(whisper):
     for tokenizer in (whisper, CharTokenizer(characters="ab c", normalizer="lower")):
-        again = restore_tokenizer(tokenizer.state())
+        again = restore_tokenizer(tokenizer.state(), locate)
         assert again.state() == tokenizer.state()
         assert again.encode(said("ab c")) == tokenizer.encode(said("ab c"))
+
+
+def test_restore_loads_other_kinds_by_class_path():
+    state = {"kind": "ssl_asr.data.characters.CharTokenizer", "characters": ["a"], "normalizer": "none"}
+    assert restore_tokenizer(state, locate).encode(said("a")) == [2]
     with pytest.raises(CheckpointError, match="unknown kind"):
-        restore_tokenizer({"kind": "runes"})
+        restore_tokenizer({"kind": "runes"}, locate)
 
 
-def test_real_whisper_spells_as_transformers_does(whisper_tiny_en):
+def test_real_whisper_encodes_like_transformers(whisper_tiny_en):
     from transformers import PreTrainedTokenizerFast
 
     reference = PreTrainedTokenizerFast(tokenizer_file=str(whisper_tiny_en / "tokenizer.json"))

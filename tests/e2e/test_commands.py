@@ -252,7 +252,7 @@ BAD = {
     "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "'whisper' backbone"),
     "resume": (["resume={broken}"], "cannot be read"),
     "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids are in two splits"),
-    "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the alphabet"),
+    "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the vocabulary"),
     "several": (["seeed=1", "head=bogus"], "did you mean 'seed'?"),
 }
 

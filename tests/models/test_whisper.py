@@ -149,7 +149,7 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root,
     """Greedy and beam search at 30 s against ``generate``, on real speech, in one batch against one by one."""
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
-    from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
     from ssl_asr.decoding.beam import beam_search
     from ssl_asr.decoding.seq2seq import Suppression, greedy
 
@@ -183,7 +183,7 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root,
 def test_real_weights_write_the_timestamps_that_transformers_writes(whisper_tiny_en, data_root):
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
-    from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
     from ssl_asr.decoding.seq2seq import Suppression, greedy
     from ssl_asr.decoding.timestamps import TimestampRules
 
@@ -233,7 +233,7 @@ def test_every_test_utterance_is_written_as_transformers_writes_it(
 
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
-    from ssl_asr.data.tokenizer import WhisperTokenizer
+    from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
     from ssl_asr.errors import CheckpointError
     from ssl_asr.models.checkpoints import resolve_checkpoint
 
