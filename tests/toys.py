@@ -16,8 +16,9 @@ from transformers import (
     WhisperConfig,
 )
 
-from ssl_asr.models.loading import load_encoder
+from ssl_asr.models.encoder import Backbone
 from ssl_asr.models.ssl import SSLBackbone
+from ssl_asr.models.w2v_bert import W2vBertBackbone
 from ssl_asr.models.whisper import WhisperBackbone
 
 SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
@@ -116,10 +117,11 @@ def toy_encoder(name: str, checkpoints: dict[str, Path], **options):
     """The encoder of a toy checkpoint, pretrained as it is but for these options of its backbone."""
     options = {"source": "", "revision": None, "recommended_freeze": "none", **options}
     if name == "whisper":
-        backbone = WhisperBackbone(**{"window": "real", "tail_s": 1.0, "train_tail_s": None, **options})
+        backbone: Backbone = WhisperBackbone(**{"window": "real", "tail_s": 1.0, "train_tail_s": None, **options})
     else:
-        backbone = SSLBackbone(**{"normalize_waveform": None, **options})
-    return load_encoder(backbone, checkpoints[name])
+        option = W2vBertBackbone if name == "w2v_bert" else SSLBackbone
+        backbone = option(**{"normalize_waveform": None, **options})
+    return backbone.load_encoder(checkpoints[name])
 
 
 def save_language_model(folder: Path) -> Path:

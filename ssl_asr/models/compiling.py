@@ -1,39 +1,42 @@
-"""torch.compile, one transformer layer at a time.
+"""`torch.compile` for transformer layers.
 
-All layers of a stack share their shapes, so one is compiled and serves for all; names of weights stay as they are.
+The layers of a stack have the same shapes, so torch compiles one layer and reuses it. Weight names do not change.
 """
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.ssl import SSLEncoder
-from ssl_asr.models.transformer import TransformerDecoder
-from ssl_asr.models.whisper import WhisperEncoder
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """A module with a stack of layers that can be compiled, such as a `SpeechEncoder` or a `TransformerDecoder`."""
+
+    def compile_layers(self, backend: str) -> None:
+        """Compiles the layers in place, for inputs of any length."""
 
 
 def compile_layers(model: nn.Module, backend: str) -> int:
-    """Compile the layers of every encoder and transformer decoder within a model, for lengths of any size.
+    """Compiles the layers of every `Compilable` module in a model.
+
+    Args:
+        model: The model, changed in place.
+        backend: Name of a `torch.compile` backend.
 
     Returns:
-        How many stacks of layers were found.
+        The number of layer stacks.
 
     Raises:
-        ConfigError: torch knows no such backend.
+        ConfigError: torch has no such backend.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
-        raise ConfigError("trainer.compile", f"no backend '{backend}'", f"known: {', '.join(known)}")
-    stacks = 0
-    for module in model.modules():
-        part: Any = module
-        if isinstance(part, SSLEncoder):
-            for layer in part.net.encoder.layers:
-                layer.compile(backend=backend, dynamic=True)
-            stacks += 1
-        elif isinstance(part, WhisperEncoder | TransformerDecoder):
-            setattr(part, "_layer", torch.compile(part._layer, backend=backend, dynamic=True))  # noqa: B010
-            stacks += 1
-    return stacks
+        what = f"no backend '{backend}', allowed are {', '.join(known)}"
+        raise ConfigError("trainer.compile", what)
+    stacks = [module for module in model.modules() if isinstance(module, Compilable)]
+    for stack in stacks:
+        stack.compile_layers(backend)
+    return len(stacks)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, did_you_mean
 from ssl_asr.models.checkpoints import language_adapter, read_json
+from ssl_asr.models.encoder import Backbone
 from ssl_asr.models.loading import load_pretrained
-from ssl_asr.models.ssl import SSLBackbone
 from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID
 
 
@@ -71,7 +71,7 @@ def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabul
     return CtcVocabulary(ids[pad], ids.get(unknown), rows)
 
 
-def _ctc_layer(backbone: SSLBackbone, folder: Path) -> tuple[Tensor, Tensor]:
+def _ctc_layer(backbone: Backbone, folder: Path) -> tuple[Tensor, Tensor]:
     """Weight and bias of a checkpoint's last layer."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCTC
@@ -85,7 +85,7 @@ def _ctc_layer(backbone: SSLBackbone, folder: Path) -> tuple[Tensor, Tensor]:
     return theirs.lm_head.weight, theirs.lm_head.bias
 
 
-def copy_ctc_rows(backbone: SSLBackbone, folder: Path, head: nn.Linear, characters: list[str]) -> int:
+def copy_ctc_rows(backbone: Backbone, folder: Path, head: nn.Linear, characters: list[str]) -> int:
     """Copy the rows of the characters a fine-tuned checkpoint shares with ``characters``, and the blank's.
 
     Args:

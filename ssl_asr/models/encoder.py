@@ -1,23 +1,36 @@
-"""What every speech encoder offers, whoever wrote its layers."""
+"""The contract between pretrained speech encoders and the rest of the package.
 
+A family of models (wav2vec 2.0, w2v-BERT, Whisper, …) is one module with two classes: a `SpeechEncoder`, which runs
+the model, and a `Backbone` option, which loads it. Nothing else in the package names a family.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.types import Samples, Seconds
+
+Window = Literal["real", "30s"]
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderOutput:
-    """States ``h_BFD`` and two int64 lengths on the CPU.
+    """Encoder states and their lengths.
 
-    ``frame_lengths_B`` counts the frames of speech, which CTC aligns to. ``context_lengths_B`` counts the
-    frames a decoder may look at: the same, plus Whisper's silence after the speech. ``layers``, where asked
-    for, has the input of the first transformer layer and the states after each, the last being ``h_BFD``.
+    Attributes:
+        h_BFD: States after the last layer.
+        frame_lengths_B: Number of frames that contain speech, int64, on the CPU. CTC aligns to these frames.
+        context_lengths_B: Number of frames that a decoder may attend to, int64, on the CPU. Whisper adds frames of
+            silence after the speech. Every other family has the same value as ``frame_lengths_B``.
+        layers: Input of the first layer, then the states after each layer. The last entry is ``h_BFD``. None if the
+            states of all layers were not requested.
     """
 
     h_BFD: Tensor
@@ -26,19 +39,22 @@ class EncoderOutput:
     layers: tuple[Tensor, ...] | None = None
 
     def rows(self, rows: Sequence[int]) -> "EncoderOutput":
-        """Only these utterances of the batch, cut to the frames they need."""
-        own = list(rows)
-        most = int(self.context_lengths_B[own].max())
-        layers = None if self.layers is None else tuple(layer[own, :most] for layer in self.layers)
-        return EncoderOutput(self.h_BFD[own, :most], self.frame_lengths_B[own], self.context_lengths_B[own], layers)
+        """Returns a sub-batch, trimmed to its longest utterance."""
+        kept = list(rows)
+        width = int(self.context_lengths_B[kept].max())
+        layers = None if self.layers is None else tuple(layer[kept, :width] for layer in self.layers)
+        return EncoderOutput(self.h_BFD[kept, :width], self.frame_lengths_B[kept], self.context_lengths_B[kept], layers)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
     """A named part of a model: the unit of freezing and of layer-wise learning rates.
 
-    ``modules`` are put in eval mode when frozen; ``loose`` are parameters that sit in none of them. The learning
-    rate of its side is multiplied by ``lr_scale``.
+    Attributes:
+        name: Name of the group, such as ``layers.3``.
+        modules: Modules of the group. A frozen group has them in eval mode.
+        loose: Parameters of the group that belong to none of ``modules``.
+        lr_scale: Factor on the learning rate of the optimizer.
     """
 
     name: str
@@ -47,84 +63,181 @@ class LayerGroup:
     lr_scale: float = 1.0
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of the group, each once, by its name within its module; loose ones have none."""
+        """Yields each parameter with its name in its module. Loose parameters have an empty name."""
         for module in self.modules:
             yield from module.named_parameters()
         yield from (("", parameter) for parameter in self.loose)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Every parameter of the group, each once."""
+        """Yields each parameter of the group."""
         yield from (parameter for _, parameter in self.named_parameters())
 
 
-class SpeechEncoder(Protocol):
-    """A pretrained encoder behind one contract; an ``nn.Module``.
+class SpeechEncoder(nn.Module, ABC):
+    """A pretrained speech encoder: waveforms in, states and exact lengths out.
 
-    Padding never changes an answer: states up to ``frame_lengths_B`` equal those of the utterance alone.
+    Padding never changes a result. The states up to ``frame_lengths_B`` equal the states of the utterance alone.
+
+    Attributes:
+        dim: Number of features of a state.
+        max_s: Longest utterance that the encoder can take, in seconds. None if there is no limit.
+        masked_share: Fraction of frames hidden by SpecAugment in the last forward pass. None before masking.
+        cut_to: Number of layers kept by `cut`. None if the encoder is whole.
     """
 
     dim: int
-    max_s: Seconds | None
-    masked_share: float | None
-    """The share of frames hidden in the last forward pass; None where nothing is masked."""
+    max_s: Seconds | None = None
+    masked_share: float | None = None
+    cut_to: int | None = None
 
-    def mask_with(self, augment: SpecAugment) -> None:
-        """Hide spans of the input whenever in train mode; before `layer_groups` is asked for."""
+    if TYPE_CHECKING:
 
-    def drop_layers(self, probability: float) -> None:
-        """Leave out each transformer layer with this probability in training steps."""
+        def __call__(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
+            """See `forward`."""
 
     @property
+    @abstractmethod
     def n_layers(self) -> int:
-        """Transformer layers of the checkpoint, also once it is cut."""
+        """Number of transformer layers in the pretrained model. `cut` does not change it."""
 
+    @property
+    def top_layer(self) -> int:
+        """Number of transformer layers that run."""
+        return self.n_layers if self.cut_to is None else self.cut_to
+
+    @property
+    @abstractmethod
+    def min_samples(self) -> Samples:
+        """Shortest input that gives at least one frame. 0 if the encoder takes inputs of any length."""
+
+    @abstractmethod
+    def mask_with(self, augment: SpecAugment) -> None:
+        """Applies SpecAugment in train mode. Call it before `layer_groups`."""
+
+    @abstractmethod
+    def drop_layers(self, probability: float) -> None:
+        """Sets LayerDrop (Fan et al., 2020): each layer is skipped with this probability in train mode."""
+
+    @abstractmethod
     def cut(self, layers: int) -> None:
-        """Keep so many transformer layers from the bottom; what ended the last of them is not put after another."""
+        """Keeps the lowest ``layers`` layers and removes the norm after the last layer, if there is one."""
 
-    def __call__(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
-        """Encode float32 16 kHz samples; ``lengths_B`` is int64 on the CPU; ``layers`` asks for all layers' states."""
+    @abstractmethod
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
+        """Encodes a padded batch.
 
+        Args:
+            waveform_BT: Float32 samples at 16 kHz, zero-padded.
+            lengths_B: Number of samples per utterance, int64, on the CPU.
+            layers: Whether to return the states of all layers.
+        """
+
+    @abstractmethod
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames of so many samples, exact integer arithmetic."""
+        """Number of frames for each number of samples, in exact integer arithmetic."""
 
+    @abstractmethod
     def layer_groups(self) -> Sequence[LayerGroup]:
-        """A partition of the trainable parameters, from the samples up."""
+        """Partition of the trainable parameters, from the lowest group to the highest."""
 
+    @abstractmethod
     def description(self) -> dict[str, Any]:
-        """Plain data from which an untrained twin can be built (`ssl_asr.models.loading.rebuild`)."""
+        """Plain data for `ssl_asr.models.loading.rebuild`. ``encoder`` is the class, as `class_path` spells it."""
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of ``nn.Module``."""
+    @classmethod
+    @abstractmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """Builds an encoder of the same architecture with random weights."""
+
+    @abstractmethod
+    def compile_layers(self, backend: str) -> None:
+        """Compiles the transformer layers in place with `torch.compile`, for inputs of any length."""
+
+    def encoded_s(self, duration: Seconds) -> Seconds:
+        """Seconds of audio that the encoder computes for an utterance of ``duration`` seconds."""
+        return duration
+
+    def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
+        """Changes the input window. None leaves a value as it is.
+
+        Raises:
+            ConfigError: A value is given and this encoder has no window.
+        """
+        if window is not None or tail_s is not None:
+            key, value = ("window", window) if window is not None else ("tail_s", tail_s)
+            raise ConfigError(key, f"got {value}, and only Whisper encoders have a window", "Remove window and tail_s")
 
 
 class Backbone(Protocol):
-    """A ``backbone`` option: where the weights come from and how the encoder is to be run."""
+    """A ``backbone`` option: the source of the pretrained weights and the settings of the encoder.
 
-    recommended_freeze: str
+    Attributes:
+        model_types: Values of ``model_type`` in config.json that this option can load.
+        tasks: Tasks that this option supports: a subset of ctc, joint and seq2seq.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    tasks: ClassVar[frozenset[str]]
+
+    @property
+    def source(self) -> str:
+        """Local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`."""
+
+    @property
+    def revision(self) -> str | None:
+        """Hub revision. None for the newest."""
+
+    @property
+    def recommended_freeze(self) -> str:
+        """Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given."""
+
+    @property
+    def adapter_language(self) -> str | None:
+        """Language of the adapters to load, ISO 639-3. None if the checkpoint decides or has no adapters."""
+
+    def load_encoder(self, folder: Path) -> SpeechEncoder:
+        """Loads the pretrained encoder of a checkpoint folder in float32."""
+
+    @classmethod
+    def pretrained(cls, source: str, language: str | None) -> Self:
+        """Options for inference with a checkpoint as published, in ``language`` if the checkpoint has several."""
+
+
+def class_path(described: type) -> str:
+    """Import path of a class, such as ``ssl_asr.models.ssl.SSLEncoder``."""
+    return f"{described.__module__}.{described.__qualname__}"
 
 
 def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor | None:
-    """True where a row has content, shape (B, width); None where every row is full, so that no mask is needed.
+    """Mask of shape (B, width): True for content, False for padding. None if no row has padding.
 
-    ``lengths_B`` is on the CPU, so nothing here waits for the device.
+    Does not synchronize with the device.
+
+    Args:
+        lengths_B: Length of each row, int64, on the CPU.
+        width: Number of columns.
+        device: Device of the mask.
     """
     if bool((lengths_B >= width).all()):
         return None
     return torch.arange(width, device=device)[None] < lengths_B.to(device, non_blocking=True)[:, None]
 
 
-def no_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """A zero that gives each of the parameters that train a gradient of zero; 0.0 where there is none."""
+def zero_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
+    """A zero that gives each trainable parameter a gradient of zero. 0.0 if nothing trains.
+
+    Add it to the output of a step that skips a layer. All ranks must agree on which parameters have gradients.
+    """
     return sum(((parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad), 0.0)
 
 
 class FrameCounter(Protocol):
-    """Whatever knows how many frames so many samples give: an encoder, or a module that joins its frames."""
+    """Anything that maps samples to frames: an encoder, or a module that joins frames."""
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames of so many samples, exact integer arithmetic."""
+        """Number of frames for each number of samples, in exact integer arithmetic."""
 
 
 def one_frame_length(counter: FrameCounter, samples: Samples) -> int:
-    """Frames of one utterance of so many samples."""
+    """Number of frames of one utterance."""
     return int(counter.frame_lengths(torch.tensor([samples])))

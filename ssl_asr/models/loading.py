@@ -1,74 +1,106 @@
-"""From a backbone's config to a model with weights, and from a checkpoint's description to an empty twin."""
+"""Shared steps of loading models: pretrained weights from a folder, and untrained twins from a description.
+
+The families load themselves (see `ssl_asr.models.encoder.Backbone`). This module does not know them.
+"""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
-from ssl_asr.models.checkpoints import language_adapter, read_json, resolve_checkpoint
-from ssl_asr.models.ssl import SSLBackbone, SSLEncoder, new_ssl_net
-from ssl_asr.models.w2v_bert import W2vBertEncoder
-from ssl_asr.models.whisper import (
-    WhisperBackbone,
-    WhisperEncoder,
-    WhisperSeq2Seq,
-    new_whisper_parts,
-)
-
-Say = Callable[[str], None]
-
-# By the model type of transformers' config.
-_SSL_ENCODERS: dict[str, type[SSLEncoder]] = {
-    "wav2vec2": SSLEncoder,
-    "hubert": SSLEncoder,
-    "wavlm": SSLEncoder,
-    "data2vec-audio": SSLEncoder,
-    "unispeech-sat": SSLEncoder,
-    "wav2vec2-bert": W2vBertEncoder,
-}
-SSL_MODEL_TYPES = tuple(_SSL_ENCODERS)
+from ssl_asr.models.checkpoints import Say, read_json, resolve_checkpoint
+from ssl_asr.models.encoder import Backbone, SpeechEncoder
 
 
-def backbone_folder(backbone: SSLBackbone | WhisperBackbone, say: Say) -> Path:
-    """The local folder of a backbone's checkpoint, its family checked.
+class PretrainedClass(Protocol):
+    """A model class of transformers, such as ``AutoModel``."""
+
+    def from_pretrained(self, folder: Path, /, **options: Any) -> Any:
+        """Loads the model of a folder."""
+
+
+def model_type(folder: Path) -> str | None:
+    """The ``model_type`` in the config.json of a checkpoint folder. None if there is none."""
+    return read_json(folder / "config.json").get("model_type")
+
+
+def backbone_folder(backbone: Backbone, say: Say) -> Path:
+    """Finds or downloads the checkpoint of a backbone option.
+
+    Args:
+        backbone: The backbone option.
+        say: Called with progress messages.
+
+    Returns:
+        A local folder in transformers' layout.
 
     Raises:
-        CheckpointError: it cannot be had.
-        ConfigError: the checkpoint is of a family this backbone option does not run.
+        CheckpointError: The checkpoint cannot be found.
+        ConfigError: The checkpoint is of another family than the backbone option.
     """
     folder = resolve_checkpoint(backbone.source, revision=backbone.revision, say=say)
-    found = read_json(folder / "config.json").get("model_type")
-    expected = ("whisper",) if isinstance(backbone, WhisperBackbone) else SSL_MODEL_TYPES
-    if found not in expected:
-        what = f"'{backbone.source}' is a {found} model, this backbone option runs {' '.join(expected)}"
-        raise ConfigError("backbone.source", what, "choose the backbone option of its family")
+    found = model_type(folder)
+    if found not in backbone.model_types:
+        what = f"'{backbone.source}' is a {found} model, this backbone option runs {', '.join(backbone.model_types)}"
+        raise ConfigError("backbone.source", what, "Choose the backbone option of the same family")
     return folder
 
 
-def model_family(folder: Path) -> str:
-    """``whisper`` or ``ssl``, by the checkpoint's config.
+def backbone_class_for(folder: Path, candidates: Iterable[type[Backbone]]) -> type[Backbone]:
+    """The backbone option that can load a checkpoint folder.
+
+    Args:
+        folder: A folder in transformers' layout.
+        candidates: The backbone classes to choose from. The first class that supports the model wins.
 
     Raises:
-        CheckpointError: a family that is not supported.
+        CheckpointError: No candidate supports the model.
     """
-    found = read_json(folder / "config.json").get("model_type")
-    if found == "whisper":
-        return "whisper"
-    if found in SSL_MODEL_TYPES:
-        return "ssl"
-    supported = ", ".join(("whisper", *SSL_MODEL_TYPES))
-    raise CheckpointError(str(folder), f"is a {found} model", f"supported are {supported}")
+    found = model_type(folder)
+    known = list(candidates)
+    for candidate in known:
+        if found in candidate.model_types:
+            return candidate
+    supported = ", ".join(sorted({name for candidate in known for name in candidate.model_types}))
+    what = f"model_type is {found}, supported are {supported}"
+    raise CheckpointError(str(folder / "config.json"), what, "Choose another checkpoint, or add a backbone option")
 
 
-def load_pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]) -> nn.Module:
-    """Transformers' model in float32, refusing a checkpoint that lacks any weight of it.
+def load_pretrained(
+    auto_class: PretrainedClass, folder: Path, new_parts: tuple[str, ...], overrides: dict[str, Any]
+) -> nn.Module:
+    """Loads a transformers model in float32 and checks that every weight comes from the checkpoint.
 
-    ``new_parts`` name parts that pretraining may not have had; ``overrides`` go over the
-    checkpoint's config.
+    Args:
+        auto_class: Class of the model.
+        folder: Checkpoint folder.
+        new_parts: Names of modules that may start from random weights.
+        overrides: Settings that replace the settings of the checkpoint's config.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or its weights do not match its config.
     """
+    model, info = _from_pretrained(auto_class, folder, overrides)
+    missing = sorted(key for key in info["missing_keys"] if not set(new_parts) & set(key.split(".")))
+    if missing or info["mismatched_keys"]:
+        shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
+        what = f"has missing or mismatched weights: {shown}"
+        raise CheckpointError(str(folder), what, "Check that the file is complete")
+    stray = _stray(info["unexpected_keys"], model)
+    if stray:
+        what = f"has weights that its config does not describe: {', '.join(stray[:5])}"
+        raise CheckpointError(str(folder), what, "Check that config.json and the weights belong together")
+    loaded: nn.Module = model
+    return loaded
+
+
+def _from_pretrained(
+    auto_class: PretrainedClass, folder: Path, overrides: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report on missing and unexpected weights. transformers prints nothing."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -81,115 +113,47 @@ def load_pretrained(auto_class: Any, folder: Path, new_parts: tuple[str, ...], o
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if not set(new_parts) & set(key.split(".")))
-    if missing or info["mismatched_keys"]:
-        shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
-        raise CheckpointError(str(folder), f"lacks weights or has others: {shown}", "is the file whole?")
-    stray = _stray(info["unexpected_keys"], model)
-    if stray:
-        what = f"has weights its config does not account for: {', '.join(stray[:5])}"
-        raise CheckpointError(str(folder), what, "do config.json and the weights belong together?")
-    loaded: nn.Module = model
-    return loaded
+    return model, info
 
 
 def _stray(unexpected: Iterable[str], model: Any) -> list[str]:
-    """Weights that are of the model's own parts and yet not its own; those of pretraining's other parts are fine."""
+    """Unexpected weights inside the model's own modules. Weights of pretraining heads are not stray."""
     parts = {name for name, _ in model.named_children()}
     bare = [key.removeprefix(f"{model.base_model_prefix}.") for key in sorted(unexpected)]
     return [key for key in bare if key.partition(".")[0] in parts]
 
 
-def _whisper_parts(backbone: WhisperBackbone, folder: Path) -> tuple[WhisperEncoder, Any]:
-    """The encoder, and transformers' decoder."""
-    from transformers import WhisperForConditionalGeneration
+def new_net(config: dict[str, Any]) -> nn.Module:
+    """A transformers model with random weights, in float32.
 
-    whole: Any = load_pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), backbone.overrides())
-    encoder = WhisperEncoder(net=whole.model.encoder, **_window(backbone))
-    encoder.gradient_checkpointing = backbone.gradient_checkpointing
-    encoder.drop_layers(backbone.layerdrop or 0.0)
-    return encoder, whole.model.decoder
+    Args:
+        config: Settings of the model, as ``config.to_dict()`` returns them.
+    """
+    from transformers import AutoConfig, AutoModel
 
-
-def _window(backbone: WhisperBackbone) -> dict[str, Any]:
-    return {"window": backbone.window, "tail_s": backbone.tail_s, "train_tail_s": backbone.train_tail_s}
+    settings = dict(config)
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    return net.to(torch.float32)
 
 
-def load_encoder(backbone: SSLBackbone | WhisperBackbone, folder: Path) -> SSLEncoder | WhisperEncoder:
-    """The pretrained encoder of a checkpoint folder, in float32."""
-    if isinstance(backbone, WhisperBackbone):
-        return _whisper_parts(backbone, folder)[0]
-    from transformers import AutoModel
-
-    config = read_json(folder / "config.json")
-    if config.get("add_adapter"):
-        what = "has convolutions after its encoder that change the number of frames (add_adapter)"
-        raise CheckpointError(backbone.source, what, "take a checkpoint without them")
-    new = ("masked_spec_embed", *(["adapter_layer"] if backbone.adapter_dim is not None else []))
-    _check_adapters(backbone, config)
-    net: Any = load_pretrained(AutoModel, folder, new, backbone.overrides())
-    if backbone.adapter_language is not None:
-        _load_language(net, backbone, folder)
-    if backbone.gradient_checkpointing:
-        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    normalize = backbone.normalize_waveform
-    if normalize is None:
-        preprocessor = read_json(folder / "preprocessor_config.json")
-        normalize = bool(preprocessor.get("do_normalize", True))
-    encoder = _SSL_ENCODERS[config["model_type"]](net=net, normalize=normalize)
-    encoder.drop_layers(backbone.layerdrop or 0.0)
-    return encoder
+def non_null(options: object, names: Iterable[str]) -> dict[str, Any]:
+    """The named attributes of an option that are not None."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_adapters(backbone: SSLBackbone, config: dict[str, Any]) -> None:
-    """Whether a checkpoint has, or can be given, the adapters a backbone option speaks of."""
-    has, wants = config.get("adapter_attn_dim"), backbone.adapter_dim
-    if wants is not None and not (config["model_type"] == "wav2vec2" and config.get("do_stable_layer_norm")):
-        what = "only wav2vec 2.0 models with layer norm first (MMS, XLS-R, large-lv60) have room for adapters"
-        raise ConfigError("backbone.adapter_dim", what, "freeze_policy=lora goes with any")
-    if wants is not None and has is not None and wants != has:
-        raise ConfigError("backbone.adapter_dim", f"is {wants}, the checkpoint's are of {has}", "leave it null")
-    if backbone.adapter_language is not None and has is None:
-        what = "this checkpoint has no languages to choose from"
-        raise ConfigError("backbone.adapter_language", what, "backbone=mms_1b_all, or null")
+def rebuild(description: dict[str, Any], load_class: Callable[[str], type]) -> SpeechEncoder:
+    """Builds an encoder with random weights from a description, to load the weights of a checkpoint into.
 
+    Args:
+        description: The value of `SpeechEncoder.description`.
+        load_class: Maps an import path to a class. It decides which packages are trusted.
 
-def _load_language(net: nn.Module, backbone: SSLBackbone, folder: Path) -> None:
-    """Put a language's adapters into every layer."""
-    from safetensors.torch import load_file
-
-    assert backbone.adapter_language is not None
-    path = language_adapter(backbone.source, folder, backbone.adapter_language, revision=backbone.revision)
-    weights = {key.removeprefix("wav2vec2."): value for key, value in load_file(path).items()}
-    weights = {key: value for key, value in weights.items() if not key.startswith("lm_head.")}
-    own = {key for key in net.state_dict() if "adapter_layer" in key}
-    if set(weights) != own:
-        odd = sorted(own.symmetric_difference(weights))
-        raise CheckpointError(str(path), f"lacks weights or has others: {', '.join(odd[:5])}", "is the file whole?")
-    net.load_state_dict(weights, strict=False)
-
-
-def load_seq2seq(backbone: WhisperBackbone, folder: Path) -> WhisperSeq2Seq:
-    """The pretrained encoder-decoder of a checkpoint folder, in float32, its generation settings whole."""
-    encoder, decoder = _whisper_parts(backbone, folder)
-    generation = read_json(folder / "generation_config.json")
-    return WhisperSeq2Seq(encoder=encoder, net=decoder, generation=generation)
-
-
-def rebuild(description: dict[str, Any], *, seq2seq: bool) -> SSLEncoder | WhisperEncoder | WhisperSeq2Seq:
-    """A model of that description with random weights, for a checkpoint's to be loaded into."""
-    cut_to = description.get("cut_to")
-    if description["family"] == "ssl":
-        config = description["config"]
-        ssl_encoder = _SSL_ENCODERS[config["model_type"]](net=new_ssl_net(config), normalize=description["normalize"])
-        if cut_to is not None:
-            ssl_encoder.cut(cut_to)
-        return ssl_encoder
-    encoder_net, decoder_net = new_whisper_parts(description["config"])
-    window = {key: description[key] for key in ("window", "tail_s", "train_tail_s")}
-    encoder = WhisperEncoder(net=encoder_net, **window)
-    if cut_to is not None:
-        encoder.cut(cut_to)
-    if not seq2seq:
-        return encoder
-    return WhisperSeq2Seq(encoder=encoder, net=decoder_net, generation=description["generation"])
+    Raises:
+        CheckpointError: The description names a class that is not a speech encoder.
+    """
+    path = str(description["encoder"])
+    found = load_class(path)
+    if not issubclass(found, SpeechEncoder):
+        raise CheckpointError(path, "is not a SpeechEncoder, so the checkpoint cannot be restored")
+    return found.from_description(description)

@@ -1,72 +1,42 @@
-"""The wav2vec 2.0 family with exact lengths and no influence of padding.
+"""The wav2vec 2.0 family: wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM, data2vec and UniSpeech-SAT.
 
-wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM, data2vec and UniSpeech-SAT.
-
-The layers and weights are transformers'. The way in is our own: the waveform is normalised over an
-utterance's own samples, and the group norm of base models takes its statistics over an utterance's own
-frames. transformers takes both over the padded row, which is why a base model's states change there with
-the company they keep; here they do not, so the attention mask can be given to both norm styles.
+The layers and the weights come from transformers. The input stages are our own: waveform normalization and the group
+norm of base models take their statistics over the samples and frames of each utterance. transformers takes them over
+the padded row, so the states of a base model depend on the other utterances in the batch. Here they do not, and the
+attention mask can be used with both norm styles.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.encoder import EncoderOutput, LayerGroup, no_gradient, padding_mask
-from ssl_asr.models.spec_augment import SpecAugment, share
-from ssl_asr.types import Samples, Seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class SSLBackbone:
-    """A checkpoint of the wav2vec 2.0 family.
-
-    Attributes:
-        source: a local directory, a Hub id, or a name known to `ssl_asr.models.checkpoints`.
-        revision: the Hub revision to pin; null for the newest.
-        normalize_waveform: zero mean and unit variance an utterance; null asks the checkpoint.
-        recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
-        hidden_dropout, attention_dropout, activation_dropout, feat_proj_dropout: as transformers names them;
-            null leaves the checkpoint's.
-        layerdrop: how likely a transformer layer is left out of a training step (Fan et al., 2020); null and 0
-            leave none out, whatever the checkpoint's config says.
-        attention: transformers' implementation; null takes its choice for the family.
-        gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
-        adapter_dim: width of MMS's adapters, one at the end of each layer; null leaves the checkpoint's, which has
-            them (MMS-1b-all) or not. Where it has none they are new.
-        adapter_language: whose adapters are loaded, in ISO 639-3 (``eng``, ``deu``); null leaves the checkpoint's.
-    """
-
-    source: str
-    revision: str | None
-    normalize_waveform: bool | None
-    recommended_freeze: str
-    hidden_dropout: float | None = None
-    attention_dropout: float | None = None
-    activation_dropout: float | None = None
-    feat_proj_dropout: float | None = None
-    layerdrop: float | None = None
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    gradient_checkpointing: bool = False
-    adapter_dim: int | None = None
-    adapter_language: str | None = None
-
-    def overrides(self) -> dict[str, Any]:
-        """What is to differ from the checkpoint's own config."""
-        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        wanted = {name: getattr(self, name) for name in names} | {
-            "attn_implementation": self.attention,
-            "adapter_attn_dim": self.adapter_dim,
-        }
-        return {name: value for name, value in wanted.items() if value is not None}
+from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.models.checkpoints import language_adapter, read_json
+from ssl_asr.models.encoder import (
+    EncoderOutput,
+    LayerGroup,
+    SpeechEncoder,
+    class_path,
+    padding_mask,
+    zero_gradient,
+)
+from ssl_asr.models.loading import load_pretrained, new_net, non_null
+from ssl_asr.models.spec_augment import SpecAugment, masked_share
+from ssl_asr.types import Samples
 
 
 def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """Zero mean and unit variance over each utterance's own samples; the padding stays zero."""
+    """Scales each utterance to zero mean and unit variance over its own samples. Padding stays zero.
+
+    Args:
+        waveform_BT: Float32 samples, zero-padded.
+        lengths_B: Number of samples per utterance, int64, on the CPU.
+    """
     mask_BT = padding_mask(lengths_B, waveform_BT.shape[1], waveform_BT.device)
     if mask_BT is None:
         mean_B = waveform_BT.mean(1, keepdim=True)
@@ -74,18 +44,18 @@ def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
         return (waveform_BT - mean_B) / (variance_B + 1e-7).sqrt()
     count_B = lengths_B.to(waveform_BT.device)[:, None]
     mean_B = (waveform_BT * mask_BT).sum(1, keepdim=True) / count_B
-    centred_BT = (waveform_BT - mean_B) * mask_BT
-    variance_B = centred_BT.square().sum(1, keepdim=True) / count_B
-    return centred_BT / (variance_B + 1e-7).sqrt()
+    centered_BT = (waveform_BT - mean_B) * mask_BT
+    variance_B = centered_BT.square().sum(1, keepdim=True) / count_B
+    return centered_BT / (variance_B + 1e-7).sqrt()
 
 
 def _masked_group_norm(norm: nn.GroupNorm, x_BDF: Tensor, lengths_B: Tensor) -> Tensor:
-    """The per-channel group norm of base models, its statistics over each row's own frames."""
+    """Group norm with one channel per group and statistics over the frames of each utterance."""
     mask_BF = padding_mask(lengths_B, x_BDF.shape[-1], x_BDF.device)
     if mask_BF is None:
         normed: Tensor = norm(x_BDF)
         return normed
-    assert norm.num_groups == norm.num_channels, "base models normalise each channel by itself"
+    assert norm.num_groups == norm.num_channels, "base models normalize each channel separately"
     x = x_BDF.float()
     mask, count = mask_BF[:, None], lengths_B.to(x.device)[:, None, None]
     mean = (x * mask).sum(-1, keepdim=True) / count
@@ -94,72 +64,67 @@ def _masked_group_norm(norm: nn.GroupNorm, x_BDF: Tensor, lengths_B: Tensor) -> 
     return (x * norm.weight[:, None] + norm.bias[:, None]).to(x_BDF.dtype)
 
 
-class SSLEncoder(nn.Module):
-    """An encoder of the wav2vec 2.0 family behind the `SpeechEncoder` contract.
+class SSLEncoder(SpeechEncoder):
+    """An encoder of the wav2vec 2.0 family.
 
     Args:
-        net: transformers' ``Wav2Vec2Model``, ``HubertModel``, ``WavLMModel``, ``Data2VecAudioModel`` or
-            ``UniSpeechSatModel``.
-        normalize: whether the waveform is normalised an utterance.
+        net: ``Wav2Vec2Model``, ``HubertModel``, ``WavLMModel``, ``Data2VecAudioModel`` or ``UniSpeechSatModel`` of
+            transformers.
+        normalize: Whether to normalize the waveform of each utterance.
     """
 
-    max_s: Seconds | None = None
-
-    def __init__(self, *, net: Any, normalize: bool) -> None:
+    def __init__(self, *, net: nn.Module, normalize: bool) -> None:
         super().__init__()
         self.net: Any = net
         self.normalize = normalize
-        config = self.net.config
+        config: Any = net.config
         self.dim: int = config.hidden_size
-        # data2vec is a post-norm model whose config does not say so.
+        # data2vec applies the norm after each sublayer, and its config does not have this key.
         self._norm_first = bool(getattr(config, "do_stable_layer_norm", False))
         self._mask_positions()
         # w2v-BERT has no convolutions over samples.
         self._geometry = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
-        # Layers dropped at random leave ranks with unequal graphs, and masked frames are a recipe's choice,
-        # not the checkpoint's: neither is switched on behind the user's back.
+        # The recipe decides about LayerDrop and masking. The settings of the checkpoint do not apply.
         config.layerdrop = 0.0
         config.apply_spec_augment = False
-        # The vector that stands for a masked frame is no part of what trains until something is masked.
+        # The mask vector trains only if SpecAugment is used.
         if getattr(self.net, "masked_spec_embed", None) is not None:
             self.net.masked_spec_embed.requires_grad_(False)
-        self.cut_to: int | None = None
         self.augment: SpecAugment | None = None
-        self.masked_share: float | None = None
 
     def _mask_positions(self) -> None:
-        """Zero the padding before each of data2vec's convolutions for positions.
+        """Zeroes the padding before each of data2vec's five positional convolutions.
 
-        They are five in a row: what the first makes of the padding would reach an utterance's last frames
-        through the second, where the utterance alone meets zeros.
+        Without it, the output of the first convolution in the padding reaches the last frames of the utterance
+        through the second convolution. An utterance alone sees zeros there.
         """
 
-        def blank(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-            return given if self._position_mask_BF is None else (given[0] * self._position_mask_BF[:, None],)
+        def zero_padding(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            return inputs if self._position_mask_BF is None else (inputs[0] * self._position_mask_BF[:, None],)
 
         self._position_mask_BF: Tensor | None = None
         positions = getattr(self.net.encoder, "pos_conv_embed", None)
         for layer in getattr(positions, "layers", ()):
-            layer.register_forward_pre_hook(blank)
+            layer.register_forward_pre_hook(zero_padding)
 
     def mask_with(self, augment: SpecAugment) -> None:
-        """Hide spans of frames and features of the transformer's input whenever in train mode."""
+        """Masks spans of frames and features of the transformer's input in train mode. See `SpeechEncoder`."""
         self.augment = augment
         if augment.time_prob > 0:
             if getattr(self.net, "masked_spec_embed", None) is None:
                 self.net.masked_spec_embed = nn.Parameter(torch.empty(self.dim).uniform_())
-                # transformers makes the vector only where its own masking would be used.
+                # transformers creates the vector only if this probability is above zero.
                 self.net.config.mask_time_prob = augment.time_prob
             self.net.masked_spec_embed.requires_grad_(True)
 
     def _hide(self, h_BFD: Tensor, frame_lengths_B: Tensor) -> Tensor:
-        """The learnt vector over hidden frames, then zeros over hidden features."""
+        """Replaces masked frames with the learned mask vector, then masked features with zeros."""
         assert self.augment is not None
         time_BF = self.augment.time_mask(frame_lengths_B, h_BFD.shape[1])
         feature_BD = self.augment.feature_mask(h_BFD.shape[0], h_BFD.shape[2])
-        self.masked_share = share(time_BF, frame_lengths_B)
+        self.masked_share = masked_share(time_BF, frame_lengths_B)
         if time_BF is not None:
-            # Part of the graph in every batch, hidden frames or none: all ranks must agree on what has gradients.
+            # Also without masked frames: all ranks must agree on which parameters have gradients.
             vector_D = self.net.masked_spec_embed.to(h_BFD.dtype)
             h_BFD = torch.where(time_BF.to(h_BFD.device, non_blocking=True)[..., None], vector_D, h_BFD)
         if feature_BD is not None:
@@ -167,14 +132,14 @@ class SSLEncoder(nn.Module):
         return h_BFD
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames after the convolutions, ``floor((n - kernel) / stride) + 1`` for each."""
+        """Frames after the convolutions: ``floor((n - kernel) / stride) + 1`` for each convolution."""
         for kernel, stride in self._geometry:
             lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
         return lengths_B.clamp(min=0)
 
     @property
     def min_samples(self) -> Samples:
-        """The shortest input that gives a frame (400 samples, 25 ms, for the released models)."""
+        """Shortest input that gives a frame: 400 samples (25 ms) for the published models."""
         samples = 1
         for kernel, stride in reversed(self._geometry):
             samples = (samples - 1) * stride + kernel
@@ -182,12 +147,12 @@ class SSLEncoder(nn.Module):
 
     @property
     def n_layers(self) -> int:
-        """Transformer layers of the checkpoint, also once it is cut."""
+        """See `SpeechEncoder`."""
         layers: int = self.net.config.num_hidden_layers
         return layers
 
     def cut(self, layers: int) -> None:
-        """Keep so many layers; a final norm belongs to the whole encoder's last and goes with it."""
+        """See `SpeechEncoder`."""
         if layers < self.n_layers:
             self.cut_to = layers
             self.net.encoder.layers = self.net.encoder.layers[:layers]
@@ -195,30 +160,29 @@ class SSLEncoder(nn.Module):
                 self.net.encoder.layer_norm = nn.Identity()
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
-        """Encode ``waveform_BT`` (float32, 16 kHz) of ``lengths_B`` samples (int64, CPU)."""
+        """See `SpeechEncoder`."""
         h_BFD, frame_lengths_B = self._front(waveform_BT, lengths_B)
         if self.training and self.augment is not None:
             h_BFD = self._hide(h_BFD, frame_lengths_B)
         mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
         self._position_mask_BF = mask_BF
         drops = self.training and self.net.config.layerdrop > 0
-        # transformers zeroes the padding in place, which a tensor that is needed again must not suffer.
+        # transformers zeroes the padding in place. The copy keeps `h_BFD` for the backward pass.
         with self._watch(layers or drops) as seen:
             states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
         last_BFD = states.last_hidden_state
         if drops:
-            # What was left out gets gradients of zero: all ranks agree on what has any.
-            left_out = [layer for i, layer in enumerate(self.net.encoder.layers) if i not in seen]
-            last_BFD = last_BFD + no_gradient(parameter for layer in left_out for parameter in layer.parameters())
-        kept = (*_unbroken(seen, len(self.net.encoder.layers))[:-1], last_BFD) if layers else None
+            skipped = [layer for i, layer in enumerate(self.net.encoder.layers) if i not in seen]
+            last_BFD = last_BFD + zero_gradient(parameter for layer in skipped for parameter in layer.parameters())
+        kept = (*_with_skipped(seen, len(self.net.encoder.layers))[:-1], last_BFD) if layers else None
         return EncoderOutput(last_BFD, frame_lengths_B, frame_lengths_B, kept)
 
     def drop_layers(self, probability: float) -> None:
-        """Leave out each layer with this probability in training steps, but WavLM's first, which gives positions."""
+        """See `SpeechEncoder`. WavLM's first layer always runs: it computes the position bias of all layers."""
         self.net.config.layerdrop = probability
 
     def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """What the transformer is given, ``h_BFD``, and how many frames of it are speech."""
+        """The input of the transformer, ``h_BFD``, and its number of frames per utterance."""
         if self.normalize:
             waveform_BT = normalize_waveform(waveform_BT, lengths_B)
         x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
@@ -228,7 +192,7 @@ class SSLEncoder(nn.Module):
 
     @contextmanager
     def _watch(self, wanted: bool) -> Iterator[dict[int, Tensor]]:
-        """The input of the transformer (-1) and the output of each layer that runs, as they pass."""
+        """Collects the input of the first layer (key -1) and the output of each layer that runs."""
         seen: dict[int, Tensor] = {}
 
         def keeps(index: int) -> Callable[..., None]:
@@ -239,7 +203,7 @@ class SSLEncoder(nn.Module):
 
         hooks = []
         if wanted:
-            # Dropout is the last thing before the first layer, in every family.
+            # In every family, dropout is the last operation before the first layer.
             passed = {-1: self.net.encoder.dropout, **dict(enumerate(self.net.encoder.layers))}
             hooks = [module.register_forward_hook(keeps(index)) for index, module in passed.items()]
         try:
@@ -259,7 +223,7 @@ class SSLEncoder(nn.Module):
         return x_BDF
 
     def layer_groups(self) -> Sequence[LayerGroup]:
-        """``feature_encoder``, ``projection``, ``layers.0`` … and, where the model ends with a norm, ``final_norm``."""
+        """``feature_encoder``, ``projection``, ``layers.N``, and ``final_norm`` if the model ends with a norm."""
         encoder = self.net.encoder
         final_first = self._norm_first
         below = (self.net.feature_projection, encoder.pos_conv_embed)
@@ -275,27 +239,155 @@ class SSLEncoder(nn.Module):
         return (self.net.masked_spec_embed,) if self.augment is not None and self.augment.time_prob > 0 else ()
 
     def description(self) -> dict[str, Any]:
-        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        """See `SpeechEncoder`."""
         return {
-            "family": "ssl",
+            "encoder": class_path(type(self)),
             "config": self.net.config.to_dict(),
             "normalize": self.normalize,
             "cut_to": self.cut_to,
         }
 
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """See `SpeechEncoder`."""
+        encoder = cls(net=new_net(description["config"]), normalize=description["normalize"])
+        if description["cut_to"] is not None:
+            encoder.cut(description["cut_to"])
+        return encoder
 
-def _unbroken(seen: dict[int, Tensor], layers: int) -> list[Tensor]:
-    """States before the first layer and after each; a layer that was left out leaves them as they were."""
+    def compile_layers(self, backend: str) -> None:
+        """See `SpeechEncoder`."""
+        for layer in self.net.encoder.layers:
+            layer.compile(backend=backend, dynamic=True)
+
+
+def _with_skipped(seen: dict[int, Tensor], layers: int) -> list[Tensor]:
+    """States before the first layer and after each layer. A skipped layer returns its input."""
     states = [seen[-1]]
     for index in range(layers):
         states.append(seen.get(index, states[-1]))
     return states
 
 
-def new_ssl_net(config: dict[str, Any]) -> nn.Module:
-    """Transformers' model of that configuration, with random weights."""
-    from transformers import AutoConfig, AutoModel
+@dataclass(frozen=True, kw_only=True)
+class SSLBackbone:
+    """A checkpoint of the wav2vec 2.0 family.
 
-    settings = dict(config)
-    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    return net.to(torch.float32)
+    Attributes:
+        source: Local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: Hub revision. None for the newest.
+        normalize_waveform: Whether to scale each utterance to zero mean and unit variance. None takes the setting of
+            the checkpoint.
+        recommended_freeze: Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
+        hidden_dropout: Dropout after each sublayer. None keeps the value of the checkpoint.
+        attention_dropout: Dropout on attention weights. None keeps the value of the checkpoint.
+        activation_dropout: Dropout inside the feed-forward. None keeps the value of the checkpoint.
+        feat_proj_dropout: Dropout after the feature projection. None keeps the value of the checkpoint.
+        layerdrop: Probability of skipping each transformer layer in training (Fan et al., 2020). None and 0 skip no
+            layer. The value of the checkpoint does not apply.
+        attention: Attention implementation of transformers. None takes transformers' default for the family.
+        gradient_checkpointing: Whether to recompute layers in the backward pass, which saves memory and costs time.
+        adapter_dim: Width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they start
+            from random weights. None keeps the adapters of the checkpoint, if it has any.
+        adapter_language: Language of the adapters to load, ISO 639-3 (``eng``, ``deu``). None keeps the adapters of
+            the checkpoint.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")
+    tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
+
+    source: str
+    revision: str | None
+    normalize_waveform: bool | None
+    recommended_freeze: str
+    hidden_dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    feat_proj_dropout: float | None = None
+    layerdrop: float | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    gradient_checkpointing: bool = False
+    adapter_dim: int | None = None
+    adapter_language: str | None = None
+
+    @classmethod
+    def pretrained(cls, source: str, language: str | None) -> Self:
+        """See `Backbone`."""
+        return cls(
+            source=source,
+            revision=None,
+            normalize_waveform=None,
+            recommended_freeze="none",
+            adapter_language=language,
+        )
+
+    def load_encoder(self, folder: Path) -> SSLEncoder:
+        """Loads the pretrained encoder of a checkpoint folder in float32.
+
+        Raises:
+            CheckpointError: The weights cannot be loaded, or the model is of an unsupported kind.
+            ConfigError: The checkpoint has no room for the adapters.
+        """
+        encoder = self._wrap(self._load_net(folder), folder)
+        encoder.drop_layers(self.layerdrop or 0.0)
+        return encoder
+
+    def _wrap(self, net: nn.Module, folder: Path) -> SSLEncoder:
+        normalize = self.normalize_waveform
+        if normalize is None:
+            normalize = bool(read_json(folder / "preprocessor_config.json").get("do_normalize", True))
+        return SSLEncoder(net=net, normalize=normalize)
+
+    def _load_net(self, folder: Path) -> nn.Module:
+        from transformers import AutoModel
+
+        config = read_json(folder / "config.json")
+        if config.get("add_adapter"):
+            what = "has convolutions after its encoder that change the number of frames (add_adapter)"
+            raise CheckpointError(self.source, what, "Choose a checkpoint without them")
+        self._check_adapters(config)
+        new = ("masked_spec_embed", *(["adapter_layer"] if self.adapter_dim is not None else []))
+        net: Any = load_pretrained(AutoModel, folder, new, self._overrides())
+        if self.adapter_language is not None:
+            self._load_adapters(net, folder, self.adapter_language)
+        if self.gradient_checkpointing:
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loaded: nn.Module = net
+        return loaded
+
+    def _overrides(self) -> dict[str, Any]:
+        """Settings that replace the settings of the checkpoint's config."""
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        return non_null(self, names) | {
+            key: value
+            for key, value in (("attn_implementation", self.attention), ("adapter_attn_dim", self.adapter_dim))
+            if value is not None
+        }
+
+    def _check_adapters(self, config: dict[str, Any]) -> None:
+        """Checks that the checkpoint has the adapters that the options name, or room for them."""
+        found = config.get("adapter_attn_dim")
+        if self.adapter_dim is not None:
+            if not (config["model_type"] == "wav2vec2" and config.get("do_stable_layer_norm")):
+                what = "only wav2vec 2.0 models with layer norm first (MMS, XLS-R, large-lv60) have room for adapters"
+                raise ConfigError("backbone.adapter_dim", what, "Use freeze_policy=lora, which works with any model")
+            if found is not None and self.adapter_dim != found:
+                what = f"got {self.adapter_dim}, and the adapters of the checkpoint have {found}"
+                raise ConfigError("backbone.adapter_dim", what, "Set it to null")
+        if self.adapter_language is not None and found is None:
+            what = f"got {self.adapter_language}, and this checkpoint has no adapters for languages"
+            raise ConfigError("backbone.adapter_language", what, "Set it to null, or use backbone=mms_1b_all")
+
+    def _load_adapters(self, net: nn.Module, folder: Path, language: str) -> None:
+        """Loads the adapters of a language into every layer."""
+        from safetensors.torch import load_file
+
+        path = language_adapter(self.source, folder, language, revision=self.revision)
+        weights = {key.removeprefix("wav2vec2."): value for key, value in load_file(path).items()}
+        weights = {key: value for key, value in weights.items() if not key.startswith("lm_head.")}
+        expected = {key for key in net.state_dict() if "adapter_layer" in key}
+        if set(weights) != expected:
+            odd = sorted(expected.symmetric_difference(weights))
+            what = f"has missing or unexpected weights: {', '.join(odd[:5])}"
+            raise CheckpointError(str(path), what, "Check that the file is complete")
+        net.load_state_dict(weights, strict=False)

@@ -179,6 +179,11 @@ class TransformerDecoder(nn.Module):
         k, v = keys_values(layer.encoder_attn, h_BFD)
         return self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
 
+    def compile_layers(self, backend: str) -> None:
+        """Compiles the layers in place with `torch.compile`, for inputs of any length."""
+        compiled = torch.compile(self._layer, backend=backend, dynamic=True)
+        setattr(self, "_layer", compiled)  # noqa: B010
+
     @torch.no_grad()
     def cross_weights(
         self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor, heads: Sequence[tuple[int, int]]

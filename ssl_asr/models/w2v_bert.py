@@ -1,32 +1,36 @@
-"""w2v-BERT 2.0: Kaldi's filter banks on the device, two frames joined, a conformer.
+"""w2v-BERT 2.0: Kaldi filter banks computed on the device, pairs of frames joined into one, and a conformer.
 
-The layers and weights are transformers'; the filter banks are ours, batched, each utterance as if it were alone.
+The layers and the weights come from transformers. The filter banks are our own: they are batched, and padding does
+not change them.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ssl_asr.models.encoder import LayerGroup, padding_mask
-from ssl_asr.models.ssl import SSLEncoder
+from ssl_asr.models.loading import new_net
+from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.types import SAMPLE_RATE, Samples
 
 FRAME: Samples = 400
 HOP: Samples = 160
 N_FFT: Samples = 512
 BANDS = 80
-# Frames of 10 ms that make one of 20 ms.
+# Number of 10 ms frames in one 20 ms frame.
 JOINED = 2
 _PREEMPHASIS = 0.97
 _FLOOR = 1.192092955078125e-07
 
 
 class FilterBanks(nn.Module):
-    """Kaldi's log filter banks, each band normalised over the utterance's own frames, two frames side by side.
+    """Kaldi log filter banks, normalized per band over the frames of each utterance, pairs of frames concatenated.
 
-    Equal to transformers' ``SeamlessM4TFeatureExtractor`` an utterance at a time.
+    The result for each utterance equals that of transformers' ``SeamlessM4TFeatureExtractor`` for it alone.
     """
 
     filters_FM: Tensor
@@ -52,12 +56,17 @@ class FilterBanks(nn.Module):
 
     @staticmethod
     def frame_lengths(lengths_B: Tensor) -> Tensor:
-        """Joined frames of so many samples; an odd frame at the end is left out, as there."""
+        """Number of 20 ms frames for each number of samples. An odd 10 ms frame at the end is dropped."""
         frames_B = (lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1
         return frames_B.div(JOINED, rounding_mode="floor").clamp(min=0)
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """``features_BFM`` (float32, 160 values a frame) of float32 16 kHz samples; padding is zero."""
+        """Filter banks ``features_BFM``, float32, 160 values per frame. Padding is zero.
+
+        Args:
+            waveform_BT: Samples at 16 kHz, zero-padded.
+            lengths_B: Number of samples per utterance, int64, on the CPU.
+        """
         with torch.autocast(waveform_BT.device.type, enabled=False):
             log_BFM = self._log_banks(waveform_BT.float())
         frames_B = ((lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1).clamp(min=0)
@@ -65,9 +74,9 @@ class FilterBanks(nn.Module):
         count_B = frames_B.to(log_BFM.device, non_blocking=True)[:, None, None]
         mask = torch.ones_like(log_BFM[..., :1]) if mask_BF is None else mask_BF[..., None].to(log_BFM.dtype)
         mean = (log_BFM * mask).sum(1, keepdim=True) / count_B
-        centred_BFM = (log_BFM - mean) * mask
-        variance = centred_BFM.square().sum(1, keepdim=True) / (count_B - 1)
-        normed_BFM = centred_BFM / (variance + 1e-7).sqrt()
+        centered_BFM = (log_BFM - mean) * mask
+        variance = centered_BFM.square().sum(1, keepdim=True) / (count_B - 1)
+        normed_BFM = centered_BFM / (variance + 1e-7).sqrt()
         joined = int(self.frame_lengths(lengths_B).max())
         return normed_BFM[:, : joined * JOINED].reshape(len(normed_BFM), joined, BANDS * JOINED)
 
@@ -82,14 +91,13 @@ class FilterBanks(nn.Module):
 
 
 class W2vBertEncoder(SSLEncoder):
-    """w2v-BERT 2.0's conformer behind the `SpeechEncoder` contract.
+    """The conformer of w2v-BERT 2.0.
 
     Args:
-        net: transformers' ``Wav2Vec2BertModel``.
-        normalize: a matter of waveforms, which this model never sees: False.
+        net: ``Wav2Vec2BertModel`` of transformers.
     """
 
-    def __init__(self, *, net: Any, normalize: bool) -> None:
+    def __init__(self, *, net: nn.Module) -> None:
         super().__init__(net=net, normalize=False)
         self.filter_banks = FilterBanks()
 
@@ -99,17 +107,38 @@ class W2vBertEncoder(SSLEncoder):
         return h_BFD, self.frame_lengths(lengths_B)
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames of 20 ms of so many samples."""
+        """Number of 20 ms frames for each number of samples."""
         return self.filter_banks.frame_lengths(lengths_B)
 
     @property
     def min_samples(self) -> Samples:
-        """The shortest input that gives a frame: 560 samples, 35 ms."""
+        """Shortest input that gives a frame: 560 samples, 35 ms."""
         return FRAME + (JOINED - 1) * HOP
 
     def layer_groups(self) -> Sequence[LayerGroup]:
-        """``projection``, then ``layers.0`` and those above it."""
+        """``projection`` and ``layers.N``."""
         return [
             LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
         ]
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """See `SpeechEncoder`."""
+        encoder = cls(net=new_net(description["config"]))
+        if description["cut_to"] is not None:
+            encoder.cut(description["cut_to"])
+        return encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class W2vBertBackbone(SSLBackbone):
+    """A w2v-BERT 2.0 checkpoint. The model reads filter banks, so ``normalize_waveform`` has no effect.
+
+    Attributes: See `SSLBackbone`.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("wav2vec2-bert",)
+
+    def _wrap(self, net: nn.Module, folder: Path) -> W2vBertEncoder:
+        return W2vBertEncoder(net=net)

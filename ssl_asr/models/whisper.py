@@ -1,23 +1,32 @@
-"""Whisper: log-mel on the device, the encoder at the window one chooses, the decoder.
+"""Whisper: log-mel spectrograms computed on the device, the encoder with a choice of window, and the decoder.
 
-The weights sit in transformers' modules; the forward passes are ours, since transformers' encoder takes
-nothing but 30 s and its decoder knows no padding in the encoder's states.
+The weights are in transformers' modules. The forward passes are our own: transformers' encoder takes windows of 30
+seconds only, and its decoder has no padding mask for the encoder states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.encoder import EncoderOutput, LayerGroup, no_gradient, padding_mask
-from ssl_asr.models.spec_augment import SpecAugment, share
+from ssl_asr.models.checkpoints import read_json
+from ssl_asr.models.encoder import (
+    EncoderOutput,
+    LayerGroup,
+    SpeechEncoder,
+    Window,
+    class_path,
+    padding_mask,
+    zero_gradient,
+)
+from ssl_asr.models.loading import load_pretrained, non_null
+from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
-
-Window = Literal["real", "30s"]
 
 N_FFT: Samples = 400
 HOP: Samples = 160
@@ -27,50 +36,14 @@ WINDOW_SAMPLES: Samples = int(WINDOW_S * SAMPLE_RATE)
 SAMPLES_PER_FRAME: Samples = 2 * HOP
 
 
-@dataclass(frozen=True, kw_only=True)
-class WhisperBackbone:
-    """A Whisper checkpoint, and the window its encoder sees.
-
-    Attributes:
-        source: a local directory, a Hub id, or a name known to `ssl_asr.models.checkpoints`.
-        revision: the Hub revision to pin; null for the newest.
-        window: ``real`` encodes only the utterance and ``tail_s`` of silence; ``30s`` pads as in pretraining.
-        tail_s: seconds of silence after the utterance, for ``real``.
-        train_tail_s: the range a training tail is drawn from, a batch at a time, which keeps the end token
-            learnt after any silence; null trains with ``tail_s`` always.
-        recommended_freeze: the policy taken where neither ``freeze`` nor ``freeze_policy`` is given.
-        layerdrop: how likely an encoder layer is left out of a training step; null and 0 leave none out.
-        dropout, attention_dropout, activation_dropout: as transformers names them; null leaves the
-            checkpoint's, which is 0 in those of OpenAI.
-        gradient_checkpointing: compute each layer again in backward, which saves memory and costs time.
-    """
-
-    source: str
-    revision: str | None
-    window: Window
-    tail_s: float
-    train_tail_s: list[float] | None
-    recommended_freeze: str
-    dropout: float | None = None
-    attention_dropout: float | None = None
-    activation_dropout: float | None = None
-    layerdrop: float | None = None
-    gradient_checkpointing: bool = False
-
-    def overrides(self) -> dict[str, Any]:
-        """What is to differ from the checkpoint's own config."""
-        wanted = {name: getattr(self, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
-        return {name: value for name, value in wanted.items() if value is not None}
-
-
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram, batched on the device, each utterance as if it were alone.
+    """Whisper's log-mel spectrogram, batched, on the device.
 
-    Equal to transformers' ``WhisperFeatureExtractor`` an utterance at a time: the dynamic range is clamped
-    below the utterance's own maximum, never the batch's.
+    The result for each utterance equals that of transformers' ``WhisperFeatureExtractor`` for it alone: the dynamic
+    range is limited relative to the maximum of the utterance, not of the batch.
 
     Args:
-        n_mels: 80, or 128 for large-v3.
+        n_mels: Number of mel bands: 128 for large-v3, 80 for the other models.
     """
 
     filters_FM: Tensor
@@ -94,9 +67,14 @@ class LogMel(nn.Module):
         self.register_buffer("window_T", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, waveform_BT: Tensor, frames: int) -> Tensor:
-        """The first ``frames`` mel frames of zero-padded samples, ``mel_BMF`` float32; at most 3,000."""
+        """Computes ``mel_BMF``, float32.
+
+        Args:
+            waveform_BT: Samples at 16 kHz, zero-padded.
+            frames: Number of frames to compute, at most 3,000.
+        """
         samples = frames * HOP
-        # One window more of silence lets the frames at the end see what they see in 30 s of padding.
+        # With one more window of silence, the last frames have the values that they have in a 30 s window.
         room = samples if samples >= WINDOW_SAMPLES else samples + N_FFT
         waveform_BT = functional.pad(waveform_BT[:, :room], (0, max(0, room - waveform_BT.shape[1])))
         with torch.autocast(waveform_BT.device.type, enabled=False):
@@ -109,17 +87,19 @@ class LogMel(nn.Module):
             return (torch.maximum(log_BMT, floor_B)[..., :frames] + 4.0) / 4.0
 
 
-class WhisperEncoder(nn.Module):
-    """Whisper's encoder behind the `SpeechEncoder` contract.
+class WhisperEncoder(SpeechEncoder):
+    """Whisper's encoder.
 
-    With ``window="real"`` it encodes the utterance and its tail of silence, at the positions of the start of
-    the window; padding beyond is kept out of the convolutions and the attention, so that an utterance's
-    states are those it has alone. With ``window="30s"`` every utterance sees the window of pretraining.
-    Either way ``frame_lengths_B`` counts the true frames, 50 a second.
+    With ``window="real"``, it encodes the utterance and a tail of silence, with the positions of the start of the
+    window. Padding after the tail is masked in the convolutions and in the attention, so the states of an utterance do
+    not depend on the batch. With ``window="30s"``, every utterance gets the window of pretraining. In both cases
+    ``frame_lengths_B`` counts the frames of the utterance, 50 per second.
 
     Args:
-        net: transformers' ``WhisperEncoder``, for its weights.
-        window, tail_s, train_tail_s: see `WhisperBackbone`.
+        net: ``WhisperEncoder`` of transformers. Only its weights are used.
+        window: See `WhisperBackbone`.
+        tail_s: See `WhisperBackbone`.
+        train_tail_s: See `WhisperBackbone`.
     """
 
     max_s: Seconds | None = WINDOW_S
@@ -127,7 +107,7 @@ class WhisperEncoder(nn.Module):
     def __init__(
         self,
         *,
-        net: Any,
+        net: nn.Module,
         window: Window,
         tail_s: Seconds,
         train_tail_s: Sequence[float] | None,
@@ -137,30 +117,30 @@ class WhisperEncoder(nn.Module):
         self.window: Window = window
         self.tail_s = tail_s
         self.train_tail_s = None if train_tail_s is None else (train_tail_s[0], train_tail_s[1])
-        self.dim: int = self.net.config.d_model
+        config: Any = net.config
+        self.dim: int = config.d_model
         self.net.embed_positions.requires_grad_(False)
-        self.log_mel = LogMel(n_mels=self.net.config.num_mel_bins)
-        self.cut_to: int | None = None
+        self.log_mel = LogMel(n_mels=config.num_mel_bins)
         self.gradient_checkpointing = False
         self.augment: SpecAugment | None = None
-        self.masked_share: float | None = None
         self.layerdrop = 0.0
+        self._layer: Callable[..., Tensor] = _encoder_layer
 
     def drop_layers(self, probability: float) -> None:
-        """Leave out each layer with this probability in training steps."""
+        """See `SpeechEncoder`."""
         self.layerdrop = probability
 
     def mask_with(self, augment: SpecAugment) -> None:
-        """Hide spans of log-mel frames and bands whenever in train mode."""
+        """Masks spans of log-mel frames and bands in train mode. See `SpeechEncoder`."""
         self.augment = augment
 
     def _hide(self, mel_BMF: Tensor, lengths_B: Tensor) -> Tensor:
-        """Zeros, near the mean of normalised log-mel, over the hidden spans of the speech."""
+        """Replaces masked frames and bands with zeros, which are close to the mean of normalized log-mel."""
         assert self.augment is not None
         mel_lengths_B = lengths_B.div(HOP, rounding_mode="floor").clamp(max=mel_BMF.shape[-1])
         time_BF = self.augment.time_mask(mel_lengths_B, mel_BMF.shape[-1])
         band_BM = self.augment.feature_mask(*mel_BMF.shape[:2])
-        self.masked_share = share(time_BF, mel_lengths_B)
+        self.masked_share = masked_share(time_BF, mel_lengths_B)
         if time_BF is not None:
             mel_BMF = mel_BMF.masked_fill(time_BF.to(mel_BMF.device, non_blocking=True)[:, None], 0.0)
         if band_BM is not None:
@@ -168,7 +148,7 @@ class WhisperEncoder(nn.Module):
         return mel_BMF
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames of so many samples: one for every 320 begun, at most 1,500."""
+        """One frame per 320 samples, rounded up, and at most 1,500 frames."""
         return lengths_B.add(SAMPLES_PER_FRAME - 1).div(SAMPLES_PER_FRAME, rounding_mode="floor").clamp(max=1500)
 
     def _context_samples(self, lengths_B: Tensor) -> Tensor:
@@ -177,25 +157,30 @@ class WhisperEncoder(nn.Module):
         tail_s = self.tail_s
         if self.training and self.train_tail_s is not None:
             low, high = self.train_tail_s
-            # One draw for all: with one each, every row would be padded to the longest tail of the batch.
+            # One draw per batch: one draw per utterance would pad every row to the longest tail.
             tail_s = low + (high - low) * float(torch.rand(()))
         return (lengths_B + int(tail_s * SAMPLE_RATE)).clamp(max=WINDOW_SAMPLES)
 
     @property
     def n_layers(self) -> int:
-        """Transformer layers of the checkpoint, also once it is cut."""
+        """See `SpeechEncoder`."""
         layers: int = self.net.config.encoder_layers
         return layers
 
+    @property
+    def min_samples(self) -> Samples:
+        """0: the tail of silence makes any utterance long enough."""
+        return 0
+
     def cut(self, layers: int) -> None:
-        """Keep so many layers; the final norm belongs to the whole encoder's last and goes with it."""
+        """See `SpeechEncoder`."""
         if layers < self.n_layers:
             self.cut_to = layers
             self.net.layers = self.net.layers[:layers]
             self.net.layer_norm = nn.Identity()
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor, layers: bool = False) -> EncoderOutput:
-        """Encode ``waveform_BT`` (float32, 16 kHz, zero-padded) of ``lengths_B`` samples (int64, CPU)."""
+        """See `SpeechEncoder`."""
         samples_B = self._context_samples(lengths_B)
         mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
         context_lengths_B = (mel_lengths_B + 1).div(2, rounding_mode="floor")
@@ -203,40 +188,37 @@ class WhisperEncoder(nn.Module):
         if self.training and self.augment is not None:
             mel_BMF = self._hide(mel_BMF, lengths_B)
         mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)
-        # A convolution pads with zeros, so what lies beyond an utterance must be zero before each of them.
-        x = functional.gelu(self.net.conv1(_blank(mel_BMF, mel_mask)))
-        x = functional.gelu(self.net.conv2(_blank(x, mel_mask)))
+        # Convolutions pad with zeros, so the padding of the batch must be zero before each convolution.
+        x = functional.gelu(self.net.conv1(_zero_padding(mel_BMF, mel_mask)))
+        x = functional.gelu(self.net.conv2(_zero_padding(x, mel_mask)))
         h_BFD = x.transpose(1, 2)
         h_BFD = h_BFD + self.net.embed_positions.weight[: h_BFD.shape[1]]
         h_BFD = drop(self.net, h_BFD)
         mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
         mask = None if mask_BF is None else mask_BF[:, None, None]
-        # Kept only where asked for: a deep encoder's states are gigabytes.
-        seen = [h_BFD] if layers else []
-        for layer in self.net.layers:
-            if self.training and self.layerdrop > 0 and float(torch.rand(())) < self.layerdrop:
-                # Its weights get gradients of zero: all ranks agree on what has any.
-                h_BFD = h_BFD + no_gradient(layer.parameters())
-            else:
-                again = self.gradient_checkpointing and self.training
-                h_BFD = run_layer(self._layer, layer, h_BFD, mask, again=again)
-            if layers:
-                seen.append(h_BFD)
-        h_BFD = self.net.layer_norm(h_BFD)
-        kept = (*seen[:-1], h_BFD) if layers else None
+        h_BFD, kept = self._run_layers(h_BFD, mask, keep=layers)
         return EncoderOutput(h_BFD, self.frame_lengths(lengths_B), context_lengths_B, kept)
 
-    @staticmethod
-    def _layer(layer: Any, h_BFD: Tensor, mask: Tensor | None) -> Tensor:
-        x_BFD = layer.self_attn_layer_norm(h_BFD)
-        k, v = keys_values(layer.self_attn, x_BFD)
-        h_BFD = h_BFD + drop(layer, attend(layer.self_attn, x_BFD, k, v, mask, causal=False))
-        return feed_forward(layer, h_BFD)
+    def _run_layers(
+        self, h_BFD: Tensor, mask: Tensor | None, *, keep: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The last states, and the states of all layers if ``keep`` is set. They can take gigabytes."""
+        seen = [h_BFD] if keep else []
+        for layer in self.net.layers:
+            if self.training and self.layerdrop > 0 and float(torch.rand(())) < self.layerdrop:
+                h_BFD = h_BFD + zero_gradient(layer.parameters())
+            else:
+                recompute = self.gradient_checkpointing and self.training
+                h_BFD = run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
+            if keep:
+                seen.append(h_BFD)
+        h_BFD = self.net.layer_norm(h_BFD)
+        return h_BFD, (*seen[:-1], h_BFD) if keep else None
 
     def layer_groups(self) -> Sequence[LayerGroup]:
-        """``feature_encoder`` (the two convolutions), ``layers.0`` … and ``final_norm``.
+        """``feature_encoder`` (the two convolutions), ``layers.N`` and ``final_norm``.
 
-        The positions are sinusoids, not weights, and stay fixed as in pretraining.
+        The position embeddings are fixed sinusoids and belong to no group.
         """
         return [
             LayerGroup("feature_encoder", (self.net.conv1, self.net.conv2)),
@@ -244,10 +226,19 @@ class WhisperEncoder(nn.Module):
             *([LayerGroup("final_norm", (self.net.layer_norm,))] if self.cut_to is None else []),
         ]
 
+    def encoded_s(self, duration: Seconds) -> Seconds:
+        """Seconds of audio that the encoder computes: 30 with ``window="30s"``, else the duration."""
+        return WINDOW_S if self.window == "30s" else duration
+
+    def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
+        """Changes the input window. None leaves a value as it is."""
+        self.window = self.window if window is None else window
+        self.tail_s = self.tail_s if tail_s is None else tail_s
+
     def description(self) -> dict[str, Any]:
-        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        """See `SpeechEncoder`."""
         return {
-            "family": "whisper",
+            "encoder": class_path(type(self)),
             "config": self.net.config.to_dict(),
             "window": self.window,
             "tail_s": self.tail_s,
@@ -255,29 +246,62 @@ class WhisperEncoder(nn.Module):
             "cut_to": self.cut_to,
         }
 
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """See `SpeechEncoder`."""
+        encoder_net, _ = _new_nets(description["config"])
+        return cls._from_net(encoder_net, description)
 
-def _blank(x_BMF: Tensor, mask_BF: Tensor | None) -> Tensor:
+    @classmethod
+    def _from_net(cls, net: nn.Module, description: dict[str, Any]) -> Self:
+        encoder = cls(net=net, **{key: description[key] for key in ("window", "tail_s", "train_tail_s")})
+        if description["cut_to"] is not None:
+            encoder.cut(description["cut_to"])
+        return encoder
+
+    def compile_layers(self, backend: str) -> None:
+        """See `SpeechEncoder`."""
+        self._layer = torch.compile(self._layer, backend=backend, dynamic=True)
+
+
+def _encoder_layer(layer: Any, h_BFD: Tensor, mask: Tensor | None) -> Tensor:
+    x_BFD = layer.self_attn_layer_norm(h_BFD)
+    k, v = keys_values(layer.self_attn, x_BFD)
+    h_BFD = h_BFD + drop(layer, attend(layer.self_attn, x_BFD, k, v, mask, causal=False))
+    return feed_forward(layer, h_BFD)
+
+
+def _zero_padding(x_BMF: Tensor, mask_BF: Tensor | None) -> Tensor:
     return x_BMF if mask_BF is None else x_BMF * mask_BF[:, None]
 
 
+def _new_nets(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """Transformers' encoder and decoder with random weights."""
+    from transformers import WhisperConfig, WhisperModel
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    model = WhisperModel(WhisperConfig(**settings)).to(torch.float32)
+    return model.encoder, model.decoder
+
+
 class WhisperSeq2Seq(TransformerDecoder):
-    """Whisper whole: encoder, decoder and the token head, which is the embedding itself.
+    """A Whisper model: encoder, decoder, and an output layer that shares its weights with the token embedding.
 
     Args:
-        encoder: the encoder at its window.
-        net: transformers' ``WhisperDecoder``, for its weights.
-        generation: the checkpoint's generation settings: ``suppress_tokens``, ``begin_suppress_tokens`` and
-            whatever else it holds, kept whole.
+        encoder: The encoder.
+        net: ``WhisperDecoder`` of transformers. Only its weights are used.
+        generation: All settings of the checkpoint's generation_config.json, such as ``suppress_tokens`` and
+            ``begin_suppress_tokens``.
     """
 
-    def __init__(self, *, encoder: WhisperEncoder, net: Any, generation: dict[str, Any]) -> None:
+    def __init__(self, *, encoder: WhisperEncoder, net: nn.Module, generation: dict[str, Any]) -> None:
         super().__init__(net=net)
         self.encoder = encoder
         self.generation = generation
         self.gradient_checkpointing = encoder.gradient_checkpointing
 
     def decoder_groups(self) -> Sequence[LayerGroup]:
-        """``decoder.embed``, ``decoder.layers.0`` … and ``decoder.final_norm``."""
+        """``decoder.embed``, ``decoder.layers.N`` and ``decoder.final_norm``."""
         return [
             LayerGroup("decoder.embed", (self.net.embed_tokens, self.net.embed_positions)),
             *(LayerGroup(f"decoder.layers.{i}", (layer,)) for i, layer in enumerate(self.net.layers)),
@@ -285,14 +309,80 @@ class WhisperSeq2Seq(TransformerDecoder):
         ]
 
     def description(self) -> dict[str, Any]:
-        """Plain data for `ssl_asr.models.loading.rebuild`."""
+        """Plain data for `from_description`: the description of the encoder, and ``generation``."""
         return {**self.encoder.description(), "generation": self.generation}
 
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """Builds a model of the same architecture with random weights."""
+        encoder_net, decoder_net = _new_nets(description["config"])
+        encoder = WhisperEncoder._from_net(encoder_net, description)
+        return cls(encoder=encoder, net=decoder_net, generation=description["generation"])
 
-def new_whisper_parts(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """Transformers' encoder and decoder of that configuration, with random weights."""
-    from transformers import WhisperConfig, WhisperModel
 
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    model = WhisperModel(WhisperConfig(**settings)).to(torch.float32)
-    return model.encoder, model.decoder
+@dataclass(frozen=True, kw_only=True)
+class WhisperBackbone:
+    """A Whisper checkpoint and the window of its encoder.
+
+    Attributes:
+        source: Local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: Hub revision. None for the newest.
+        window: ``real`` encodes the utterance and ``tail_s`` of silence. ``30s`` pads to 30 seconds, as in
+            pretraining.
+        tail_s: Silence after the utterance in seconds, for ``window=real``.
+        train_tail_s: Range in seconds. In training, the tail of each batch is drawn from it, so the model learns to
+            emit the end token after any amount of silence. None always uses ``tail_s``.
+        recommended_freeze: Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
+        dropout: Dropout after each sublayer. None keeps the value of the checkpoint, which is 0 in OpenAI's models.
+        attention_dropout: Dropout on attention weights. None keeps the value of the checkpoint.
+        activation_dropout: Dropout inside the feed-forward. None keeps the value of the checkpoint.
+        layerdrop: Probability of skipping each encoder layer in training. None and 0 skip no layer.
+        gradient_checkpointing: Whether to recompute layers in the backward pass, which saves memory and costs time.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("whisper",)
+    tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint", "seq2seq"})
+
+    source: str
+    revision: str | None
+    window: Window
+    tail_s: float
+    train_tail_s: list[float] | None
+    recommended_freeze: str
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    layerdrop: float | None = None
+    gradient_checkpointing: bool = False
+
+    @property
+    def adapter_language(self) -> None:
+        """Whisper has no adapters for languages."""
+
+    @classmethod
+    def pretrained(cls, source: str, language: str | None) -> Self:  # noqa: ARG003
+        """Options for inference with a checkpoint as published: with the 30-second window of pretraining."""
+        return cls(source=source, revision=None, window="30s", tail_s=1.0, train_tail_s=None, recommended_freeze="none")
+
+    def load_encoder(self, folder: Path) -> WhisperEncoder:
+        """Loads the pretrained encoder of a checkpoint folder in float32."""
+        return self._load(folder)[0]
+
+    def load_seq2seq(self, folder: Path) -> WhisperSeq2Seq:
+        """Loads the pretrained encoder and decoder of a checkpoint folder in float32, with all generation settings."""
+        encoder, decoder = self._load(folder)
+        generation = read_json(folder / "generation_config.json")
+        return WhisperSeq2Seq(encoder=encoder, net=decoder, generation=generation)
+
+    def _load(self, folder: Path) -> tuple[WhisperEncoder, nn.Module]:
+        """The encoder, and transformers' decoder."""
+        from transformers import WhisperForConditionalGeneration
+
+        overrides = non_null(self, ("dropout", "attention_dropout", "activation_dropout"))
+        whole: Any = load_pretrained(WhisperForConditionalGeneration, folder, ("proj_out",), overrides)
+        encoder = WhisperEncoder(
+            net=whole.model.encoder, window=self.window, tail_s=self.tail_s, train_tail_s=self.train_tail_s
+        )
+        encoder.gradient_checkpointing = self.gradient_checkpointing
+        encoder.drop_layers(self.layerdrop or 0.0)
+        return encoder, whole.model.decoder

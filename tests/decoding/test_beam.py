@@ -15,7 +15,6 @@ from ssl_asr.decoding.fusion import CandidateScorer, Fusion, FusionScorer, Hotwo
 from ssl_asr.decoding.kneser_ney import estimate
 from ssl_asr.decoding.seq2seq import Suppression, greedy
 from ssl_asr.models.attention import GruDecoder, TransformerAttentionHead
-from ssl_asr.models.loading import load_seq2seq
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import END, NO_TIMESTAMPS, START
 
@@ -108,7 +107,7 @@ def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
     backbone = WhisperBackbone(
         source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
     )
-    model = load_seq2seq(backbone, toy_checkpoints["whisper"]).eval()
+    model = backbone.load_seq2seq(toy_checkpoints["whisper"]).eval()
     reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"]).eval()
     with torch.no_grad():
         model.net.embed_tokens.weight[END] *= 2.5

@@ -3,7 +3,6 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from ssl_asr.decoding.seq2seq import Suppression, greedy
-from ssl_asr.models.loading import load_seq2seq
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import END, NO_TIMESTAMPS, START
 
@@ -15,7 +14,7 @@ def model(toy_checkpoints):
     backbone = WhisperBackbone(
         source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
     )
-    model = load_seq2seq(backbone, toy_checkpoints["whisper"]).eval()
+    model = backbone.load_seq2seq(toy_checkpoints["whisper"]).eval()
     # A random model never ends by itself: make the end likely enough that rows end at different places.
     with torch.no_grad():
         model.net.embed_tokens.weight[END] *= 2.5

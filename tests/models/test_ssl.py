@@ -5,22 +5,24 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from hydra.utils import get_class
 
 from ssl_asr.errors import CheckpointError
 from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, apply_policy, check_partition
-from ssl_asr.models.loading import load_encoder, rebuild
-from ssl_asr.models.ssl import SSLBackbone, normalize_waveform
-from ssl_asr.models.w2v_bert import FilterBanks
+from ssl_asr.models.loading import rebuild
+from ssl_asr.models.ssl import SSLBackbone, SSLEncoder, normalize_waveform
+from ssl_asr.models.w2v_bert import FilterBanks, W2vBertBackbone
 from tests.toys import SSL_FAMILIES
 
 LENGTHS = [4000, 9001, 2222, 9500]
 
 
 def encoder_of(folder, normalize=None):
-    backbone = SSLBackbone(
+    option = W2vBertBackbone if folder.name == "w2v_bert" else SSLBackbone
+    backbone = option(
         source=str(folder), revision=None, normalize_waveform=normalize, recommended_freeze="feature_encoder"
     )
-    return load_encoder(backbone, folder).eval()
+    return backbone.load_encoder(folder).eval()
 
 
 def extractor_of(name):
@@ -92,10 +94,8 @@ def test_frame_lengths_at_every_boundary(toy_checkpoints, name):
 
 def test_the_tutorials_figures():
     """wav2vec 2.0's geometry: 2.87 s are 143 frames, 25 ms the least."""
-    encoder = rebuild(
-        {"family": "ssl", "config": transformers.Wav2Vec2Config(num_hidden_layers=1).to_dict(), "normalize": True},
-        seq2seq=False,
-    )
+    config = transformers.Wav2Vec2Config(num_hidden_layers=1).to_dict()
+    encoder = SSLEncoder.from_description({"config": config, "normalize": True, "cut_to": None})
     assert encoder.min_samples == 400
     assert encoder.dim == 768
     assert encoder.frame_lengths(torch.tensor([45920])).tolist() == [143]
@@ -124,7 +124,7 @@ def test_layer_groups_are_a_partition_from_the_samples_up(toy_checkpoints, name)
 @pytest.mark.parametrize("name", SSL_FAMILIES)
 def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms, name):
     encoder = encoder_of(toy_checkpoints[name])
-    twin = rebuild(encoder.description(), seq2seq=False).eval()
+    twin = rebuild(encoder.description(), get_class).eval()
     twin.load_state_dict(encoder.state_dict())
     torch.testing.assert_close(twin(*padded(waveforms)).h_BFD, encoder(*padded(waveforms)).h_BFD)
 
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused(toy_checkpoints, t
         weights["feature_projection.extra.weight"] = torch.zeros(2)
     else:
         weights["encoder.layers.2.attention.k_proj.weight"] = torch.zeros(16, 16)
-    with pytest.raises(CheckpointError, match=r"lacks weights|does not account for"):
+    with pytest.raises(CheckpointError, match=r"missing or mismatched weights|does not describe"):
         encoder_of(_copy(toy_checkpoints["wav2vec2_layer"], tmp_path / "x", weights))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from hydra.utils import get_class
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput
@@ -62,7 +63,7 @@ def test_a_cut_encoder_has_no_weights_it_does_not_use_and_can_be_rebuilt(toy_che
     ChosenLayer(layer=-1, stride=1).build(encoder)
     assert [g.name for g in encoder.layer_groups()][-1] == f"layers.{encoder.n_layers - 2}"
     check_partition(encoder.layer_groups(), encoder.parameters())
-    twin = rebuild(encoder.description(), seq2seq=False).eval()
+    twin = rebuild(encoder.description(), get_class).eval()
     ChosenLayer(layer=-1, stride=1).build(twin)
     twin.load_state_dict(encoder.state_dict())
     waveform, lengths = torch.randn(1, 9000), torch.tensor([9000])

@@ -4,8 +4,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ssl_asr.models.freezing import check_partition
-from ssl_asr.models.loading import load_seq2seq, rebuild
-from ssl_asr.models.whisper import LogMel, WhisperBackbone
+from ssl_asr.models.whisper import LogMel, WhisperBackbone, WhisperSeq2Seq
 from tests.toys import NO_TIMESTAMPS, START
 
 LENGTHS = [16000, 44321, 8001, 160]
@@ -20,7 +19,7 @@ def model_of(folder, window="30s", tail_s=0.5):
     backbone = WhisperBackbone(
         source=str(folder), revision=None, window=window, tail_s=tail_s, train_tail_s=None, recommended_freeze="none"
     )
-    return load_seq2seq(backbone, folder).eval()
+    return backbone.load_seq2seq(folder).eval()
 
 
 def padded(waveforms):
@@ -130,7 +129,7 @@ def test_groups_partition_both_sides(toy_checkpoints):
 
 def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms):
     model = model_of(toy_checkpoints["whisper"], "real")
-    twin = rebuild(model.description(), seq2seq=True).eval()
+    twin = WhisperSeq2Seq.from_description(model.description()).eval()
     twin.load_state_dict(model.state_dict())
     assert twin.generation == model.generation
     torch.testing.assert_close(twin.encoder(*padded(waveforms)).h_BFD, model.encoder(*padded(waveforms)).h_BFD)
