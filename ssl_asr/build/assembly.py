@@ -17,14 +17,13 @@ from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, DataConfig, read_manifests
-from ssl_asr.data.text import get_normalizer
+from ssl_asr.data.text import get_normalizers
 from ssl_asr.data.tokenizer import TokenizerOption, restore_tokenizer
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, WhisperBeam, WhisperGreedy
 from ssl_asr.errors import CheckpointError, ConfigError, did_you_mean, raise_all
-from ssl_asr.metrics.report import Normalizer
 from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import resolve_checkpoint
 from ssl_asr.models.compiling import compile_layers
@@ -61,11 +60,6 @@ class TrainingRun:
     data: ASRDataModule
     trainer: L.Trainer
     config: dict[str, Any]
-
-
-def normalizers(names: list[str]) -> dict[str, Normalizer]:
-    """Normalisers by name, in this order."""
-    return {name: get_normalizer(name, key="normalizers") for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,7 @@ def _make_module(config: dict[str, Any], train: Manifest, say: Say) -> ASRModule
     shared: dict[str, Any] = {
         "tokenizer": tokenizer,
         "policy": instantiate(config["freeze_policy"]),
-        "normalizers": normalizers(config["normalizers"]),
+        "normalizers": get_normalizers(config["normalizers"]),
         "optim": OptimConfig(
             optimizers={side: instantiate(node) for side, node in config["optimizers"].items()},
             schedulers={side: instantiate(node) for side, node in config["schedulers"].items()},

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def compare(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
     """Compare as the resolved config says; returns the difference in WER of the first split."""
-    from ssl_asr.build.assembly import normalizers
     from ssl_asr.console import make_console
+    from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.report import read_predictions
     from ssl_asr.metrics.significance import compare as compare_predictions
 
@@ -26,7 +26,7 @@ def compare(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG0
     results: dict[str, dict[str, Comparison]] = {}
     for split, paths in _pairs(Path(config["first"]), Path(config["second"])).items():
         first, second = (read_predictions(path) for path in paths)
-        by_name = normalizers(config["normalizers"])
+        by_name = get_normalizers(config["normalizers"])
         results[split] = {name: compare_predictions(first, second, each) for name, each in by_name.items()}
         if console is not None:
             _show(split, results[split], console)
@@ -67,9 +67,9 @@ def _show(split: str, rows: "dict[str, Comparison]", console: "Console") -> None
     from rich.table import Table
 
     table = Table(title=f"{split}: the second against the first", title_justify="left")
-    columns = ("normaliser", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p")
+    columns = ("normalizer", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p")
     for column in (*columns, "right in first only", "in second only"):
-        table.add_column(column, justify="left" if column == "normaliser" else "right")
+        table.add_column(column, justify="left" if column == "normalizer" else "right")
     for name, one in rows.items():
         table.add_row(
             name,
@@ -92,7 +92,7 @@ def _show_changes(
     from rich.table import Table
 
     from ssl_asr.metrics.edit import word_edits
-    from ssl_asr.metrics.report import coloured_diff
+    from ssl_asr.metrics.report import colored_diff
 
     others = {prediction.id: prediction for prediction in second}
     table = Table(title="Changed most", title_justify="left")
@@ -106,6 +106,6 @@ def _show_changes(
     for change, utterance_id, errors, (ref, hyp, other) in sorted(rows)[:count]:
         if change < 0:
             counts = f"{errors[0]} → {errors[1]}"
-            table.add_row(utterance_id, counts, coloured_diff(ref, hyp), coloured_diff(ref, other))
+            table.add_row(utterance_id, counts, colored_diff(ref, hyp), colored_diff(ref, other))
     if table.row_count:
         console.print(table)

@@ -28,7 +28,7 @@ def step(title: str, command: str, *arguments: str) -> None:
 
 
 def scores(folder: Path) -> dict[str, Any]:
-    """The test scores of a results.json, by normaliser."""
+    """The test scores of a results.json, by normalizer."""
     found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["test"]["scores"]
     return found
 
@@ -59,8 +59,8 @@ def demo(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
 
     old, new = scores(before), scores(run)
     table = Table(title="WER on the test voices, %", title_justify="left")
-    for column in ("normaliser", "zero-shot", "fine-tuned"):
-        table.add_column(column, justify="left" if column == "normaliser" else "right")
+    for column in ("normalizer", "zero-shot", "fine-tuned"):
+        table.add_column(column, justify="left" if column == "normalizer" else "right")
     for name in old:
         table.add_row(name, f"{100 * old[name]['wer']:.1f}", f"{100 * new[name]['wer']:.1f}")
     console = make_console()

@@ -15,8 +15,10 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     from ssl_asr.build.assembly import InferenceOptions, load_model
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.manifest import read_manifest
-    from ssl_asr.inference.batches import Detail, recognise, report, with_reference
+    from ssl_asr.data.text import get_normalizers
+    from ssl_asr.inference.batches import recognise
     from ssl_asr.inference.long_recordings import LongForm
+    from ssl_asr.metrics.evaluation import Detail, report, with_reference
     from ssl_asr.metrics.report import read_predictions
 
     hush()
@@ -46,7 +48,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
     results = report(
         predictions,
         skips,
-        names=config["normalizers"],
+        normalizers=get_normalizers(config["normalizers"]),
         folder=folder,
         console=console,
         samples=config["samples"],
@@ -55,5 +57,4 @@ def evaluate(config: dict[str, Any], folder: Path) -> float | None:
             translation=config["whisper_task"] == "translate",
         ),
     )
-    first = next(iter(results.values()))["scores"][config["normalizers"][0]]
-    return float(first["wer"])
+    return next(iter(results.values())).wer

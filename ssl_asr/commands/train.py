@@ -12,7 +12,9 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     """Train as the resolved config says; returns the best dev score, for sweeps."""
     from ssl_asr.build.assembly import build_training, describe_model, write_beginning
     from ssl_asr.console import hush, make_console
-    from ssl_asr.inference.batches import report, run_test
+    from ssl_asr.data.text import get_normalizers
+    from ssl_asr.inference.batches import run_test
+    from ssl_asr.metrics.evaluation import report
     from ssl_asr.training.averaging import final_checkpoints
     from ssl_asr.training.callbacks import print_groups
     from ssl_asr.training.checkpointing import check_resumable, read_checkpoint
@@ -49,7 +51,7 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
             report(
                 predictions,
                 test_skips,
-                names=config["normalizers"],
+                normalizers=get_normalizers(config["normalizers"]),
                 folder=folder,
                 console=console,
                 samples=config["samples"],

@@ -8,10 +8,11 @@ from ssl_asr.errors import ConfigError
 
 def tune_decoding(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
     """Tune as the resolved config says; returns the WER on dev."""
-    from ssl_asr.build.assembly import InferenceOptions, load_model, make_decoder, normalizers
+    from ssl_asr.build.assembly import InferenceOptions, load_model, make_decoder
     from ssl_asr.config.resolve import write_decoder
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.text import get_normalizer
     from ssl_asr.inference.batches import recognise
     from ssl_asr.inference.decoder_tuning import Heard, Recorder, Trials, show, tune
     from ssl_asr.metrics.edit import Edits, word_edits
@@ -38,7 +39,7 @@ def tune_decoding(config: dict[str, Any], folder: Path) -> float | None:  # noqa
         **{key: config[key] for key in keys},
     )
     predictions = [one for name in manifests for one in module.predictions[name]]
-    normalize = normalizers([config["normalizer"]])[config["normalizer"]]
+    normalize = get_normalizer(config["normalizer"])
     heard = [Heard(*pair) for pair in zip(recorder.kept, predictions, strict=True)]
     greedy = sum((word_edits(normalize(p.ref, p.lang), normalize(p.hyp, p.lang)) for p in predictions), Edits())
     tried = ("lm_weights", "word_scores", "unknown_scores", "beam_sizes", "rescore_weights", "rescore_word_scores")

@@ -1,20 +1,21 @@
-"""Named text normalisers, the same for references and hypotheses.
+"""Named text normalizers. References and hypotheses go through the same normalizer.
 
 ==================  ==========================================================================================
-``none``            only Unicode NFC and white space made single
-``lower``           the same, lower-cased by the language's own rules (Turkish and Azeri dotless i)
-``basic``           lower-cased, punctuation and symbols gone, apostrophes inside words, letters and their
-                    marks kept, so that no script loses its vowels
+``none``            Unicode NFC, and single spaces between words
+``lower``           ``none`` plus lower case, by the rules of the language (dotless i in Turkish and Azeri)
+``basic``           ``lower`` without punctuation and symbols. Apostrophes inside words, letters and their
+                    combining marks are kept, so that no script loses its vowels
 ``whisper_basic``   OpenAI's BasicTextNormalizer (removes combining marks: not for Indic scripts or Thai)
 ``whisper_english`` OpenAI's EnglishTextNormalizer: numbers, contractions, British spellings
-``by_language``     ``whisper_english`` for English, ``basic`` for the rest, and for scripts written without
-                    spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Cantonese) one character a word
+``by_language``     ``whisper_english`` for English, ``basic`` for all other languages. In scripts written
+                    without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Cantonese), each character
+                    is a word
 ==================  ==========================================================================================
 """
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from ssl_asr.errors import ConfigError
 
 Normalizer = Callable[[str, str | None], str]
-"""``normalize(text, lang)``; ``lang`` is the utterance's language code, or None."""
+"""``normalize(text, lang)``. ``lang`` is the language code of the utterance, or None."""
 
 UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
 _DOTTED_I_LANGUAGES = frozenset({"tr", "az"})
@@ -47,15 +48,17 @@ def _basic(text: str, lang: str | None = None) -> str:
             inside = 0 < position < len(text) - 1 and text[position - 1].isalnum()
             kept.append("'" if inside and text[position + 1].isalnum() else " ")
         else:
+            # Categories P (punctuation), S (symbol) and C (control).
             kept.append(" " if unicodedata.category(character)[0] in "PSC" else character)
     return _none("".join(kept))
 
 
 @lru_cache(maxsize=1)
 def _english_normalizer() -> Any:
-    """Transformers' port of OpenAI's; the table of British spellings it needs is in whisper_normalizer's data.
+    """OpenAI's English normalizer, as ported to transformers.
 
-    whisper_normalizer's own code has departed from OpenAI's (numbers), and gives other error rates.
+    The table of British spellings comes from the data of the package whisper_normalizer. The code of that package
+    treats numbers differently from OpenAI's and gives other error rates, so it is not used.
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
@@ -97,19 +100,28 @@ NORMALIZERS: dict[str, Normalizer] = {
 
 
 def get_normalizer(name: str, *, key: str = "normalizer") -> Normalizer:
-    """The normaliser of that name.
+    """The normalizer with a name.
 
     Args:
-        name: one of `NORMALIZERS`.
-        key: the config key to name in the error.
+        name: One of `NORMALIZERS`.
+        key: Config key for the error message.
 
     Raises:
-        ConfigError: there is no such normaliser.
+        ConfigError: There is no normalizer with this name.
 
     Example:
         >>> get_normalizer("basic")("Straße, l'été!", "fr")
         "straße l'été"
     """
     if name not in NORMALIZERS:
-        raise ConfigError(key, f"no normaliser '{name}'", f"one of {', '.join(NORMALIZERS)}")
+        raise ConfigError(key, f"no normalizer '{name}'", f"one of {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]
+
+
+def get_normalizers(names: Iterable[str], *, key: str = "normalizers") -> dict[str, Normalizer]:
+    """Normalizers by name, in the order of ``names``.
+
+    Raises:
+        ConfigError: There is no normalizer with one of the names.
+    """
+    return {name: get_normalizer(name, key=key) for name in names}

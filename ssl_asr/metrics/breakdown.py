@@ -1,25 +1,34 @@
-"""Where the errors are: by tag and by length, which words for which, and the worst utterances."""
+"""Where the errors are: by tag or length, by word pair, and by utterance."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.edit import Edits, Operation, align, word_edits
-from ssl_asr.metrics.report import Normalizer, Prediction, coloured_diff
+from ssl_asr.metrics.report import Normalizer, Prediction, colored_diff
 from ssl_asr.types import Seconds
 
-_BINS_S: tuple[Seconds, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)
-# Keys of a prediction that are no tags but can be grouped by.
-_OWN = ("lang", "length")
+# Upper edges of the length bins. The last bin has no upper edge.
+_BIN_EDGES_S: tuple[Seconds, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)
+# Keys that are fields of a prediction, not tags.
+_FIELD_KEYS = ("lang", "length")
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The errors of the utterances that share a value."""
+    """Word errors of the utterances that share a value of a key.
+
+    Attributes:
+        value: The shared value.
+        utterances: Number of utterances.
+        duration: Seconds of speech.
+        words: Word errors.
+    """
 
     value: str
     utterances: int
@@ -29,7 +38,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """A word written for another, or for none, so many times."""
+    """A frequent word error.
+
+    Attributes:
+        operation: ``sub``, ``ins`` or ``del``.
+        ref: Reference word. Empty for an insertion.
+        hyp: Hypothesis word. Empty for a deletion.
+        count: Number of occurrences.
+    """
 
     operation: Operation
     ref: str
@@ -37,19 +53,100 @@ class Confusion:
     count: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breakdown:
+    """Where the errors of a split are.
+
+    Attributes:
+        groups: Word errors by value, for each key to group by.
+        confusions: Most frequent word errors.
+        worst: Utterances with the most word errors.
+    """
+
+    groups: dict[str, list[Group]]
+    confusions: list[Confusion]
+    worst: list[Prediction]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for ``results.json``."""
+        return {
+            "by": {
+                key: [asdict(group) | {"wer": group.words.rate} for group in groups]
+                for key, groups in self.groups.items()
+            },
+            "confusions": [asdict(confusion) for confusion in self.confusions],
+            "worst": [prediction.id for prediction in self.worst],
+        }
+
+
+def break_down(
+    predictions: Sequence[Prediction], normalize: Normalizer, *, by: Sequence[str], confusions: int, worst: int
+) -> Breakdown:
+    """Find where the errors are.
+
+    Args:
+        predictions: Utterances of a split.
+        normalize: Text normalizer.
+        by: Keys to group errors by.
+        confusions: Number of most frequent errors.
+        worst: Number of worst utterances.
+
+    Raises:
+        ConfigError: No utterance has one of the tags in ``by``.
+    """
+    return Breakdown(
+        groups={key: by_key(predictions, key, normalize) for key in by},
+        confusions=frequent_errors(predictions, normalize, confusions),
+        worst=worst_utterances(predictions, normalize, worst),
+    )
+
+
 def length_bin(duration: Seconds) -> str:
-    """The bin of an utterance's length.
+    """Name of the length bin of an utterance.
 
     Example:
         >>> length_bin(1.9), length_bin(2.0), length_bin(31.0)
         ('0-2 s', '2-5 s', '30 s and more')
     """
     low: Seconds = 0.0
-    for high in _BINS_S:
+    for high in _BIN_EDGES_S:
         if duration < high:
             return f"{low:g}-{high:g} s"
         low = high
     return f"{low:g} s and more"
+
+
+def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -> list[Group]:
+    """Word errors grouped by a key.
+
+    Args:
+        predictions: Utterances of a split.
+        key: A tag of the manifest, ``lang`` or ``length``.
+        normalize: Text normalizer.
+
+    Returns:
+        Groups sorted by value. Length bins are sorted by length.
+
+    Raises:
+        ConfigError: No utterance has the tag.
+    """
+    tags = sorted({tag for prediction in predictions for tag in prediction.tags})
+    if key not in _FIELD_KEYS and key not in tags:
+        raise ConfigError("by", f"no utterance has the tag '{key}'", f"one of {', '.join([*_FIELD_KEYS, *tags])}")
+    members: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        members.setdefault(_value(prediction, key), []).append(prediction)
+    rank = {length_bin(low): place for place, low in enumerate((0.0, *_BIN_EDGES_S))} if key == "length" else {}
+    ordered = sorted(members.items(), key=lambda item: (rank.get(item[0], 0), item[0]))
+    return [
+        Group(
+            value=value,
+            utterances=len(rows),
+            duration=sum(row.duration for row in rows),
+            words=sum((word_edits(*_texts(row, normalize)) for row in rows), Edits()),
+        )
+        for value, rows in ordered
+    ]
 
 
 def _value(prediction: Prediction, key: str) -> str:
@@ -59,37 +156,12 @@ def _value(prediction: Prediction, key: str) -> str:
     return "(none)" if value is None else str(value)
 
 
-def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -> list[Group]:
-    """Errors by a tag of the manifest, ``lang`` or ``length``; groups in order of their value, lengths in theirs.
-
-    Raises:
-        ConfigError: no utterance has the tag.
-    """
-    known = sorted({tag for prediction in predictions for tag in prediction.tags})
-    if key not in _OWN and key not in known:
-        raise ConfigError("by", f"no utterance has the tag '{key}'", f"one of {', '.join([*_OWN, *known])}")
-    groups: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        groups.setdefault(_value(prediction, key), []).append(prediction)
-    lengths = {length_bin(low): place for place, low in enumerate((0.0, *_BINS_S))}
-    ordered = sorted(groups.items(), key=lambda item: (lengths.get(item[0], 0) if key == "length" else 0, item[0]))
-    return [
-        Group(
-            value,
-            len(rows),
-            sum(row.duration for row in rows),
-            sum((word_edits(*_texts(row, normalize)) for row in rows), Edits()),
-        )
-        for value, rows in ordered
-    ]
-
-
 def _texts(prediction: Prediction, normalize: Normalizer) -> tuple[str, str]:
     return normalize(prediction.ref, prediction.lang), normalize(prediction.hyp, prediction.lang)
 
 
-def confusions(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Confusion]:
-    """The most frequent errors, the most frequent first and equals in order of their words."""
+def frequent_errors(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Confusion]:
+    """The ``count`` most frequent word errors, most frequent first. Ties are sorted by their words."""
     found: Counter[tuple[Operation, str, str]] = Counter()
     for prediction in predictions:
         ref, hyp = _texts(prediction, normalize)
@@ -98,15 +170,24 @@ def confusions(predictions: Sequence[Prediction], normalize: Normalizer, count: 
     return [Confusion(*step, times) for step, times in ordered]
 
 
-def worst(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Prediction]:
-    """The utterances with most word errors, those without any left out."""
+def worst_utterances(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Prediction]:
+    """The ``count`` utterances with the most word errors. Utterances without an error are left out."""
     errors = {prediction.id: word_edits(*_texts(prediction, normalize)).errors for prediction in predictions}
     wrong = [prediction for prediction in predictions if errors[prediction.id] > 0]
     return sorted(wrong, key=lambda prediction: (-errors[prediction.id], prediction.id))[:count]
 
 
-def print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
-    """Print errors by a key."""
+def print_breakdown(breakdown: Breakdown, normalize: Normalizer, console: Console) -> None:
+    """Print the tables of a breakdown. Empty tables are left out."""
+    for key, groups in breakdown.groups.items():
+        _print_groups(key, groups, console)
+    if breakdown.confusions:
+        _print_confusions(breakdown.confusions, console)
+    if breakdown.worst:
+        _print_worst(breakdown.worst, normalize, console)
+
+
+def _print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
     table = Table(title=f"WER by {key}", title_justify="left")
     for column in (key, "WER %", "sub", "ins", "del", "words", "utterances", "hours"):
         table.add_column(column, justify="left" if column == key else "right")
@@ -118,27 +199,21 @@ def print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
     console.print(table)
 
 
-def print_confusions(found: Sequence[Confusion], console: Console) -> None:
-    """Print the most frequent errors."""
-    if not found:
-        return
+def _print_confusions(confusions: Sequence[Confusion], console: Console) -> None:
     table = Table(title="Most frequent errors", title_justify="left")
-    for column in ("times", "said", "written"):
-        table.add_column(column, justify="right" if column == "times" else "left")
-    for one in found:
+    for column in ("count", "reference", "hypothesis"):
+        table.add_column(column, justify="right" if column == "count" else "left")
+    for one in confusions:
         table.add_row(f"{one.count:,}", one.ref or "[dim](nothing)[/]", one.hyp or "[dim](nothing)[/]")
     console.print(table)
 
 
-def print_worst(predictions: Sequence[Prediction], normalize: Normalizer, console: Console) -> None:
-    """Print utterances with their errors in colour."""
-    if not predictions:
-        return
+def _print_worst(predictions: Sequence[Prediction], normalize: Normalizer, console: Console) -> None:
     table = Table(title="Worst utterances", title_justify="left")
     table.add_column("id", no_wrap=True)
     table.add_column("errors", justify="right")
-    table.add_column("reference against hypothesis")
+    table.add_column("alignment of reference and hypothesis")
     for prediction in predictions:
         ref, hyp = _texts(prediction, normalize)
-        table.add_row(prediction.id, str(word_edits(ref, hyp).errors), coloured_diff(ref, hyp))
+        table.add_row(prediction.id, str(word_edits(ref, hyp).errors), colored_diff(ref, hyp))
     console.print(table)

@@ -15,7 +15,7 @@ from rich.text import Text
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
 from ssl_asr.textfiles import written_whole
-from ssl_asr.types import Alternative, Hypothesis, Utterance, Word
+from ssl_asr.types import Alternative, Hypothesis, Segment, Utterance, Word
 
 Normalizer = Callable[[str, str | None], str]
 
@@ -40,7 +40,7 @@ class Prediction:
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
-    segments: list[Word] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
 
     @classmethod
     def of(cls, utterance: Utterance, hypothesis: Hypothesis) -> "Prediction":
@@ -72,7 +72,7 @@ class Prediction:
         """The prediction that `record` wrote; TypeError where it did not."""
         words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
-        segments = [Word.from_record(segment) for segment in row.get("segments", [])]
+        segments = [Segment.from_record(segment) for segment in row.get("segments", [])]
         return cls(**(row | {"words": words, "alternatives": alternatives, "segments": segments}))
 
 
@@ -166,7 +166,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def coloured_diff(ref: str, hyp: str) -> Text:
+def colored_diff(ref: str, hyp: str) -> Text:
     """The alignment in one line: substitutions yellow, insertions green, deletions red."""
     text = Text()
     for operation, old, new in align(ref.split(), hyp.split()):
@@ -184,7 +184,7 @@ def coloured_diff(ref: str, hyp: str) -> Text:
 
 def plain_diff(ref: str, hyp: str) -> str:
     """The same alignment without colour, for logs and tables."""
-    return coloured_diff(ref, hyp).plain.strip()
+    return colored_diff(ref, hyp).plain.strip()
 
 
 def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, console: Console, count: int = 4) -> None:
@@ -197,7 +197,7 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
     step = max(1, len(predictions) // count)
     for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
         ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
-        table.add_row(prediction.id, coloured_diff(ref, hyp))
+        table.add_row(prediction.id, colored_diff(ref, hyp))
     console.print(table)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.build.assembly import normalizers
+from ssl_asr.data.text import get_normalizer
 from ssl_asr.metrics.edit import Edits, word_edits
 
 REPO = Path(__file__).parent.parent.parent
@@ -85,7 +85,7 @@ def take_turns(runners, batches):
 
 def show(title, runners, references, speech_s, peers, normalizer):
     """A table of error rates and speeds, and the first runner's texts against each other's."""
-    normalize = normalizers([normalizer])[normalizer]
+    normalize = get_normalizer(normalizer)
     table = Table(title=title, title_justify="left")
     for column in ("", "WER %", "s", "RTFx", "GB", *(f"x {peer}" for peer in peers), f"texts as {peers[0]}"):
         table.add_column(column, justify="left" if not column else "right")

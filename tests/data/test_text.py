@@ -32,7 +32,7 @@ def test_examples(name, lang, text, expected):
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 @pytest.mark.parametrize("text", ["", "  ", "Hello, wörld! It's 5 o'clock.", "ÇA VA? naïve", "ที่นี่", "..."])
-def test_every_normaliser_is_stable_and_single_spaced(name, text):
+def test_every_normalizer_is_stable_and_single_spaced(name, text):
     normalize = get_normalizer(name)
     once = normalize(text, "en")
     assert once == " ".join(once.split())
@@ -57,5 +57,5 @@ def test_whisper_english_equals_transformers():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ConfigError, match="normalizers: no normaliser 'fancy' .*whisper_english"):
+    with pytest.raises(ConfigError, match="normalizers: no normalizer 'fancy' .*whisper_english"):
         get_normalizer("fancy", key="normalizers")

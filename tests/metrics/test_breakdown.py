@@ -1,4 +1,4 @@
-"""Where errors are, and whether differences mean anything."""
+"""Breakdown of errors, and significance of differences between two systems."""
 
 import math
 
@@ -8,15 +8,7 @@ from rich.console import Console
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.metrics.breakdown import (
-    by_key,
-    confusions,
-    length_bin,
-    print_confusions,
-    print_groups,
-    print_worst,
-    worst,
-)
+from ssl_asr.metrics.breakdown import break_down, by_key, frequent_errors, length_bin, print_breakdown, worst_utterances
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.metrics.significance import compare, matched_pairs
 
@@ -35,7 +27,7 @@ ROWS = [
 ]
 
 
-def test_groups_add_up_to_the_whole():
+def test_groups_cover_all_utterances():
     groups = by_key(ROWS, "speaker", LOWER)
     assert [(g.value, g.utterances, g.words.errors, g.words.ref) for g in groups] == [
         ("(none)", 1, 1, 1),
@@ -49,7 +41,7 @@ def test_groups_add_up_to_the_whole():
         assert sum(g.duration for g in by_key(ROWS, key, LOWER)) == 56.0
 
 
-def test_bins_begin_where_the_last_ended():
+def test_length_bins_are_contiguous():
     assert [length_bin(s) for s in (0.0, 4.99, 5.0, 29.99, 30.0)] == [
         "0-2 s",
         "2-5 s",
@@ -59,29 +51,27 @@ def test_bins_begin_where_the_last_ended():
     ]
 
 
-def test_an_unknown_tag_is_an_error_that_names_the_known_ones():
+def test_unknown_tag_error_lists_known_tags():
     with pytest.raises(ConfigError, match="lang, length, speaker"):
         by_key(ROWS, "speakr", LOWER)
 
 
-def test_the_most_frequent_errors_come_first():
-    found = confusions(ROWS, LOWER, 10)
+def test_most_frequent_errors_come_first():
+    found = frequent_errors(ROWS, LOWER, 10)
     assert (found[0].operation, found[0].ref, found[0].hyp, found[0].count) == ("sub", "b", "x", 2)
     assert sum(one.count for one in found) == 4
-    assert len(confusions(ROWS, LOWER, 1)) == 1
+    assert len(frequent_errors(ROWS, LOWER, 1)) == 1
 
 
-def test_the_worst_have_errors_and_come_in_order():
+def test_worst_utterances_have_errors_and_are_sorted():
     rows = [*ROWS, _prediction(4, "a b c d", "x y", speaker="eve"), _prediction(5, "right", "right")]
-    assert [row.id for row in worst(rows, LOWER, 3)] == ["u4", "u0", "u1"]
-    assert "u5" not in [row.id for row in worst(rows, LOWER, 99)]
+    assert [row.id for row in worst_utterances(rows, LOWER, 3)] == ["u4", "u0", "u1"]
+    assert "u5" not in [row.id for row in worst_utterances(rows, LOWER, 99)]
 
 
-def test_tables_show_words_that_are_missing():
+def test_tables_show_deleted_and_inserted_words():
     console = Console(record=True, width=120)
-    print_groups("speaker", by_key(ROWS, "speaker", LOWER), console)
-    print_confusions(confusions(ROWS, LOWER, 9), console)
-    print_worst(worst(ROWS, LOWER, 9), LOWER, console)
+    print_breakdown(break_down(ROWS, LOWER, by=["speaker"], confusions=9, worst=9), LOWER, console)
     text = console.export_text()
     for part in ("ann", "33.33", "(nothing)", "[b→x]", "+f"):
         assert part in text, text
@@ -91,7 +81,7 @@ def test_tables_show_words_that_are_missing():
 
 
 def _system(seed, error_rate, count=300):
-    """The same references for all, words wrong at a rate."""
+    """Predictions with equal references for all seeds, and wrong words at `error_rate`."""
     refs, errors = np.random.default_rng(0), np.random.default_rng(seed)
     rows = []
     for i in range(count):
@@ -101,7 +91,7 @@ def _system(seed, error_rate, count=300):
     return rows
 
 
-def test_a_better_system_is_found_better_and_an_equal_one_is_not():
+def test_better_system_is_significant_and_equal_system_is_not():
     base, better, equal = _system(1, 0.2), _system(2, 0.1), _system(3, 0.2)
     found = compare(base, better, LOWER)
     assert found.difference < 0
@@ -116,12 +106,12 @@ def test_a_better_system_is_found_better_and_an_equal_one_is_not():
     assert turned.first_only == compare(base, better, LOWER).second_only
 
 
-def test_a_system_against_itself_is_no_better_and_no_worse():
+def test_system_compared_with_itself_has_no_difference():
     found = compare(ROWS, ROWS[::-1], LOWER)
     assert (found.difference, found.low, found.high, found.better, found.p) == (0.0, 0.0, 0.0, 0.5, 1.0)
 
 
-def test_matched_pairs_is_the_normal_test_of_a_mean():
+def test_matched_pairs_equals_normal_test_of_mean():
     differences = [1, 1, 0, 1, -1, 1, 0, 1, 1, 0]
     z = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(10))
     assert matched_pairs(differences) == pytest.approx(2 * (1 - 0.5 * (1 + math.erf(z / math.sqrt(2)))))
@@ -129,13 +119,13 @@ def test_matched_pairs_is_the_normal_test_of_a_mean():
     assert matched_pairs([0, 0]) == 1.0
 
 
-def test_false_alarms_are_as_rare_as_p_says():
+def test_false_positive_rate_matches_significance_level():
     draw = np.random.default_rng(5)
     alarms = sum(matched_pairs(draw.integers(-1, 2, 200).tolist()) < 0.05 for _ in range(400))
-    assert 6 <= alarms <= 36, "5 % of 400, give or take three deviations"
+    assert 6 <= alarms <= 36, "5 % of 400, within three standard deviations"
 
 
 @pytest.mark.parametrize("other", [ROWS[:3], [*ROWS[:3], _prediction(3, "changed", "e f")], []])
-def test_other_utterances_or_references_are_refused(other):
+def test_different_utterances_or_references_are_refused(other):
     with pytest.raises(ManifestError, match="same manifest"):
         compare(ROWS, other, LOWER)
