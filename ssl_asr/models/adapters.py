@@ -1,4 +1,4 @@
-"""Policies that train a few parameters inside layers that stay: adapters, low-rank or MMS's, and biases."""
+"""Freeze policies that train a few parameters inside frozen layers: LoRA, MMS adapters, biases."""
 
 import sys
 from collections.abc import Sequence
@@ -8,38 +8,47 @@ from typing import Any, Literal
 from torch import nn
 
 from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.freezing import ConstantPolicy
 
-# Attention as most families compute it, by calling these modules; and what WavLM calls, whose attention reads the
-# weights of its projections past their modules, so that an adapter there would be trained by nothing.
+# Linear layers that get LoRA adapters by default: queries and values of attention.
 _TARGETS = ["q_proj", "v_proj"]
-_CONFORMER_TARGETS = ["linear_q", "linear_v"]
-_WAVLM_TARGETS = ["intermediate_dense", "output_dense"]
-_WAVLM_PAST = {"q_proj", "k_proj", "v_proj", "out_proj"}
+# Exceptions, by the `model_type` of transformers' config.
+_TARGETS_OF = {"wavlm": ["intermediate_dense", "output_dense"], "wav2vec2-bert": ["linear_q", "linear_v"]}
+# WavLM's attention reads the weights of these layers without calling their modules, so adapters get no gradient.
+_BYPASSED_IN = {"wavlm": {"q_proj", "k_proj", "v_proj", "out_proj"}}
 
 
-def _layers(names: Sequence[str]) -> set[str]:
+def _transformer_layers(names: Sequence[str]) -> set[str]:
     return {name for name in names if name.startswith(("layers.", "decoder.layers."))}
 
 
-def _new(rest: Sequence[str]) -> set[str]:
-    """What has no pretrained weights: states and head."""
+def _without_pretrained(rest: Sequence[str]) -> set[str]:
+    """Returns the groups that have no pretrained weights: states and head."""
     return {name for name in rest if not name.startswith("decoder.")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(ConstantPolicy):
-    """Low-rank adapters beside linear layers of the transformer (Hu et al., 2021), by peft; and a new head whole.
+    """Low-rank adapters in linear layers of the transformer (Hu et al., 2021, arXiv:2106.09685), by peft.
+
+    A linear layer with the frozen weight ``W`` becomes
+
+        y = W x + (alpha / rank) * B A dropout(x)
+
+    where ``A`` (rank, in) is random and ``B`` (out, rank) is zero at the start. Only ``A`` and ``B`` train, and a new
+    head trains completely.
 
     Attributes:
-        rank: of the adapters.
-        alpha: the adapters' share is ``alpha / rank``.
-        dropout: of the adapters' input.
-        targets: names of the linear layers within a transformer layer; null takes the queries and values of
-            attention, or WavLM's feed-forward layers, since its attention would pass adapters by.
-        encoder, decoder: which of Whisper's sides get adapters; other models have an encoder only.
-        checkpoint: ``whole`` writes checkpoints that need nothing else; ``adapter`` writes what trains only, some
-            hundredths of the size, which need the pretrained weights at hand.
+        rank: int, rank of the adapters.
+        alpha: float, scale of the adapters in units of ``1 / rank``.
+        dropout: float in [0, 1), dropout probability of the adapters' input.
+        targets: list of str, names of the linear layers within a transformer layer. None selects the queries and values
+            of attention, or the feed-forward layers of WavLM, whose attention would bypass adapters.
+        encoder: bool, insert adapters in the encoder.
+        decoder: bool, insert adapters in Whisper's decoder. Ignored for models without a pretrained decoder.
+        checkpoint: ``whole`` writes complete checkpoints. ``adapter`` writes only the weights that train, a few percent
+            of the size; to load the checkpoint, the pretrained weights must be available.
     """
 
     rank: int
@@ -52,26 +61,32 @@ class LoRA(ConstantPolicy):
 
     @property
     def only_trained(self) -> bool:
-        """Whether checkpoints leave out what never changes."""
+        """Whether checkpoints hold only the parameters that train."""
         return self.checkpoint == "adapter"
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
-        """Layers that hold adapters, and what is new."""
-        chosen = (_layers(encoder) if self.encoder else set()) | (_layers(rest) if self.decoder else set())
-        if not chosen:
-            what = "no layer is to have adapters"
-            raise ConfigError("freeze_policy", what, "encoder=true, or decoder=true for Whisper's decoder")
-        return frozenset(chosen | _new(rest))
-
-    def selects(self, group: str, parameter: str) -> bool:
-        """Adapters only, but everything of what is new."""
-        return "lora_" in parameter or not group.startswith(("layers.", "decoder.layers."))
-
-    def prepare(self, encoder: Any, decoder: nn.Module | None) -> None:
-        """Put adapters beside the targets; they change nothing until they have trained.
+        """Returns the transformer layers with adapters, and the groups without pretrained weights.
 
         Raises:
-            ConfigError: the model has no such layers, or reads their weights past the adapters.
+            ConfigError: If no layer gets adapters.
+        """
+        chosen = _transformer_layers(encoder) if self.encoder else set()
+        chosen |= _transformer_layers(rest) if self.decoder else set()
+        if not chosen:
+            remedy = "use freeze_policy.encoder=true, or freeze_policy.decoder=true for Whisper's decoder"
+            raise ConfigError("freeze_policy", "no layer gets adapters", remedy)
+        return frozenset(chosen | _without_pretrained(rest))
+
+    def selects(self, group: str, parameter: str) -> bool:
+        """Selects the adapters of a pretrained group, every parameter of a new one."""
+        return "lora_" in parameter or not group.startswith(("layers.", "decoder.layers."))
+
+    def prepare(self, encoder: SpeechEncoder, decoder: nn.Module | None) -> None:
+        """Inserts adapters. They do not change the output before they are trained.
+
+        Raises:
+            ConfigError: If peft is not installed, the model has no layers named in ``targets``, or its attention
+                bypasses their modules.
         """
         if self.encoder:
             self._insert(encoder.net)
@@ -79,18 +94,17 @@ class LoRA(ConstantPolicy):
             self._insert(decoder)
 
     def _insert(self, net: Any) -> None:
+        """Inserts adapters into a model of transformers."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
             raise missing_extra("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit") from None
         family = net.config.model_type
-        is_wavlm = family == "wavlm"
-        defaults = {"wavlm": _WAVLM_TARGETS, "wav2vec2-bert": _CONFORMER_TARGETS}
-        targets = self.targets if self.targets is not None else defaults.get(family, _TARGETS)
-        past = sorted(_WAVLM_PAST & set(targets)) if is_wavlm else []
-        if past:
-            what = f"WavLM's attention reads the weights of {', '.join(past)} past any adapter"
-            raise ConfigError("freeze_policy.targets", what, f"targets=[{','.join(_WAVLM_TARGETS)}]")
+        defaults = _TARGETS_OF.get(family, _TARGETS)
+        targets = self.targets if self.targets is not None else defaults
+        if bypassed := sorted(_BYPASSED_IN.get(family, set()) & set(targets)):
+            what = f"the attention of {family} bypasses adapters in {', '.join(bypassed)}"
+            raise ConfigError("freeze_policy.targets", what, f"use targets=[{','.join(defaults)}]")
         known = {name.rpartition(".")[2] for name, module in net.named_modules() if isinstance(module, nn.Linear)}
         if unknown := sorted(set(targets) - known):
             what = f"no linear layers named {', '.join(unknown)}"
@@ -100,7 +114,7 @@ class LoRA(ConstantPolicy):
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Add every adapter into the layer it stands beside, and leave that layer alone in its place."""
+    """Merges every LoRA adapter into the weight of its linear layer and removes the adapter."""
     # A model has LoRA layers only if peft was imported to insert them, and importing peft is slow.
     if "peft" not in sys.modules:
         return
@@ -116,38 +130,38 @@ def merge_adapters(model: nn.Module) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters(ConstantPolicy):
-    """The adapters at the end of each layer of MMS (Pratap et al., 2023), and a new head whole.
+    """Trains the adapters at the end of each layer of MMS (Pratap et al., 2023, arXiv:2305.13516) and a new head.
 
-    The backbone has them (``mms_1b_all``) or is given them (``backbone.adapter_dim``).
+    The backbone already has adapters (``mms_1b_all``) or gets new ones (``backbone.adapter_dim``).
     """
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
-        """The transformer's layers, and what is new."""
-        return frozenset(_layers(encoder) | _new(rest))
+        """Returns the transformer layers and the groups without pretrained weights."""
+        return frozenset(_transformer_layers(encoder) | _without_pretrained(rest))
 
     def selects(self, group: str, parameter: str) -> bool:
-        """Adapters only, but everything of what is new."""
+        """Selects the adapters of a pretrained group, every parameter of a new one."""
         return "adapter_layer" in parameter or not group.startswith("layers.")
 
-    def prepare(self, encoder: Any, decoder: nn.Module | None) -> None:
-        """The model stays as it is.
+    def prepare(self, encoder: SpeechEncoder, decoder: nn.Module | None) -> None:
+        """Checks that the encoder has adapters; the model is unchanged.
 
         Raises:
-            ConfigError: it has no adapters.
+            ConfigError: If the encoder has no adapters.
         """
-        if not any("adapter_layer" in name for name, _ in encoder.net.named_parameters()):
-            what = "this model has no adapters to train"
-            raise ConfigError("freeze_policy", what, "backbone=mms_1b_all, backbone.adapter_dim=16, or lora")
+        if not any("adapter_layer" in name for name, _ in encoder.named_parameters()):
+            remedy = "use backbone=mms_1b_all, backbone.adapter_dim=16 or freeze_policy=lora"
+            raise ConfigError("freeze_policy", "this encoder has no adapters to train", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(ConstantPolicy):
-    """The biases of the transformer, those of its norms included (Ben Zaken et al., 2021); and a new head whole."""
+    """Trains the transformer's biases, norms included (Ben Zaken et al., 2021, arXiv:2106.10199), and a new head."""
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
-        """All but ``feature_encoder``."""
+        """Returns all groups except ``feature_encoder`` and the decoder's embeddings."""
         return frozenset([*encoder, *rest]) - {"feature_encoder", "decoder.embed"}
 
     def selects(self, group: str, parameter: str) -> bool:
-        """Biases only, but everything of what is new."""
+        """Selects the biases of a pretrained group, every parameter of a new one."""
         return parameter.endswith("bias") or group in ("states", "head", "ctc")

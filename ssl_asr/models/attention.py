@@ -1,29 +1,40 @@
-"""Heads for joint CTC-attention: a shared trunk, a CTC layer on it, and a decoder that attends to it.
+"""Heads for joint CTC-attention: a shared trunk with a CTC layer and an attention decoder.
 
-The two halves share one vocabulary. Its id 0, which no text contains, is CTC's blank in one half and both the
-start and the end of a sentence in the other (SpeechBrain's arrangement).
+    encoder states -> trunk -+-> CTC layer          -> logits_BFV
+                             +-> attention decoder  -> logits_BUV
+
+CTC layer and decoder share one vocabulary. Id 0 is the blank of CTC, and both start and end of sentence of the decoder,
+as in SpeechBrain.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.models.encoder import padding_mask
-from ssl_asr.models.heads import DnnHead, FrameWise
+from ssl_asr.models.heads import CtcHead, DnnHead, FrameWise
 from ssl_asr.models.transformer import TransformerDecoder, beam_rows
 
 
 class LocationAttention(nn.Module):
-    """Additive attention that knows where it looked last (Chorowski et al., 2015, "Attention-based models").
+    """Location-aware additive attention (Chorowski et al., 2015, arXiv:1506.07503).
+
+    With encoder states ``h``, query ``q`` and the weights ``a'`` of the previous step:
+
+        f     = conv(a')                                       location features of frame j: f_j
+        e_j   = w^T tanh(V h_j + b + W q + U f_j)              energies
+        a     = softmax(e)                                     over the valid frames
+        c     = sum over j of a_j h_j                          context
 
     Args:
-        dim: features of what is attended to.
-        query_dim: features of the query.
-        width: of the space in which the two are compared.
-        channels, kernel: of the convolution over the last weights.
+        dim: int, features of the encoder states.
+        query_dim: int, features of the query.
+        width: int, features of the space in which energies are computed.
+        channels: int, output channels of the convolution over the previous weights.
+        kernel: int, frames of context of the convolution on either side.
     """
 
     def __init__(self, *, dim: int, query_dim: int, width: int, channels: int, kernel: int) -> None:
@@ -37,10 +48,21 @@ class LocationAttention(nn.Module):
     def forward(
         self, keys_BFD: Tensor, h_BFD: Tensor, mask_BF: Tensor | None, query_BD: Tensor, weights_BF: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is seen, ``context_BD``, and where, ``weights_BF``; frames outside the mask have none."""
+        """Computes the context and the attention weights of one step.
+
+        Args:
+            keys_BFD: Tensor of shape (batch, frames, width), ``self.keys(h_BFD)``.
+            h_BFD: Tensor of shape (batch, frames, dim), encoder states.
+            mask_BF: Bool tensor, False at padding; None without padding.
+            query_BD: Tensor of shape (batch, query_dim).
+            weights_BF: Tensor of shape (batch, frames), weights of the previous step.
+
+        Returns:
+            ``context_BD``, shape (batch, dim), and ``weights_BF``. Padding has weight zero.
+        """
         location_BFD = self.location(self.where(weights_BF[:, None]).transpose(1, 2))
-        compared_BFD = torch.tanh(keys_BFD + self.query(query_BD)[:, None] + location_BFD)
-        energy_BF = self.energy(compared_BFD)[..., 0].float()
+        hidden_BFD = torch.tanh(keys_BFD + self.query(query_BD)[:, None] + location_BFD)
+        energy_BF = self.energy(hidden_BFD)[..., 0].float()
         if mask_BF is not None:
             energy_BF = energy_BF.masked_fill(~mask_BF, -torch.inf)
         weights_BF = energy_BF.softmax(-1).to(h_BFD.dtype)
@@ -49,7 +71,18 @@ class LocationAttention(nn.Module):
 
 @dataclass(slots=True)
 class GruState:
-    """Where a recurrent decoder stands: its memory, what it saw last and where."""
+    """State of a `GruDecoder` between two tokens. Each beam is a row of every tensor.
+
+    Attributes:
+        keys_BFD: Tensor of shape (batch * beams, frames, width), keys of the attention.
+        h_BFD: Tensor of shape (batch * beams, frames, features), encoder states.
+        mask_BF: Bool tensor, False at padding; None without padding.
+        memory_LBD: Tensor of shape (layers, batch * beams, width), state of the GRU.
+        context_BD: Tensor of shape (batch * beams, features), context of the last step.
+        weights_BF: Tensor of shape (batch * beams, frames), attention weights of the last step.
+        beams: int, number of beams per utterance.
+        watch: bool, whether ``weights_NF`` is stored. Always True, because the attention uses the weights itself.
+    """
 
     keys_BFD: Tensor
     h_BFD: Tensor
@@ -59,48 +92,64 @@ class GruState:
     weights_BF: Tensor
 
     beams: int = 1
-    # It always knows where it looked.
     watch: bool = True
 
     @property
     def weights_NF(self) -> Tensor:
-        """Where it looked last, a row for each beam."""
+        """Attention weights of the last step, shape (batch * beams, frames)."""
         return self.weights_BF
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these utterances of the batch (int64 on the device), with all their beams."""
-        self._take(beam_rows(rows, self.beams), whole=True)
+        """Keeps these utterances with all their beams and removes the others.
+
+        Args:
+            rows: int64 tensor on the device, indices of utterances.
+        """
+        self._take(beam_rows(rows, self.beams), with_encoder=True)
 
     def spread(self, beams: int) -> None:
-        """Make so many beams of each utterance, all alike."""
+        """Repeats the single beam of each utterance ``beams`` times."""
         assert self.beams == 1
         self.keep(torch.arange(len(self.h_BFD), device=self.h_BFD.device).repeat_interleave(beams))
         self.beams = beams
 
     def select(self, rows: Tensor) -> None:
-        """Put each beam in the place of another of its utterance: ``rows`` of the whole batch (int64)."""
-        self._take(rows, whole=False)
+        """Replaces each beam by another beam of the same utterance.
 
-    def _take(self, rows: Tensor, *, whole: bool) -> None:
-        """These rows of what has been said; with ``whole``, also of what is listened to."""
+        Args:
+            rows: int64 tensor of shape (batch * beams,), the row that each beam continues.
+        """
+        self._take(rows, with_encoder=False)
+
+    def _take(self, rows: Tensor, *, with_encoder: bool) -> None:
+        """Selects rows of the decoder's tensors. With ``with_encoder``, also rows of the encoder's states."""
         self.memory_LBD = self.memory_LBD[:, rows]
         self.context_BD, self.weights_BF = self.context_BD[rows], self.weights_BF[rows]
-        if whole:
+        if with_encoder:
             self.keys_BFD, self.h_BFD = self.keys_BFD[rows], self.h_BFD[rows]
             self.mask_BF = None if self.mask_BF is None else self.mask_BF[rows]
 
 
 class GruDecoder(nn.Module):
-    """A GRU over embedded tokens and what it attends to, with location-aware attention.
+    """A GRU decoder with location-aware attention (SpeechBrain's ``AttentionalRNNDecoder``).
+
+    For each token ``y_i``, with the GRU state ``s_i`` and the context ``c_i`` of `LocationAttention`:
+
+        s_i      = GRU([embed(y_i), c_{i-1}], s_{i-1})
+        c_i      = attention(query s_i)
+        state    = W [c_i, s_i]
 
     Args:
-        dim: features of the encoder states.
-        vocab_size: entries, 0 being start and end.
-        embedding: features of a token.
-        width, layers, dropout: of the GRU.
-        attention_width, channels, kernel: see `LocationAttention`.
+        dim: int, features of the encoder states.
+        vocab_size: int, number of tokens. Id 0 is start and end of sentence.
+        embedding: int, features of a token embedding.
+        width: int, features of the GRU.
+        layers: int, number of GRU layers.
+        dropout: float in [0, 1), dropout probability of embeddings, GRU layers and output states.
+        attention_width, channels, kernel: See `LocationAttention`.
     """
 
+    # A GRU has no positions, so nothing limits the length of a text.
     max_tokens = 1_000_000
 
     def __init__(
@@ -128,18 +177,18 @@ class GruDecoder(nn.Module):
         self.out = nn.Linear(width, vocab_size)
 
     def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
-        """States after each token, teacher-forced: ``states_BUD``; `logits` turns rows of them into logits."""
+        """Runs the decoder with teacher forcing; see `TransformerDecoder.forward`."""
         state = self.begin(h_BFD, context_lengths_B, tokens_BU.shape[1])
         embedded_BUD = self.dropout(self.embed(tokens_BU))
         return torch.stack([self._next(x_BD, state) for x_BD in embedded_BUD.unbind(1)], dim=1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits of any selection of states, shape (…, V)."""
+        """Computes logits from states of shape (…, width)."""
         logits: Tensor = self.out(self.dropout(states))
         return logits
 
     def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> GruState:
-        """The state before the first token: no memory, and a look that is spread evenly."""
+        """Returns the state before the first token: zero GRU state, and equal attention weights on all valid frames."""
         batch, frames, _ = h_BFD.shape
         mask_BF = padding_mask(context_lengths_B, frames, h_BFD.device)
         ones_BF = h_BFD.new_ones(batch, frames) if mask_BF is None else mask_BF.to(h_BFD.dtype)
@@ -153,27 +202,27 @@ class GruDecoder(nn.Module):
         )
 
     def step(self, tokens_BU: Tensor, state: GruState) -> Tensor:
-        """Feed the next token and return the logits after it, ``logits_BV``."""
+        """Updates the state with one token per row, and computes the logits of the next token, ``logits_BV``."""
         assert tokens_BU.shape[1] == 1
         return self.logits(self._next(self.embed(tokens_BU[:, 0]), state))
 
     def _next(self, embedded_BD: Tensor, state: GruState) -> Tensor:
         inputs_BD = torch.cat([embedded_BD, state.context_BD.to(embedded_BD.dtype)], dim=-1)
-        read_BUD, state.memory_LBD = self.gru(inputs_BD[:, None], state.memory_LBD.to(inputs_BD.dtype))
+        out_BUD, state.memory_LBD = self.gru(inputs_BD[:, None], state.memory_LBD.to(inputs_BD.dtype))
         state.context_BD, state.weights_BF = self.attention(
-            state.keys_BFD, state.h_BFD, state.mask_BF, read_BUD[:, 0], state.weights_BF
+            state.keys_BFD, state.h_BFD, state.mask_BF, out_BUD[:, 0], state.weights_BF
         )
-        joined_BD: Tensor = self.join(torch.cat([state.context_BD, read_BUD[:, 0]], dim=-1))
+        joined_BD: Tensor = self.join(torch.cat([state.context_BD, out_BUD[:, 0]], dim=-1))
         return joined_BD
 
 
-class JointHead(nn.Module):
-    """A trunk of dense blocks, CTC's layer and an attention decoder on it.
+class JointHead(CtcHead):
+    """A trunk of dense blocks with a CTC layer and an attention decoder.
 
     Args:
-        trunk: from ``h_BFD, frame_lengths_B`` to what both halves read.
-        ctc: from the trunk to ``logits_BFV``.
-        decoder: attends to the trunk.
+        trunk: FrameWise, computes the states that CTC layer and decoder share.
+        ctc: nn.Linear, computes ``logits_BFV`` from the trunk's states.
+        decoder: Attention decoder over the trunk's states.
     """
 
     def __init__(self, *, trunk: FrameWise, ctc: nn.Linear, decoder: GruDecoder | TransformerDecoder) -> None:
@@ -181,21 +230,24 @@ class JointHead(nn.Module):
         self.trunk, self.ctc, self.decoder = trunk, ctc, decoder
 
     def forward(self, h_BFD: Tensor, frame_lengths_B: Tensor) -> Tensor:
-        """CTC's ``logits_BFV``, for those who want no other half."""
+        """Computes the CTC logits, ``logits_BFV``."""
         logits_BFV: Tensor = self.ctc(self.trunk(h_BFD, frame_lengths_B))
         return logits_BFV
 
 
 @dataclass(frozen=True, kw_only=True)
 class GruAttentionHead:
-    """The tutorial's head: dense blocks, a CTC layer, and a GRU decoder with location-aware attention.
+    """Dense blocks, a CTC layer, and a GRU decoder with location-aware attention, as in SpeechBrain's recipes.
 
     Attributes:
-        blocks, width, norm, activation, dropout: of the dense blocks (see `DnnHead`).
-        embedding: features of a token.
-        decoder_width, decoder_layers, decoder_dropout: of the GRU.
-        attention_width: of the space in which memory and frames are compared.
-        channels, kernel: of the convolution over where it looked last; ``kernel`` frames on either side.
+        blocks, width, norm, activation, dropout: Dense blocks, see `DnnHead`.
+        embedding: int, features of a token embedding.
+        decoder_width: int, features of the GRU.
+        decoder_layers: int, number of GRU layers.
+        decoder_dropout: float in [0, 1), dropout probability of the decoder.
+        attention_width: int, features of the space in which attention energies are computed.
+        channels: int, output channels of the convolution over the previous attention weights.
+        kernel: int, frames of context of the convolution on either side.
     """
 
     blocks: int
@@ -211,8 +263,11 @@ class GruAttentionHead:
     channels: int
     kernel: int
 
+    tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
+    copies_checkpoint: ClassVar[bool] = False
+
     def build(self, *, dim: int, vocab_size: int) -> JointHead:
-        """The module for states of so many features."""
+        """Builds the module; see `Head.build`."""
         trunk, width = _dense(self).trunk(dim=dim)
         decoder = GruDecoder(
             dim=width,
@@ -230,12 +285,15 @@ class GruAttentionHead:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerAttentionHead:
-    """Dense blocks, a CTC layer, and a transformer decoder of their width (norm first, learnt positions).
+    """Dense blocks, a CTC layer, and a transformer decoder of the same width (normalization first, learned positions).
 
     Attributes:
-        blocks, width, norm, activation, dropout: of the dense blocks (see `DnnHead`).
-        decoder_layers, heads, feed_forward, decoder_dropout: of the decoder.
-        max_tokens: the longest text it has positions for, start included.
+        blocks, width, norm, activation, dropout: Dense blocks, see `DnnHead`.
+        decoder_layers: int, number of decoder layers.
+        heads: int, number of attention heads, a divisor of ``width``.
+        feed_forward: int, features of the feed-forward layers.
+        decoder_dropout: float in [0, 1), dropout probability of the decoder.
+        max_tokens: int, number of positions, the start token included.
     """
 
     blocks: int
@@ -249,8 +307,11 @@ class TransformerAttentionHead:
     decoder_dropout: float
     max_tokens: int
 
+    tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
+    copies_checkpoint: ClassVar[bool] = False
+
     def build(self, *, dim: int, vocab_size: int) -> JointHead:
-        """The module for states of so many features."""
+        """Builds the module; see `Head.build`."""
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
@@ -285,13 +346,16 @@ def _dense(options: GruAttentionHead | TransformerAttentionHead) -> DnnHead:
 def attention_loss(
     logits_BUV: Tensor, targets_BU: Tensor, token_lengths_B: Tensor, *, label_smoothing: float
 ) -> Tensor:
-    """Mean cross-entropy a token of each utterance, ``loss_B``; places beyond its length count for nothing.
+    """Computes the mean cross-entropy per token of each utterance. Padding is masked.
 
     Args:
-        logits_BUV: of every place.
-        targets_BU: what is to come at each place, the end included.
-        token_lengths_B: places that count, int64 on the CPU.
-        label_smoothing: share of the target's mass spread over the vocabulary.
+        logits_BUV: Tensor of shape (batch, tokens, vocabulary).
+        targets_BU: int64 tensor of shape (batch, tokens), next token at each position, the end token included.
+        token_lengths_B: int64 tensor on the CPU, number of valid positions.
+        label_smoothing: float in [0, 1), probability mass of the target that is spread over the vocabulary.
+
+    Returns:
+        ``loss_B``, shape (batch,), float32.
     """
     loss_BU = functional.cross_entropy(
         logits_BUV.float().transpose(1, 2), targets_BU, reduction="none", label_smoothing=label_smoothing

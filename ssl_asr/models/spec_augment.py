@@ -1,52 +1,74 @@
-"""SpecAugment: spans of time and of features hidden from the encoder in training.
+"""SpecAugment (Park et al., 2019): random spans of time and of features are masked in training.
 
-Spans are drawn on the CPU, where the lengths are, and sent to the device without waiting for it. Each row
-draws for itself, so what hides in one has nothing to do with the rows beside it.
+Spans are drawn on the CPU, where the lengths are, and copied to the device without synchronization. The
+spans of an utterance do not depend on the other utterances of the batch.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ssl_asr.models.encoder import SpeechEncoder
+
 
 def span_mask(lengths_B: Tensor, width: int, *, prob: float, span: int) -> Tensor:
-    """True where a row is hidden, shape (B, width), on the CPU.
+    """Draws spans of ``span`` positions for each row.
 
-    ``prob`` is in fairseq's unit (and transformers'): a row of ``n`` gets ``prob * n / span`` spans, rounded
-    up or down at random, at different starts. Spans may overlap, so less than ``prob`` is hidden: 0.5 hides
-    some 39 %, 0.65 some 48 %. A row no longer than a span is left whole.
+    ``prob`` has the same meaning as in fairseq and transformers: a row of length ``n`` gets ``prob * n / span`` spans
+    with different starts. The count is rounded up or down at random. Spans may overlap, so the masked fraction is below
+    ``prob``: 0.5 masks about 39 %, 0.65 about 48 %. A row no longer than one span is not masked.
 
     Args:
-        lengths_B: int64, on the CPU.
-        width: of the mask, at least the longest row.
-        prob: the share that spans would cover if none overlapped.
-        span: their length.
+        lengths_B: int64 tensor on the CPU, length of each row.
+        width: int, width of the mask, at least the longest length.
+        prob: float in [0, 1], fraction of a row that the spans would cover without overlap.
+        span: int, length of a span.
+
+    Returns:
+        Bool tensor of shape (batch, width) on the CPU, True where masked.
     """
     starts_B = (lengths_B - span).clamp(min=0)
     wanted_B = (prob * lengths_B / span + torch.rand(len(lengths_B))).floor().long()
     count_B = torch.minimum(wanted_B, starts_B)
+    # Random keys rank the possible starts of a row; the `count` lowest ranks are the starts of the spans.
     keys_BW = torch.rand(len(lengths_B), width)
     keys_BW = keys_BW.masked_fill(torch.arange(width)[None] >= starts_B[:, None], 2.0)
     rank_BW = keys_BW.argsort(dim=1).argsort(dim=1)
+    # A position is masked if more spans have started there than have ended.
     begun_BW = (rank_BW < count_B[:, None]).long().cumsum(1)
     ended_BW = torch.nn.functional.pad(begun_BW, (span, 0))[:, :width]
     return begun_BW > ended_BW
 
 
+def masked_share(mask_BF: Tensor | None, lengths_B: Tensor) -> float:
+    """Returns the fraction of all valid frames that a mask covers, 0.0 without a mask."""
+    return 0.0 if mask_BF is None else float(mask_BF.sum() / lengths_B.sum().clamp(min=1))
+
+
+class Augment(Protocol):
+    """An ``augment`` option: changes what an encoder computes in training."""
+
+    def apply_to(self, encoder: "SpeechEncoder") -> None:
+        """Sets the augmentation of an encoder. Call it before `SpeechEncoder.layer_groups`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment:
-    """The ``spec_augment`` options: hide spans of frames, and spans of features in all frames of an utterance.
+    """Masks spans of frames, and spans of features over all frames of an utterance.
 
-    For wav2vec 2.0 and its kin frames are of 20 ms, features are those of the first transformer layer's input,
-    a hidden frame becomes the learnt mask vector and a hidden feature zero (Baevski et al., 2020). For Whisper
-    frames are of 10 ms, features are mel bands, and what is hidden is zero, which log-mel features centre on.
-    An encoder that is frozen whole is never masked.
+    wav2vec 2.0 and related encoders mask the input of the first transformer layer. Frames are 20 ms. A masked frame is
+    replaced by the learned mask vector, a masked feature by zero (Baevski et al., 2020). Whisper masks the log-mel
+    spectrogram. Frames are 10 ms, features are mel bands, and masked values are zero, about the mean of Whisper's
+    features. An encoder that is frozen completely is never masked.
 
     Attributes:
-        time_prob: share of the frames that spans would cover if none overlapped; see `span_mask`.
-        time_span: frames a span.
-        feature_prob, feature_span: the same, of features.
+        time_prob: float in [0, 1], fraction of the frames that the spans would cover without overlap; see `span_mask`.
+        time_span: int, frames of a span.
+        feature_prob: float in [0, 1], fraction of the features that the spans would cover without overlap.
+        feature_span: int, features of a span.
     """
 
     time_prob: float
@@ -54,14 +76,34 @@ class SpecAugment:
     feature_prob: float
     feature_span: int
 
+    def apply_to(self, encoder: "SpeechEncoder") -> None:
+        """Masks the encoder's input in train mode."""
+        encoder.mask_with(self)
+
     def time_mask(self, lengths_B: Tensor, width: int) -> Tensor | None:
-        """Hidden frames, shape (B, width), on the CPU; None where the option is 0."""
+        """Draws a mask over frames.
+
+        Args:
+            lengths_B: int64 tensor on the CPU, number of valid frames.
+            width: int, width of the mask.
+
+        Returns:
+            Bool tensor of shape (batch, width) on the CPU, True where masked; None if ``time_prob`` is 0.
+        """
         if self.time_prob == 0:
             return None
         return span_mask(lengths_B, width, prob=self.time_prob, span=self.time_span)
 
     def feature_mask(self, batch: int, features: int) -> Tensor | None:
-        """Hidden features, shape (batch, features), on the CPU; None where the option is 0."""
+        """Draws a mask over features.
+
+        Args:
+            batch: int, number of utterances.
+            features: int, number of features.
+
+        Returns:
+            Bool tensor of shape (batch, features) on the CPU, True where masked; None if ``feature_prob`` is 0.
+        """
         if self.feature_prob == 0:
             return None
         lengths_B = torch.full((batch,), features)
@@ -70,9 +112,7 @@ class SpecAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class NoAugment:
-    """The ``augment=none`` option: the encoder sees everything."""
+    """No augmentation inside the encoder."""
 
-
-def share(mask_BF: Tensor | None, lengths_B: Tensor) -> float:
-    """The share of all frames that a mask hides."""
-    return 0.0 if mask_BF is None else float(mask_BF.sum() / lengths_B.sum().clamp(min=1))
+    def apply_to(self, encoder: "SpeechEncoder") -> None:
+        """Leaves the encoder unchanged."""

@@ -1,11 +1,15 @@
-"""Transformer layers whose weights sit in transformers' modules and whose forward passes are ours.
+"""Forward passes over the weights of transformers' Whisper layers.
 
-The layers are those of Whisper and BART: norm first, then attention or feed-forward, then the sum.
+The layers are those of Whisper and BART, with normalization first:
+
+    x = x + self_attention(norm(x))
+    x = x + cross_attention(norm(x), encoder states)     decoder only
+    x = x + fc2(activation(fc1(norm(x))))
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +19,55 @@ from torch.utils.checkpoint import checkpoint
 from ssl_asr.models.encoder import padding_mask
 
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-# MKL takes twice as long for so many rows times a matrix as for the matrix times their columns.
+# For these numbers of rows, MKL computes (W x^T)^T in half the time of x W^T.
 _THIN = range(13, 64)
-# The same goes for fewer rows where the matrix is a vocabulary's.
+# With the weight matrix of a large vocabulary, the same holds for fewer rows.
 _VOCABULARY = 10_000
 _THIN_OF_VOCABULARY = range(4, 64)
 
 
+class DropoutModule(Protocol):
+    """A module of transformers with a dropout probability."""
+
+    dropout: float
+    training: bool
+
+
+class AttentionModule(DropoutModule, Protocol):
+    """An attention module of transformers, such as ``WhisperAttention``."""
+
+    num_heads: int
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
+
+
+class LayerModule(DropoutModule, Protocol):
+    """The feed-forward part of a transformer layer, such as ``WhisperEncoderLayer``."""
+
+    activation_dropout: float
+    activation_fn: Callable[[Tensor], Tensor]
+    final_layer_norm: nn.Module
+    fc1: nn.Module
+    fc2: nn.Module
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; on a CPU, where a search feeds a batch's next tokens, in the quicker order."""
-    # A compiler orders its products itself, and its graph must not depend on how many rows there are.
+    """Like `torch.nn.functional.linear`, with a faster order of the product for few rows on a CPU.
+
+    A search decodes a batch one token at a time, so its products have few rows. Without gradients, in float32, on a CPU
+    with MKL, the transposed product is computed. Results agree to rounding.
+
+    Args:
+        x: Tensor of shape (…, in).
+        weight: Tensor of shape (out, in).
+        bias: Tensor of shape (out,). Default: None.
+
+    Returns:
+        Contiguous tensor of shape (…, out).
+    """
+    # A compiler orders products itself, and its graph must not depend on the number of rows.
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _MKL:
         return functional.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
@@ -33,7 +76,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if rows not in thin or not single:
         return functional.linear(x, weight, bias)
     product_NV = (weight @ x.reshape(rows, -1).T).T
-    # Either way it is copied once, into rows.
+    # Each way makes one copy, which also restores the row-major layout.
     out_NV = (
         product_NV.contiguous() if bias is None else torch.add(product_NV, bias, out=x.new_empty(rows, len(weight)))
     )
@@ -41,30 +84,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a linear layer, or what stands in for one, makes of ``x``."""
-    # Not those that are more than that, such as peft's, or that somebody listens to.
+    """Applies a linear layer, or the module that replaces it, to ``x``."""
+    # Subclasses and replacements (peft's LoRA layers) and layers with hooks must be called as modules.
     if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
         return linear(x, layer.weight, layer.bias)
     out: Tensor = layer(x)
     return out
 
 
-def _heads(x_BND: Tensor, heads: int) -> Tensor:
+def _split_heads(x_BND: Tensor, heads: int) -> Tensor:
+    """Reshapes (batch, length, heads * features) to (batch, heads, length, features)."""
     batch, length, _ = x_BND.shape
     return x_BND.view(batch, length, heads, -1).transpose(1, 2)
 
 
-def attend(attention: Any, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of ``x`` over keys and values already split into heads, through the module's projections."""
-    q = _heads(project(attention.q_proj, x_BND), attention.num_heads)
+def attend(
+    attention: AttentionModule, x_BND: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Multi-head scaled dot-product attention (Vaswani et al., 2017, arXiv:1706.03762).
+
+    For each head, with ``d`` features per head:
+
+        q   = W_q x
+        out = W_o concat over heads of softmax(q k^T / sqrt(d) + mask) v
+
+    Args:
+        attention: AttentionModule, gives the projections of queries and outputs.
+        x_BND: Tensor of shape (batch, queries, features).
+        k: Tensor of shape (batch, heads, keys, d), see `keys_values`.
+        v: Tensor of shape (batch, heads, keys, d).
+        mask: Bool tensor that broadcasts to (batch, heads, queries, keys), False where a key is masked, or None.
+        causal: bool, mask the keys after each query's position.
+
+    Returns:
+        Tensor of shape (batch, queries, features).
+    """
+    q = _split_heads(project(attention.q_proj, x_BND), attention.num_heads)
     dropout = attention.dropout if attention.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return project(attention.out_proj, mixed.transpose(1, 2).flatten(2))
 
 
-def _weights(attention: Any, x_BND: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """What every head looks at, ``weights_BHNF`` in float32."""
-    q = _heads(project(attention.q_proj, x_BND), attention.num_heads)
+def _attention_weights(attention: AttentionModule, x_BND: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes softmax(q k^T / sqrt(d)) of every head, ``weights_BHNF`` in float32."""
+    q = _split_heads(project(attention.q_proj, x_BND), attention.num_heads)
     scores_BHNF = (q @ k.transpose(2, 3)).float() / q.shape[-1] ** 0.5
     if mask is not None:
         scores_BHNF = scores_BHNF.masked_fill(~mask, -torch.inf)
@@ -72,26 +135,30 @@ def _weights(attention: Any, x_BND: Tensor, k: Tensor, mask: Tensor | None) -> T
     return weights_BHNF
 
 
-def keys_values(attention: Any, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of ``x``, split into heads."""
+def keys_values(attention: AttentionModule, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes keys and values, each of shape (batch, heads, length, features per head)."""
     heads = attention.num_heads
-    return _heads(project(attention.k_proj, x_BND), heads), _heads(project(attention.v_proj, x_BND), heads)
+    return _split_heads(project(attention.k_proj, x_BND), heads), _split_heads(project(attention.v_proj, x_BND), heads)
 
 
-def drop(layer: Any, x: Tensor, p: float | None = None) -> Tensor:
-    """Dropout at the layer's own rate, or at ``p``."""
+def drop(layer: DropoutModule, x: Tensor, p: float | None = None) -> Tensor:
+    """Applies dropout with probability ``p`` in train mode. Default: the layer's own probability."""
     return functional.dropout(x, p=layer.dropout if p is None else p, training=layer.training)
 
 
-def feed_forward(layer: Any, x_BND: Tensor) -> Tensor:
-    """The layer's second half."""
+def feed_forward(layer: LayerModule, x_BND: Tensor) -> Tensor:
+    """Computes ``x + fc2(activation(fc1(norm(x))))``, with dropout."""
     h_BND = layer.activation_fn(project(layer.fc1, layer.final_layer_norm(x_BND)))
     return x_BND + drop(layer, project(layer.fc2, drop(layer, h_BND, layer.activation_dropout)))
 
 
-def run_layer(layer: Callable[..., Tensor], *inputs: Any, again: bool) -> Tensor:
-    """A layer's output; with ``again``, what it keeps for backward is its input only."""
-    if not (again and torch.is_grad_enabled()):
+def run_layer(layer: Callable[..., Tensor], *inputs: object, recompute: bool) -> Tensor:
+    """Calls ``layer(*inputs)``.
+
+    With ``recompute``, only the inputs are stored for backward, and the layer runs a second time there (gradient
+    checkpointing).
+    """
+    if not (recompute and torch.is_grad_enabled()):
         return layer(*inputs)
     recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
     return recomputed
@@ -99,11 +166,20 @@ def run_layer(layer: Callable[..., Tensor], *inputs: Any, again: bool) -> Tensor
 
 @dataclass(slots=True)
 class DecodingState:
-    """The cache of one decoding: preallocated self-attention keys and values, fixed cross-attention ones.
+    """Key-value cache of a decoding run.
 
-    The beams of an utterance are rows of the self-attention side, one after another; on the other side they are
-    queries of their utterance's one set of keys, which is never copied. With ``watch``, ``weights_NF`` is where the
-    last layer's heads looked at the last step, on average, a row for each beam.
+    Self-attention: preallocated, with one row per beam; the beams of an utterance are consecutive rows.
+    Cross-attention: computed once, with one row per utterance; the beams are queries of that row, so nothing is copied.
+
+    Attributes:
+        self_k, self_v: For each layer, tensor of shape (batch * beams, heads, max_tokens, features).
+        cross_k, cross_v: For each layer, tensor of shape (batch, heads, frames, features).
+        cross_mask: Bool tensor of shape (batch, 1, 1, frames), False at padding; None without padding.
+        filled: int, number of tokens in the cache.
+        beams: int, number of beams per utterance.
+        watch: bool, store ``weights_NF`` at each step.
+        weights_NF: Tensor of shape (batch * beams, frames), cross-attention weights of the last layer at the last step,
+            averaged over heads; None if ``watch`` is False.
     """
 
     self_k: list[Tensor]
@@ -117,7 +193,11 @@ class DecodingState:
     weights_NF: Tensor | None = None
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these utterances of the batch (int64 on the device), with all their beams."""
+        """Keeps these utterances with all their beams and removes the others.
+
+        Args:
+            rows: int64 tensor on the device, indices of utterances.
+        """
         for name in ("cross_k", "cross_v"):
             setattr(self, name, [tensor[rows] for tensor in getattr(self, name)])
         if self.cross_mask is not None:
@@ -126,49 +206,73 @@ class DecodingState:
         self.self_k, self.self_v = ([tensor[own] for tensor in cache] for cache in (self.self_k, self.self_v))
 
     def spread(self, beams: int) -> None:
-        """Make so many beams of each utterance, all alike."""
+        """Repeats the single beam of each utterance ``beams`` times."""
         assert self.beams == 1
         self.beams = beams
         for name in ("self_k", "self_v"):
             setattr(self, name, [tensor.repeat_interleave(beams, dim=0) for tensor in getattr(self, name)])
 
     def select(self, rows: Tensor) -> None:
-        """Put each beam in the place of another of its utterance: ``rows`` of the whole batch (int64)."""
+        """Replaces each beam by another beam of the same utterance.
+
+        Args:
+            rows: int64 tensor of shape (batch * beams,), the row that each beam continues.
+        """
         for cache in (*self.self_k, *self.self_v):
             cache[:, :, : self.filled] = cache[:, :, : self.filled].index_select(0, rows)
 
 
 def beam_rows(rows: Tensor, beams: int) -> Tensor:
-    """The rows of all beams of these utterances."""
+    """Returns the rows of all beams of these utterances."""
     return (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
 
 
+def _cross_mask(h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor | None:
+    """Returns the padding mask of encoder states, shape (batch, 1, 1, frames); None without padding."""
+    mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+    return None if mask_BF is None else mask_BF[:, None, None]
+
+
 class TransformerDecoder(nn.Module):
-    """An autoregressive decoder over encoder states, teacher-forced or a token at a time with a cache.
+    """Autoregressive decoder over encoder states, teacher-forced or one token at a time with a cache.
 
     Args:
-        net: transformers' ``WhisperDecoder``, for its weights.
+        net: transformers' ``WhisperDecoder``, holds the weights.
+
+    Attributes:
+        max_tokens: int, largest number of tokens, limited by the position embeddings.
+        vocab_size: int, number of tokens in the vocabulary.
+        gradient_checkpointing: bool, compute each layer again in backward, which saves memory and costs time.
     """
 
     gradient_checkpointing = False
 
-    def __init__(self, *, net: Any) -> None:
+    def __init__(self, *, net: nn.Module) -> None:
         super().__init__()
         self.net: Any = net
-        self.max_tokens: int = self.net.config.max_target_positions
-        self.vocab_size: int = self.net.config.vocab_size
+        config: Any = net.config
+        self.max_tokens: int = config.max_target_positions
+        self.vocab_size: int = config.vocab_size
 
     def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
-        """States after each token, teacher-forced: ``states_BUD``; `logits` turns rows of them into logits.
+        """Runs the decoder with teacher forcing.
 
-        What follows a row's last token cannot reach back, so tokens need no mask, only the loss does.
+        Tokens need no padding mask: attention is causal, so padding does not change the states before it. Only the loss
+        masks it.
+
+        Args:
+            tokens_BU: int64 tensor of shape (batch, tokens), inputs.
+            h_BFD: Tensor of shape (batch, frames, features), encoder states.
+            context_lengths_B: int64 tensor on the CPU, number of frames to attend to.
+
+        Returns:
+            ``states_BUD``, the state after each token. `logits` turns any selection of states into logits.
         """
-        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
-        cross_mask = None if mask_BF is None else mask_BF[:, None, None]
+        cross_mask = _cross_mask(h_BFD, context_lengths_B)
         x_BUD = self._embed(tokens_BU, 0)
-        again = self.gradient_checkpointing and self.net.training
+        recompute = self.gradient_checkpointing and self.net.training
         for layer in self.net.layers:
-            x_BUD = run_layer(self._layer, layer, x_BUD, h_BFD, cross_mask, again=again)
+            x_BUD = run_layer(self._layer, layer, x_BUD, h_BFD, cross_mask, recompute=recompute)
         states_BUD: Tensor = self.net.layer_norm(x_BUD)
         return states_BUD
 
@@ -188,14 +292,16 @@ class TransformerDecoder(nn.Module):
     def cross_weights(
         self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor, heads: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """What some heads look at when each token has been fed, ``weights_BHUF``, and the states, ``states_BUD``.
+        """Computes the cross-attention weights of some heads with teacher forcing, in eval mode.
 
         Args:
-            tokens_BU, h_BFD, context_lengths_B: see `forward`.
-            heads: layer and head of each.
+            tokens_BU, h_BFD, context_lengths_B: See `forward`.
+            heads: (layer, head) of each attention head.
+
+        Returns:
+            ``weights_BHUF``, shape (batch, heads, tokens, frames), and ``states_BUD``, as `forward` returns them.
         """
-        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
-        cross_mask = None if mask_BF is None else mask_BF[:, None, None]
+        cross_mask = _cross_mask(h_BFD, context_lengths_B)
         x_BUD = self._embed(tokens_BU, 0)
         found: dict[tuple[int, int], Tensor] = {}
         for i, layer in enumerate(self.net.layers):
@@ -206,23 +312,24 @@ class TransformerDecoder(nn.Module):
             y_BUD = layer.encoder_attn_layer_norm(x_BUD)
             own = [head for at, head in heads if at == i]
             if own:
-                weights_BHUF = _weights(layer.encoder_attn, y_BUD, k, cross_mask)[:, own]
+                weights_BHUF = _attention_weights(layer.encoder_attn, y_BUD, k, cross_mask)[:, own]
                 found |= {(i, head): weights_BHUF[:, place] for place, head in enumerate(own)}
             x_BUD = self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
         return torch.stack([found[one] for one in heads], dim=1), self.net.layer_norm(x_BUD)
 
     @staticmethod
-    def _looks(layer: Any, x_BUD: Tensor, state: DecodingState, i: int) -> Tensor:
-        """Where layer ``i``'s heads look on average: from each beam, or, without beams, from the last token."""
+    def _mean_weights(layer: Any, x_BUD: Tensor, state: DecodingState, i: int) -> Tensor:
+        """Averages the cross-attention weights of layer ``i`` over heads, for each beam or the last token."""
         y_BUD = layer.encoder_attn_layer_norm(x_BUD)
-        mean_BUF = _weights(layer.encoder_attn, y_BUD, state.cross_k[i], state.cross_mask).mean(1)
+        mean_BUF = _attention_weights(layer.encoder_attn, y_BUD, state.cross_k[i], state.cross_mask).mean(1)
         return mean_BUF[:, -1] if state.beams == 1 else mean_BUF.flatten(0, 1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits of any selection of states, shape (…, V)."""
+        """Computes logits from states of shape (…, features). The output layer is the token embedding, transposed."""
         return linear(states, self.net.embed_tokens.weight)
 
     def _embed(self, tokens_BU: Tensor, first: int) -> Tensor:
+        """Embeds tokens. The first token has the position ``first``."""
         positions_UD = self.net.embed_positions.weight[first : first + tokens_BU.shape[1]]
         return drop(self.net, self.net.embed_tokens(tokens_BU) + positions_UD)
 
@@ -233,8 +340,13 @@ class TransformerDecoder(nn.Module):
         return feed_forward(layer, x_BUD)
 
     def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> DecodingState:
-        """An empty cache over these encoder states, with room for ``max_tokens`` tokens an utterance."""
-        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        """Returns an empty cache with room for ``max_tokens`` tokens per utterance.
+
+        Args:
+            h_BFD: Tensor of shape (batch, frames, features), encoder states.
+            context_lengths_B: int64 tensor on the CPU, number of frames to attend to.
+            max_tokens: int, largest number of tokens, prompt included.
+        """
         cross = [keys_values(layer.encoder_attn, h_BFD) for layer in self.net.layers]
         batch, heads, _, dim = cross[0][0].shape
         room = (batch, heads, max_tokens, dim)
@@ -243,13 +355,19 @@ class TransformerDecoder(nn.Module):
             self_v=[v.new_zeros(room) for _, v in cross],
             cross_k=[k.contiguous() for k, _ in cross],
             cross_v=[v.contiguous() for _, v in cross],
-            cross_mask=None if mask_BF is None else mask_BF[:, None, None],
+            cross_mask=_cross_mask(h_BFD, context_lengths_B),
         )
 
     def step(self, tokens_BU: Tensor, state: DecodingState) -> Tensor:
-        """Feed the next tokens, of every beam, and return the logits after the last of them, ``logits_BV``.
+        """Appends tokens to the cache and computes the logits of the next token.
 
-        Several tokens at once are only for the empty cache (the prompt), before there are beams.
+        Args:
+            tokens_BU: int64 tensor of shape (batch * beams, tokens). More than one token (a prompt) is allowed only if
+                the cache is empty and there is one beam.
+            state: DecodingState, updated in place.
+
+        Returns:
+            ``logits_BV``, shape (batch * beams, vocabulary).
         """
         start, end = state.filled, state.filled + tokens_BU.shape[1]
         assert start == 0 or tokens_BU.shape[1] == 1
@@ -260,10 +378,11 @@ class TransformerDecoder(nn.Module):
             state.self_k[i][:, :, start:end], state.self_v[i][:, :, start:end] = k, v
             k, v = state.self_k[i][:, :, :end], state.self_v[i][:, :, :end]
             x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
+            # The beams of an utterance become queries of one row of the cross-attention cache.
             if state.beams > 1:
                 x_BUD = x_BUD.view(-1, state.beams, x_BUD.shape[-1])
             if state.watch and i == len(self.net.layers) - 1:
-                state.weights_NF = self._looks(layer, x_BUD, state, i)
+                state.weights_NF = self._mean_weights(layer, x_BUD, state, i)
             x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
             x_BUD = x_BUD.reshape(len(tokens_BU), -1, x_BUD.shape[-1])
         state.filled = end

@@ -1,4 +1,4 @@
-"""MMS's adapters: a language's are transformers' own, new ones and no others train."""
+"""MMS adapters: logits equal those of transformers, and only adapters and head train."""
 
 import json
 
@@ -23,7 +23,7 @@ VOCABULARIES = {
 
 @pytest.fixture(scope="module")
 def mms(toy_checkpoints, tmp_path_factory):
-    """A tiny MMS-1b-all: one encoder, adapters and a head for each of two languages."""
+    """Returns a tiny checkpoint like MMS-1b-all: one encoder, with adapters and a head for each of two languages."""
     folder = tmp_path_factory.mktemp("mms")
     config = FAMILIES["wav2vec2_layer"][0].from_pretrained(toy_checkpoints["wav2vec2_layer"])
     config.adapter_attn_dim, config.vocab_size, config.pad_token_id = 4, 7, 0
@@ -44,7 +44,7 @@ def mms(toy_checkpoints, tmp_path_factory):
 
 
 @pytest.mark.parametrize("language", VOCABULARIES)
-def test_a_language_writes_what_transformers_writes(mms, language):
+def test_logits_of_a_language_equal_transformers(mms, language):
     module = load_model(str(mms), InferenceOptions(language=language), lambda _: None)
     theirs = transformers.AutoModelForCTC.from_pretrained(mms, target_lang=language, ignore_mismatched_sizes=True)
     waveform = torch.randn(8000)
@@ -59,13 +59,13 @@ def test_a_language_writes_what_transformers_writes(mms, language):
     torch.testing.assert_close(ours_BFV, logits_BFV[..., columns], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("language", "said"), [(None, "none is asked for"), ("dea", "in the folder: deu, eng")])
-def test_a_language_it_does_not_have_is_named(mms, language, said):
-    with pytest.raises(CheckpointError, match=said):
+@pytest.mark.parametrize(("language", "message"), [(None, "none is asked for"), ("dea", "in the folder: deu, eng")])
+def test_missing_language_raises_checkpoint_error(mms, language, message):
+    with pytest.raises(CheckpointError, match=message):
         load_model(str(mms), InferenceOptions(language=language), lambda _: None)
 
 
-def test_only_adapters_and_head_train_and_the_run_is_restored(mms, toy_corpus, tmp_path):
+def test_only_adapters_and_head_train_and_checkpoint_restores(mms, toy_corpus, tmp_path):
     run = build(
         tmp_path,
         *toy_overrides(mms, toy_corpus),
@@ -84,7 +84,7 @@ def test_only_adapters_and_head_train_and_the_run_is_restored(mms, toy_corpus, t
     torch.testing.assert_close(twin.log_probs(batch)[0], run.module.eval().log_probs(batch)[0])
 
 
-def test_new_adapters_are_put_into_every_layer_and_all_are_trained(toy_checkpoints):
+def test_new_adapters_are_in_every_layer_and_get_gradients(toy_checkpoints):
     encoder = toy_encoder("wav2vec2_layer", toy_checkpoints, adapter_dim=4)
     groups = encoder.layer_groups()
     apply_policy(groups, Adapters().trainable([group.name for group in groups], []), Adapters().selects)
@@ -93,23 +93,23 @@ def test_new_adapters_are_put_into_every_layer_and_all_are_trained(toy_checkpoin
     assert len(trained) == 2 * 6, "a norm and two linear layers in each of two layers"
     for key, p in trained.items():
         assert "adapter_layer" in key
-        assert p.grad is not None, f"{key} is passed by"
+        assert p.grad is not None, f"{key} has no gradient"
         assert p.grad.abs().max() > 0, key
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("wav2vec2_group", {"adapter_dim": 4}, "layer norm first"),
         ("wavlm_layer", {"adapter_dim": 4}, "layer norm first"),
-        ("wav2vec2_layer", {"adapter_language": "eng"}, "no languages to choose from"),
+        ("wav2vec2_layer", {"adapter_language": "eng"}, "no adapters for languages"),
     ],
 )
-def test_where_there_is_no_room_for_adapters_it_is_said(toy_checkpoints, name, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unsupported_adapter_options_raise_config_error(toy_checkpoints, name, options, message):
+    with pytest.raises(ConfigError, match=message):
         toy_encoder(name, toy_checkpoints, **options)
 
 
-def test_a_policy_without_adapters_is_refused(toy_checkpoints):
+def test_adapter_policy_without_adapters_raises_config_error(toy_checkpoints):
     with pytest.raises(ConfigError, match="no adapters to train"):
         Adapters().prepare(toy_encoder("wav2vec2_layer", toy_checkpoints), None)

@@ -1,4 +1,4 @@
-"""Joint heads: padding reaches neither half, a token at a time equals all at once, and both halves learn."""
+"""Joint heads: padding has no effect, stepwise decoding equals teacher forcing, CTC layer and decoder both learn."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def made(name, dim=5, vocab=7):
 
 
 @each_head
-def test_a_neighbour_never_changes_either_half(name):
+def test_other_utterances_do_not_change_ctc_or_decoder(name):
     head, h = made(name), torch.randn(3, 9, 5)
     tokens = torch.randint(7, (3, 4))
     trunk = head.trunk(h, FRAMES)
@@ -50,7 +50,7 @@ def test_a_neighbour_never_changes_either_half(name):
 
 
 @each_head
-def test_a_token_at_a_time_equals_all_at_once_and_rows_can_leave(name):
+def test_stepwise_decoding_equals_teacher_forcing_after_rows_are_removed(name):
     head = made(name)
     h, tokens = head.trunk(torch.randn(3, 9, 5), FRAMES), torch.randint(7, (3, 5))
     whole = head.decoder.logits(head.decoder(tokens, h, FRAMES))
@@ -63,7 +63,7 @@ def test_a_token_at_a_time_equals_all_at_once_and_rows_can_leave(name):
         torch.testing.assert_close(logits, whole[rows, place], atol=1e-5, rtol=1e-4)
 
 
-def test_location_attention_is_its_formula():
+def test_location_attention_equals_its_equations():
     torch.manual_seed(0)
     attention = LocationAttention(dim=4, query_dim=3, width=5, channels=2, kernel=1)
     h, query, last = torch.randn(4, 4), torch.randn(3), torch.tensor([0.1, 0.6, 0.3, 0.0])
@@ -71,8 +71,8 @@ def test_location_attention_is_its_formula():
     for frame in range(3):
         around = [float(last[i]) if 0 <= i < 4 else 0.0 for i in (frame - 1, frame, frame + 1)]
         where = attention.where.weight[:, 0] @ torch.tensor(around)
-        compared = torch.tanh(attention.keys(h[frame]) + attention.query(query) + attention.location(where))
-        energies.append(attention.energy(compared)[0])
+        hidden = torch.tanh(attention.keys(h[frame]) + attention.query(query) + attention.location(where))
+        energies.append(attention.energy(hidden)[0])
     weights = torch.stack(energies).softmax(0)
     mask = torch.tensor([[True, True, True, False]])
     context, seen = attention(attention.keys(h)[None], h[None], mask, query[None], last[None])
@@ -81,7 +81,7 @@ def test_location_attention_is_its_formula():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_each_utterances_own_mean(smoothing):
+def test_attention_loss_is_the_mean_over_each_utterance(smoothing):
     logits, targets, lengths = torch.randn(3, 5, 7), torch.randint(7, (3, 5)), torch.tensor([5, 1, 3])
     losses = attention_loss(logits, targets, lengths, label_smoothing=smoothing)
     for row, length in enumerate(lengths.tolist()):
@@ -90,7 +90,7 @@ def test_the_loss_is_each_utterances_own_mean(smoothing):
 
 
 @each_head
-def test_greedy_is_the_argmax_of_the_whole_and_stops_where_told(name):
+def test_greedy_search_takes_the_argmax_and_stops_at_the_limit(name):
     head = made(name)
     h = head.trunk(torch.randn(3, 9, 5), FRAMES)
     found = greedy(head.decoder, h, FRAMES, [[0]] * 3, end_id=0, suppression=Suppression(), limits=[8, 3, 6])
@@ -106,15 +106,15 @@ def test_greedy_is_the_argmax_of_the_whole_and_stops_where_told(name):
 
 
 @each_head
-def test_both_halves_learn_to_write_what_the_frames_say(name):
-    """Four frames a token, it and its place plain to see in each: texts never trained on are read by both halves."""
+def test_ctc_layer_and_decoder_learn_to_transcribe(name):
+    """Each token has four frames that encode the token and its position. Test texts are not in the training data."""
     torch.manual_seed(0)
     head = replace(HEADS[name], width=16).build(dim=12, vocab_size=7)
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
 
     def batch(size):
-        # Never the same token twice running, which CTC would need a blank between.
+        # No repeated tokens: CTC would need a blank in between.
         tokens = torch.randint(1, 6, (size, 5), generator=generator).cumsum(1) % 6 + 1
         places = torch.arange(5).repeat_interleave(4).expand(size, 20)
         h = torch.cat(
@@ -137,10 +137,10 @@ def test_both_halves_learn_to_write_what_the_frames_say(name):
         optimizer.step()
     head.eval()
     tokens, h, frames = batch(20)
-    read = greedy(
+    decoded = greedy(
         head.decoder, head.trunk(h, frames), frames, [[0]] * 20, end_id=0, suppression=Suppression(), limits=[9] * 20
     )
-    right = sum(row.tokens == own for row, own in zip(read, tokens.tolist(), strict=True))
+    right = sum(row.tokens == own for row, own in zip(decoded, tokens.tolist(), strict=True))
     paths, _ = greedy_paths(head(h, frames).log_softmax(-1), frames)
     aligned = sum(collapse(path, 0) == own for path, own in zip(paths, tokens.tolist(), strict=True))
     assert right >= 18

@@ -1,10 +1,10 @@
-"""Heads: what lies beyond an utterance's frames never reaches its logits."""
+"""Heads: padding and other utterances do not change the logits of an utterance."""
 
 import pytest
 import torch
 from torch import nn
 
-from ssl_asr.models.heads import BiLstmHead, DnnHead, FrameBatchNorm, LinearHead
+from ssl_asr.models.heads import BiLstmHead, DnnHead, FrameBatchNorm, LinearHead, PretrainedHead, last_layer
 
 LENGTHS = torch.tensor([7, 3, 5])
 HEADS = {
@@ -22,7 +22,7 @@ def states():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_neighbour_never_changes_the_logits(name, states):
+def test_other_utterances_do_not_change_logits_in_eval_mode(name, states):
     head = HEADS[name].build(dim=4, vocab_size=5)
     for _ in range(3):
         head.train()(states, LENGTHS)
@@ -35,8 +35,7 @@ def test_a_neighbour_never_changes_the_logits(name, states):
 
 
 @pytest.mark.parametrize("name", ["dnn_batch", "bilstm"])
-def test_nor_does_padding_in_training(name, states):
-    """Filled with anything, padding gives the same logits, gradients and statistics."""
+def test_padding_does_not_change_logits_gradients_or_statistics_in_train_mode(name, states):
     results = []
     for filling in (0.0, 1e3):
         torch.manual_seed(0)
@@ -57,7 +56,7 @@ def test_nor_does_padding_in_training(name, states):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_batch_norm_over_frames_is_torchs_over_the_frames_alone(states):
+def test_frame_batch_norm_equals_torch_batch_norm_over_valid_frames(states):
     ours, theirs = FrameBatchNorm(4).train(), nn.BatchNorm1d(4).train()
     rows = [states[row, :frames] for row, frames in enumerate(LENGTHS.tolist())]
     for _ in range(3):
@@ -67,3 +66,18 @@ def test_batch_norm_over_frames_is_torchs_over_the_frames_alone(states):
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(ours.eval()(states[:1], LENGTHS[:1]), theirs.eval()(states[0])[None])
+
+
+def test_checkpoint_keys_of_frame_wise_heads():
+    linear = LinearHead(dropout=0.5).build(dim=4, vocab_size=5)
+    assert list(linear.state_dict()) == ["layers.1.weight", "layers.1.bias"]
+    dnn = DnnHead(blocks=1, width=6, norm="layer", activation="gelu", dropout=0.5).build(dim=4, vocab_size=5)
+    block = [f"layers.0.{name}" for name in ("linear.weight", "linear.bias", "norm.weight", "norm.bias")]
+    assert list(dnn.state_dict()) == [*block, "layers.1.weight", "layers.1.bias"]
+
+
+def test_last_layer_computes_the_logits(states):
+    head = PretrainedHead(dropout=0.0).build(dim=4, vocab_size=5)
+    with torch.no_grad():
+        last_layer(head).weight.zero_()
+    assert torch.equal(head(states, LENGTHS), last_layer(head).bias.expand(3, 7, 5))

@@ -1,4 +1,4 @@
-"""Which states the head reads: against transformers' own, and whatever stands beside an utterance."""
+"""Encoder states for the head: equal to those of transformers, and independent of other utterances."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ def _encoder(name, checkpoints, window="real"):
 
 
 def _theirs(name, folder, waveform):
-    """transformers' hidden states of one utterance.
+    """Returns the hidden states of one utterance, computed by transformers.
 
-    The last are those after the final norm, which ``hidden_states[-1]`` of layer-norm models lacks in
-    transformers 5, unlike 4.
+    The last state is the one after the final norm. In transformers 5, ``hidden_states[-1]`` of layer-norm models is
+    the state before the norm.
     """
     if name == "whisper":
         model = transformers.WhisperModel.from_pretrained(folder).eval().encoder
@@ -58,7 +58,7 @@ def test_every_layer_equals_transformers(toy_checkpoints, name):
 
 
 @pytest.mark.parametrize("name", ["wav2vec2_group", "wav2vec2_layer", "wavlm_layer", "whisper"])
-def test_a_cut_encoder_has_no_weights_it_does_not_use_and_can_be_rebuilt(toy_checkpoints, name):
+def test_cut_encoder_has_no_unused_weights_and_can_be_rebuilt(toy_checkpoints, name):
     encoder = _encoder(name, toy_checkpoints)
     ChosenLayer(layer=-1, stride=1).build(encoder)
     assert [g.name for g in encoder.layer_groups()][-1] == f"layers.{encoder.n_layers - 2}"
@@ -70,14 +70,14 @@ def test_a_cut_encoder_has_no_weights_it_does_not_use_and_can_be_rebuilt(toy_che
     assert torch.equal(twin(waveform, lengths).h_BFD, encoder(waveform, lengths).h_BFD)
 
 
-def test_a_layer_that_is_not_there_is_refused(toy_checkpoints):
+def test_missing_layer_raises_config_error(toy_checkpoints):
     for layer in (3, -4):
         with pytest.raises(ConfigError, match="the encoder has 2 layers"):
             ChosenLayer(layer=layer, stride=1).build(_encoder("wav2vec2_group", toy_checkpoints))
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])
-def test_a_weighted_sum_starts_as_the_mean_and_learns(toy_checkpoints, layer_norm):
+def test_weighted_sum_starts_as_mean_and_gets_gradients(toy_checkpoints, layer_norm):
     encoder = _encoder("hubert_layer", toy_checkpoints)
     states = WeightedSum(layer_norm=layer_norm, stride=1).build(encoder)
     out = encoder(torch.randn(1, 9000), torch.tensor([9000]), layers=True)
@@ -90,19 +90,26 @@ def test_a_weighted_sum_starts_as_the_mean_and_learns(toy_checkpoints, layer_nor
 
 
 @pytest.mark.parametrize("stride", [2, 3])
-def test_joined_states_are_counted_right_and_know_no_neighbour(stride):
+def test_stacked_frames_have_exact_lengths_and_ignore_other_utterances(stride):
     frames = [1, 2, 3, 4, 5, 6, 7]
     h = torch.randn(len(frames), 7, 4)
     encoder = torch.nn.Module()
     encoder.dim = 4
     states = LastLayer(stride=stride).build(encoder)
     assert states.dim == 4 * stride
-    joined, lengths = states(EncoderOutput(h, torch.tensor(frames), torch.tensor(frames)))
+    stacked, lengths = states(EncoderOutput(h, torch.tensor(frames), torch.tensor(frames)))
     assert lengths.tolist() == [-(-n // stride) for n in frames]
     for row, n in enumerate(frames):
         alone, _ = states(EncoderOutput(h[row : row + 1, :n], torch.tensor([n]), torch.tensor([n])))
         assert alone.shape[1] == int(lengths[row])
-        assert torch.equal(joined[row, : int(lengths[row])], alone[0])
+        assert torch.equal(stacked[row, : int(lengths[row])], alone[0])
         flat = alone.flatten()
         assert torch.equal(flat[: n * 4], h[row, :n].flatten())
         assert not flat[n * 4 :].any()
+
+
+def test_only_the_last_layer_with_stride_1_is_unchanged():
+    assert LastLayer(stride=1).as_is
+    assert not LastLayer(stride=2).as_is
+    assert not ChosenLayer(layer=-1, stride=1).as_is
+    assert not WeightedSum(layer_norm=False, stride=1).as_is

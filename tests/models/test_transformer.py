@@ -1,4 +1,4 @@
-"""Linear layers of a few rows, against torch's own."""
+"""Linear layers with few rows: equal to those of torch."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHAPES = [(1, 8), (4, 8), (12, 8), (13, 8), (16, 1, 8), (7, 5, 8), (63, 8), (64,
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs", [6, transformer._VOCABULARY])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_the_order_of_a_product_does_not_matter(shape, bias, outputs, mode):
+def test_linear_equals_torch_linear_for_any_number_of_rows(shape, bias, outputs, mode):
     torch.manual_seed(0)
     layer = nn.Linear(8, outputs, bias=bias)
     x = torch.randn(shape)
@@ -27,7 +27,7 @@ def test_the_order_of_a_product_does_not_matter(shape, bias, outputs, mode):
         torch.testing.assert_close(project(layer, x), layer(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_layer_that_is_more_than_linear_is_asked_itself():
+def test_subclass_of_linear_is_called_as_a_module():
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -38,15 +38,15 @@ def test_a_layer_that_is_more_than_linear_is_asked_itself():
         torch.testing.assert_close(project(layer, x), 2 * functional.linear(x, layer.weight, layer.bias))
 
 
-def test_hooks_of_a_layer_are_called():
-    layer, heard = nn.Linear(8, 6), []
-    layer.register_forward_hook(lambda *given: heard.append(given))
+def test_hooks_of_a_linear_layer_are_called():
+    layer, calls = nn.Linear(8, 6), []
+    layer.register_forward_hook(lambda *given: calls.append(given))
     with torch.no_grad():
         project(layer, torch.randn(16, 8))
-    assert len(heard) == 1
+    assert len(calls) == 1
 
 
-def test_gradients_and_halves_take_torchs_own_way(monkeypatch):
+def test_gradients_bfloat16_and_autocast_use_torch_linear(monkeypatch):
     called = []
     monkeypatch.setattr(transformer.functional, "linear", lambda *given: called.append(given))
     x, weight = torch.randn(16, 8), torch.randn(6, 8, requires_grad=True)
@@ -60,7 +60,7 @@ def test_gradients_and_halves_take_torchs_own_way(monkeypatch):
     assert len(called) == 3 + (not transformer._MKL)
 
 
-def test_one_compiled_graph_serves_any_number_of_rows():
+def test_one_compiled_graph_works_for_any_number_of_rows():
     layer = nn.Linear(8, 6)
     graphs = CompileCounter()
     compiled = torch.compile(project, backend=graphs, fullgraph=True, dynamic=True)
