@@ -1,0 +1,301 @@
+"""One training step, or one transcribed batch: ours and transformers', with random weights of the true shapes."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers.generation.utils import GenerationMixin
+
+from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
+from ssl_asr.decoding.beam import beam_search
+from ssl_asr.decoding.ctc import CtcGreedy
+from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy
+from ssl_asr.models.compiling import compile_layers
+from ssl_asr.models.encoder import EncoderOutput
+from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, TrainAll
+from ssl_asr.models.heads import LinearHead
+from ssl_asr.models.ssl import SSLEncoder
+from ssl_asr.models.states import LastLayer
+from ssl_asr.models.whisper import WhisperEncoder, WhisperSeq2Seq
+from ssl_asr.training.ctc import CTCModule
+from ssl_asr.training.module import ASRModule
+from ssl_asr.training.seq2seq import Seq2SeqModule
+from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
+from tests.toys import save_checkpoint
+
+Step = Callable[[], object]
+
+START, END = 257, 256
+CTC_VOCABULARY = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where the rows run, and whether with tiny shapes."""
+
+    device: str
+    tiny: bool
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def create(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """A module, with its random weights drawn on the device."""
+        with torch.device(self.device):
+            return make()
+
+
+def make_batch(durations: Sequence[Seconds], *, labels: int, vocabulary: int, device: str) -> Batch:
+    """Noise, zero after the end of each utterance, with random labels."""
+    draw = torch.Generator().manual_seed(1)
+    lengths_B = torch.tensor([int(duration * SAMPLE_RATE) for duration in durations])
+    waveform_BT = 0.1 * torch.randn(len(durations), int(lengths_B.max()), generator=draw)
+    for row, length in enumerate(lengths_B.tolist()):
+        waveform_BT[row, length:] = 0.0
+    batch = Batch(
+        waveform_BT=waveform_BT,
+        lengths_B=lengths_B,
+        tokens_BU=torch.randint(3, vocabulary, (len(durations), labels), generator=draw),
+        token_lengths_B=torch.full((len(durations),), labels),
+        utterances=[Utterance(id=str(i), audio_filepath="", duration=d) for i, d in enumerate(durations)],
+    )
+    return batch.to(device)
+
+
+def training_step(setup: Setup, module: nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+    """Forward, backward, clipping and update."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> None:
+        with setup.autocast():
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def train_ours(setup: Setup, module: ASRModule, batch: Batch, *, compiled: bool = False) -> Step:
+    """A step of one of our modules."""
+    module = module.to(setup.device).train()
+    if compiled:
+        compile_layers(module, "eager" if setup.tiny else "inductor")
+
+    def loss() -> torch.Tensor:
+        sums = module.loss(batch)
+        return sums.total / sums.count
+
+    return training_step(setup, module, loss)
+
+
+# SSL encoders with CTC.
+
+_BASE = {"layerdrop": 0.0, "apply_spec_augment": False}
+_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+}
+_TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+}
+_SSL = {
+    "wav2vec2_base": (transformers.Wav2Vec2Config, {}),
+    "wav2vec2_large": (transformers.Wav2Vec2Config, _LARGE),
+    "wavlm_large": (transformers.WavLMConfig, _LARGE),
+}
+
+
+def ssl_config(name: str, *, tiny: bool) -> transformers.PretrainedConfig:
+    """The shape of a pretrained SSL encoder, or a tiny one with the same kinds of layers."""
+    kind, own = _SSL[name]
+    settings = {**_BASE, **own, **(_TINY if tiny else {})}
+    return kind(
+        **settings, vocab_size=CTC_VOCABULARY, pad_token_id=0, ctc_zero_infinity=True, ctc_loss_reduction="mean"
+    )
+
+
+def ctc_batch(setup: Setup, durations: Sequence[Seconds]) -> Batch:
+    """Eleven labels per second, at most 150."""
+    labels = min(150, int(sum(durations) / len(durations) * 14 * 0.8))
+    return make_batch(durations, labels=labels, vocabulary=CTC_VOCABULARY, device=setup.device)
+
+
+def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False, compiled=False) -> Step:
+    """Our `CTCModule` with a linear head."""
+    config = ssl_config(name, tiny=setup.tiny)
+    kind = transformers.WavLMModel if name.startswith("wavlm") else transformers.Wav2Vec2Model
+    encoder = SSLEncoder(net=setup.create(lambda: kind(config)), normalize=True)
+    states = LastLayer(stride=1).build(encoder)
+    module = CTCModule(
+        encoder=encoder,
+        states=states,
+        head=LinearHead(dropout=0.1).build(dim=states.dim, vocab_size=CTC_VOCABULARY),
+        decoder=CtcGreedy(),
+        tokenizer=CharTokenizer(characters=list(" 'abcdefghijklmnopqrstuvwxyz"), normalizer="lower"),
+        policy=FreezeEncoder() if frozen else FreezeFeatureEncoder(),
+        optim=None,
+        normalizers={},
+    )
+    return train_ours(setup, module, ctc_batch(setup, durations), compiled=compiled)
+
+
+def ssl_hf(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False) -> Step:
+    """transformers' ``ForCTC`` model."""
+    config, batch = ssl_config(name, tiny=setup.tiny), ctc_batch(setup, durations)
+    if name.startswith("wavlm"):
+        model = setup.create(lambda: transformers.WavLMForCTC(config))
+    else:
+        model = setup.create(lambda: transformers.Wav2Vec2ForCTC._from_config(config, attn_implementation="sdpa"))
+    model = model.float().train()
+    model.freeze_feature_encoder()
+    if frozen:
+        model.freeze_base_model()
+    samples_T = torch.arange(batch.waveform_BT.shape[1])
+    mask_BT = (samples_T[None] < batch.lengths_B[:, None]).long().to(setup.device)
+    # Models with a group norm are used without an attention mask, as their model cards say.
+    inputs = {"input_values": batch.waveform_BT, "labels": batch.tokens_BU}
+    if config.feat_extract_norm == "layer":
+        inputs["attention_mask"] = mask_BT
+    return training_step(setup, model, lambda: model(**inputs).loss)
+
+
+# Whisper.
+
+_WHISPER = {"tiny": (32, 2, 2, 80), "whisper_small": (768, 12, 12, 80), "whisper_large_v3": (1280, 32, 20, 128)}
+
+
+def whisper_config(name: str, *, tiny: bool) -> transformers.WhisperConfig:
+    """The shape of a Whisper model, or a tiny one."""
+    width, layers, heads, bands = _WHISPER["tiny" if tiny else name]
+    return transformers.WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        num_mel_bins=bands,
+        vocab_size=51866,
+        max_target_positions=448,
+        decoder_start_token_id=START,
+        eos_token_id=END,
+        pad_token_id=END,
+        bos_token_id=END,
+    )
+
+
+def whisper_batch(setup: Setup, durations: Sequence[Seconds], *, labels: int = 44) -> Batch:
+    return make_batch(durations, labels=labels, vocabulary=250, device=setup.device)
+
+
+def whisper_module(setup: Setup, name: str, window: str) -> Seq2SeqModule:
+    """Our module, with the tokenizer of a toy checkpoint."""
+    folder = Path(tempfile.mkdtemp())
+    save_checkpoint("whisper", folder)
+    net = setup.create(lambda: transformers.WhisperModel(whisper_config(name, tiny=setup.tiny)))
+    encoder = WhisperEncoder(net=net.encoder, window=window, tail_s=1.0, train_tail_s=None)
+    return Seq2SeqModule(
+        model=WhisperSeq2Seq(encoder=encoder, net=net.decoder, generation={}),
+        decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),
+        label_smoothing=0.0,
+        tokenizer=WhisperTokenizer.from_folder(folder, language=None, task="transcribe", normalizer="none"),
+        policy=TrainAll(),
+        optim=None,
+        normalizers={},
+    ).to(setup.device)
+
+
+def whisper_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, window: str = "real") -> Step:
+    """Our `Seq2SeqModule`, at real frames or at 30 s."""
+    return train_ours(setup, whisper_module(setup, name, window), whisper_batch(setup, durations))
+
+
+def whisper_net_hf(setup: Setup, name: str) -> nn.Module:
+    """transformers' model, with its fastest attention."""
+    config = whisper_config(name, tiny=setup.tiny)
+    kind = transformers.WhisperForConditionalGeneration
+    return setup.create(lambda: kind._from_config(config, attn_implementation="sdpa"))
+
+
+def mel_30_s(setup: Setup, model: nn.Module, utterances: int, dtype: torch.dtype) -> torch.Tensor:
+    """Random log-mel features of 30-s windows."""
+    return torch.randn(utterances, model.config.num_mel_bins, 3000, device=setup.device, dtype=dtype)
+
+
+def whisper_hf(setup: Setup, durations: Sequence[Seconds], *, name: str) -> Step:
+    """transformers' model at 30 s. Its features are computed beforehand."""
+    model, batch = whisper_net_hf(setup, name).float().train(), whisper_batch(setup, durations)
+    model.config.use_cache = False
+    mel_BMF = mel_30_s(setup, model, len(durations), torch.float32)
+    labels_BU = torch.cat([batch.tokens_BU[:, :1].expand(-1, 4), batch.tokens_BU], 1)
+    return training_step(setup, model, lambda: model(input_features=mel_BMF, labels=labels_BU).loss)
+
+
+def transcribe_ours(
+    setup: Setup, durations: Sequence[Seconds], *, name: str, window: str, bf16: bool, beams: int = 1
+) -> Step:
+    """Encoder, log-mel and search, 44 tokens per utterance: in bf16 autocast, or with weights in bf16."""
+    batch, tokens = whisper_batch(setup, durations, labels=1), 5 if setup.tiny else 44
+    module = whisper_module(setup, name, window).eval()
+    if bf16:
+        module = module.to(torch.bfloat16)
+        _log_mel_in_float32(module.model.encoder)
+    # The end of the text is never chosen, so that every utterance has all its tokens.
+    options = {"end_id": END, "suppression": Suppression(always=(END,)), "limits": [tokens] * len(durations)}
+
+    def search(out: EncoderOutput) -> object:
+        prompts = [[START]] * len(durations)
+        if beams == 1:
+            return greedy(module.model, out.h_BFD, out.context_lengths_B, prompts, **options)
+        own = {"beam_size": beams, "length_penalty": 1.0, "n_best": 1}
+        return beam_search(module.model, out.h_BFD, out.context_lengths_B, prompts, **own, **options)
+
+    def step() -> None:
+        with torch.inference_mode(), nullcontext() if bf16 else setup.autocast():
+            search(module.model.encoder(batch.waveform_BT, batch.lengths_B))
+
+    return step
+
+
+def _log_mel_in_float32(encoder: WhisperEncoder) -> None:
+    """Compute the features in float32, and cast them for weights in bf16."""
+    log_mel = encoder.log_mel.float()
+    compute = log_mel.forward
+    log_mel.forward = lambda *inputs: compute(*inputs).to(torch.bfloat16)
+
+
+def transcribe_hf(setup: Setup, durations: Sequence[Seconds], *, name: str, beams: int = 1) -> Step:
+    """transformers' ``generate``, weights in bf16, 30-s windows, 44 tokens per utterance."""
+    tokens = 5 if setup.tiny else 44
+    model = whisper_net_hf(setup, name).to(torch.bfloat16).eval()
+    ends = {"decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": END}
+    model.generation_config = transformers.GenerationConfig(max_length=448, **ends)
+    mel_BMF = mel_30_s(setup, model, len(durations), torch.bfloat16)
+    options = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, "num_beams": beams}
+
+    def step() -> None:
+        with torch.inference_mode():
+            states = model.model.encoder(mel_BMF)
+            start_BU = torch.full((len(durations), 1), START, device=setup.device)
+            # Whisper's own `generate` adds long-form logic around this method.
+            GenerationMixin.generate(model, encoder_outputs=states, decoder_input_ids=start_BU, **options)
+
+    return step
