@@ -1,7 +1,9 @@
-"""Tiny random models that have every part of the real ones."""
+"""Tiny models with random weights and every part of the real models. `FAMILIES` is the list of toys."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -16,9 +18,9 @@ from transformers import (
     WhisperConfig,
 )
 
-from ssl_asr.models.encoder import Backbone
+from ssl_asr.models.encoder import Backbone, SpeechEncoder
 from ssl_asr.models.ssl import SSLBackbone
-from ssl_asr.models.w2v_bert import W2vBertBackbone
+from ssl_asr.models.w2v_bert import FilterBanks, W2vBertBackbone
 from ssl_asr.models.whisper import WhisperBackbone
 
 SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
@@ -42,19 +44,124 @@ _SMALL = {
 _GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 _LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
-FAMILIES = {
-    "wav2vec2_group": (Wav2Vec2Config, _GROUP),
-    "wav2vec2_layer": (Wav2Vec2Config, _LAYER),
-    "hubert_group": (HubertConfig, _GROUP),
-    "hubert_layer": (HubertConfig, _LAYER),
-    "wavlm_group": (WavLMConfig, _GROUP),
-    "wavlm_layer": (WavLMConfig, _LAYER),
-    "unispeech_sat_layer": (UniSpeechSatConfig, _LAYER),
-    "w2v_bert": (Wav2Vec2BertConfig, {"num_conv_pos_embeddings": 4, "feature_projection_input_dim": 160}),
-    "data2vec": (Data2VecAudioConfig, {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 4}),
-    "whisper": (WhisperConfig, {}),
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A tiny model of the wav2vec 2.0 family. Other families override what differs.
+
+    Attributes:
+        config: Config class of transformers.
+        settings: Arguments of ``config``, besides the sizes that all toys share.
+        published: Parts of the names of published checkpoints that this toy replaces in tests, in lower case.
+        normalize: Whether the preprocessor config asks for normalized waveforms.
+        backbone: Backbone option.
+        options: Required arguments of ``backbone``, besides the ones that all options have.
+        dropouts: Dropout arguments of ``backbone`` that the config has.
+        groups: Layer groups below the transformer layers.
+        ungrouped: Parameters that belong to no layer group unless SpecAugment is used.
+        tolerance: Of the front end against transformers' feature extractor.
+    """
+
+    config: type[transformers.PreTrainedConfig]
+    settings: dict[str, Any] = field(default_factory=dict)
+    published: tuple[str, ...] = ()
+    normalize: bool = False
+    backbone: type[Backbone] = SSLBackbone
+    options: dict[str, Any] = field(default_factory=lambda: {"normalize_waveform": None})
+    dropouts: tuple[str, ...] = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+    groups: tuple[str, ...] = ("feature_encoder", "projection")
+    ungrouped: tuple[str, ...] = ("net.masked_spec_embed",)
+    tolerance: dict[str, float] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Saves a checkpoint as transformers does."""
+        model = transformers.AutoModel.from_config(self.config(**{**_SMALL, **self.settings}))
+        model.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": self.normalize}))
+
+    def reference(self, folder: Path) -> torch.nn.Module:
+        """transformers' encoder of a checkpoint."""
+        return transformers.AutoModel.from_pretrained(folder).eval()
+
+    def values(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Input of `reference` for one utterance, from transformers' feature extractor."""
+        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=self.normalize)
+        return extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+
+    def own_values(self, waveform: torch.Tensor) -> torch.Tensor | None:
+        """The same input from the encoder's own front end. None if `values` needs no front end."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class W2vBertToy(Toy):
+    """A tiny w2v-BERT 2.0."""
+
+    def values(self, waveform: torch.Tensor) -> torch.Tensor:
+        values = transformers.SeamlessM4TFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
+        # transformers masks an odd frame at the end. FilterBanks drops it.
+        return values["input_features"][:, : int(values["attention_mask"].sum())]
+
+    def own_values(self, waveform: torch.Tensor) -> torch.Tensor | None:
+        return FilterBanks()(waveform[None], torch.tensor([len(waveform)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperToy(Toy):
+    """A tiny English-only Whisper with a tokenizer and generation settings."""
+
+    def save(self, folder: Path) -> None:
+        _save_whisper(folder)
+
+    def reference(self, folder: Path) -> torch.nn.Module:
+        return transformers.WhisperModel.from_pretrained(folder).eval().encoder
+
+    def values(self, waveform: torch.Tensor) -> torch.Tensor:
+        extractor = transformers.WhisperFeatureExtractor()
+        return extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+
+
+FAMILIES: dict[str, Toy] = {
+    "wav2vec2_group": Toy(config=Wav2Vec2Config, settings=_GROUP),
+    "wav2vec2_layer": Toy(
+        config=Wav2Vec2Config, settings=_LAYER, normalize=True, published=("wav2vec2", "xls-r", "mms")
+    ),
+    "hubert_group": Toy(config=HubertConfig, settings=_GROUP),
+    "hubert_layer": Toy(config=HubertConfig, settings=_LAYER, normalize=True, published=("hubert",)),
+    "wavlm_group": Toy(config=WavLMConfig, settings=_GROUP),
+    "wavlm_layer": Toy(config=WavLMConfig, settings=_LAYER, normalize=True, published=("wavlm",)),
+    "unispeech_sat_layer": Toy(config=UniSpeechSatConfig, settings=_LAYER, normalize=True, published=("unispeech",)),
+    "w2v_bert": W2vBertToy(
+        config=Wav2Vec2BertConfig,
+        settings={"num_conv_pos_embeddings": 4, "feature_projection_input_dim": 160},
+        published=("w2v-bert",),
+        backbone=W2vBertBackbone,
+        dropouts=("hidden_dropout", "attention_dropout", "feat_proj_dropout"),
+        groups=("projection",),
+        tolerance={"atol": 2e-3, "rtol": 1e-3},
+    ),
+    "data2vec": Toy(
+        config=Data2VecAudioConfig,
+        settings={"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 4},
+        published=("data2vec",),
+    ),
+    "whisper": WhisperToy(
+        config=WhisperConfig,
+        published=("whisper",),
+        backbone=WhisperBackbone,
+        options={"window": "real", "tail_s": 1.0, "train_tail_s": None},
+        dropouts=("dropout", "attention_dropout", "activation_dropout"),
+        groups=("feature_encoder",),
+        ungrouped=(),
+    ),
 }
+# Whisper computes silence after the utterance, so its states have more frames than transformers' encoders.
 SSL_FAMILIES = [name for name in FAMILIES if name != "whisper"]
+
+
+def toy_for(source: str) -> str:
+    """Name of the toy that replaces a published checkpoint."""
+    return next(name for name, toy in FAMILIES.items() if any(part in source.lower() for part in toy.published))
 
 
 def whisper_config() -> WhisperConfig:
@@ -102,30 +209,24 @@ def _save_whisper(folder: Path) -> None:
 
 def save_checkpoint(name: str, folder: Path) -> Path:
     torch.manual_seed(1)
-    config_class, norm = FAMILIES[name]
-    if name == "whisper":
-        _save_whisper(folder)
-        return folder
-    model = transformers.AutoModel.from_config(config_class(**{**_SMALL, **norm}))
-    model.save_pretrained(folder)
-    do_normalize = name.endswith("layer")
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
+    FAMILIES[name].save(folder)
     return folder
 
 
-def toy_encoder(name: str, checkpoints: dict[str, Path], **options):
-    """The encoder of a toy checkpoint, pretrained as it is but for these options of its backbone."""
-    options = {"source": "", "revision": None, "recommended_freeze": "none", **options}
-    if name == "whisper":
-        backbone: Backbone = WhisperBackbone(**{"window": "real", "tail_s": 1.0, "train_tail_s": None, **options})
-    else:
-        option = W2vBertBackbone if name == "w2v_bert" else SSLBackbone
-        backbone = option(**{"normalize_waveform": None, **options})
-    return backbone.load_encoder(checkpoints[name])
+def toy_backbone(name: str, folder: Path | str, **options: Any) -> Backbone:
+    """The backbone option of a toy checkpoint, with ``options`` in place of the defaults."""
+    toy = FAMILIES[name]
+    shared = {"source": str(folder), "revision": None, "recommended_freeze": "none"}
+    return toy.backbone(**{**shared, **toy.options, **options})
+
+
+def toy_encoder(name: str, checkpoints: dict[str, Path], **options: Any) -> SpeechEncoder:
+    """The encoder of a toy checkpoint, with ``options`` of the backbone in place of the defaults."""
+    return toy_backbone(name, checkpoints[name], **options).load_encoder(checkpoints[name])
 
 
 def save_language_model(folder: Path) -> Path:
-    """A tiny random GPT-2 over bytes, and "ab" and " b" beside them, saved as transformers saves them."""
+    """Saves a tiny random GPT-2 over bytes with the merged tokens "ab" and " b"."""
     torch.manual_seed(2)
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {"ab": 256, "Ġb": 257, "<|endoftext|>": 258}
@@ -141,7 +242,7 @@ def save_language_model(folder: Path) -> Path:
     )
     model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
-        # As trained ones are, it is surer of some tokens than of others.
+        # Makes the distribution over tokens uneven, as in trained models.
         model.transformer.wte.weight.mul_(20.0)
     model.save_pretrained(folder)
     return folder

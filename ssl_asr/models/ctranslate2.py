@@ -1,16 +1,23 @@
-"""Read a Whisper model in CTranslate2's binary format and write it in transformers' layout.
+"""Reads a Whisper model in CTranslate2's binary format and writes it in transformers' layout.
 
-The format (CTranslate2 ``model.bin``, versions 4 to 6): version, the spec's name and revision, then each
-variable with its name, shape, type and bytes, then aliases. Fused projections unfold: self-attention
-``linear_0`` is query, key and value stacked and ``linear_1`` the output; cross-attention ``linear_0`` is the
-query, ``linear_1`` key and value stacked and ``linear_2`` the output.
+Format of ``model.bin`` (CTranslate2 versions 4 to 6)::
+
+    version   name and revision of the spec
+    variables name, shape, type and bytes of each
+    aliases   name and target of each
+
+CTranslate2 stacks projections. The converter splits them::
+
+    self_attention/linear_0   query, key, value        attention/linear_0   query
+    self_attention/linear_1   output                   attention/linear_1   key, value
+                                                       attention/linear_2   output
 """
 
 import json
 import shutil
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,7 +26,12 @@ from torch import Tensor
 
 from ssl_asr.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
+
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+# Vocabulary size of the smallest multilingual model. English-only models have one token less.
+_MULTILINGUAL_VOCABULARY = 51_865
 
 
 def _number(file: BinaryIO, layout: str) -> int:
@@ -31,10 +43,10 @@ def _string(file: BinaryIO) -> str:
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """Every variable of a ``model.bin``, aliases resolved.
+    """Reads every variable of a ``model.bin`` and resolves aliases.
 
     Raises:
-        CheckpointError: the file is not of this format, or is quantised.
+        CheckpointError: The file has another format, or its weights have an unknown type.
     """
     variables: dict[str, Tensor] = {}
     try:
@@ -43,7 +55,7 @@ def read_model(path: Path) -> dict[str, Tensor]:
             name = _string(file)
             _number(file, "<I")
             if name != "WhisperSpec":
-                raise CheckpointError(str(path), f"holds a {name!r}, not a WhisperSpec")
+                raise CheckpointError(str(path), f"contains a {name!r}, expected a WhisperSpec")
             for _ in range(_number(file, "<I")):
                 key = _string(file)
                 shape = [_number(file, "<I") for _ in range(_number(file, "<B"))]
@@ -56,7 +68,7 @@ def read_model(path: Path) -> dict[str, Tensor]:
     except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(str(path), f"is no CTranslate2 model: {error}") from None
+        raise CheckpointError(str(path), f"is not a CTranslate2 model: {error}") from None
     return variables
 
 
@@ -69,7 +81,7 @@ def _norm(variables: dict[str, Tensor], key: str) -> dict[str, Tensor]:
 
 
 def _split(pair: dict[str, Tensor], names: list[str]) -> dict[str, dict[str, Tensor]]:
-    """A stacked projection's parts; keys have no bias in Whisper, though the stack carries one of zeros."""
+    """Splits a stacked projection. Whisper's key projection has no bias, so its bias of zeros is dropped."""
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for field, stacked in pair.items():
         for name, part in zip(names, stacked.chunk(len(names)), strict=True):
@@ -117,7 +129,7 @@ def _count_layers(variables: dict[str, Tensor], side: str) -> int:
 
 
 def whisper_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Transformers' ``WhisperForConditionalGeneration`` weights in float32, the tied head left out."""
+    """Weights of transformers' ``WhisperForConditionalGeneration`` in float32, without the tied output layer."""
     encoder_layers, decoder_layers = (_count_layers(variables, side) for side in ("encoder", "decoder"))
     encoder = {
         "conv1": _pair(variables, "encoder/conv1"),
@@ -136,26 +148,49 @@ def whisper_state(variables: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_whisper(source: Path, target: Path) -> None:
-    """Write the model in ``source`` (model.bin, config.json, tokenizer.json) as a transformers checkpoint.
+    """Converts a CTranslate2 model to a transformers checkpoint.
 
-    Weights are float32; the generation settings carry the suppression lists and alignment heads of the
-    source, and language ids where it is multilingual.
+    Weights become float32. The generation settings contain the suppression lists and the alignment heads of the
+    source, and the language ids if the model is multilingual.
+
+    Args:
+        source: Folder with model.bin, config.json and tokenizer.json.
+        target: Folder to create.
     """
-    from transformers import GenerationConfig, WhisperConfig
+    from transformers import GenerationConfig
 
     variables = read_model(source / "model.bin")
     state = whisper_state(variables)
+    tokens = _special_tokens(source / "tokenizer.json")
+    config = _whisper_config(variables, state, tokens)
+    target.mkdir(parents=True)
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    generation = generation_settings(settings, tokens, multilingual=config.vocab_size >= _MULTILINGUAL_VOCABULARY)
+    # Not derived from the model config: such a GenerationConfig loses its language ids when it is loaded.
+    GenerationConfig(**generation).save_pretrained(target)
+
+
+def _special_tokens(path: Path) -> dict[str, int]:
+    """Id of each added token of a tokenizer.json."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    return {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+
+def _whisper_config(variables: dict[str, Tensor], state: dict[str, Tensor], tokens: dict[str, int]) -> "WhisperConfig":
+    """The model config, derived from the shapes of the weights."""
+    from transformers import WhisperConfig
+
     vocab, width = state["model.decoder.embed_tokens.weight"].shape
-    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     heads = int(variables["encoder/num_heads"]) if "encoder/num_heads" in variables else width // 64
     layers = [
         1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"model.{side}.layers"))
         for side in ("encoder", "decoder")
     ]
-    config = WhisperConfig(
+    return WhisperConfig(
         vocab_size=vocab,
         d_model=width,
         num_mel_bins=state["model.encoder.conv1.weight"].shape[1],
@@ -171,17 +206,16 @@ def convert_whisper(source: Path, target: Path) -> None:
         pad_token_id=end,
         architectures=["WhisperForConditionalGeneration"],
     )
-    target.mkdir(parents=True)
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(target)
-    shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
-    generation = generation_settings(settings, tokens, multilingual=vocab >= 51865)
-    # A fresh GenerationConfig: one derived from a model config loses its language ids when it is read again.
-    GenerationConfig(**generation).save_pretrained(target)
 
 
 def generation_settings(settings: dict[str, Any], tokens: dict[str, int], *, multilingual: bool) -> dict[str, Any]:
-    """What transformers' ``generate`` asks of Whisper's generation config; ``tokens`` are the special ones."""
+    """Settings of a Whisper ``GenerationConfig``.
+
+    Args:
+        settings: Content of CTranslate2's config.json.
+        tokens: Id of each special token.
+        multilingual: Whether the model has language tokens.
+    """
     end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     generation: dict[str, Any] = {
         "bos_token_id": end,

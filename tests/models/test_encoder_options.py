@@ -1,15 +1,13 @@
-"""Options of a backbone that reach its layers: dropouts, and memory for time."""
+"""Backbone options that change the layers: dropout, LayerDrop and gradient checkpointing."""
 
 import pytest
 import torch
 
 from tests.toys import FAMILIES, toy_encoder
 
-DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-
 
 def _kept_for_backward(encoder, waveform, lengths):
-    """Gradients, and the bytes that the forward pass keeps."""
+    """Gradients, and the number of bytes that the forward pass keeps."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
         out = encoder(waveform, lengths)
@@ -17,13 +15,16 @@ def _kept_for_backward(encoder, waveform, lengths):
     return [p.grad for p in encoder.parameters() if p.grad is not None], sum(kept)
 
 
+def _without_dropout(name):
+    return dict.fromkeys(FAMILIES[name].dropouts, 0.0)
+
+
 @pytest.mark.parametrize("name", ["wav2vec2_group", "wavlm_layer", "whisper"])
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(toy_checkpoints, name):
     waveform, lengths = torch.randn(2, 16000), torch.tensor([16000, 12000])
     results = []
     for more in ({}, {"gradient_checkpointing": True}):
-        none = {} if name == "whisper" else dict.fromkeys(DROPOUTS, 0.0)
-        encoder = toy_encoder(name, toy_checkpoints, **none, **more).train()
+        encoder = toy_encoder(name, toy_checkpoints, **_without_dropout(name), **more).train()
         for p in encoder.parameters():
             p.requires_grad_(True)
         results.append(_kept_for_backward(encoder, waveform, lengths))
@@ -33,48 +34,57 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(toy_chec
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["hubert_layer", "whisper"])
-def test_dropouts_of_the_config_reach_the_model(toy_checkpoints, name):
-    """With every dropout at 0, two forward passes in train mode are equal; with the checkpoint's own they are not."""
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropout_options_reach_the_model(toy_checkpoints, name):
+    """With a rate of 0 two forward passes in train mode are equal. With another rate they are not."""
     waveform = torch.randn(1, 9000)
     for rate, equal in ((0.0, True), (0.3, False)):
-        names = ("dropout", "attention_dropout", "activation_dropout") if name == "whisper" else DROPOUTS
-        encoder = toy_encoder(name, toy_checkpoints, **dict.fromkeys(names, rate))
-        one, other = (encoder.train()(waveform, torch.tensor([9000])).h_BFD for _ in range(2))
+        encoder = toy_encoder(name, toy_checkpoints, **dict.fromkeys(FAMILIES[name].dropouts, rate)).train()
+        _disable_other_dropout(encoder, rate)
+        one, other = (encoder(waveform, torch.tensor([9000])).h_BFD for _ in range(2))
         assert torch.equal(one, other) is equal
 
 
+def _disable_other_dropout(encoder, rate):
+    """Sets dropout that no option controls, such as the one in w2v-BERT's convolutions, to zero."""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p != rate:
+            module.p = 0.0
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_dropped_layers_leave_states_as_they_were_and_have_gradients_of_zero(toy_checkpoints, name):
-    """Some passes drop a layer, some none; with or without, every weight has a gradient, as other ranks expect."""
-    zero = ["dropout", "attention_dropout", "activation_dropout"] if name == "whisper" else DROPOUTS
-    given = [option for option in zero if name != "w2v_bert" or option != "activation_dropout"]
-    encoder = toy_encoder(name, toy_checkpoints, layerdrop=0.5, **dict.fromkeys(given, 0.0)).train()
+def test_skipped_layers_return_their_input_and_get_zero_gradients(toy_checkpoints, name):
+    """Every parameter has a gradient, with and without skipped layers, because ranks must agree."""
+    encoder = toy_encoder(name, toy_checkpoints, layerdrop=0.5, **_without_dropout(name)).train()
     groups = [group for group in encoder.layer_groups() if group.name.startswith("layers.")]
     waveform, lengths = torch.randn(2, 9000), torch.tensor([9000, 5000])
-    dropped = set()
+    skipped = set()
     for _ in range(30):
         encoder.zero_grad()
         out = encoder(waveform, lengths, layers=True)
         out.h_BFD.square().sum().backward()
         for index, group in enumerate(groups):
-            parameters = [p for p in group.parameters() if p.requires_grad]
-            assert all(p.grad is not None for p in parameters)
-            without = all(float(p.grad.abs().max()) == 0.0 for p in parameters)
-            # Between the last layer and its states may lie a norm.
-            same = torch.equal(out.layers[index + 1], out.layers[index])
-            assert without or not same
-            if index + 1 < len(groups):
-                assert same == without
-            if without:
-                dropped.add(index)
-    kept = {0} if name.startswith("wavlm") else set()
-    assert dropped == set(range(len(groups))) - kept
+            if _is_skipped(group, index, out.layers, last=index + 1 == len(groups)):
+                skipped.add(index)
+    always_run = {0} if name.startswith("wavlm") else set()
+    assert skipped == set(range(len(groups))) - always_run
     encoder.eval()
     assert torch.equal(encoder(waveform, lengths).h_BFD, encoder(waveform, lengths).h_BFD)
 
 
-def test_without_asking_no_layer_is_dropped_whatever_the_checkpoint_says(toy_checkpoints):
-    encoder = toy_encoder("wav2vec2_group", toy_checkpoints, **dict.fromkeys(DROPOUTS, 0.0)).train()
+def _is_skipped(group, index, layers, *, last):
+    """Whether all gradients of a layer are zero. Checks that the states agree with it."""
+    parameters = [p for p in group.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in parameters)
+    without = all(float(p.grad.abs().max()) == 0.0 for p in parameters)
+    same = torch.equal(layers[index + 1], layers[index])
+    assert without or not same
+    # A final norm may change the states of the last layer.
+    assert last or same == without
+    return without
+
+
+def test_layerdrop_of_the_checkpoint_does_not_apply(toy_checkpoints):
+    encoder = toy_encoder("wav2vec2_group", toy_checkpoints, **_without_dropout("wav2vec2_group")).train()
     states = [encoder(torch.ones(1, 4000), torch.tensor([4000])).h_BFD for _ in range(20)]
     assert all(torch.equal(states[0], other) for other in states)
