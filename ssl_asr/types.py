@@ -1,20 +1,35 @@
-"""The nouns of the framework, and the one legend of shape suffixes.
+"""Shared data types, and the legend of shape suffixes.
 
-Tensor names end in the shape they have: ``waveform_BT``, ``tokens_BU``, ``h_BFD``.
+From a recording to its words::
+
+    Recording   |==============================================================|   one file, channel and offset
+    Parts          |------- 28.4 s -------|      |---- 12.1 s ----|                fit the model (VAD or windows)
+    Segments       |seg|  |---seg---| |seg|      |-seg-|  |--seg--|                ordered, non-overlapping
+    Words           w w    w w w w w   w w        w w w    w w w w                 monotonic, inside their segment
+    Tokens          tt t   t t tt t t  t tt       t t tt   tt t t t                labels or sub-words of each word
+
+An `Utterance` is a recording, or a part of one, that is transcribed in one pass. A `Batch` holds several utterances.
+A `Hypothesis` is the transcript of one utterance, with its `Segment`, `Word` and `Token` objects if the decoder gives
+times.
+
+Tensor names end in their shape: ``waveform_BT``, ``tokens_BU``, ``h_BFD``.
 
 ===  ============================================================
-B    utterances of a batch
+B    utterances in a batch
 T    samples, at 16 kHz
 U    tokens of a text
 F    encoder frames
 M    mel bands
-D    features of a state
+D    feature dimension of a state
 V    vocabulary entries
 H    attention heads
+N    rows of any other kind
+K    beams of an utterance
+C    candidates of an utterance
 ===  ============================================================
 
-Lengths are integers, never fractions of the batch, and stay on the CPU: what follows from them is decided
-without waiting for a device.
+Lengths are integers, never fractions of the batch. They stay on the CPU, so that reading a length does not wait for
+the device.
 """
 
 from dataclasses import dataclass, field, replace
@@ -38,19 +53,37 @@ NonNegativeInt = Annotated[int, Ge(0)]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Words for the values that an annotation allows, used in error messages: ``Annotated[str, Expected("…")]``."""
+
+    text: str
+
+
 SAMPLE_RATE: Hertz = 16_000
 
-# Ids of every vocabulary for CTC. No text contains the blank, so an attention decoder over the same vocabulary takes it
-# for the start and the end of a sentence; the unknown id stands for what training never had; labels follow.
+# First ids of every CTC vocabulary. No text contains the blank, so an attention decoder over the same vocabulary uses
+# its id as the start and the end of a sentence. UNKNOWN_ID stands for symbols that training never saw.
 BLANK_ID, UNKNOWN_ID, FIRST_LABEL_ID = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A manifest line: where the speech is and what was said.
+    """One line of a manifest: where the speech is, and its reference text.
 
-    ``where`` is ``file:line`` of the manifest; ``duration`` and ``offset`` are seconds; ``tags`` holds every
-    key of the line the framework does not use itself.
+    Attributes:
+        id: unique in its manifest.
+        audio_filepath: path of the audio file.
+        duration: seconds.
+        text: reference transcript.
+        offset: seconds from the start of the file.
+        lang: language code. None if the manifest does not name one.
+        task: ``transcribe`` or ``translate`` (Whisper). None for the tokenizer's default.
+        channel: index of the channel to read, from 0. None mixes or picks as the data option ``downmix`` says.
+        weight: weight in the loss.
+        where: ``file:line`` of the manifest, for messages.
+        tags: keys of the line that the framework does not use itself.
     """
 
     id: str
@@ -68,7 +101,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """An utterance left out, and why: ``reason`` is a short countable name, ``detail`` the values seen."""
+    """An utterance that was left out: ``reason`` is a short name to count by, ``detail`` the values seen."""
 
     id: str
     where: str
@@ -88,10 +121,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Utterances side by side, padded with zeros at the end; the only place padding is made is `collate`.
+    """Utterances padded with zeros at the end to one length. `ssl_asr.data.dataset.collate` builds it.
 
-    ``lengths_B`` (samples) and ``token_lengths_B`` are int64 on the CPU. ``skipped`` lists what was meant to be
-    in the batch and could not be read.
+    Attributes:
+        waveform_BT: float32, 16 kHz.
+        lengths_B: samples of each utterance, int64 on the CPU.
+        tokens_BU: target tokens, int64.
+        token_lengths_B: target tokens of each utterance, int64 on the CPU.
+        utterances: in batch order.
+        skipped: utterances of this batch that could not be read.
     """
 
     waveform_BT: "Tensor"
@@ -108,7 +146,7 @@ class Batch:
 
     @property
     def weights_B(self) -> "Tensor":
-        """The manifest's weight of each utterance, float32 on the CPU."""
+        """Weight of each utterance in the loss, float32 on the CPU."""
         import torch
 
         return torch.tensor([utterance.weight for utterance in self.utterances])
@@ -117,7 +155,7 @@ class Batch:
         return len(self.utterances)
 
     def to(self, device: "torch.device | str", non_blocking: bool = False) -> "Batch":
-        """The batch with samples and tokens on ``device``; lengths stay on the CPU."""
+        """The batch with samples and tokens on ``device``. Lengths stay on the CPU."""
         return replace(
             self,
             waveform_BT=self.waveform_BT.to(device, non_blocking=non_blocking),
@@ -125,39 +163,101 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The batch with samples and tokens in page-locked memory, as the DataLoader asks for."""
+        """The batch with samples and tokens in page-locked memory. The DataLoader calls this method."""
         return replace(self, waveform_BT=self.waveform_BT.pin_memory(), tokens_BU=self.tokens_BU.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A word with when it was said and how sure the model was of it, from 0 to 1; its tokens likewise, if known."""
+class Token:
+    """A label or sub-word of a word, with its times in seconds and a confidence in [0, 1]."""
 
     text: str
     start: Seconds
     end: Seconds
     confidence: float
-    tokens: tuple["Word", ...] = ()
+
+    def later(self, by: Seconds) -> "Token":
+        """The token shifted by ``by`` seconds."""
+        return replace(self, start=self.start + by, end=self.end + by)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-like data; `from_record` reads it back."""
+        return _timed_record(self)
+
+    @classmethod
+    def from_record(cls, row: dict[str, Any]) -> "Token":
+        """The token that `record` wrote. Raises TypeError on unknown or missing keys."""
+        return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word with its times in seconds, a confidence in [0, 1], and its tokens if the decoder gives them."""
+
+    text: str
+    start: Seconds
+    end: Seconds
+    confidence: float
+    tokens: tuple[Token, ...] = ()
 
     def later(self, by: Seconds) -> "Word":
-        """The word so many seconds later."""
+        """The word and its tokens shifted by ``by`` seconds."""
         tokens = tuple(token.later(by) for token in self.tokens)
         return replace(self, start=self.start + by, end=self.end + by, tokens=tokens)
 
     def record(self) -> dict[str, Any]:
-        """Plain data, ``tokens`` only where there are any."""
-        row: dict[str, Any] = {key: getattr(self, key) for key in ("text", "start", "end", "confidence")}
-        return row | ({"tokens": [token.record() for token in self.tokens]} if self.tokens else {})
+        """JSON-like data; `from_record` reads it back. ``tokens`` is left out if there are none."""
+        tokens = [token.record() for token in self.tokens]
+        return _timed_record(self) | ({"tokens": tokens} if tokens else {})
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Word":
-        """The word that `record` wrote; TypeError where it did not."""
-        return cls(**(row | {"tokens": tuple(cls.from_record(token) for token in row.get("tokens", []))}))
+        """The word that `record` wrote. Raises TypeError on unknown or missing keys."""
+        tokens = tuple(Token.from_record(token) for token in row.get("tokens", []))
+        return cls(**(row | {"tokens": tokens}))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A phrase with its times in seconds and a confidence in [0, 1].
+
+    Attributes:
+        text: the words joined by single spaces, if there are words.
+        start, end: seconds from the start of the utterance.
+        confidence: in [0, 1].
+        words: of this segment, in order. Empty if words have no times.
+    """
+
+    text: str
+    start: Seconds
+    end: Seconds
+    confidence: float
+    words: tuple[Word, ...] = ()
+
+    def later(self, by: Seconds) -> "Segment":
+        """The segment and its words shifted by ``by`` seconds."""
+        words = tuple(word.later(by) for word in self.words)
+        return replace(self, start=self.start + by, end=self.end + by, words=words)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-like data; `from_record` reads it back. ``words`` is left out if there are none."""
+        words = [word.record() for word in self.words]
+        return _timed_record(self) | ({"words": words} if words else {})
+
+    @classmethod
+    def from_record(cls, row: dict[str, Any]) -> "Segment":
+        """The segment that `record` wrote. Raises TypeError on unknown or missing keys."""
+        words = tuple(Word.from_record(word) for word in row.get("words", []))
+        return cls(**(row | {"words": words}))
+
+
+def _timed_record(timed: Token | Word | Segment) -> dict[str, Any]:
+    return {"text": timed.text, "start": timed.start, "end": timed.end, "confidence": timed.confidence}
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Another text a search found, and its score on the same scale as the best one's."""
+    """A further text of the n-best list, with its score on the scale of the best text's score."""
 
     text: str
     score: float
@@ -165,12 +265,18 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What a decoder heard: text, token ids, and a score (natural log).
+    """The transcript of one utterance.
 
-    ``score`` is the mean log-probability of a token an autoregressive decoder chose, or what CTC ranked by, a frame.
-    ``words`` are there where times were asked for, ``alternatives`` where several texts were, best first, and
-    ``detected`` is the language that was heard where one was listened for. ``segments`` are the phrases of a model
-    that writes times itself.
+    Attributes:
+        id: of the utterance.
+        text: the best text.
+        score: natural logarithm. Autoregressive decoders give the mean log-probability of a token, CTC decoders the
+            score they rank by, divided by the number of frames.
+        tokens: ids of the text.
+        words: with times, if times are requested.
+        alternatives: the rest of the n-best list, best first.
+        detected: language code, if the model detected the language.
+        segments: phrases with times, if the model writes timestamps.
     """
 
     id: str
@@ -180,28 +286,35 @@ class Hypothesis:
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
-    segments: list[Word] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. ``state`` is plain data from which `restore_tokenizer` makes an equal one."""
+    """Converts text to ids and back. `ssl_asr.data.tokenizer.restore_tokenizer` restores one from `state`."""
+
+    @property
+    def unit(self) -> str:
+        """Plural noun for one entry of the vocabulary, in messages: ``characters``, ``symbols``."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids run from 0 to ``vocab_size - 1``."""
+        """Number of ids. Ids run from 0 to ``vocab_size - 1``."""
 
     def encode(self, utterance: Utterance) -> list[int]:
-        """Target ids of an utterance's text, as the model's loss wants them."""
+        """Target ids of an utterance's text, as the model's loss expects them."""
+
+    def unseen(self, utterance: Utterance) -> list[str]:
+        """Parts of the text that the vocabulary cannot spell, repeats included. Empty if it can spell every text."""
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids a decoder chose, special tokens left out."""
+        """Text of the ids that a decoder chose, without special tokens."""
 
     def state(self) -> dict[str, Any]:
-        """Plain data (str, int, list, dict) that describes this tokenizer wholly."""
+        """JSON-like data (str, int, list, dict) that fully describes this tokenizer."""
 
 
 class LabelTokenizer(Tokenizer, Protocol):
     """A tokenizer for CTC."""
 
     def labels(self) -> list[str | None]:
-        """How each id is spelt, a space standing where a word ends; None for the blank and the unknown label."""
+        """Spelling of each id. A space ends a word. The blank and the unknown label are None."""

@@ -11,8 +11,8 @@ from hydra.utils import get_class, instantiate
 from rich.console import Console
 from torch import nn
 
-from ssl_asr.config.options import check_node
-from ssl_asr.config.resolve import check_part, config_folder
+from ssl_asr.config.nodes import config_folder, option_node
+from ssl_asr.config.options import build_option
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
@@ -23,7 +23,7 @@ from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy, WhisperBeam, WhisperGreedy
-from ssl_asr.errors import CheckpointError, ConfigError, did_you_mean, raise_all
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import resolve_checkpoint
 from ssl_asr.models.compiling import compile_layers
@@ -329,7 +329,7 @@ def load_model(name: str, options: InferenceOptions, say: Say) -> ASRModule:
 
 def make_decoder(node: dict[str, Any]) -> Any:
     """The ``decoder`` option of checked settings."""
-    return instantiate(node)
+    return build_option(node, "decoder")
 
 
 def decoder_node(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -338,17 +338,9 @@ def decoder_node(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such option, or no such setting.
     """
-    from omegaconf import OmegaConf
-
-    folder = config_folder() / "decoder"
-    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(option.stem for option in folder.glob("*.yaml"))
-        raise ConfigError("decoder", f"no option and no file '{name}'", did_you_mean(name, known))
-    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    node |= settings
-    raise_all(check_node(node, "decoder"))
-    return dict(node)
+    node = option_node("decoder", name, settings)
+    build_option(node, "decoder")
+    return node
 
 
 def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
@@ -358,8 +350,6 @@ def decode_with(module: ASRModule, node: dict[str, Any]) -> None:
         ConfigError: the option is for models of another kind.
         LanguageModelError: a file of the decoder's is missing or wrong.
     """
-    task = "Seq2Seq" if isinstance(module, Seq2SeqModule) else "Joint" if isinstance(module, JointModule) else "Ctc"
-    raise_all(check_part(task, "decoder", node))
     decoder = make_decoder(node)
     if isinstance(module, Seq2SeqModule | JointModule):
         module.decode_with(decoder)
@@ -494,8 +484,7 @@ def _pretrained_again(config: dict[str, Any], seq2seq: bool) -> Any:
 
 def _checked(node: dict[str, Any]) -> Any:
     """An object of a config that came with a checkpoint: a class of this package, checked before it is called."""
-    raise_all(check_node(node, "config of the checkpoint"))
-    return instantiate(node)
+    return build_option(node, "config of the checkpoint")
 
 
 def _backbone_source(name: str) -> str:

@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+from ssl_asr.config.schemas import CorpusConfig
 
-def corpus(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
+
+def corpus(config: CorpusConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Make the corpus and print where its manifests are."""
     from rich.progress import Progress
 
     from ssl_asr.data.corpora.spoken import CorpusSizes, make_corpus
 
-    sizes = CorpusSizes(train=config["train"], dev=config["dev"], test=config["test"])
-    with Progress(disable=not config["verbose"], transient=True) as progress:
+    sizes = CorpusSizes(train=config.train, dev=config.dev, test=config.test)
+    with Progress(disable=not config.verbose, transient=True) as progress:
         task = progress.add_task("speak", total=sizes.train + sizes.dev + sizes.test)
         manifests = make_corpus(
-            Path(config["output_dir"]),
+            Path(config.output_dir),
             sizes,
-            seed=config["seed"],
+            seed=config.seed,
             progress=lambda done, _: progress.update(task, completed=done),
         )
     for split, path in manifests.items():

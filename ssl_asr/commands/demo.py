@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ssl_asr.config.schemas import DemoConfig
 from ssl_asr.errors import TrainingError
 
 
@@ -33,24 +34,24 @@ def scores(folder: Path) -> dict[str, Any]:
     return found
 
 
-def demo(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
+def demo(config: DemoConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Run every step and print the table; returns the WER after fine-tuning."""
     from rich.table import Table
 
     from ssl_asr.console import make_console
 
-    out = Path(config["output_dir"])
+    out = Path(config.output_dir)
     corpus, before, run = out / "corpus", out / "zero_shot", out / "run"
-    sizes = [f"{split}={config[split]}" for split in ("train", "dev", "test")]
+    sizes = [f"{split}={getattr(config, split)}" for split in ("train", "dev", "test")]
     step("1. speak a corpus: medication orders, several voices", "corpus", f"output_dir={corpus}", *sizes)
-    model = config["model"]
+    model = config.model
     manifest = f"{corpus}/test.jsonl"
     step("2. Whisper as it is", "evaluate", f"model={model}", f"manifest={manifest}", f"output_dir={before}")
     data = [f"data.{split}={corpus}/{split}.jsonl" for split in ("train", "dev", "test")]
     settings = [
         f"backbone={model}",
         "freeze=false",
-        f"trainer.max_epochs={config['epochs']}",
+        f"trainer.max_epochs={config.epochs}",
         "data.max_batch_size=16",
     ]
     step("3. fine-tune it", "train", *settings, *data, f"run_dir={run}")

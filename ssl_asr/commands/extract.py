@@ -1,34 +1,37 @@
-"""``ssl-asr extract``: states of any layer of an encoder, as safetensors shards and an index."""
+"""``ssl-asr extract``: states of an encoder's layers, as safetensors shards and an index."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ssl_asr.config.schemas import ExtractConfig
 from ssl_asr.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ssl_asr.models.encoder import SpeechEncoder
 
-def extract(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
-    """Write the states the resolved config asks for; utterances that are there already are passed over."""
-    from ssl_asr.build.assembly import InferenceOptions, load_states_encoder
-    from ssl_asr.console import hush, make_console
+
+def extract(config: ExtractConfig, folder: Path) -> float | None:  # noqa: ARG001
+    """Write states. Utterances with states on disk are not encoded again."""
+    from ssl_asr.console import hush, make_console, say_to
     from ssl_asr.data.inputs import gather
-    from ssl_asr.inference.batches import extract_states
+    from ssl_asr.inference.extraction import extract_states
+    from ssl_asr.inference.model import load_encoder
+    from ssl_asr.inference.options import inference_options, run_options
     from ssl_asr.training.state_cache import StateCache
 
     hush()
-    console = make_console() if config["verbose"] else None
-    manifest, unreadable = gather([Path(path) for path in config["input"]])
-    options = InferenceOptions(window=config["window"], tail_s=config["tail_s"])
-    encoder = load_states_encoder(config["model"], options, console.print if console else (lambda _: None))
+    console = make_console() if config.verbose else None
+    manifest, unreadable = gather([Path(path) for path in config.input])
+    encoder = load_encoder(config.model, inference_options(config), say_to(console))
     cache = StateCache(
         encoder,
-        folder=Path(config["output_dir"]),
-        layers=_layers(config["layers"], encoder),
-        dtype=config["dtype"],
-        silence=config["silence"],
+        folder=Path(config.output_dir),
+        layers=_cut(encoder, config.layers),
+        dtype=config.dtype,
+        silence=config.silence,
         downmix="mean",
     )
-    keys = ("max_batch_s", "num_workers", "accelerator", "precision")
-    skips = extract_states(cache, manifest, console=console, **{key: config[key] for key in keys})
+    skips = extract_states(cache, manifest, run=run_options(config), console=console)
     for skip in [*unreadable, *skips]:
         print(f"skipped {skip.id}: {skip.reason}: {skip.detail}")
     if not len(cache.store):
@@ -36,16 +39,16 @@ def extract(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG0
     return None
 
 
-def _layers(wanted: str | list[int], encoder: Any) -> list[int]:
-    """Layer numbers; those above the highest are taken off the encoder.
+def _cut(encoder: "SpeechEncoder", wanted: str | list[int]) -> list[int]:
+    """The layers to write. Layers above the highest one are removed from the encoder.
 
     Raises:
-        ConfigError: there is no such layer.
+        ConfigError: The encoder does not have one of the layers.
     """
     top = encoder.n_layers
     layers = {"last": [top], "all": list(range(top + 1))}.get(wanted) if isinstance(wanted, str) else wanted
     if not layers or any(not 0 <= layer <= top for layer in layers) or sorted(set(layers)) != layers:
-        fix = f"last, all, or a rising list of 0 (what the first layer reads) to {top}"
-        raise ConfigError("layers", f"is {wanted!r}", f"it should be {fix}")
+        expected = f"expected last, all, or a rising list of numbers from 0 (input of the first layer) to {top}"
+        raise ConfigError("layers", f"is {wanted!r}, {expected}", "for example layers=[0,1]")
     encoder.cut(layers[-1])
     return layers

@@ -1,8 +1,10 @@
-"""``ssl-asr lm``: an n-gram language model from text, checked by its perplexity."""
+"""``ssl-asr lm``: estimate an n-gram language model from text, and measure its perplexity."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ssl_asr.config.schemas import LmConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
     from ssl_asr.types import Utterance
 
 
-def lm(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
-    """Make the model the resolved config asks for; returns its perplexity on the first text to check."""
+def lm(config: LmConfig, folder: Path) -> float | None:  # noqa: ARG001
+    """Estimate and write the model, and return its perplexity on the first text of ``check``."""
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.sentences import check_sources
     from ssl_asr.decoding.kneser_ney import estimate, perplexity
@@ -20,44 +22,44 @@ def lm(config: dict[str, Any], folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.decoding.ngram import NGram
 
     hush()
-    console = make_console() if config["verbose"] else None
-    inputs, checks = ([Path(path) for path in config[key]] for key in ("input", "check"))
+    console = make_console() if config.verbose else None
+    inputs, checks = ([Path(path) for path in paths] for paths in (config.input, config.check))
     check_sources(inputs, "input")
     check_sources(checks, "check")
-    split = _splitter(config["unit"], config["model"])
-    estimated = estimate(_units(inputs, split, config), order=config["order"], prune=config["prune"])
-    output = Path(config["output"])
+    split = _splitter(config.unit, config.model)
+    estimated = estimate(_units(inputs, split, config.normalizer), order=config.order, prune=config.prune)
+    output = Path(config.output)
     estimated.model.write_arpa(output)
-    # What is checked is what was written.
+    # The perplexity is that of the file.
     written = read_language_model(output)
     assert isinstance(written, NGram)
-    found = {str(path): perplexity(written, _units([path], split, config)) for path in [*checks, *inputs]}
+    found = {str(path): perplexity(written, _units([path], split, config.normalizer)) for path in [*checks, *inputs]}
     if console is not None:
         _show(console, estimated, found)
         console.print(f"the model is in {output}")
     return found[str(checks[0])].all_words if checks else None
 
 
-def _units(paths: list[Path], split: "Callable[[Utterance], list[str]]", config: dict[str, Any]) -> Iterator[list[str]]:
+def _units(paths: list[Path], split: "Callable[[Utterance], list[str]]", normalizer: str) -> Iterator[list[str]]:
     from ssl_asr.data.sentences import read_sentences
 
-    return (split(sentence) for sentence in read_sentences(paths, normalizer=config["normalizer"]))
+    return (split(sentence) for sentence in read_sentences(paths, normalizer=normalizer))
 
 
 def _splitter(unit: str, model: str | None) -> "Callable[[Utterance], list[str]]":
-    """How a sentence falls into what the model counts."""
-    from ssl_asr.decoding.fusion import spelt
+    """A function that splits a sentence into the units of the model."""
+    from ssl_asr.decoding.fusion.automata import lm_token
 
     if unit == "word":
         return lambda sentence: sentence.text.split()
     if unit == "char":
-        return lambda sentence: [spelt(character) for character in sentence.text]
-    from ssl_asr.build.assembly import load_labels
+        return lambda sentence: [lm_token(character) for character in sentence.text]
+    from ssl_asr.inference.model import load_label_tokenizer
 
     assert model is not None
-    tokenizer = load_labels(model)
+    tokenizer = load_label_tokenizer(model)
     labels = tokenizer.labels()
-    return lambda sentence: [spelt(label) for i in tokenizer.encode(sentence) if (label := labels[i]) is not None]
+    return lambda sentence: [lm_token(label) for i in tokenizer.encode(sentence) if (label := labels[i]) is not None]
 
 
 def _show(console: "Console", estimated: "Estimate", found: dict[str, Any]) -> None:

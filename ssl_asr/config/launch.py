@@ -9,12 +9,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ssl_asr.config.resolve import config_folder, known_keys, register_schemas, resolve, resolve_plain
+from ssl_asr.config.nodes import config_folder, register_schemas
+from ssl_asr.config.resolve import resolve_command
+from ssl_asr.config.schemas import TrainConfig, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean
 
 EXIT_USER_ERROR = 2
 
-Job = Callable[[dict[str, Any], Path], float | None]
+Job = Callable[[Any, Path], float | None]
 """A command's work: from the resolved config and the job's folder to a number a sweep can compare."""
 
 
@@ -97,7 +99,7 @@ def _check_job(name: str, overrides: list[str]) -> list[UserError]:
         for key in ("run_dir", "output_dir"):
             if key in composed and "${hydra:" in str(composed._get_node(key)):
                 composed[key] = "."
-        resolve(composed) if name == "train" else resolve_plain(composed)
+        resolve_command(name, composed)
     except UserErrors as several:
         errors += several.errors
     except UserError as error:
@@ -155,15 +157,15 @@ def hydra_follows(arguments: list[str]) -> list[str]:
     return [*arguments, f"hydra.run.dir={folder}"]
 
 
-def refuse_ddp(config: dict[str, Any]) -> None:
+def refuse_ddp(config: TrainConfig) -> None:
     """Refuse several processes a job in a sweep: each would start the whole sweep again.
 
     Raises:
         ConfigError: always said before the job begins.
     """
-    trainer = config["trainer"]
-    if "ddp" in trainer["strategy"] or trainer["devices"] not in (1, "1"):
-        what = f"{trainer['devices']} devices with {trainer['strategy']} in a sweep"
+    trainer = config.trainer
+    if "ddp" in trainer.strategy or trainer.devices not in (1, "1"):
+        what = f"{trainer.devices} devices with {trainer.strategy} in a sweep"
         raise ConfigError("trainer", what, "one device a job (trainer.devices=1), or torchrun for each job")
 
 
@@ -197,8 +199,8 @@ def run(name: str, job: Callable[[], Job]) -> None:
     def task(cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         try:
-            config = resolve(cfg) if name == "train" else resolve_plain(cfg)
-            if hydra_config.mode.name == "MULTIRUN" and name == "train":
+            config = resolve_command(name, cfg)
+            if hydra_config.mode.name == "MULTIRUN" and isinstance(config, TrainConfig):
                 refuse_ddp(config)
             return job()(config, Path(hydra_config.runtime.output_dir))
         except UserError as error:

@@ -1,159 +1,253 @@
-"""Check config nodes against the constructors they name, without importing them.
+"""From a node with a ``_target_`` to an option object, and back to plain data."""
 
-A node's ``_target_`` is read as source: its keyword parameters (or dataclass fields) and their annotations
-say which keys there are and of what type. So a typo is found in milliseconds, before torch is loaded, and
-the constructor remains the only place that says what a key is.
-"""
-
-import ast
+import importlib
 import importlib.util
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
 
-from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.config.expected import check_value
+from ssl_asr.config.schemas import Command, Sides
+from ssl_asr.errors import ConfigError, UserError, did_you_mean, raise_all
 
-_ALLOWED = "ssl_asr."
-# How OmegaConf writes a value that must still be given; reported where the whole config is read.
-MISSING = "???"
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A key a target takes: its annotation, and whether it must be given."""
-
-    annotation: ast.expr
-    required: bool
+OWN_PACKAGE = "ssl_asr"
+# How OmegaConf writes a mandatory value that is not given.
+NOT_GIVEN = "???"
 
 
-@lru_cache(maxsize=64)
-def _module_tree(module: str) -> ast.Module:
-    root = Path(__file__).parent.parent
-    path = root.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(path.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Call:
+    """A class that is not an option dataclass, such as a Lightning callback, with the arguments of its constructor.
+
+    Attributes:
+        kind: The class.
+        arguments: Arguments of its constructor.
+        plain: The arguments as plain data, as the config has them.
+    """
+
+    kind: type
+    arguments: dict[str, Any]
+    plain: dict[str, Any]
+
+    def build(self) -> Any:
+        """A new object of the class."""
+        return self.kind(**self.arguments)
 
 
-def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
-    """Type aliases a module defines, or imports from another module of this package."""
-    found: dict[str, ast.expr] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ALLOWED):
-            theirs = _own_aliases(_module_tree(str(node.module)))
-            found |= {alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
-    return found | _own_aliases(tree)
+@dataclass
+class Checked:
+    """An option and the errors found in its node.
+
+    With errors, ``option`` is an incomplete object: it has the fields that are right, and raises AttributeError for
+    the others. It is only good for looking for more errors.
+    """
+
+    option: Any = None
+    errors: list[ConfigError] = field(default_factory=list)
 
 
-def _own_aliases(tree: ast.Module) -> dict[str, ast.expr]:
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
-    return {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+def check_installed(extensions: Sequence[str]) -> list[ConfigError]:
+    """An error for each extension that is not an installed package."""
+    errors = []
+    for package in extensions:
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            what = f"package '{package}' is not installed"
+            errors.append(ConfigError("extensions", what, "install it, or check its spelling"))
+    return errors
 
 
-def signature(target: str, key: str) -> tuple[dict[str, Parameter], dict[str, ast.expr]]:
-    """The parameters of a dataclass of this package, and the type aliases of its module.
+def check_extensions(stored: Sequence[str], named: Sequence[str], where: str) -> None:
+    """Refuse a checkpoint with classes of packages that the user does not trust.
+
+    Args:
+        stored: Extensions that the checkpoint's config used.
+        named: Extensions that the user names.
+        where: Path of the checkpoint, for the error.
 
     Raises:
-        ConfigError: there is no such class here. Other packages' objects are not built from configs: a
-            config may come with a checkpoint, and must not be able to call whatever it likes.
+        ConfigError: A stored extension is not named, or is not installed.
     """
-    module, _, name = target.rpartition(".")
-    if not target.startswith(_ALLOWED) or importlib.util.find_spec(module) is None:
-        raise ConfigError(f"{key}._target_", f"no class '{target}'", "targets are classes of ssl_asr")
-    found = _class_fields(module, name)
-    if found is None:
-        raise ConfigError(f"{key}._target_", f"no class '{name}' in {module}", "check the spelling")
+    unnamed = [package for package in stored if package not in named]
+    if unnamed:
+        what = f"uses classes of {', '.join(unnamed)}, which are only run if you name the package"
+        raise ConfigError(where, what, f"if you trust it: extensions=[{','.join([*named, *unnamed])}]")
+    raise_all(check_installed(named))
+
+
+def load_class(target: str, key: str, *, extensions: Sequence[str] = ()) -> type:
+    """The class at a path such as ``ssl_asr.models.heads.LinearHead``.
+
+    A config may come with a checkpoint. So only classes that are defined in this package, or in packages that the user
+    names, are loaded.
+
+    Args:
+        target: ``module.Class``.
+        key: Config key of the node, for the error.
+        extensions: Packages that the user trusts.
+
+    Raises:
+        ConfigError: The package is not trusted, or there is no such class.
+    """
+    where = f"{key}._target_"
+    module_name, _, name = str(target).rpartition(".")
+    if not _is_trusted(module_name, extensions):
+        package = module_name.partition(".")[0] or str(target)
+        what = f"class '{target}' is not in {' or '.join((OWN_PACKAGE, *extensions))}"
+        raise ConfigError(where, what, f"if you trust the package: extensions=[{','.join((*extensions, package))}]")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            raise ConfigError(where, f"{module_name} needs {error.name}", f"install {error.name}") from None
+        raise ConfigError(where, f"no module '{module_name}' for class '{target}'", "check its spelling") from None
+    found = getattr(module, name, None)
+    if not isinstance(found, type) or not _is_trusted(found.__module__, extensions):
+        known = [n for n, kind in vars(module).items() if isinstance(kind, type) and kind.__module__ == module_name]
+        raise ConfigError(where, f"no class '{name}' in {module_name}", did_you_mean(name, known))
     return found
 
 
-def _class_fields(module: str, name: str) -> tuple[dict[str, Parameter], dict[str, ast.expr]] | None:
-    """The fields of a dataclass, those of its bases in this package first, and the type aliases they use."""
-    tree = _module_tree(module)
-    imported = {
-        alias.name: str(node.module)
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ALLOWED)
-        for alias in node.names
-    }
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            fields: dict[str, Parameter] = {}
-            aliases: dict[str, ast.expr] = {}
-            for base in node.bases:
-                if isinstance(base, ast.Name):
-                    inherited = _class_fields(imported.get(base.id, module), base.id)
-                    if inherited is not None:
-                        fields, aliases = fields | inherited[0], aliases | inherited[1]
-            fields |= {
-                item.target.id: Parameter(item.annotation, item.value is None)
-                for item in node.body
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-            }
-            return fields, aliases | _aliases(tree)
-    return None
+def _is_trusted(module: str, extensions: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in (OWN_PACKAGE, *extensions))
 
 
-def _matches(value: Any, annotation: ast.expr, aliases: dict[str, ast.expr]) -> bool:
-    if isinstance(annotation, ast.BinOp):
-        return _matches(value, annotation.left, aliases) or _matches(value, annotation.right, aliases)
-    if isinstance(annotation, ast.Constant):
-        return bool(value is annotation.value)
-    if isinstance(annotation, ast.Name):
-        if annotation.id in aliases:
-            return _matches(value, aliases[annotation.id], aliases)
-        return _is_plain(value, annotation.id)
-    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
-        return _is_generic(value, annotation.value.id, annotation.slice, aliases)
-    return True
+def build_option(node: dict[str, Any], key: str, *, extensions: Sequence[str] = ()) -> Any:
+    """The option of a node: its frozen dataclass, every value checked.
+
+    Args:
+        node: ``{"_target_": "module.Class", **fields}``.
+        key: Config key of the node, for errors.
+        extensions: Packages besides ssl_asr that the user trusts.
+
+    Raises:
+        ConfigError, UserErrors: Unknown keys, missing keys, and values that the annotations do not allow, all at once.
+    """
+    checked = check_option(node, key, extensions=extensions)
+    raise_all(checked.errors)
+    return checked.option
 
 
-def _is_plain(value: Any, name: str) -> bool:
-    if name == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if name == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, {"str": str, "bool": bool, "dict": dict, "list": list}.get(name, object))
+def check_option(node: Any, key: str, *, extensions: Sequence[str] = (), calls: bool = False) -> Checked:
+    """Like `build_option`, but returns the errors.
 
-
-def _is_generic(value: Any, name: str, inner: ast.expr, aliases: dict[str, ast.expr]) -> bool:
-    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if name == "Literal":
-        return any(isinstance(part, ast.Constant) and value == part.value for part in parts)
-    if name == "list":
-        return isinstance(value, list) and all(_matches(item, parts[0], aliases) for item in value)
-    if name == "dict":
-        return isinstance(value, dict) and all(_matches(item, parts[1], aliases) for item in value.values())
-    return True
-
-
-def _spelt(annotation: ast.expr, aliases: dict[str, ast.expr]) -> str:
-    if isinstance(annotation, ast.Name) and annotation.id in aliases:
-        return _spelt(aliases[annotation.id], aliases)
-    if isinstance(annotation, ast.BinOp):
-        return f"{_spelt(annotation.left, aliases)} or {_spelt(annotation.right, aliases)}"
-    text = ast.unparse(annotation)
-    return "null" if text == "None" else text.removeprefix("Literal[").removesuffix("]") if "Literal" in text else text
-
-
-def check_node(node: dict[str, Any], key: str) -> list[ConfigError]:
-    """Every mistake of a config node with a ``_target_``: keys unknown or missing, values of a wrong type."""
-    target = node.get("_target_")
-    if not isinstance(target, str):
-        return [ConfigError(key, "has no _target_", f"choose an option: {key}=…")]
+    Args:
+        node: As for `build_option`.
+        key: As for `build_option`.
+        extensions: As for `build_option`.
+        calls: Accept any class, as a `Call`. Otherwise only dataclasses.
+    """
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        return Checked(errors=[ConfigError(key, "has no _target_", f"choose an option: {key}=…")])
     try:
-        parameters, aliases = signature(target, key)
+        kind = load_class(node["_target_"], key, extensions=extensions)
     except ConfigError as error:
-        return [error]
-    errors = []
-    for name, value in node.items():
-        if name == "_target_" or value == MISSING:
+        return Checked(errors=[error])
+    given = {str(name): value for name, value in node.items() if name != "_target_"}
+    if not is_dataclass(kind):
+        if not calls:
+            what = f"{kind.__name__} is not a dataclass"
+            return Checked(errors=[ConfigError(f"{key}._target_", what, "options of this group are frozen dataclasses")])
+        return _checked_call(kind, given, key)
+    return _checked_dataclass(kind, given, key)
+
+
+def _unknown(name: str, kind: type, known: list[str], key: str) -> ConfigError:
+    return ConfigError(f"{key}.{name}", f"unknown key of {kind.__name__}", did_you_mean(name, known))
+
+
+def _missing(name: str, key: str) -> ConfigError:
+    return ConfigError(f"{key}.{name}", "is missing", f"give {key}.{name}=…")
+
+
+def _checked_dataclass(kind: type, given: dict[str, Any], key: str) -> Checked:
+    hints = get_type_hints(kind, include_extras=True)
+    known = {f.name: f for f in fields(kind) if f.init}
+    errors = [_unknown(name, kind, list(known), key) for name in given if name not in known]
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in known and value != NOT_GIVEN:
+            values[name], found = check_value(f"{key}.{name}", value, hints[name])
+            errors += found
+            if found:
+                del values[name]
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    errors += [_missing(name, key) for name in required if name not in given]
+    if errors or any(value == NOT_GIVEN for value in given.values()):
+        return Checked(_incomplete(kind, values), errors)
+    try:
+        return Checked(kind(**values))
+    except UserError as error:
+        return Checked(_incomplete(kind, values), [ConfigError(f"{key}.{error.where}", error.what, error.remedy)])
+
+
+def _incomplete(kind: type, values: dict[str, Any]) -> Any:
+    """An object with only some of its fields, for further checks."""
+    option = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(option, name, value)
+    return option
+
+
+def _checked_call(kind: type, given: dict[str, Any], key: str) -> Checked:
+    parameters = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
+    try:
+        hints = get_type_hints(kind.__init__, include_extras=True)
+    except (NameError, TypeError):
+        hints = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    errors = [] if takes_any else [_unknown(name, kind, list(named), key) for name in given if name not in named]
+    values = dict(given)
+    for name in given.keys() & hints.keys():
+        values[name], found = check_value(f"{key}.{name}", given[name], hints[name], strict=False)
+        errors += found
+    required = [name for name, p in named.items() if p.default is p.empty]
+    errors += [_missing(name, key) for name in required if name not in given]
+    return Checked(Call(kind, values, given), errors)
+
+
+def plain(config: Command) -> dict[str, Any]:
+    """The config as plain data: what is logged, saved as config.yaml and kept in checkpoints."""
+    return {f.name: _plain(getattr(config, f.name), option="group" in f.metadata) for f in fields(config)}
+
+
+def plain_option(option: Any) -> dict[str, Any]:
+    """The node of an option: ``{"_target_": "module.Class", **fields}``."""
+    if isinstance(option, Call):
+        return {"_target_": _path(option.kind), **option.plain}
+    values = {f.name: _plain(getattr(option, f.name)) for f in fields(option) if f.init}
+    return {"_target_": _path(type(option)), **values}
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _plain(value: Any, *, option: bool = False) -> Any:
+    """Plain data of a field. ``option`` says whether the value is an option, or a mapping to options."""
+    if isinstance(value, Sides):
+        return {side: plain_option(each) for side, each in value.items()}
+    if isinstance(value, dict):
+        return {str(name): plain_option(each) if option else _plain(each) for name, each in value.items()}
+    if option and value is not None:
+        return plain_option(value)
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def options_of(config: Any) -> Iterator[tuple[str, Any]]:
+    """Each option of a config with its key, such as ``optimizers.rest``."""
+    for f in fields(config):
+        value = getattr(config, f.name, None)
+        if "group" not in f.metadata or value is None:
             continue
-        if name not in parameters:
-            what = f"unknown key of {target.rpartition('.')[2]}"
-            errors.append(ConfigError(f"{key}.{name}", what, did_you_mean(name, list(parameters))))
-        elif not _matches(value, parameters[name].annotation, aliases):
-            expected = _spelt(parameters[name].annotation, aliases)
-            errors.append(ConfigError(f"{key}.{name}", f"is {value!r}", f"it should be {expected}"))
-    missing = [name for name, p in parameters.items() if p.required and name not in node]
-    errors += [ConfigError(f"{key}.{name}", "is missing", "give it a value") for name in missing]
-    return errors
+        if isinstance(value, Sides):
+            yield from ((f"{f.name}.{side}", option) for side, option in value.items())
+        elif isinstance(value, dict):
+            yield from ((f"{f.name}.{name}", option) for name, option in value.items())
+        else:
+            yield f.name, value

@@ -5,14 +5,16 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from ssl_asr.build.assembly import TrainingRun, build_training
-from ssl_asr.config.resolve import config_folder, register_schemas, resolve
+from ssl_asr.config.nodes import config_folder, register_schemas
+from ssl_asr.config.options import plain
+from ssl_asr.config.resolve import resolve
 from ssl_asr.console import hush
 
 
 def config_of(*overrides: str) -> dict:
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return resolve(compose("train", overrides=[*overrides, "run_dir=unused"]))
+        return plain(resolve(compose("train", overrides=[*overrides, "run_dir=unused"])))
 
 
 def toy_overrides(checkpoint: Path, corpus: dict[str, Path], task: str = "ctc") -> list[str]:

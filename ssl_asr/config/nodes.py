@@ -1,0 +1,219 @@
+"""Configs as plain data: where they are read from, and what is folded before options are built. Imports no torch."""
+
+from dataclasses import MISSING, Field, asdict, fields, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING as NOT_GIVEN
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ssl_asr.config import schemas
+from ssl_asr.config.schemas import SCHEMAS
+from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.textfiles import written_whole
+
+_POLICIES = "ssl_asr.models.freezing"
+# Policies that `freeze` or a backbone's recommendation stands for.
+_FOLDED = {
+    "none": {"_target_": f"{_POLICIES}.TrainAll"},
+    "feature_encoder": {"_target_": f"{_POLICIES}.FreezeFeatureEncoder"},
+    "encoder": {"_target_": f"{_POLICIES}.FreezeEncoder"},
+}
+_AUTO = {"name": "auto"}
+
+
+def config_folder() -> Path:
+    """The ``conf`` folder: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+# Schemas as Hydra wants them -----------------------------------------------------------------------------------------
+
+
+def annotation_of(field: Field[Any]) -> Any:
+    """The type of a command's field, which is not an option, from its text."""
+    assert isinstance(field.type, str)
+    return eval(field.type, vars(schemas))  # noqa: S307
+
+
+def _simple(annotation: Any) -> Any:
+    """The type of a field in OmegaConf's terms. What OmegaConf has no type for is Any, and checked later."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _simple(inner[0])
+    if origin is Literal:
+        return str if all(isinstance(value, str) for value in inner) else Any
+    if origin in (Union, UnionType):
+        parts = [part for part in inner if part is not NoneType]
+        first = _simple(parts[0])
+        return first | None if len(parts) == 1 and len(inner) == 2 and first is not Any else Any
+    if origin is list:
+        return list[_simple(inner[0])]  # type: ignore[misc]
+    return Any if origin is dict else annotation
+
+
+def _hydra_schema(schema: type) -> type:
+    """A dataclass for Hydra: the fields of a command, options as Any."""
+    made: list[tuple[str, Any, Field[Any]]] = []
+    for field in fields(schema):
+        kind = Any if "group" in field.metadata else _simple(annotation_of(field))
+        own: Any = _copy_default(field, NOT_GIVEN)
+        made.append((field.name, kind, own))
+    return make_dataclass(schema.__name__, made, kw_only=True)
+
+
+def _copy_default(field: Field[Any], missing: Any) -> Any:
+    from dataclasses import field as new_field
+
+    if field.default_factory is not MISSING:
+        return new_field(default_factory=field.default_factory)
+    return new_field(default=missing if field.default is MISSING else field.default)
+
+
+def register_schemas() -> None:
+    """Register the schema of every command with Hydra, as ``NAME_schema``."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=_hydra_schema(schema))
+
+
+# From a composed config to plain data --------------------------------------------------------------------------------
+
+
+def named_manifests(value: Any, key: str) -> dict[str, str]:
+    """Manifests by name, from a path (named ``test``), a list of paths (by folder and file) or names to paths.
+
+    Raises:
+        ConfigError: It is none of these, or two of a list come to the same name.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"test": value}
+    if isinstance(value, list) and all(isinstance(path, str) for path in value):
+        named = {f"{Path(path).resolve().parent.name}_{Path(path).stem}": path for path in value}
+        if len(named) == len(value):
+            return named
+    if isinstance(value, dict) and all(isinstance(path, str) for path in value.values()):
+        return {str(name): path for name, path in value.items()}
+    raise ConfigError(key, f"is {value!r}, expected a path, a list of paths, or {{name: path, …}}")
+
+
+def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
+    """The node of the freeze policy that ``freeze``, ``freeze_policy`` and the backbone's recommendation come to.
+
+    ``freeze: false`` trains every weight whatever the policy says. A named policy is kept as it is. With the policy
+    ``auto``, ``freeze: true`` freezes the whole encoder, and ``freeze: null`` takes the backbone's recommendation.
+    """
+    freeze, policy = config["freeze"], config["freeze_policy"]
+    if freeze is False:
+        return _FOLDED["none"]
+    if policy != _AUTO:
+        folded: dict[str, Any] = policy
+        return folded
+    if freeze is True:
+        return _FOLDED["encoder"]
+    # A wrong recommendation is an error of the backbone's node.
+    backbone = config["backbone"] if isinstance(config["backbone"], dict) else {}
+    return _FOLDED.get(str(backbone.get("recommended_freeze")), _FOLDED["none"])
+
+
+def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The config of a command as plain data that will run, before its values are checked.
+
+    Interpolations are resolved, ``freeze`` is folded into the policy, manifests have names, and ``decoder_file`` is
+    read.
+
+    Raises:
+        ConfigError: An interpolation leads nowhere.
+    """
+    errors = [ConfigError(key, "is missing", f"give {key}=…") for key in sorted(OmegaConf.missing_keys(cfg))]
+    try:
+        composed = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key or "config"), str(error.msg or error).splitlines()[0]) from None
+    assert isinstance(composed, dict)
+    config = {str(key): value for key, value in composed.items()}
+    if name == "train":
+        config["freeze_policy"] = fold_freeze(config)
+        if isinstance(config["data"], dict):
+            errors += _name_manifests(config["data"], "test", "data.test")
+    if "manifest" in config and config["manifest"] != NOT_GIVEN:
+        errors += _name_manifests(config, "manifest", "manifest")
+    if config.get("decoder_file") is not None:
+        errors += _read_decoder(config)
+    return config, errors
+
+
+def _name_manifests(node: dict[str, Any], field: str, key: str) -> list[ConfigError]:
+    """Give the manifests of a field their names. A wrong value becomes no manifests, and its error."""
+    try:
+        node[field] = named_manifests(node.get(field), key)
+    except ConfigError as error:
+        node[field] = {}
+        return [error]
+    return []
+
+
+# Options as files ----------------------------------------------------------------------------------------------------
+
+
+def option_node(group: str, name: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The node of an option, with some settings replaced.
+
+    Args:
+        group: Config group, such as ``decoder``.
+        name: Name of an option of the group, or a YAML file with the settings of one.
+        settings: Values by key. `ssl_asr.config.options.build_option` checks them.
+
+    Raises:
+        ConfigError: There is no such option and no such file, or the file is not an option.
+
+    Example:
+        >>> option_node("head", "linear", {"dropout": 0.2})
+        {'_target_': 'ssl_asr.models.heads.LinearHead', 'dropout': 0.2}
+    """
+    folder = config_folder() / group
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(option.stem for option in folder.glob("*.yaml"))
+        raise ConfigError(group, f"no option and no file '{name}'", did_you_mean(name, known))
+    return _read_node(path, group) | (settings or {})
+
+
+def _read_node(path: Path, key: str) -> dict[str, Any]:
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(key, f"{path} is not YAML: {str(error).splitlines()[0]}", "check the file") from None
+    if not isinstance(node, dict):
+        raise ConfigError(key, f"{path} has no settings", "give a file that tune_decoding wrote")
+    return {str(name): value for name, value in node.items()}
+
+
+def _read_decoder(config: dict[str, Any]) -> list[ConfigError]:
+    """Put the settings of ``decoder_file`` in the place of ``decoder``."""
+    path = Path(config["decoder_file"])
+    if config["decoder"] is not None:
+        return [ConfigError("decoder_file", "is given together with decoder", "give one of them")]
+    if not path.is_file():
+        return [ConfigError("decoder_file", f"no such file: {path}", "ssl-asr tune_decoding writes one")]
+    try:
+        config["decoder"] = _read_node(path, "decoder_file")
+    except ConfigError as error:
+        return [error]
+    return []
+
+
+def write_decoder(path: Path, option: Any) -> None:
+    """Write the settings of a decoder option for ``decoder_file=``, with absolute paths of its files."""
+    kind = type(option)
+    node = {"_target_": f"{kind.__module__}.{kind.__name__}", **asdict(option)}
+    files = {key: str(Path(node[key]).resolve()) for key in ("lm", "lexicon") if node.get(key) is not None}
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(node | files)))

@@ -1,0 +1,553 @@
+"""The configuration of every command: one frozen dataclass each, with the parts that commands share as base classes.
+
+Field types are the types that commands get. A field marked by `group` is an option: Hydra composes it from a YAML file
+under ``conf/``, and `ssl_asr.config.options.build_option` turns its node into the option's dataclass. All other fields
+are plain values, and their annotations say which values are allowed.
+
+Annotations stay text until a command line is checked, so that importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from annotated_types import Interval, MinLen
+
+from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.types import Expected, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from ssl_asr.data.module import DataConfig
+    from ssl_asr.data.tokenizer import TokenizerOption
+    from ssl_asr.decoding.ctc import CtcBeam
+    from ssl_asr.models.encoder import Backbone
+    from ssl_asr.models.freezing import FreezePolicy
+    from ssl_asr.models.heads import Head
+    from ssl_asr.models.spec_augment import Augment
+    from ssl_asr.models.states import StatesOption
+    from ssl_asr.training.loggers import LoggerConfig
+    from ssl_asr.training.optimizers import OptimizerConfig
+    from ssl_asr.training.schedulers import SchedulerConfig
+    from ssl_asr.training.state_cache import DiskStateCache, NoStateCache
+    from ssl_asr.training.tasks import Task
+    from ssl_asr.training.trainer import TrainerConfig
+
+T = TypeVar("T")
+
+Window = Literal["real", "30s"]
+WhisperTask = Literal["transcribe", "translate"]
+Confidence = Literal["max_prob", "entropy"]
+Normalizer = Literal["none", "lower", "basic", "whisper_basic", "whisper_english", "by_language"]
+Normalizers = Annotated[list[Normalizer], MinLen(1)]
+Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
+Tail = Annotated[float, Interval(ge=0, lt=30), Expected("a number of seconds from 0 to less than 30")]
+Named = dict[str, str]
+"""Manifest paths by name. A path or a list of paths is given names by `ssl_asr.config.resolve.named_manifests`."""
+
+
+def group(name: str, kind: str = "") -> dict[str, Any]:
+    """Field metadata that marks an option.
+
+    Args:
+        name: Config group, a folder under ``conf/``.
+        kind: Path of the class or Protocol that the option must fit. Empty for no check.
+    """
+    return {"group": name, "kind": kind}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides(Generic[T]):
+    """One option for the pretrained encoder and one for the rest of the model.
+
+    Attributes:
+        encoder: Option of the pretrained encoder.
+        rest: Option of the head, or of Whisper's decoder.
+    """
+
+    encoder: T
+    rest: T
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Each side's name and option, the encoder first."""
+        yield from (("encoder", self.encoder), ("rest", self.rest))
+
+    def side_of(self, option: object) -> str:
+        """Name of the side that has this very option."""
+        return "encoder" if option is self.encoder else "rest"
+
+
+# Parts that several commands share ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended:
+    """Commands that build options.
+
+    Attributes:
+        extensions: Installed packages, besides ssl_asr, with classes that a ``_target_`` may name. A checkpoint that
+            uses such a class needs the same list.
+    """
+
+    section: ClassVar[str] = "Extensions"
+
+    extensions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInput(Extended):
+    """The model of a command that does not train.
+
+    Attributes:
+        model: Run directory, checkpoint file, ``backbone`` option, or name of a pretrained checkpoint.
+        window: Input window of Whisper: ``real`` (the speech and tail_s of silence) or ``30s``. null takes the
+            checkpoint's window, which is 30s for a pretrained Whisper.
+        tail_s: Seconds of silence after the speech for window=real. null takes the checkpoint's value.
+    """
+
+    section: ClassVar[str] = "Model"
+
+    model: str
+    window: Window | None = None
+    tail_s: Tail | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Languages:
+    """The language of a multilingual Whisper.
+
+    Attributes:
+        language: Language of the speech where the manifest has none. null detects it. MMS loads this language's
+            adapter.
+        whisper_task: ``transcribe``, or ``translate`` into English.
+    """
+
+    section: ClassVar[str] = "Language"
+
+    language: str | None = None
+    whisper_task: WhisperTask = "transcribe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a model decodes.
+
+    Attributes:
+        decoder: ``decoder`` option. null takes the model's own.
+        decoder_file: File with the settings of a decoder, as tune_decoding writes it, in place of ``decoder``.
+    """
+
+    section: ClassVar[str] = "Decoding"
+
+    decoder: Any = field(default=None, metadata=group("decoder"))
+    decoder_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRecordings:
+    """How recordings that are too long for the model are split.
+
+    Attributes:
+        chunk_s: Seconds of a window of a CTC model. Whisper's window is 30 s.
+        stride_s: Seconds at both ends of a window that only give context to its middle.
+        vad: Split at silence, found by voice activity detection, and decode the parts in batches.
+    """
+
+    section: ClassVar[str] = "Long recordings"
+
+    chunk_s: PositiveFloat = 30.0
+    stride_s: NonNegativeFloat = 4.0
+    vad: bool = False
+
+    def check(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        if 2 * self.stride_s >= self.chunk_s:
+            what = f"is {self.chunk_s}, and stride_s={self.stride_s} at both ends leaves nothing"
+            yield ConfigError("chunk_s", what, "make it more than twice stride_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How transcripts are scored.
+
+    Attributes:
+        normalizers: Text normalizers. Scores are reported under each. The first one decides where one score is needed.
+    """
+
+    section: ClassVar[str] = "Scoring"
+
+    normalizers: Normalizers = field(default_factory=lambda: ["lower", "whisper_english"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a command runs.
+
+    Attributes:
+        max_batch_s: Seconds of audio in a batch, padding included.
+        num_workers: Processes that read audio. 0 reads in the main process.
+        accelerator: As in Lightning: auto, cpu, gpu, …
+        precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, …
+        verbose: Show progress bars and tables.
+    """
+
+    section: ClassVar[str] = "Running"
+
+    max_batch_s: PositiveFloat = 120.0
+    num_workers: NonNegativeInt = 2
+    accelerator: str = "auto"
+    precision: Precision = "32-true"
+    verbose: bool = True
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Extended):
+    """Fine-tune a pretrained speech model and report its WER.
+
+    Attributes:
+        backbone: Pretrained model.
+        task: ``ctc``, ``joint`` CTC-attention, or ``seq2seq`` (Whisper's encoder and decoder).
+        states: Encoder states that the head reads.
+        head: New layers on the encoder.
+        tokenizer: Vocabulary of the targets.
+        decoder: How dev and test sets are decoded.
+        freeze_policy: Which layers train. See ``freeze``.
+        augment: Masking of the encoder's input in training.
+        state_cache: Where the states of a frozen encoder are kept between epochs.
+        data: Manifests and batches.
+        optimizers: Optimizer of the encoder and of the rest.
+        schedulers: Learning-rate schedule of the encoder and of the rest.
+        trainer: Epochs, precision, devices, checkpoints.
+        logger: Where metrics are logged.
+        freeze: false trains every weight. true applies freeze_policy, which is ``encoder`` if none is named. null applies
+            the policy that is named, or else the recommendation of the backbone.
+        seed: Seed of everything random.
+        normalizers: Text normalizers. Scores are reported under each. The first one's WER chooses the best checkpoint.
+        resume: Checkpoint to continue from.
+        run_dir: Folder of all results. A new folder named by the time if not given.
+        run_name: Name shown by loggers. null takes the name of the folder.
+        samples: Number of aligned hypotheses shown at each validation.
+        verbose: Show progress bars and tables.
+    """
+
+    section: ClassVar[str] = "Run"
+
+    backbone: Backbone = field(metadata=group("backbone", "ssl_asr.models.encoder.Backbone"))
+    task: Task = field(metadata=group("task", "ssl_asr.training.tasks.Task"))
+    states: StatesOption = field(metadata=group("states", "ssl_asr.models.states.StatesOption"))
+    head: Head = field(metadata=group("head", "ssl_asr.models.heads.Head"))
+    tokenizer: TokenizerOption = field(metadata=group("tokenizer", "ssl_asr.data.tokenizer.TokenizerOption"))
+    decoder: Any = field(metadata=group("decoder"))
+    freeze_policy: FreezePolicy = field(metadata=group("freeze_policy", "ssl_asr.models.freezing.FreezePolicy"))
+    augment: Augment = field(metadata=group("augment", "ssl_asr.models.spec_augment.Augment"))
+    state_cache: NoStateCache | DiskStateCache = field(metadata=group("state_cache"))
+    data: DataConfig = field(metadata=group("data"))
+    optimizers: Sides[OptimizerConfig] = field(
+        metadata=group("optimizer", "ssl_asr.training.optimizers.OptimizerConfig")
+    )
+    schedulers: Sides[SchedulerConfig] = field(
+        metadata=group("scheduler", "ssl_asr.training.schedulers.SchedulerConfig")
+    )
+    trainer: TrainerConfig = field(metadata=group("trainer", "ssl_asr.training.trainer.TrainerConfig"))
+    logger: LoggerConfig = field(metadata=group("logger", "ssl_asr.training.loggers.LoggerConfig"))
+    freeze: bool | None = None
+    seed: NonNegativeInt = 0
+    normalizers: Normalizers = field(default_factory=lambda: ["lower", "whisper_english"])
+    resume: str | None = None
+    run_dir: str
+    run_name: str | None = None
+    samples: NonNegativeInt = 4
+    verbose: bool = True
+
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that a validation logs."""
+        named = [f"val/{kind}/{name}" for kind in ("wer", "cer") for name in self.normalizers]
+        return ["val/loss", "val/wer", "val/cer", *named]
+
+    def check_monitor(self, key: str, monitor: str) -> Iterator[ConfigError]:
+        """An error if no validation logs the metric that the key names."""
+        logged = self.logged_metrics()
+        if monitor not in logged:
+            yield ConfigError(key, f"no metric '{monitor}'", did_you_mean(monitor, logged))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, Running):
+    """Score a run, a checkpoint or a pretrained model on manifests.
+
+    Attributes:
+        model: Run directory, checkpoint file, ``backbone`` option, or name of a pretrained checkpoint.
+        manifest: Manifests to score: a path, a list of paths, or paths by name.
+        predictions: predictions.jsonl to score again, in place of a model.
+        max_tokens_per_s: Limit of the tokens that an attention decoder writes for a second of audio.
+        detect_language: Detect the language of every utterance. If the manifest has ``lang``, also report the accuracy
+            of the detection.
+        reference: Key of the manifest that holds the reference, such as ``translation``.
+        only: Score only utterances with these tags: {tag: value, …}.
+        on_bad_audio: ``skip`` counts and names utterances that cannot be read. ``error`` stops at the first one.
+        max_skip_fraction: Largest fraction of a manifest that may be skipped.
+        output_dir: Folder of predictions and results. A new folder named by the time if not given.
+        by: Group errors by these: tags of the manifest, ``lang``, or ``length``.
+        confusions: Number of most frequent errors shown.
+        worst: Number of worst utterances shown.
+        samples: Number of aligned hypotheses shown.
+    """
+
+    section: ClassVar[str] = "Evaluation"
+
+    model: str | None = None  # type: ignore[assignment]
+    manifest: Named = field(default_factory=dict)
+    predictions: str | None = None
+    max_tokens_per_s: PositiveFloat | None = None
+    detect_language: bool = False
+    reference: str = "text"
+    only: Annotated[dict[str, Any], Expected("{tag: value, …}")] | None = None
+    on_bad_audio: Literal["skip", "error"] = "skip"
+    max_skip_fraction: Fraction = 0.05
+    output_dir: str
+    by: list[str] = field(default_factory=list)
+    confusions: NonNegativeInt = 10
+    worst: NonNegativeInt = 5
+    samples: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running):
+    """Transcribe files, folders or manifests with a run, a checkpoint or a pretrained model.
+
+    Attributes:
+        input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input.
+        output: File, with the format in its name, or folder. null prints the text.
+        format: Output format. null takes it from the name of ``output``.
+        times: Write the times of words, with this measure of confidence. null leaves it to the format.
+    """
+
+    section: ClassVar[str] = "Transcription"
+
+    input: list[str]
+    output: str | None = None
+    format: Literal["text", "jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    times: Confidence | None = None
+    num_workers: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(ModelInput, Running):
+    """Find the time of each word of known texts, by CTC forced alignment.
+
+    Attributes:
+        model: Run directory, checkpoint file, or name of a checkpoint that is fine-tuned with CTC.
+        manifest: Manifests of utterances with their texts: a path, a list of paths, or paths by name.
+        output: File, with the format in its name, or folder.
+        format: Output format. null takes it from the name of ``output``.
+        times: Measure of confidence.
+    """
+
+    section: ClassVar[str] = "Alignment"
+
+    manifest: Named
+    output: str
+    format: Literal["jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    times: Confidence = "max_prob"
+    num_workers: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(ModelInput, Running):
+    """Write the states of an encoder's layers to safetensors shards.
+
+    Attributes:
+        input: Audio files, folders, or manifests (.jsonl).
+        output_dir: Folder of the shards. Utterances that are already there are not encoded again.
+        layers: ``last``, ``all``, or a list of numbers. 0 is the input of the first layer, n the output of layer n.
+        dtype: ``float32``, or ``float16`` for half the space.
+        silence: Also write the frames after the speech that Whisper's encoder computes.
+    """
+
+    section: ClassVar[str] = "Extraction"
+
+    input: list[str]
+    output_dir: str
+    layers: Literal["last", "all"] | list[NonNegativeInt] = "last"
+    dtype: Literal["float32", "float16"] = "float32"
+    silence: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneDecodingConfig(ModelInput, Running):
+    """Find the weights of a CTC beam search on dev data. The model runs once.
+
+    Attributes:
+        model: Run directory, checkpoint file, or name of a checkpoint that is fine-tuned with CTC.
+        manifest: Dev manifests, never test: a path, a list of paths, or paths by name.
+        decoder: Beam search to start from, with its language model.
+        lm_weights: Values of decoder.lm_weight, each tried with each of ``word_scores``.
+        word_scores: Values of decoder.word_score.
+        unknown_scores: Values of decoder.unknown_score, tried with the best values so far.
+        beam_sizes: Values of decoder.beam_size, tried with the best values so far. The smallest with the best WER is
+            chosen.
+        rescore_weights: Values of decoder.rescore_weight, each tried with each of ``rescore_word_scores``. Used if
+            decoder.rescore_lm is set.
+        rescore_word_scores: Values of decoder.rescore_word_score.
+        output: File for the decoder's settings. Pass it to evaluate and transcribe as decoder_file.
+        normalizer: Text normalizer of the WER that decides.
+    """
+
+    section: ClassVar[str] = "Tuning"
+
+    manifest: Named
+    decoder: CtcBeam = field(metadata=group("decoder", "ssl_asr.decoding.ctc.CtcBeam"))
+    lm_weights: Annotated[list[float], MinLen(1)] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
+    word_scores: Annotated[list[float], MinLen(1)] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    unknown_scores: Annotated[list[float], MinLen(1)] = field(default_factory=lambda: [-5.0, -10.0, -15.0, -20.0])
+    beam_sizes: Annotated[list[PositiveInt], MinLen(1)] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    rescore_weights: Annotated[list[float], MinLen(1)] = field(
+        default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0]
+    )
+    rescore_word_scores: Annotated[list[float], MinLen(1)] = field(
+        default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+    )
+    output: str
+    normalizer: Normalizer = "lower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmConfig:
+    """Estimate an n-gram language model (interpolated modified Kneser-Ney) and write it as ARPA.
+
+    Attributes:
+        input: Manifests (.jsonl) and text files (.txt, .txt.gz) with one sentence a line.
+        output: ARPA file. A name that ends in .gz is compressed.
+        order: Length of the longest n-grams.
+        unit: ``word``, ``char``, or ``label`` for the labels of a model.
+        model: For unit=label, run directory or checkpoint with the labels.
+        normalizer: Text normalizer that is applied first.
+        prune: For each order, n-grams that occur at most this often are removed. The last number holds for all longer
+            n-grams. Unigrams are kept. An empty list prunes nothing.
+        check: Manifests and text files to measure the perplexity of.
+        verbose: Show tables.
+    """
+
+    section: ClassVar[str] = "Language model"
+
+    input: list[str]
+    output: str
+    order: PositiveInt = 4
+    unit: Literal["word", "char", "label"] = "word"
+    model: str | None = None
+    normalizer: Normalizer = "lower"
+    prune: list[NonNegativeInt] = field(default_factory=list)
+    check: list[str] = field(default_factory=list)
+    verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        if self.unit == "label" and self.model is None:
+            yield ConfigError("model", "is missing, and unit=label needs its labels", "model=RUN, or unit=word")
+        if self.unit != "label" and self.model is not None:
+            yield ConfigError("model", f"is not used with unit={self.unit}", "unit=label, or remove model")
+        if sorted(self.prune) != self.prune:
+            yield ConfigError("prune", f"is {self.prune}", "list the numbers in rising order, such as [0,0,1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Scoring):
+    """Test whether one system is better than another on the same utterances.
+
+    Attributes:
+        first: predictions.jsonl, or the folder of a run or an evaluation. The key may be left out.
+        second: What to compare with it. The key may be left out.
+        output: JSON file for the results.
+        worst: Number of shown utterances whose errors changed most.
+        verbose: Show tables.
+    """
+
+    section: ClassVar[str] = "Comparison"
+    positional: ClassVar[tuple[str, ...]] = ("first", "second")
+
+    first: str
+    second: str
+    output: str | None = None
+    worst: NonNegativeInt = 5
+    verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Synthesize a small corpus of a narrow domain with espeak-ng voices, for smoke tests.
+
+    Attributes:
+        output_dir: Folder of audio and manifests.
+        train: Number of sentences in train. Splits share no sentence and no voice.
+        dev: Number of sentences in dev.
+        test: Number of sentences in test.
+        seed: Seed of sentences, voices and noise.
+        verbose: Show progress bars.
+    """
+
+    section: ClassVar[str] = "Corpus"
+
+    output_dir: str
+    train: PositiveInt = 240
+    dev: PositiveInt = 32
+    test: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Synthesize a corpus, evaluate Whisper on it, fine-tune, and evaluate again. Takes minutes.
+
+    Attributes:
+        output_dir: Folder of corpus, run and scores.
+        model: ``backbone`` option of the Whisper to start from.
+        train: Number of sentences in train.
+        dev: Number of sentences in dev.
+        test: Number of sentences in test.
+        epochs: Epochs of fine-tuning.
+    """
+
+    section: ClassVar[str] = "Demo"
+
+    output_dir: str = "demo"
+    model: str = "whisper_tiny_en"
+    train: PositiveInt = 240
+    dev: PositiveInt = 32
+    test: PositiveInt = 64
+    epochs: PositiveInt = 2
+
+
+Command = (
+    TrainConfig
+    | EvaluateConfig
+    | TranscribeConfig
+    | AlignConfig
+    | ExtractConfig
+    | CompareConfig
+    | LmConfig
+    | TuneDecodingConfig
+    | CorpusConfig
+    | DemoConfig
+)
+SCHEMAS: dict[str, type[Command]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "transcribe": TranscribeConfig,
+    "align": AlignConfig,
+    "extract": ExtractConfig,
+    "compare": CompareConfig,
+    "lm": LmConfig,
+    "tune_decoding": TuneDecodingConfig,
+    "corpus": CorpusConfig,
+    "demo": DemoConfig,
+}
+
+
+def known_keys(name: str) -> list[str]:
+    """Top-level keys of a command."""
+    return [f.name for f in fields(SCHEMAS[name])]
