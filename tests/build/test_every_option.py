@@ -1,22 +1,12 @@
-"""Every option builds: what its config composes to, with tiny weights in the place of the real ones."""
+"""Every option composes and builds. Tiny checkpoints replace the published ones."""
 
 import pytest
 
 from tests.config.test_resolve import GROUPS, OPTIONS, SIDES
+from tests.toys import toy_for
 from tests.training.toy_runs import build, config_of
 
-# The toy of each family, by what the source of a backbone option holds.
-TOYS = {
-    "whisper": "whisper",
-    "w2v-bert": "w2v_bert",
-    "data2vec": "data2vec",
-    "unispeech": "unispeech_sat_layer",
-    "wavlm": "wavlm_layer",
-    "hubert": "hubert_layer",
-    "wav2vec2": "wav2vec2_layer",
-    "mms": "wav2vec2_layer",
-}
-# These need a checkpoint that is fine-tuned with CTC: tests/models/test_ctc_checkpoints.py builds them.
+# Options for checkpoints fine-tuned with CTC. tests/models/test_ctc_checkpoints.py builds them.
 ELSEWHERE = {("head", "pretrained"), ("tokenizer", "pretrained")}
 SMALL = {
     ("states", "layer"): ["states.layer=1"],
@@ -41,7 +31,7 @@ OF_WHISPER = {
 TASK = dict.fromkeys(("attention_gru", "attention_transformer", "attention_greedy", "attention_beam"), "joint")
 
 
-def test_no_group_is_forgotten():
+def test_options_of_every_group_are_listed():
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 
@@ -60,7 +50,7 @@ def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch,
         "data.num_workers=0",
         "trainer.accelerator=cpu",
         "trainer.devices=1",
-        # Recipes that count updates have epochs without end.
+        # Recipes that count updates have no last epoch.
         "trainer.max_steps=10",
         *([] if group == "logger" else ["logger=none"]),
         *([f"state_cache.folder={tmp_path}/states"] if (group, option) == ("state_cache", "disk") else []),
@@ -69,8 +59,7 @@ def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch,
         words = tmp_path / "words.txt"
         words.write_text("a\n", encoding="utf-8")
         overrides.append(f"decoder.lexicon={words}")
-    source = config_of(*overrides)["backbone"]["source"].lower().replace("xls-r", "wav2vec2")
-    toy = next(toy for name, toy in TOYS.items() if name in source)
+    toy = toy_for(config_of(*overrides)["backbone"]["source"])
     run = build(tmp_path / "run", *overrides, f"backbone.source={toy_checkpoints[toy]}")
     optimizers, schedulers = run.module.configure_optimizers()
     assert 1 <= len(optimizers) == len(schedulers) <= 2

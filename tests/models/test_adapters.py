@@ -25,7 +25,7 @@ VOCABULARIES = {
 def mms(toy_checkpoints, tmp_path_factory):
     """Returns a tiny checkpoint like MMS-1b-all: one encoder, with adapters and a head for each of two languages."""
     folder = tmp_path_factory.mktemp("mms")
-    config = FAMILIES["wav2vec2_layer"][0].from_pretrained(toy_checkpoints["wav2vec2_layer"])
+    config = FAMILIES["wav2vec2_layer"].config.from_pretrained(toy_checkpoints["wav2vec2_layer"])
     config.adapter_attn_dim, config.vocab_size, config.pad_token_id = 4, 7, 0
     torch.manual_seed(0)
     model = transformers.AutoModelForCTC.from_config(config)

@@ -1,4 +1,4 @@
-"""A checkpoint fine-tuned with CTC keeps its head and its alphabet: against transformers' own logits and text."""
+"""Checkpoints fine-tuned with CTC: their output layer and alphabet are kept, with the logits of transformers."""
 
 import json
 
@@ -13,21 +13,20 @@ from ssl_asr.models.ctc_checkpoints import read_ctc_vocabulary
 from tests.toys import FAMILIES
 from tests.training.toy_runs import build, toy_overrides
 
-# Not in the order of ids we use: the blank is last.
+# The order differs from ours: here the blank is last.
 VOCABULARY = ["<s>", "</s>", "<unk>", "|", "B", "A", "K", "C", "<pad>"]
 
 
 @pytest.fixture(params=["wav2vec2_layer", "hubert_group"])
 def fine_tuned(request, toy_checkpoints, tmp_path):
     folder = tmp_path / "fine_tuned"
-    config = FAMILIES[request.param][0].from_pretrained(toy_checkpoints[request.param])
+    config = FAMILIES[request.param].config.from_pretrained(toy_checkpoints[request.param])
     config.vocab_size, config.pad_token_id = len(VOCABULARY), VOCABULARY.index("<pad>")
     model = transformers.AutoModelForCTC.from_config(config)
     torch.nn.init.normal_(model.lm_head.weight)
     model.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCABULARY)}))
-    do_normalize = request.param.endswith("layer")
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": FAMILIES[request.param].normalize}))
     return folder
 
 
@@ -38,7 +37,7 @@ def dev_batch(corpus):
     return collate([dataset[i] for i in range(len(dataset))])
 
 
-def test_it_writes_what_transformers_writes(fine_tuned, toy_corpus):
+def test_fine_tuned_checkpoint_equals_transformers(fine_tuned, toy_corpus):
     module = load_model(str(fine_tuned), InferenceOptions(), lambda _: None)
     theirs = transformers.AutoModelForCTC.from_pretrained(fine_tuned).eval()
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(fine_tuned)
@@ -54,7 +53,7 @@ def test_it_writes_what_transformers_writes(fine_tuned, toy_corpus):
             logits_FV = theirs(values).logits[0]
             alphabet = [" " if token == "|" else token.lower() for token in VOCABULARY]
             columns = [alphabet.index(c) for c in ("<pad>", "<unk>", *module.tokenizer.characters)]
-            # Tokens that stand for nothing, like <s>, are left out; what is left keeps its odds.
+            # Special tokens, such as <s>, have no column. The other columns are normalized again.
             ours_FV = log_probs_BFV[row, : frames_B[row]]
             expected_FV = logits_FV[:, columns].log_softmax(-1)
             torch.testing.assert_close(ours_FV, expected_FV, atol=1e-4, rtol=1e-4)
@@ -64,7 +63,7 @@ def test_it_writes_what_transformers_writes(fine_tuned, toy_corpus):
             assert " ".join(texts[row].split()) == " ".join(text.split())
 
 
-def test_commands_take_it_by_name(fine_tuned, toy_corpus, run_command, tmp_path):
+def test_evaluate_accepts_a_fine_tuned_checkpoint(fine_tuned, toy_corpus, run_command, tmp_path):
     done = run_command(
         "evaluate", f"model={fine_tuned}", f"manifest={toy_corpus['test']}", f"output_dir={tmp_path}", "num_workers=0"
     )
@@ -72,7 +71,7 @@ def test_commands_take_it_by_name(fine_tuned, toy_corpus, run_command, tmp_path)
     assert len((tmp_path / "predictions" / "test.jsonl").read_text().splitlines()) == 5
 
 
-def test_training_goes_on_from_its_head(fine_tuned, toy_corpus, tmp_path):
+def test_training_starts_from_the_pretrained_head(fine_tuned, toy_corpus, tmp_path):
     overrides = [*toy_overrides(fine_tuned, toy_corpus), "head=pretrained", "head.dropout=0"]
     kept = build(tmp_path / "a", *overrides, "tokenizer=pretrained")
     batch = dev_batch(toy_corpus)
@@ -83,7 +82,7 @@ def test_training_goes_on_from_its_head(fine_tuned, toy_corpus, tmp_path):
     assert kept.trainer.global_step > 0
 
 
-def test_another_alphabet_keeps_the_rows_it_shares(fine_tuned, toy_corpus, tmp_path):
+def test_shared_characters_keep_their_rows_in_another_alphabet(fine_tuned, toy_corpus, tmp_path):
     overrides = [*toy_overrides(fine_tuned, toy_corpus), "head=pretrained", "tokenizer=char"]
     run = build(tmp_path / "a", *overrides, "tokenizer.characters=' abckz'")
     weight = run.module.head.layers[-1].weight
@@ -97,12 +96,12 @@ def test_another_alphabet_keeps_the_rows_it_shares(fine_tuned, toy_corpus, tmp_p
 @pytest.mark.parametrize(
     ("vocabulary", "message"),
     [
-        ({"eng": {"a": 1}, "deu": {"a": 1}}, "a vocabulary for each of 2 languages"),
-        ({"a": 0, "bc": 1, "<pad>": 2}, "tokens that are no characters: bc"),
+        ({"eng": {"a": 1}, "deu": {"a": 1}}, "expected one of the 2 languages"),
+        ({"a": 0, "bc": 1, "<pad>": 2}, "not single characters: bc"),
         ({"a": 0, "b": 1}, r"has no blank \(<pad>\)"),
     ],
 )
-def test_vocabularies_of_something_else_are_refused(fine_tuned, vocabulary, message):
+def test_unsupported_vocabulary_is_refused(fine_tuned, vocabulary, message):
     (fine_tuned / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(CheckpointError, match=message):
         read_ctc_vocabulary(fine_tuned)
@@ -115,13 +114,19 @@ def test_vocabularies_of_something_else_are_refused(fine_tuned, vocabulary, mess
         (["tokenizer=pretrained", "states=weighted_sum"], "reads the last states as they are"),
     ],
 )
-def test_a_head_that_does_not_fit_is_refused(fine_tuned, toy_corpus, tmp_path, more, message):
+def test_pretrained_head_refuses_unsupported_tokenizers_and_states(fine_tuned, toy_corpus, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         build(tmp_path / "a", *toy_overrides(fine_tuned, toy_corpus), "head=pretrained", *more)
 
 
-def test_a_checkpoint_without_a_head_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+def test_checkpoint_without_ctc_head_is_refused(toy_checkpoints, toy_corpus, tmp_path):
     with pytest.raises(CheckpointError, match="not fine-tuned with CTC"):
         build(tmp_path / "a", *toy_overrides(toy_checkpoints["wavlm_layer"], toy_corpus), "tokenizer=pretrained")
     with pytest.raises(CheckpointError, match="no decoder and no CTC head"):
         load_model(str(toy_checkpoints["wavlm_layer"]), InferenceOptions(), lambda _: None)
+
+
+def test_checkpoint_with_subword_tokens_is_refused(fine_tuned):
+    (fine_tuned / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match="the tokens of its output layer are not characters"):
+        read_ctc_vocabulary(fine_tuned)

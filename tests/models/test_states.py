@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from hydra.utils import get_class
 
 from ssl_asr.errors import ConfigError
@@ -10,8 +9,7 @@ from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.models.freezing import check_partition
 from ssl_asr.models.loading import rebuild
 from ssl_asr.models.states import ChosenLayer, LastLayer, WeightedSum
-from ssl_asr.models.w2v_bert import FilterBanks
-from tests.toys import SSL_FAMILIES, toy_encoder
+from tests.toys import FAMILIES, toy_encoder
 
 
 def _encoder(name, checkpoints, window="real"):
@@ -24,23 +22,14 @@ def _theirs(name, folder, waveform):
     The last state is the one after the final norm. In transformers 5, ``hidden_states[-1]`` of layer-norm models is
     the state before the norm.
     """
-    if name == "whisper":
-        model = transformers.WhisperModel.from_pretrained(folder).eval().encoder
-        features = transformers.WhisperFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
-        out = model(features.input_features, output_hidden_states=True)
-        return (*out.hidden_states[:-1], out.last_hidden_state)
-    if name == "w2v_bert":
-        model = transformers.AutoModel.from_pretrained(folder).eval()
-        out = model(FilterBanks()(waveform[None], torch.tensor([len(waveform)])), output_hidden_states=True)
-        return (*out.hidden_states[:-1], out.last_hidden_state)
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=name.endswith("layer"))
-    values = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_values
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    out = model(values, output_hidden_states=True)
+    toy = FAMILIES[name]
+    values = toy.own_values(waveform)
+    values = toy.values(waveform) if values is None else values
+    out = toy.reference(folder)(values, output_hidden_states=True)
     return (*out.hidden_states[:-1], out.last_hidden_state)
 
 
-@pytest.mark.parametrize("name", [*SSL_FAMILIES, "whisper"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_equals_transformers(toy_checkpoints, name):
     waveform = torch.randn(9000)
     expected = _theirs(name, toy_checkpoints[name], waveform)

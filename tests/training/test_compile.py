@@ -1,4 +1,4 @@
-"""Compiled layers train as plain ones do, and checkpoints do not know the difference."""
+"""Compiled layers give the same states, gradients and checkpoints."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ssl_asr.build.assembly import InferenceOptions, restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.training.checkpointing import read_checkpoint
-from tests.toys import toy_encoder
+from tests.toys import FAMILIES, toy_encoder
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -17,9 +17,9 @@ def _fresh():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["wav2vec2_group", "wavlm_layer", "w2v_bert", "whisper"])
-def test_a_compiled_encoder_gives_the_same_states_and_gradients(toy_checkpoints, name):
-    """With the graph that dynamo takes, run as it is: lengths change and nothing else does."""
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compiled_encoder_gives_the_same_states_and_gradients(toy_checkpoints, name):
+    """With the eager backend, and inputs of two lengths."""
     plain, compiled = (toy_encoder(name, toy_checkpoints).eval() for _ in range(2))
     assert compile_layers(compiled, "eager") == 1
     for samples in (9000, 7000):
@@ -36,7 +36,7 @@ def test_a_compiled_encoder_gives_the_same_states_and_gradients(toy_checkpoints,
 
 
 @pytest.mark.parametrize(("name", "task"), [("hubert_layer", "ctc"), ("whisper", "seq2seq")])
-def test_a_compiled_run_is_the_plain_run(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, name, task):
+def test_compiled_run_gives_the_weights_of_a_plain_run(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, name, task):
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     overrides = [*toy_overrides(toy_checkpoints[name], toy_corpus, task), "freeze=false", "trainer.max_epochs=1"]
@@ -45,13 +45,13 @@ def test_a_compiled_run_is_the_plain_run(toy_checkpoints, toy_corpus, tmp_path, 
         run = build(tmp_path / f"r{len(weights)}", *overrides, *more)
         run.trainer.fit(run.module, datamodule=run.data)
         weights.append(run.module.state_dict())
-    assert list(weights[0]) == list(weights[1]), "no name has changed"
+    assert list(weights[0]) == list(weights[1]), "weight names do not change"
     for key, value in weights[0].items():
         if torch.is_floating_point(value):
             torch.testing.assert_close(weights[1][key], value, atol=1e-4, rtol=1e-3)
     restore_module(read_checkpoint(tmp_path / "r1" / "checkpoints" / "last.ckpt"), InferenceOptions())
 
 
-def test_an_unknown_backend_is_named(toy_checkpoints):
+def test_unknown_backend_is_refused(toy_checkpoints):
     with pytest.raises(ConfigError, match="trainer.compile: no backend 'indutcor'"):
         compile_layers(toy_encoder("hubert_group", toy_checkpoints), "indutcor")
