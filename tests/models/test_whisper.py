@@ -1,3 +1,5 @@
+"""Whisper: log-mel, windows, padding, cache and real weights, against transformers."""
+
 import numpy as np
 import pytest
 import torch
@@ -27,8 +29,8 @@ def padded(waveforms):
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_log_mel_equals_transformers_utterance_by_utterance(waveforms, n_mels):
-    """Next to a loud neighbour too: the range is clamped by an utterance's own maximum."""
+def test_log_mel_of_a_batch_equals_transformers_for_each_utterance(waveforms, n_mels):
+    """The dynamic range depends on the maximum of the utterance, not of the batch."""
     extractor = WhisperFeatureExtractor(feature_size=n_mels)
     ours = LogMel(n_mels=n_mels)(padded(waveforms)[0], 3000)
     for row, waveform in enumerate(waveforms):
@@ -37,7 +39,7 @@ def test_log_mel_equals_transformers_utterance_by_utterance(waveforms, n_mels):
 
 
 @pytest.mark.parametrize("samples", [400, 16000, 16001, 16159, 16160, 100_000, 479_999, 480_000])
-def test_real_frames_are_the_first_of_the_thirty_seconds(samples):
+def test_log_mel_of_the_real_window_equals_the_first_frames_of_30_s(samples):
     waveform = torch.randn(1, samples)
     extractor = WhisperFeatureExtractor()
     expected = extractor(waveform[0].numpy(), sampling_rate=16000, return_tensors="pt").input_features
@@ -59,7 +61,7 @@ def test_encoder_and_decoder_equal_transformers(toy_checkpoints, waveforms):
 
 
 @pytest.mark.parametrize("window", ["real", "30s"])
-def test_a_neighbour_never_changes_an_answer(toy_checkpoints, waveforms, window):
+def test_padding_does_not_change_states_and_logits(toy_checkpoints, waveforms, window):
     model = model_of(toy_checkpoints["whisper"], window)
     tokens = torch.randint(0, 250, (len(waveforms), 6))
     out = model.encoder(*padded(waveforms))
@@ -74,7 +76,7 @@ def test_a_neighbour_never_changes_an_answer(toy_checkpoints, waveforms, window)
         torch.testing.assert_close(logits[row], alone_logits[0], atol=1e-4, rtol=1e-4)
 
 
-def test_the_real_window_with_a_full_tail_is_the_thirty_seconds(toy_checkpoints, waveforms):
+def test_real_window_with_a_tail_of_30_s_equals_the_30_s_window(toy_checkpoints, waveforms):
     real = model_of(toy_checkpoints["whisper"], "real", tail_s=29.999)
     whole = model_of(toy_checkpoints["whisper"])
     with torch.inference_mode():
@@ -83,7 +85,7 @@ def test_the_real_window_with_a_full_tail_is_the_thirty_seconds(toy_checkpoints,
     torch.testing.assert_close(a.h_BFD, b.h_BFD, atol=1e-4, rtol=1e-4)
 
 
-def test_ctc_knows_the_true_frames(toy_checkpoints, waveforms):
+def test_frame_lengths_count_the_frames_of_the_utterance(toy_checkpoints, waveforms):
     for window in ("real", "30s"):
         encoder = model_of(toy_checkpoints["whisper"], window).encoder
         out = encoder(*padded(waveforms))
@@ -91,7 +93,7 @@ def test_ctc_knows_the_true_frames(toy_checkpoints, waveforms):
         assert bool((out.frame_lengths_B <= out.context_lengths_B).all())
 
 
-def test_training_tails_vary_and_evaluation_tails_do_not(toy_checkpoints):
+def test_tail_varies_only_in_train_mode(toy_checkpoints):
     encoder = model_of(toy_checkpoints["whisper"], "real", tail_s=1.0).encoder
     encoder.train_tail_s = (0.0, 2.0)
     lengths = torch.full((64,), 16000)
@@ -106,7 +108,7 @@ def test_training_tails_vary_and_evaluation_tails_do_not(toy_checkpoints):
     assert encoder._context_samples(torch.tensor([479_000])).tolist() <= [480_000]
 
 
-def test_the_cache_gives_what_teacher_forcing_gives(toy_checkpoints, waveforms):
+def test_cached_steps_equal_teacher_forcing(toy_checkpoints, waveforms):
     model = model_of(toy_checkpoints["whisper"], "real")
     tokens = torch.randint(0, 250, (len(waveforms), 8))
     out = model.encoder(*padded(waveforms))
@@ -119,15 +121,15 @@ def test_the_cache_gives_what_teacher_forcing_gives(toy_checkpoints, waveforms):
     torch.testing.assert_close(model.step(tokens[kept, 4:5], state), whole[kept, 4], atol=1e-4, rtol=1e-4)
 
 
-def test_groups_partition_both_sides(toy_checkpoints):
+def test_layer_groups_partition_encoder_and_decoder(toy_checkpoints):
     model = model_of(toy_checkpoints["whisper"])
     check_partition(model.encoder.layer_groups(), model.encoder.parameters())
     check_partition(model.decoder_groups(), model.net.parameters())
     fixed = [name for name, p in model.encoder.named_parameters() if not p.requires_grad]
-    assert fixed == ["net.embed_positions.weight"], "only the sinusoids are no weights"
+    assert fixed == ["net.embed_positions.weight"], "position embeddings are fixed"
 
 
-def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms):
+def test_description_rebuilds_the_model(toy_checkpoints, waveforms):
     model = model_of(toy_checkpoints["whisper"], "real")
     twin = WhisperSeq2Seq.from_description(model.description()).eval()
     twin.load_state_dict(model.state_dict())
@@ -135,7 +137,7 @@ def test_a_description_rebuilds_the_model(toy_checkpoints, waveforms):
     torch.testing.assert_close(twin.encoder(*padded(waveforms)).h_BFD, model.encoder(*padded(waveforms)).h_BFD)
 
 
-def test_half_precision_checkpoints_become_float32(toy_checkpoints, tmp_path):
+def test_half_precision_checkpoint_is_loaded_in_float32(toy_checkpoints, tmp_path):
     reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"])
     reference.half().save_pretrained(tmp_path)
     for file in ("tokenizer.json", "generation_config.json"):
@@ -144,8 +146,8 @@ def test_half_precision_checkpoints_become_float32(toy_checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("beams", [1, 5])
-def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root, beams):
-    """Greedy and beam search at 30 s against ``generate``, on real speech, in one batch against one by one."""
+def test_real_weights_give_the_tokens_of_transformers(whisper_tiny_en, data_root, beams):
+    """Greedy and beam search on a batch of real speech, with the 30 s window, against ``generate`` one by one."""
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
@@ -179,7 +181,7 @@ def test_real_weights_write_what_transformers_writes(whisper_tiny_en, data_root,
             assert row.tokens == [i for i in expected if i < tokenizer.end_id]
 
 
-def test_real_weights_write_the_timestamps_that_transformers_writes(whisper_tiny_en, data_root):
+def test_real_weights_give_the_timestamps_of_transformers(whisper_tiny_en, data_root):
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
@@ -224,10 +226,10 @@ def test_real_weights_write_the_timestamps_that_transformers_writes(whisper_tiny
         ("de_kerstin", "openai/whisper-base", "de", 24),
     ],
 )
-def test_every_test_utterance_is_written_as_transformers_writes_it(
+def test_every_test_utterance_has_the_text_of_transformers(
     data_root, run_command, tmp_path, corpus, name, lang, first, beams
 ):
-    """``evaluate``, batched and sorted as it is, against ``generate`` one by one: the same text for every one."""
+    """The batched ``evaluate`` command against ``generate`` one by one."""
     import json
 
     from ssl_asr.data.audio import read_waveform
