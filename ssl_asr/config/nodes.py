@@ -38,7 +38,7 @@ def config_folder() -> Path:
 def annotation_of(field: Field[Any]) -> Any:
     """The type of a command's field, which is not an option, from its text."""
     assert isinstance(field.type, str)
-    return eval(field.type, vars(schemas))  # noqa: S307
+    return eval(field.type, vars(schemas))
 
 
 def _simple(annotation: Any) -> Any:

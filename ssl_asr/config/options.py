@@ -151,7 +151,9 @@ def check_option(node: Any, key: str, *, extensions: Sequence[str] = (), calls: 
     if not is_dataclass(kind):
         if not calls:
             what = f"{kind.__name__} is not a dataclass"
-            return Checked(errors=[ConfigError(f"{key}._target_", what, "options of this group are frozen dataclasses")])
+            return Checked(
+                errors=[ConfigError(f"{key}._target_", what, "options of this group are frozen dataclasses")]
+            )
         return _checked_call(kind, given, key)
     return _checked_dataclass(kind, given, key)
 

@@ -75,7 +75,9 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
     errors = [error for checked in sides.values() for error in checked.errors]
     known = " and ".join(sides)
     errors += [
-        ConfigError(f"{field.name}.{side}", "unknown side", f"the sides are {known}") for side in value if side not in sides
+        ConfigError(f"{field.name}.{side}", "unknown side", f"the sides are {known}")
+        for side in value
+        if side not in sides
     ]
     return Checked(Sides(**{side: checked.option for side, checked in sides.items()}), errors)
 

@@ -1,0 +1,158 @@
+"""Finds every mistake of a command line before anything else runs."""
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ssl_asr.config.composing import (
+    Arguments,
+    hydra_ready,
+    jobs_of,
+    missing_option,
+    parse_arguments,
+    said,
+    try_compose,
+    unknown_key,
+    without_hydra,
+)
+from ssl_asr.config.expected import describe
+from ssl_asr.config.nodes import annotation_of
+from ssl_asr.config.schemas import SCHEMAS, known_keys
+from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean
+
+# Keys of earlier versions, and what to write now.
+RENAMED = {
+    "optimizers.pretrained": "optimizers.encoder",
+    "optimizers.new": "optimizers.rest",
+    "schedulers.pretrained": "schedulers.encoder",
+    "schedulers.new": "schedulers.rest",
+    "features": "state_cache",
+}
+_RENAMED_VALUES = {"features=cached": "state_cache=disk", "features=none": "state_cache=none"}
+
+
+def preflight(name: str, arguments: list[str]) -> None:
+    """Check a command line, with every job of a sweep. Does nothing if the command line only shows something.
+
+    Raises:
+        ConfigError, UserErrors: Every mistake, each once.
+    """
+    parsed = parse_arguments(name, arguments)
+    if parsed.shows is not None:
+        return
+    errors: dict[str, UserError] = {}
+    with hydra_ready(parsed):
+        jobs = jobs_of(parsed)
+        for error in _shared_folder(name, jobs):
+            errors[str(error)] = error
+        for job in jobs:
+            errors |= {str(error): error for error in _check_job(name, parsed, job)}
+    if errors:
+        raise UserErrors(list(errors.values()))
+
+
+def _shared_folder(name: str, jobs: list[list[str]]) -> list[ConfigError]:
+    """An error if several jobs would write to one folder."""
+    folders = [folder for job in jobs if (folder := named_folder(job)) is not None]
+    if len(set(folders)) == len(folders):
+        return []
+    key = "run_dir" if name == "train" else "output_dir"
+    remedy = f"hydra.sweep.dir={folders[0]} gives each job a folder below it"
+    return [ConfigError(key, f"is {folders[0]} for {len(jobs)} jobs", remedy)]
+
+
+def named_folder(overrides: list[str]) -> str | None:
+    """The folder that a command line names for its results, or None."""
+    named = [override.partition("=")[2] for override in overrides if re.match(r"(run_dir|output_dir)=", override)]
+    return named[-1] if named else None
+
+
+def composed_job(arguments: Arguments, overrides: list[str]) -> tuple[DictConfig | None, list[UserError]]:
+    """The config of a job, and an error for each override that cannot be composed. None if nothing can be composed."""
+    cfg = try_compose(arguments.config, overrides, hydra=True)
+    if isinstance(cfg, DictConfig):
+        return without_hydra(cfg), []
+    errors: list[UserError] = []
+    good: list[str] = []
+    for override in overrides:
+        tried = try_compose(arguments.config, [*good, override], hydra=True)
+        if isinstance(tried, DictConfig):
+            good.append(override)
+        else:
+            errors.append(_explain(arguments.config, override, tried, good))
+    cfg = try_compose(arguments.config, good, hydra=True)
+    if isinstance(cfg, DictConfig):
+        return without_hydra(cfg), errors
+    return None, [*errors, ConfigError("config", *_renamed_in(said(cfg)))]
+
+
+def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[UserError]:
+    """Every mistake of a job: first overrides that do not compose, then values."""
+    from ssl_asr.config.resolve import resolve_command
+
+    cfg, errors = composed_job(arguments, overrides)
+    if cfg is None:
+        return errors
+    try:
+        resolve_command(name, cfg)
+    except UserErrors as several:
+        errors += several.errors
+    except UserError as error:
+        errors.append(error)
+    return errors
+
+
+def _explain(config: str, override: str, error: Exception, good: list[str]) -> ConfigError:
+    """What is wrong with an override that Hydra refuses."""
+    key, _, value = override.lstrip("+~").partition("=")
+    message = said(error)
+    renamed = _renamed(key, value)
+    if renamed is not None:
+        return renamed
+    if "must be a string or a list" in message:
+        return ConfigError(key, f"is a group, and its value is the name of an option, not {value}", f"{key}=none")
+    option = missing_option(error)
+    if option is not None:
+        return ConfigError(key, f"no option '{option[0]}'", did_you_mean(*option))
+    if unknown_key(error) is None:
+        return _wrong_type(config, key, value) or ConfigError(key, *_renamed_in(message))
+    parent, _, last = key.rpartition(".")
+    if not parent:
+        known = known_keys(config) if config in SCHEMAS else _keys_of(config, good, "")
+        return ConfigError(key, "unknown key", did_you_mean(key, known))
+    return ConfigError(key, "unknown key", did_you_mean(last, _keys_of(config, good, parent)))
+
+
+def _wrong_type(config: str, key: str, value: str) -> ConfigError | None:
+    """An error if a top-level key has a value of the wrong type."""
+    named = {field.name: field for field in fields(SCHEMAS[config])} if config in SCHEMAS else {}
+    if key not in named or "group" in named[key].metadata:
+        return None
+    return ConfigError(key, f"is {value!r}, expected {describe(annotation_of(named[key]))}")
+
+
+def _keys_of(config: str, overrides: list[str], parent: str) -> list[str]:
+    """Keys of a node of the config, for suggestions."""
+    cfg = try_compose(config, overrides)
+    node: Any = OmegaConf.select(cfg, parent) if parent and isinstance(cfg, DictConfig) else cfg
+    return [str(key) for key in node if key != "_target_"] if isinstance(node, DictConfig) else []
+
+
+def _renamed(key: str, value: str) -> ConfigError | None:
+    """An error if a key is from an earlier version. ``key`` may be a group mounted at the old key."""
+    for old, new in RENAMED.items():
+        group, at, package = key.rpartition("@")
+        if package == old or package.startswith(f"{old}."):
+            now = _RENAMED_VALUES.get(f"{key}={value}", f"{group}{at}{new}{package.removeprefix(old)}={value}")
+            return ConfigError(key, f"'{old}' is now called '{new}'", f"write {now}")
+    return None
+
+
+def _renamed_in(message: str) -> tuple[str, str]:
+    """Hydra's message, and what to write now if it names a key of an earlier version."""
+    for old, new in RENAMED.items():
+        if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w])", message):
+            return message, f"'{old}' is now called '{new}'"
+    return message, ""
