@@ -32,6 +32,7 @@ Lengths are integers, never fractions of the batch. They stay on the CPU, so tha
 the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 Seconds = float
 Samples = int
 Hertz = int
+
+Normalizer = Callable[[str, str | None], str]
+"""``normalize(text, lang)``. ``lang`` is the language code of the utterance, or None."""
 
 # Ranges of options, checked before a run starts.
 PositiveFloat = Annotated[float, Gt(0)]

@@ -1,1 +1,1 @@
-"""From manifest lines to batches."""
+"""From the lines of a manifest to batches."""

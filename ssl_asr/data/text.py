@@ -15,15 +15,13 @@
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 from ssl_asr.errors import ConfigError
-
-Normalizer = Callable[[str, str | None], str]
-"""``normalize(text, lang)``. ``lang`` is the language code of the utterance, or None."""
+from ssl_asr.types import Normalizer
 
 UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
 _DOTTED_I_LANGUAGES = frozenset({"tr", "az"})

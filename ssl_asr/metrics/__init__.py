@@ -1,1 +1,1 @@
-"""Errors counted, summed and reported."""
+"""Error counts, error rates, significance tests and reports."""

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.edit import Edits, Operation, align, word_edits
-from ssl_asr.metrics.report import Normalizer, Prediction, colored_diff
-from ssl_asr.types import Seconds
+from ssl_asr.metrics.report import Prediction, colored_diff
+from ssl_asr.types import Normalizer, Seconds
 
 # Upper edges of the length bins. The last bin has no upper edge.
 _BIN_EDGES_S: tuple[Seconds, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)

@@ -10,13 +10,13 @@ from ssl_asr.metrics.edit import Edits
 
 
 class ErrorRate(Metric):
-    """Errors over reference tokens, summed over all utterances of all ranks before the one division.
+    """Corpus-level error rate: errors divided by reference tokens, both summed over all utterances of all ranks.
+
+    ``compute`` returns a ratio. It can be larger than 1, because insertions count as errors. It is NaN before the
+    first update, and infinity if there are errors but no reference token.
 
     Args:
-        edits: counts the errors of one pair, `word_edits` or `char_edits`.
-
-    ``compute`` gives a ratio (which passes 1.0 where there are many insertions); it is NaN before any update
-    and infinite where every reference is empty and some hypothesis is not.
+        edits: Counts the edits of one pair: `word_edits` or `char_edits`.
 
     Example:
         >>> from ssl_asr.metrics.edit import word_edits
@@ -38,7 +38,7 @@ class ErrorRate(Metric):
         self.add_state("utterances", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, references: Sequence[str], hypotheses: Sequence[str]) -> None:
-        """Count the errors of these pairs; lists of unequal length are a `ValueError`."""
+        """Add the edits of pairs of texts. Raises ValueError if the lists differ in length."""
         if len(references) != len(hypotheses):
             raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
         total = Edits()
@@ -50,10 +50,10 @@ class ErrorRate(Metric):
         self.utterances += len(references)
 
     def totals(self) -> Edits:
-        """The counts so far."""
+        """Sum of the edits of all updates."""
         return Edits(*(int(count) for count in self.counts.tolist()))
 
     def compute(self) -> Tensor:
-        """Errors over reference tokens, float64."""
+        """Error rate, float64."""
         rate = self.totals().rate if int(self.utterances) else float("nan")
         return torch.tensor(rate, dtype=torch.float64)

@@ -11,7 +11,6 @@ from rich.console import Console
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.breakdown import Breakdown, break_down, print_breakdown
 from ssl_asr.metrics.report import (
-    Normalizer,
     Prediction,
     Score,
     print_samples,
@@ -28,7 +27,7 @@ from ssl_asr.metrics.translation import (
     translation_scores,
 )
 from ssl_asr.textfiles import written_whole
-from ssl_asr.types import Skip
+from ssl_asr.types import Normalizer, Skip
 
 Normalizers = Mapping[str, Normalizer]
 """Text normalizers by name. The first one is used wherever a single normalizer is needed."""

@@ -1,7 +1,10 @@
-"""What an evaluation leaves: predictions.jsonl, and scores that can be recomputed from it to the digit."""
+"""Predictions and their scores: reading and writing predictions.jsonl, error rates, and tables.
+
+Scores are computed from predictions alone, so `ssl-asr evaluate predictions=...` reproduces them exactly.
+"""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,30 @@ from rich.text import Text
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
 from ssl_asr.textfiles import written_whole
-from ssl_asr.types import Alternative, Hypothesis, Segment, Utterance, Word
-
-Normalizer = Callable[[str, str | None], str]
+from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
 BOOTSTRAP_SAMPLES = 1000
-# Fields of a prediction that are written only where they hold something.
-_OCCASIONAL = ("words", "alternatives", "detected", "segments")
+# Fields that are left out of a record if they are empty.
+_OPTIONAL = ("words", "alternatives", "detected", "segments")
+_STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One utterance's reference and hypothesis, both as they came, before any normaliser."""
+    """Reference and hypothesis of one utterance, before any normalizer.
+
+    Attributes:
+        id: Utterance id.
+        ref: Reference text.
+        hyp: Hypothesis text.
+        score: Score of the hypothesis, see `Hypothesis`.
+        duration: Seconds.
+        audio_filepath: Path of the audio file.
+        offset: Start of the utterance in the file, in seconds.
+        lang: Language code from the manifest.
+        tags: Keys of the manifest that the framework does not use itself.
+        words, alternatives, detected, segments: See `Hypothesis`.
+    """
 
     id: str
     ref: str
@@ -44,7 +59,7 @@ class Prediction:
 
     @classmethod
     def of(cls, utterance: Utterance, hypothesis: Hypothesis) -> "Prediction":
-        """What was heard of an utterance, beside what was said."""
+        """The reference of an utterance with its hypothesis."""
         assert utterance.id == hypothesis.id
         return cls(
             id=utterance.id,
@@ -63,24 +78,51 @@ class Prediction:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain data; words, alternatives and the language detected only where there are any."""
-        row = asdict(self) | {key: [word.record() for word in getattr(self, key)] for key in ("words", "segments")}
-        return {key: value for key, value in row.items() if value or key not in _OCCASIONAL}
+        """Plain data for JSON. Words, alternatives, segments and the detected language are left out if empty."""
+        row = asdict(self) | {key: [part.record() for part in getattr(self, key)] for key in ("words", "segments")}
+        return {key: value for key, value in row.items() if value or key not in _OPTIONAL}
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Prediction":
-        """The prediction that `record` wrote; TypeError where it did not."""
+        """Prediction from the result of `record`. Raises TypeError if keys are missing or unknown."""
         words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
         segments = [Segment.from_record(segment) for segment in row.get("segments", [])]
         return cls(**(row | {"words": words, "alternatives": alternatives, "segments": segments}))
 
 
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write one JSON object per line, sorted by id. The file gets its name after the last line is written."""
+    rows = sorted(predictions, key=lambda prediction: prediction.id)
+    with written_whole(path) as file:
+        file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a file written by `write_predictions`.
+
+    Raises:
+        ManifestError: A line is not a prediction.
+    """
+    predictions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            predictions.append(Prediction.from_record(json.loads(line)))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{path}:{number}", f"is not a prediction: {error}") from None
+    return predictions
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Error rates of a set of predictions under one named normaliser.
+    """Error rates of a set of predictions under one normalizer.
 
-    ``wer_low`` and ``wer_high`` bound the WER's 95 % interval, from 1,000 bootstrap samples of utterances.
+    Attributes:
+        normalizer: Name of the normalizer.
+        words, chars: Edits of words and of characters.
+        wer_low, wer_high: Bounds of the 95 % bootstrap interval of the WER, as ratios.
+        sentence_errors: Number of utterances with at least one word error.
+        utterances: Number of utterances.
     """
 
     normalizer: str
@@ -93,38 +135,29 @@ class Score:
 
     @property
     def wer(self) -> float:
-        """Word error rate, a ratio."""
+        """Word error rate, as a ratio."""
         return self.words.rate
 
     @property
     def cer(self) -> float:
-        """Character error rate, a ratio."""
+        """Character error rate, as a ratio."""
         return self.chars.rate
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for results.json."""
+        """Plain data for ``results.json``."""
         return {"wer": self.wer, "cer": self.cer, **asdict(self)}
 
 
-def bootstrap_interval(errors_N: NDArray[np.int64], refs_N: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of ``sum(errors) / sum(refs)`` when utterances are drawn anew (Bisani and Ney, 2004).
-
-    Samples without a single reference token are left out; with none left, both bounds are NaN.
-    """
-    rng = np.random.default_rng(seed)
-    rates = []
-    for _ in range(BOOTSTRAP_SAMPLES):
-        drawn = rng.integers(0, len(errors_N), len(errors_N))
-        if refs_N[drawn].sum() > 0:
-            rates.append(errors_N[drawn].sum() / refs_N[drawn].sum())
-    if not rates:
-        return float("nan"), float("nan")
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def score_predictions(predictions: Sequence[Prediction], normalizer: str, normalize: Normalizer) -> Score:
-    """Score predictions after ``normalize``, in order of id so that the interval does not depend on batches."""
+    """Score normalized predictions.
+
+    Predictions are sorted by id first, so the bootstrap interval does not depend on the order of batches.
+
+    Args:
+        predictions: Predictions of a split.
+        normalizer: Name of the normalizer.
+        normalize: The normalizer.
+    """
     words, chars = [], []
     for prediction in sorted(predictions, key=lambda p: p.id):
         ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
@@ -144,56 +177,55 @@ def score_predictions(predictions: Sequence[Prediction], normalizer: str, normal
     )
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write one JSON object a line, sorted by id, whole or not at all."""
-    rows = sorted(predictions, key=lambda prediction: prediction.id)
-    with written_whole(path) as file:
-        file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
+def bootstrap_interval(errors_N: NDArray[np.int64], refs_N: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of ``sum(errors) / sum(refs)``, by bootstrap over utterances (Bisani and Ney, 2004).
 
+    Samples without a reference token are left out. If no sample is left, both bounds are NaN.
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The predictions of a file that `write_predictions` wrote.
-
-    Raises:
-        ManifestError: a line is not such a prediction.
+    Args:
+        errors_N: Number of errors of each utterance.
+        refs_N: Number of reference tokens of each utterance.
+        seed: Seed of the resampling.
     """
-    predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            predictions.append(Prediction.from_record(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{path}:{number}", f"is no prediction: {error}") from None
-    return predictions
+    rng = np.random.default_rng(seed)
+    rates = []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        drawn = rng.integers(0, len(errors_N), len(errors_N))
+        if refs_N[drawn].sum() > 0:
+            rates.append(errors_N[drawn].sum() / refs_N[drawn].sum())
+    if not rates:
+        return float("nan"), float("nan")
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def colored_diff(ref: str, hyp: str) -> Text:
-    """The alignment in one line: substitutions yellow, insertions green, deletions red."""
+    """Word alignment in one line: substitutions in yellow, insertions in green, deletions in red."""
     text = Text()
     for operation, old, new in align(ref.split(), hyp.split()):
-        if operation == "match":
-            text.append(old)
-        elif operation == "sub":
-            text.append(f"[{old}→{new}]", style="yellow")
-        elif operation == "ins":
-            text.append(f"+{new}", style="green")
-        else:
-            text.append(f"-{old}", style="red")
+        shown = {"match": old, "sub": f"[{old}→{new}]", "ins": f"+{new}", "del": f"-{old}"}[operation]
+        text.append(shown, style=_STYLES.get(operation))
         text.append(" ")
     return text
 
 
 def plain_diff(ref: str, hyp: str) -> str:
-    """The same alignment without colour, for logs and tables."""
+    """The alignment of `colored_diff` without color.
+
+    Example:
+        >>> plain_diff("a b c", "a x c d")
+        'a [b→x] c +d'
+    """
     return colored_diff(ref, hyp).plain.strip()
 
 
 def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, console: Console, count: int = 4) -> None:
-    """Print a few aligned utterances, worst and best alike, so that trouble shows to the eye."""
+    """Print the alignment of ``count`` utterances, evenly spaced in order of id."""
     if count <= 0 or not predictions:
         return
     table = Table(show_header=True, title_justify="left", title="Samples")
     table.add_column("id", no_wrap=True)
-    table.add_column("reference against hypothesis")
+    table.add_column("alignment of reference and hypothesis")
     step = max(1, len(predictions) // count)
     for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
         ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
@@ -202,20 +234,11 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
 
 
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
-    """Print error rates in percent, with their parts."""
+    """Print error rates in percent, a row for each normalizer."""
     table = Table(title=title, title_justify="left")
-    for column in (
-        "normaliser",
-        "WER %",
-        "95 % interval",
-        "sub",
-        "ins",
-        "del",
-        "words",
-        "CER %",
-        "utterances wrong",
-    ):
-        table.add_column(column, justify="left" if column == "normaliser" else "right")
+    numbers = ("WER %", "95 % interval", "sub", "ins", "del", "words", "CER %", "utterances wrong")
+    for column in ("normalizer", *numbers):
+        table.add_column(column, justify="left" if column == "normalizer" else "right")
     for score in scores:
         words = score.words
         table.add_row(

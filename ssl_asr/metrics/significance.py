@@ -1,14 +1,16 @@
-"""Whether one system is better than another on the same utterances, or only luckier."""
+"""Significance of the difference between two systems on the same utterances."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, word_edits
-from ssl_asr.metrics.report import Normalizer, Prediction
+from ssl_asr.metrics.report import Prediction
+from ssl_asr.types import Normalizer
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -18,14 +20,13 @@ class Comparison:
     """Two systems on the same utterances.
 
     Attributes:
-        first, second: their word errors.
-        low, high: bounds of the 95 % interval of ``second - first`` in WER, utterances drawn anew in pairs.
-        better: the share of those samples in which the second has fewer errors (Bisani and Ney, 2004, "probability
-            of improvement"); ties count by half.
-        p: of the matched pairs test with utterances as segments (Gillick and Cox, 1989), two-sided: how likely so
-            large a difference is where there is none.
-        first_only, second_only: utterances that only one of them has no error in.
-        utterances: how many.
+        first, second: Word errors of each system.
+        low, high: Bounds of the 95 % interval of ``second - first`` in WER, by paired bootstrap over utterances.
+        better: Share of the bootstrap samples in which the second system has fewer errors (Bisani and Ney, 2004,
+            "probability of improvement"). Ties count one half.
+        p: Two-sided p-value of the matched pairs test with utterances as segments (Gillick and Cox, 1989).
+        first_only, second_only: Number of utterances that only one system transcribes without an error.
+        utterances: Number of utterances.
     """
 
     first: Edits
@@ -40,36 +41,31 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """WER of the second less that of the first."""
+        """WER of the second system minus WER of the first."""
         return self.second.rate - self.first.rate
 
 
 def compare(
     first: Sequence[Prediction], second: Sequence[Prediction], normalize: Normalizer, seed: int = 0
 ) -> Comparison:
-    """Compare two systems' predictions for the same utterances.
+    """Compare the predictions of two systems for the same utterances.
+
+    Args:
+        first, second: Predictions of each system, in any order.
+        normalize: Text normalizer.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ManifestError: they are not of the same utterances, or their references differ.
+        ManifestError: The utterances or their references differ.
     """
-    others = {prediction.id: prediction for prediction in second}
-    _check_same(first, others)
-    one, two = [], []
-    for prediction in sorted(first, key=lambda p: p.id):
-        other = others[prediction.id]
-        ref = normalize(prediction.ref, prediction.lang)
-        one.append(word_edits(ref, normalize(prediction.hyp, prediction.lang)))
-        two.append(word_edits(ref, normalize(other.hyp, other.lang)))
-    errors_PN = np.array([[edits.errors for edits in own] for own in (one, two)])
-    refs_N = np.array([edits.ref for edits in one])
+    by_id = {prediction.id: prediction for prediction in second}
+    _check_same(first, by_id)
+    edits = [_edits_of_pair(prediction, by_id[prediction.id], normalize) for prediction in _sorted(first)]
+    one, two = [pair[0] for pair in edits], [pair[1] for pair in edits]
+    errors_PN = np.array([[each.errors for each in system] for system in (one, two)])
+    refs_N = np.array([each.ref for each in one])
     differences_N = errors_PN[1] - errors_PN[0]
-    rng = np.random.default_rng(seed)
-    sums = []
-    for _ in range(BOOTSTRAP_SAMPLES):
-        drawn_N = rng.integers(0, len(refs_N), len(refs_N))
-        sums.append((differences_N[drawn_N].sum(), refs_N[drawn_N].sum()))
-    sums_SP = np.array([pair for pair in sums if pair[1] > 0], dtype=np.float64).reshape(-1, 2)
-    rates_S = sums_SP[:, 0] / sums_SP[:, 1]
+    rates_S = _bootstrap_differences(differences_N, refs_N, seed)
     low, high = np.quantile(rates_S, [0.025, 0.975]) if len(rates_S) else (math.nan, math.nan)
     right_PN = errors_PN == 0
     return Comparison(
@@ -85,8 +81,40 @@ def compare(
     )
 
 
+def _sorted(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return sorted(predictions, key=lambda prediction: prediction.id)
+
+
+def _edits_of_pair(first: Prediction, second: Prediction, normalize: Normalizer) -> tuple[Edits, Edits]:
+    ref = normalize(first.ref, first.lang)
+    one, two = (word_edits(ref, normalize(hyp, first.lang)) for hyp in (first.hyp, second.hyp))
+    return one, two
+
+
+def _bootstrap_differences(
+    differences_N: NDArray[np.int64], refs_N: NDArray[np.int64], seed: int
+) -> NDArray[np.float64]:
+    """Difference in WER of each bootstrap sample. Samples without a reference word are left out."""
+    rng = np.random.default_rng(seed)
+    sums = []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        drawn_N = rng.integers(0, len(refs_N), len(refs_N))
+        sums.append((differences_N[drawn_N].sum(), refs_N[drawn_N].sum()))
+    sums_SP = np.array([pair for pair in sums if pair[1] > 0], dtype=np.float64).reshape(-1, 2)
+    rates_S: NDArray[np.float64] = sums_SP[:, 0] / sums_SP[:, 1]
+    return rates_S
+
+
 def matched_pairs(differences: Sequence[int]) -> float:
-    """Two-sided p of a mean difference of errors per segment, by the normal distribution.
+    """Two-sided p-value of the matched pairs test, with the normal distribution.
+
+        z = mean(d) / (std(d) / sqrt(n))        p = erfc(|z| / sqrt(2))
+
+    Args:
+        differences: Difference in errors of each utterance.
+
+    Returns:
+        The p-value. 1.0 if there are fewer than two utterances or all differences are 0.
 
     Example:
         >>> round(matched_pairs([1, 1, 0, 1, -1, 1, 0, 1, 1, 0]), 3)
@@ -102,15 +130,15 @@ def matched_pairs(differences: Sequence[int]) -> float:
     return math.erfc(z / math.sqrt(2))
 
 
-def _check_same(first: Sequence[Prediction], others: dict[str, Prediction]) -> None:
+def _check_same(first: Sequence[Prediction], second: dict[str, Prediction]) -> None:
     ids = {prediction.id for prediction in first}
-    apart = sorted(ids ^ set(others))
-    if apart or not ids:
-        what = (
-            f"{len(apart)} utterances are in one of the two only, such as {apart[:3]}" if apart else "nothing is there"
+    unpaired = sorted(ids ^ set(second))
+    if unpaired or not ids:
+        what = f"{len(unpaired)} utterances are in one of the two files only: {unpaired[:3]}"
+        raise ManifestError(
+            "predictions", what if unpaired else "both files are empty", "compare two systems on the same manifest"
         )
-        raise ManifestError("predictions", what, "compare two systems on the same manifest")
-    changed = [prediction.id for prediction in first if prediction.ref != others[prediction.id].ref]
+    changed = [prediction.id for prediction in first if prediction.ref != second[prediction.id].ref]
     if changed:
-        what = f"{len(changed)} utterances have other references, such as {changed[0]}"
+        what = f"{len(changed)} utterances have different references, the first is {changed[0]}"
         raise ManifestError("predictions", what, "compare two systems on the same manifest")

@@ -1,4 +1,4 @@
-"""Scores of translations, by sacrebleu: BLEU and chrF with their signatures and intervals."""
+"""Scores of translations (BLEU and chrF, by sacrebleu) and of language detection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,14 @@ BOOTSTRAP_SAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class TranslationScore:
-    """A corpus-level score from 0 to 100, half the width of its 95 % interval, and sacrebleu's signature of it."""
+    """A corpus-level translation score.
+
+    Attributes:
+        name: ``BLEU`` or ``chrF2``.
+        score: From 0 to 100.
+        margin: Half the width of the 95 % bootstrap interval.
+        signature: sacrebleu's signature of the metric.
+    """
 
     name: str
     score: float
@@ -22,10 +29,11 @@ class TranslationScore:
 
 
 def translation_scores(refs: Sequence[str], hyps: Sequence[str]) -> list[TranslationScore]:
-    """BLEU (13a, mixed case) and chrF of texts as they are, one reference each.
+    """BLEU (13a tokenizer, mixed case) and chrF of texts without a normalizer, with one reference each.
 
     Raises:
-        ManifestError: there is nothing to score.
+        ManifestError: There is no text.
+        ConfigError: sacrebleu is not installed.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -34,19 +42,20 @@ def translation_scores(refs: Sequence[str], hyps: Sequence[str]) -> list[Transla
         raise missing_extra("reference=translation", "sacrebleu", "translation") from None
 
     if not refs:
-        raise ManifestError("predictions", "no utterance was translated", "see the table of what was dropped")
+        raise ManifestError("predictions", "no utterance was translated", "see the table of dropped utterances")
     scores = []
     for metric in (BLEU(), CHRF()):
-        # With one segment there is nothing to draw anew.
+        # One segment cannot be resampled.
         samples = BOOTSTRAP_SAMPLES if len(refs) > 1 else 1
         found = metric.corpus_score(list(hyps), [list(refs)], n_bootstrap=samples)
-        margin = float(getattr(found, "_ci", 0.0) or 0.0)
+        interval = getattr(found, "_ci", None)
+        margin = 0.0 if interval is None else float(interval)
         scores.append(TranslationScore(found.name, float(found.score), margin, str(metric.get_signature())))
     return scores
 
 
 def print_translation(scores: Sequence[TranslationScore], console: Console) -> None:
-    """Print scores of translations."""
+    """Print BLEU and chrF with their intervals."""
     table = Table(title="Translation", title_justify="left")
     for column in ("metric", "score", "95 % interval", "signature"):
         table.add_column(column, justify="right" if column in ("score", "95 % interval") else "left")
@@ -57,7 +66,13 @@ def print_translation(scores: Sequence[TranslationScore], console: Console) -> N
 
 @dataclass(frozen=True, slots=True)
 class LanguageScore:
-    """Utterances of a language, and what they were taken for, the most frequent first."""
+    """How often a language is detected.
+
+    Attributes:
+        lang: Language code from the manifest.
+        utterances: Number of utterances in this language.
+        taken_for: Number of utterances for each detected language, most frequent first.
+    """
 
     lang: str
     utterances: int
@@ -65,25 +80,25 @@ class LanguageScore:
 
     @property
     def accuracy(self) -> float:
-        """The share that was recognised."""
+        """Share of utterances with a correctly detected language."""
         return self.taken_for.get(self.lang, 0) / self.utterances
 
 
 def language_scores(pairs: Sequence[tuple[str, str]]) -> list[LanguageScore]:
-    """How often each language was recognised, of pairs of the language spoken and the one detected."""
+    """Scores from pairs of the language in the manifest and the detected language, sorted by language."""
     scores = []
     for lang in sorted({spoken for spoken, _ in pairs}):
-        heard = [detected for spoken, detected in pairs if spoken == lang]
-        counts = sorted(((heard.count(other), other) for other in set(heard)), key=lambda pair: (-pair[0], pair[1]))
-        scores.append(LanguageScore(lang, len(heard), {other: count for count, other in counts}))
+        found = [detected for spoken, detected in pairs if spoken == lang]
+        counts = sorted(((found.count(other), other) for other in set(found)), key=lambda pair: (-pair[0], pair[1]))
+        scores.append(LanguageScore(lang, len(found), {other: count for count, other in counts}))
     return scores
 
 
 def print_languages(scores: Sequence[LanguageScore], console: Console) -> None:
-    """Print how often each language was recognised."""
-    table = Table(title="Language detected", title_justify="left")
-    for column in ("spoken", "utterances", "right %", "taken for"):
-        table.add_column(column, justify="left" if column in ("spoken", "taken for") else "right")
+    """Print the accuracy of language detection for each language."""
+    table = Table(title="Language detection", title_justify="left")
+    for column in ("language", "utterances", "accuracy %", "detected as"):
+        table.add_column(column, justify="left" if column in ("language", "detected as") else "right")
     for one in scores:
         taken = ", ".join(f"{other} {count:,}" for other, count in one.taken_for.items())
         table.add_row(one.lang, f"{one.utterances:,}", f"{100 * one.accuracy:.1f}", taken)

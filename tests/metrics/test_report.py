@@ -1,3 +1,5 @@
+"""Predictions survive their file, scores equal jiwer, and tables show alignments."""
+
 import json
 
 import jiwer
@@ -30,7 +32,7 @@ def predictions():
     return rows
 
 
-def test_scores_survive_the_file_to_the_digit(tmp_path, predictions):
+def test_scores_from_file_equal_scores_from_memory(tmp_path, predictions):
     lower = get_normalizer("lower")
     before = score_predictions(predictions, "lower", lower)
     write_predictions(tmp_path / "p.jsonl", predictions[::-1])
@@ -42,14 +44,14 @@ def test_scores_survive_the_file_to_the_digit(tmp_path, predictions):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_normaliser_matters_and_is_named(predictions):
+def test_score_depends_on_normalizer_and_names_it(predictions):
     raw = score_predictions(predictions, "none", get_normalizer("none"))
     assert raw.wer == pytest.approx(1.0)
     assert raw.normalizer == "none"
 
 
-def test_the_interval_covers_what_a_known_rate_gives():
-    """Errors drawn at 10 %: about 95 of 100 intervals hold 0.1."""
+def test_bootstrap_interval_covers_known_rate():
+    """With errors drawn at 10 %, about 95 of 100 intervals contain 0.1."""
     rng = np.random.default_rng(1)
     hits = 0
     for seed in range(60):
@@ -60,13 +62,13 @@ def test_the_interval_covers_what_a_known_rate_gives():
     assert bootstrap_interval(np.array([1, 2]), np.array([0, 0]))[0] != 0
 
 
-def test_broken_predictions_name_their_line(tmp_path):
+def test_invalid_prediction_error_names_its_line(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(ManifestError, match=r"p\.jsonl:1: is no prediction"):
+    with pytest.raises(ManifestError, match=r"p\.jsonl:1: is not a prediction"):
         read_predictions(tmp_path / "p.jsonl")
 
 
-def test_what_people_see(predictions):
+def test_tables_show_alignments_and_scores(predictions):
     assert plain_diff("a b c", "a x c d") == "a [b→x] c +d"
     assert plain_diff("a b", "b") == "-a b"
     console = Console(record=True, width=160)

@@ -1,4 +1,4 @@
-"""Scores of translations are sacrebleu's own."""
+"""Translation scores equal those of sacrebleu; language detection is counted by language."""
 
 import pytest
 import sacrebleu
@@ -10,7 +10,7 @@ REFS = ["The cat sat on the mat.", "A dog barks at night.", "Nobody was there."]
 HYPS = ["The cat sat on a mat.", "A dog barks at night.", "There was nobody."]
 
 
-def test_corpus_scores_are_sacrebleus():
+def test_corpus_scores_equal_sacrebleu():
     bleu, chrf = translation_scores(REFS, HYPS)
     assert bleu.score == pytest.approx(sacrebleu.corpus_bleu(HYPS, [REFS]).score)
     assert chrf.score == pytest.approx(sacrebleu.corpus_chrf(HYPS, [REFS]).score)
@@ -21,13 +21,13 @@ def test_corpus_scores_are_sacrebleus():
     assert [one.score for one in perfect] == pytest.approx([100.0, 100.0])
 
 
-def test_one_segment_is_scored_and_none_is_an_error():
+def test_one_segment_is_scored_and_no_segment_is_refused():
     assert translation_scores(REFS[:1], REFS[:1])[0].score == pytest.approx(100.0)
     with pytest.raises(ManifestError, match="no utterance"):
         translation_scores([], [])
 
 
-def test_languages_are_counted_by_what_they_were_taken_for():
+def test_detected_languages_are_counted_for_each_language():
     german, spanish = language_scores([("es", "es"), ("de", "nl"), ("de", "de"), ("de", "de")])
     assert (german.lang, german.utterances, german.taken_for) == ("de", 3, {"de": 2, "nl": 1})
     assert german.accuracy == pytest.approx(2 / 3)

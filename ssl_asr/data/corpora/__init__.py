@@ -1,1 +1,1 @@
-"""Corpora that can be made or fetched."""
+"""Corpora that can be synthesized or downloaded."""
