@@ -18,18 +18,11 @@ from ssl_asr.config.composing import (
     without_hydra,
 )
 from ssl_asr.config.expected import describe
-from ssl_asr.config.nodes import annotation_of
+from ssl_asr.config.nodes import RENAMED, annotation_of
 from ssl_asr.config.schemas import SCHEMAS, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean
 
-# Keys of earlier versions, and what to write now.
-RENAMED = {
-    "optimizers.pretrained": "optimizers.encoder",
-    "optimizers.new": "optimizers.rest",
-    "schedulers.pretrained": "schedulers.encoder",
-    "schedulers.new": "schedulers.rest",
-    "features": "state_cache",
-}
+# Values of earlier versions, and what to write now.
 _RENAMED_VALUES = {"features=cached": "state_cache=disk", "features=none": "state_cache=none"}
 
 

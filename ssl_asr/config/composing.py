@@ -140,8 +140,8 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 def jobs_of(arguments: Arguments) -> list[list[str]]:
     """The overrides of each job that the command line starts. Of a search space, jobs with sample values.
 
-    A grid is multiplied out if it has at most 64 jobs. Of a larger one, and of a search space such as ``interval(a, b)``,
-    each swept key is tried alone.
+    A grid is multiplied out if it has at most 64 jobs. Otherwise each swept key is tried alone. Of a search space such
+    as ``interval(a, b)``, the ends are tried.
 
     Raises:
         ConfigError: The syntax of an override is wrong.

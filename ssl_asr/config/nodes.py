@@ -24,6 +24,14 @@ _FOLDED = {
     "encoder": {"_target_": f"{_POLICIES}.FreezeEncoder"},
 }
 _AUTO = {"name": "auto"}
+# Keys of earlier versions, and what to write now.
+RENAMED = {
+    "optimizers.pretrained": "optimizers.encoder",
+    "optimizers.new": "optimizers.rest",
+    "schedulers.pretrained": "schedulers.encoder",
+    "schedulers.new": "schedulers.rest",
+    "features": "state_cache",
+}
 
 
 def config_folder() -> Path:
@@ -148,6 +156,13 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
     if config.get("decoder_file") is not None:
         errors += _read_decoder(config)
     return config, errors
+
+
+def unknown_side(key: str, side: str) -> ConfigError:
+    """The error for a side of the model that does not exist."""
+    now = RENAMED.get(f"{key}.{side}", "")
+    what = f"'{key}.{side}' is now called '{now}'" if now else "unknown side"
+    return ConfigError(f"{key}.{side}", what, f"write {now}" if now else "the sides are encoder and rest")
 
 
 def _name_manifests(node: dict[str, Any], field: str, key: str) -> list[ConfigError]:

@@ -101,10 +101,12 @@ def load_class(target: str, key: str, *, extensions: Sequence[str] = ()) -> type
         raise ConfigError(where, what, f"if you trust the package: extensions=[{','.join((*extensions, package))}]")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        if error.name is not None and not module_name.startswith(error.name):
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(where, f"{module_name} needs {error.name}", f"install {error.name}") from None
-        raise ConfigError(where, f"no module '{module_name}' for class '{target}'", "check its spelling") from None
+        raise ConfigError(where, f"no class '{target}': there is no such module", "check its spelling") from None
+    except ImportError as error:
+        raise ConfigError(where, f"{module_name} cannot be imported: {error}", "repair the package") from None
     found = getattr(module, name, None)
     if not isinstance(found, type) or not _is_trusted(found.__module__, extensions):
         known = [n for n, kind in vars(module).items() if isinstance(kind, type) and kind.__module__ == module_name]
@@ -148,14 +150,12 @@ def check_option(node: Any, key: str, *, extensions: Sequence[str] = (), calls: 
     except ConfigError as error:
         return Checked(errors=[error])
     given = {str(name): value for name, value in node.items() if name != "_target_"}
-    if not is_dataclass(kind):
-        if not calls:
-            what = f"{kind.__name__} is not a dataclass"
-            return Checked(
-                errors=[ConfigError(f"{key}._target_", what, "options of this group are frozen dataclasses")]
-            )
+    if is_dataclass(kind):
+        return _checked_dataclass(kind, given, key)
+    if calls:
         return _checked_call(kind, given, key)
-    return _checked_dataclass(kind, given, key)
+    what = f"{kind.__name__} is not a dataclass, and options of this group are"
+    return Checked(errors=[ConfigError(f"{key}._target_", what, "write @dataclass(frozen=True, kw_only=True)")])
 
 
 def _unknown(name: str, kind: type, known: list[str], key: str) -> ConfigError:

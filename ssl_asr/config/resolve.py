@@ -1,5 +1,6 @@
 """`resolve`: from a composed config to the typed config of a command, with every value and combination checked."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_asr.config.expected import check_value
-from ssl_asr.config.nodes import annotation_of, config_folder, prepare
+from ssl_asr.config.nodes import annotation_of, config_folder, prepare, unknown_side
 from ssl_asr.config.options import (
     NOT_GIVEN,
     OWN_PACKAGE,
@@ -51,7 +52,7 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
         errors += checked.errors
         values[field.name] = checked.option
     config = _made(schema, values)
-    errors += _conflicts(config, extensions, complete=not errors)
+    errors += _conflicts(config, complete=not errors)
     raise_all(_each_once(errors))
     return config
 
@@ -73,12 +74,7 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
         side: _checked_option(value.get(side), f"{field.name}.{side}", kind, extensions) for side in ("encoder", "rest")
     }
     errors = [error for checked in sides.values() for error in checked.errors]
-    known = " and ".join(sides)
-    errors += [
-        ConfigError(f"{field.name}.{side}", "unknown side", f"the sides are {known}")
-        for side in value
-        if side not in sides
-    ]
+    errors += [unknown_side(field.name, side) for side in value if side not in sides]
     return Checked(Sides(**{side: checked.option for side, checked in sides.items()}), errors)
 
 
@@ -103,7 +99,7 @@ def _misfit(option: Any, key: str, kind: type) -> Iterator[ConfigError]:
 def _members(protocol: type) -> set[str]:
     """Names of the public members of a Protocol."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    names = {name for base in bases for name in (*vars(base), *base.__dict__.get("__annotations__", {}))}
+    names = {name for base in bases for name in (*vars(base), *inspect.get_annotations(base))}
     return {name for name in names if not name.startswith("_")}
 
 
@@ -116,10 +112,10 @@ def _made(schema: type[Command], values: dict[str, Any]) -> Command:
     return schema(**values)
 
 
-def _conflicts(config: Command, extensions: Sequence[str], *, complete: bool) -> list[UserError]:
+def _conflicts(config: Command, *, complete: bool) -> list[UserError]:
     """Values that do not go together. Of an incomplete config, as many as can be found."""
     errors: list[UserError] = []
-    checks: list[Iterable[UserError]] = [_wrong_task(config, extensions)]
+    checks: list[Iterable[UserError]] = [_wrong_task(config)]
     checks += [base.check(config) for base in type(config).__mro__ if "check" in vars(base)]
     if hasattr(config, "conflicts"):
         checks.append(config.conflicts())
@@ -134,7 +130,7 @@ def _conflicts(config: Command, extensions: Sequence[str], *, complete: bool) ->
     return errors
 
 
-def _wrong_task(config: Command, extensions: Sequence[str]) -> Iterator[ConfigError]:
+def _wrong_task(config: Command) -> Iterator[ConfigError]:
     """An error for each option that the task does not take."""
     if not isinstance(config, TrainConfig):
         return

@@ -223,8 +223,8 @@ class TrainConfig(Extended):
         schedulers: Learning-rate schedule of the encoder and of the rest.
         trainer: Epochs, precision, devices, checkpoints.
         logger: Where metrics are logged.
-        freeze: false trains every weight. true applies freeze_policy, which is ``encoder`` if none is named. null applies
-            the policy that is named, or else the recommendation of the backbone.
+        freeze: false trains every weight. true applies freeze_policy, and the policy ``encoder`` if none is named. null
+            applies the named policy, and the recommendation of the backbone if none is named.
         seed: Seed of everything random.
         normalizers: Text normalizers. Scores are reported under each. The first one's WER chooses the best checkpoint.
         resume: Checkpoint to continue from.
