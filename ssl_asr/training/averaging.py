@@ -1,4 +1,4 @@
-"""Weights averaged over time: a moving average while training, and the mean of the best checkpoints after it."""
+"""Averaged weights: an exponential moving average during training, and the mean of the best checkpoints after it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,28 +12,33 @@ from ssl_asr.training.checkpointing import read_checkpoint, write_checkpoint
 
 
 class EMA(WeightAveraging):
-    """An exponential moving average of the weights, which validation, test and checkpoints see.
+    """Exponential moving average of the weights, used for validation, test and checkpoints.
 
-    Lightning's callback does the work; its own average would move weights that never change by rounding.
+    After each update, with the trained weights ``w``:
+
+        average = average + (w - average) (1 - decay)
+
+    In this form, weights that do not change stay exactly the same. The default of Lightning's callback changes them by
+    rounding.
 
     Args:
-        decay: share of the average that an update keeps.
+        decay: float in (0, 1), weight of the previous average.
     """
 
     def __init__(self, decay: float) -> None:
-        def toward(average: Tensor, current: Tensor, _: Any) -> Tensor:
+        def updated(average: Tensor, current: Tensor, _: Any) -> Tensor:
             return average + (current - average) * (1.0 - decay)
 
-        super().__init__(avg_fn=toward)
+        super().__init__(avg_fn=updated)
 
 
 class BestCheckpoints(ModelCheckpoint):
-    """Keeps the best ``count`` checkpoints by ``monitor`` (lower is better), to be averaged after training.
+    """Keeps the ``count`` best checkpoints by ``monitor`` (lower is better), to be averaged after training.
 
     Args:
-        folder: where they go.
-        monitor: the metric.
-        count: how many.
+        folder: Folder of the checkpoints.
+        monitor: str, name of the logged metric.
+        count: int, number of checkpoints.
     """
 
     def __init__(self, folder: Path, *, monitor: str, count: int) -> None:
@@ -47,7 +52,10 @@ class BestCheckpoints(ModelCheckpoint):
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
-    """The first checkpoint, with the mean of all their weights; what is counted, not measured, is the first's."""
+    """Returns the first checkpoint with the mean weights of all checkpoints.
+
+    The mean is computed in float64. Integer tensors are those of the first checkpoint.
+    """
     checkpoint = read_checkpoint(paths[0])
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     sums = {name: value.double() for name, value in weights.items() if value.is_floating_point()}
@@ -61,9 +69,15 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def final_checkpoints(trainer: L.Trainer, folder: Path) -> dict[str, Path | None]:
-    """What a run is tested with, by the suffix its results get: the best weights, and the mean of the best.
+    """Returns the checkpoints to test after training, and writes the averaged one.
 
-    Without a dev set there is no best one: the weights are those the run ended with (None).
+    Args:
+        trainer: Trainer of the finished run.
+        folder: Folder of the checkpoints.
+
+    Returns:
+        Checkpoints by suffix of their results: ``""`` for the best one, None if there was no validation (the weights
+        are then those at the end of the run), and ``"_average"`` if `BestCheckpoints` is used.
     """
     best = folder / "best.ckpt"
     found: dict[str, Path | None] = {"": best if best.is_file() else None}

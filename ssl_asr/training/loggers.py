@@ -1,20 +1,54 @@
-"""The ``logger`` options: CSV (always there), TensorBoard, W&B."""
+"""Logger options: CSV, TensorBoard, Weights & Biases."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ssl_asr.errors import missing_extra
 
 
 class LoggerConfig(Protocol):
-    """A ``logger`` option."""
+    """A ``logger`` option: a frozen dataclass that builds Lightning loggers.
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
-        """Loggers and the callbacks they bring; ``config`` is logged as data."""
+    To add a logger, write an option that returns any of Lightning's loggers, or a logger of your package:
+
+        >>> from dataclasses import dataclass
+        >>> from pathlib import Path
+        >>> from lightning.pytorch.loggers import Logger
+        >>> class Printer(Logger):
+        ...     name, version = "printer", 0
+        ...     def log_hyperparams(self, params): ...
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(f"{step}: {metrics}")
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class PrintLog:
+        ...     def build(self, *, folder, name, config):
+        ...         return [Printer()], []
+        >>> [logger], callbacks = PrintLog().build(folder=Path("."), name="run", config={})
+        >>> logger.log_metrics({"val/wer": 0.05}, step=100)
+        100: {'val/wer': 0.05}
+
+    The YAML file ``logger/print.yaml`` names the class in ``_target_``. The logger is then selected with
+    ``logger=print``.
+    """
+
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Builds the loggers.
+
+        Args:
+            folder: Folder of the run.
+            name: str, name of the run.
+            config: Config of the run as plain data, to be logged.
+
+        Returns:
+            The loggers, and the callbacks that they need.
+
+        Raises:
+            ConfigError: If a package is missing.
+        """
 
 
 def _csv(folder: Path, config: dict[str, Any]) -> CSVLogger:
@@ -25,28 +59,32 @@ def _csv(folder: Path, config: dict[str, Any]) -> CSVLogger:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvLog:
-    """``metrics/metrics.csv`` in the run's folder."""
+    """Metrics in ``metrics/metrics.csv`` in the run's folder."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
-        """The one logger."""
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Builds the CSV logger."""
         return [_csv(folder, config)], []
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoLog:
-    """Nothing is logged; results and predictions are written all the same."""
+    """No metrics are logged. Results and predictions are still written."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
-        """No logger."""
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Returns no logger."""
         return [], []
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoardLog:
-    """Event files for TensorBoard, and the CSV beside."""
+    """TensorBoard event files in ``tensorboard/``, and ``metrics/metrics.csv``."""
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
-        """Both loggers."""
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Builds both loggers.
+
+        Raises:
+            ConfigError: If tensorboard is not installed.
+        """
         try:
             board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
         except ModuleNotFoundError:
@@ -57,15 +95,15 @@ class TensorBoardLog:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbLog:
-    """A W&B run, offline where there is no key, and the CSV beside.
+    """A W&B run with a table of utterances at each validation, and ``metrics/metrics.csv``.
 
     Attributes:
-        project: W&B's.
-        entity: W&B's; null for the default one.
-        group: runs to be seen together; null for none.
-        tags: labels.
-        offline: true writes locally only; null does so where no key is found.
-        audio_samples: utterances with audio in each validation's table.
+        project: str, W&B project.
+        entity: str, W&B user or team; None for the default one.
+        group: str, W&B group of related runs; None for no group.
+        tags: list of str, labels.
+        offline: bool, write to the run's folder only. None does so if no API key is found.
+        audio_samples: int, rows of each validation's table. Each row has the audio of an utterance.
     """
 
     project: str
@@ -75,18 +113,22 @@ class WandbLog:
     offline: bool | None
     audio_samples: int
 
-    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Any], list[Callback]]:
-        """The loggers, and the callback that writes the table of each validation."""
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Builds both loggers, and the callback that logs the table."""
         from ssl_asr.training.wandb import ValidationTable, make_wandb_logger
 
-        logger = make_wandb_logger(
-            folder=folder,
-            name=name,
-            config=config,
-            project=self.project,
-            entity=self.entity,
-            group=self.group,
-            tags=self.tags,
-            offline=self.offline,
-        )
+        logger = make_wandb_logger(self, folder=folder, name=name, config=config)
         return [_csv(folder, config), logger], [ValidationTable(logger=logger, audio_samples=self.audio_samples)]
+
+    def finish(self, *, failed: bool) -> None:
+        """End the W&B run as finished or failed."""
+        from ssl_asr.training.wandb import finish
+
+        finish(failed=failed)
+
+
+def finish_run(option: LoggerConfig, *, failed: bool) -> None:
+    """End the run of a logger option that has a ``finish`` method, after the tests."""
+    finish = getattr(option, "finish", None)
+    if finish is not None:
+        finish(failed=failed)

@@ -1,4 +1,4 @@
-"""Optimizers of one side of the model, over its layer groups from the bottom up."""
+"""Optimizer options. Each side of the model (encoder, rest) has one optimizer over its layer groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,11 @@ from ssl_asr.models.encoder import LayerGroup
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
-    """The factor on the learning rate of each group: 1 at the top, times ``layer_decay`` for each one below.
+    """Returns the learning-rate factor of each group: ``layer_decay ** (number of groups above it)``.
+
+    Args:
+        names: Names of the groups, from the bottom up.
+        layer_decay: float in (0, 1], factor between one group and the group above it.
 
     Example:
         >>> layer_scales(["feature_encoder", "layers.0", "layers.1"], 0.5)
@@ -22,8 +26,10 @@ def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
 
 
 def group_scales(groups: Sequence[LayerGroup], layer_decay: float) -> dict[str, float]:
-    """The factor on the learning rate of each group: its place among the layers, and its own ``lr_scale``."""
-    # A part with a rate of its own is no layer above the others.
+    """Returns the learning-rate factor of each group: its layer scale times its ``lr_scale``.
+
+    Groups with an ``lr_scale`` other than 1 are outside the stack of layers: they have no layer scale.
+    """
     layers = layer_scales([group.name for group in groups if group.lr_scale == 1.0], layer_decay)
     return {group.name: layers.get(group.name, 1.0) * group.lr_scale for group in groups}
 
@@ -31,13 +37,19 @@ def group_scales(groups: Sequence[LayerGroup], layer_decay: float) -> dict[str, 
 def parameter_groups(
     groups: Sequence[LayerGroup], *, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate, and within that weights with decay; norms and biases without.
+    """Returns the trainable parameters as ``param_groups`` of a torch optimizer.
+
+    Parameters with the same learning rate and the same weight decay share a group.
 
     Args:
-        groups: from the bottom up; what does not train in them is left out.
-        lr: of the top group.
-        weight_decay: on matrices and kernels; vectors (norms, biases) have none.
-        layer_decay: see `layer_scales`; 1 gives every group the same rate.
+        groups: Layer groups, from the bottom up. Frozen parameters are left out.
+        lr: float, learning rate of the top group.
+        weight_decay: float, for matrices and convolution kernels. Vectors (norms, biases) have no weight decay.
+        layer_decay: float in (0, 1], see `layer_scales`. 1 gives every group the same learning rate.
+
+    Returns:
+        Dicts with the keys ``params``, ``lr`` and ``weight_decay``. The first has the learning rate of the top group,
+        which is the one that is logged.
     """
     scales = group_scales(groups, layer_decay)
     made: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
@@ -46,97 +58,146 @@ def parameter_groups(
             if parameter.requires_grad:
                 decay = weight_decay if parameter.ndim >= 2 else 0.0
                 made.setdefault((group.lr_scale != 1.0, lr * scales[group.name], decay), []).append(parameter)
-    # The top of the model first, since its rate is the one that is logged; what has a rate of its own is last.
+    # The highest learning rate first, groups with an lr_scale last.
     ordered = sorted(made.items(), key=lambda item: (item[0][0], -item[0][1], -item[0][2]))
     return [{"params": params, "lr": rate, "weight_decay": decay} for (_, rate, decay), params in ordered]
 
 
 class OptimizerConfig(Protocol):
-    """An ``optimizer`` option."""
+    """An ``optimizer`` option: a frozen dataclass with the settings of an optimizer.
+
+    To add an optimizer, write a dataclass and build the optimizer from `parameter_groups`:
+
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from ssl_asr.models.encoder import LayerGroup
+        >>> from ssl_asr.training.optimizers import parameter_groups
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class RAdam:
+        ...     lr: float
+        ...     weight_decay: float
+        ...     layer_decay: float
+        ...     def build(self, groups):
+        ...         params = parameter_groups(
+        ...             groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay
+        ...         )
+        ...         return torch.optim.RAdam(params, lr=self.lr)
+        >>> groups = [LayerGroup(f"layers.{i}", (torch.nn.Linear(4, 4),)) for i in range(2)]
+        >>> optimizer = RAdam(lr=0.1, weight_decay=0.01, layer_decay=0.5).build(groups)
+        >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(0.1, 0.01), (0.1, 0.0), (0.05, 0.01), (0.05, 0.0)]
+
+    The YAML file ``optimizer/radam.yaml`` names the class in ``_target_`` and gives every field a default. The
+    optimizer is then selected with ``optimizer@optimizers.encoder=radam`` or ``optimizer@optimizers.rest=radam``.
+    """
 
     @property
     def lr(self) -> float:
-        """The learning rate of the top layer group, which the schedule scales."""
+        """Peak learning rate of the top layer group. The scheduler scales it."""
 
     @property
     def layer_decay(self) -> float:
-        """The factor on the rate of each layer group below another."""
+        """Learning-rate factor between one layer group and the group above it, in (0, 1]."""
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups."""
+        """Builds the optimizer.
 
-
-def _adam(kind: type[torch.optim.Adam], options: "AdamW | Adam", groups: Sequence[LayerGroup]) -> Optimizer:
-    """Either Adam; fused, the whole update in one kernel, where every parameter is on a CUDA GPU or the CPU."""
-    made = parameter_groups(groups, lr=options.lr, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
-    kinds = {parameter.device.type for group in made for parameter in group["params"]}
-    fused = kinds == {"cuda"} or kinds == {"cpu"}
-    betas = (options.betas[0], options.betas[1])
-    return kind(made, lr=options.lr, betas=betas, eps=options.eps, fused=fused)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """AdamW, without weight decay on norms and biases; fused.
-
-    Attributes:
-        lr: peak learning rate, of the top layer group.
-        betas: decay rates of the two moments.
-        eps: added to the denominator.
-        weight_decay: decoupled, on matrices only.
-        layer_decay: factor on the rate of each layer group below another; 1 for none.
-    """
-
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    layer_decay: float
-
-    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups."""
-        return _adam(torch.optim.AdamW, self, groups)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW8bit:
-    """AdamW whose moments take a byte each, by bitsandbytes (Dettmers et al., 2022, arXiv:2110.02861).
-
-    They are quantised in blocks of 256; those of tensors under 4,096 elements stay in float32.
-
-    Attributes:
-        lr, betas, eps, weight_decay, layer_decay: see `AdamW`.
-    """
-
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    layer_decay: float
-
-    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups.
+        Args:
+            groups: Layer groups of one side of the model, from the bottom up. Frozen parameters must be left out.
 
         Raises:
-            ConfigError: bitsandbytes is not installed.
+            ConfigError: If the settings do not go together, or a package is missing.
+        """
+
+
+class _ByLayer:
+    """Base class of the options here: parameter groups with layer-wise decay of the learning rate."""
+
+    lr: float
+    weight_decay: float
+    layer_decay: float
+
+    def _parameter_groups(self, groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
+        return parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+
+
+class _AnyAdam(_ByLayer):
+    """Base class of the Adam options."""
+
+    betas: list[float]
+    eps: float
+
+    def _adam(self, kind: type[torch.optim.Adam], groups: Sequence[LayerGroup]) -> Optimizer:
+        """Builds an Adam; with the fused kernel if all parameters are on CUDA or all are on the CPU."""
+        made = self._parameter_groups(groups)
+        devices = {parameter.device.type for group in made for parameter in group["params"]}
+        fused = devices == {"cuda"} or devices == {"cpu"}
+        return kind(made, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=fused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(_AnyAdam):
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), without weight decay on norms and biases.
+
+    Attributes:
+        lr: float, peak learning rate of the top layer group.
+        betas: Two floats, decay rates of the first and second moment.
+        eps: float, added to the denominator.
+        weight_decay: float, decoupled weight decay of matrices.
+        layer_decay: float in (0, 1], learning-rate factor between one layer group and the group above it. 1 for none.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """Builds the optimizer over the trainable parameters of ``groups``."""
+        return self._adam(torch.optim.AdamW, groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW8bit(_AnyAdam):
+    """AdamW with moments of 8 bits, by bitsandbytes (Dettmers et al., 2022, arXiv:2110.02861).
+
+    Moments are quantized in blocks of 256. Tensors with fewer than 4,096 elements keep float32 moments.
+
+    Attributes:
+        lr, betas, eps, weight_decay, layer_decay: See `AdamW`.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    layer_decay: float
+
+    def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
+        """Builds the optimizer over the trainable parameters of ``groups``.
+
+        Raises:
+            ConfigError: If bitsandbytes is not installed.
         """
         try:
             import bitsandbytes
         except ImportError:
             raise missing_extra("optimizer=adamw_8bit", "bitsandbytes", "8bit", "optimizer=adamw") from None
-        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         betas = (self.betas[0], self.betas[1])
-        optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(made, lr=self.lr, betas=betas, eps=self.eps)
+        optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
+            self._parameter_groups(groups), lr=self.lr, betas=betas, eps=self.eps
+        )
         return optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
-    """Adam, as fairseq fine-tunes wav2vec 2.0 with; its weight decay is L2, inside the gradient.
+class Adam(_AnyAdam):
+    """Adam with L2 weight decay (added to the gradient), the optimizer of fairseq's wav2vec 2.0 recipes.
 
     Attributes:
-        lr, betas, eps, layer_decay: see `AdamW`.
-        weight_decay: L2, on matrices only.
+        lr, betas, eps, layer_decay: See `AdamW`.
+        weight_decay: float, L2 weight decay of matrices.
     """
 
     lr: float
@@ -146,20 +207,20 @@ class Adam:
     layer_decay: float
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups."""
-        return _adam(torch.optim.Adam, self, groups)
+        """Builds the optimizer over the trainable parameters of ``groups``."""
+        return self._adam(torch.optim.Adam, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adadelta:
-    """Adadelta, as SpeechBrain's heads use it.
+class Adadelta(_ByLayer):
+    """Adadelta (Zeiler, 2012, arXiv:1212.5701), the optimizer of the heads in SpeechBrain's recipes.
 
     Attributes:
-        lr: factor on the update (1.0 as published).
-        rho: decay of the running averages.
-        eps: added under the roots.
-        weight_decay: L2, on matrices only.
-        layer_decay: see `AdamW`.
+        lr: float, factor of the update. 1.0 in the paper.
+        rho: float, decay rate of the running averages.
+        eps: float, added under the roots.
+        weight_decay: float, L2 weight decay of matrices.
+        layer_decay: See `AdamW`.
     """
 
     lr: float
@@ -169,21 +230,20 @@ class Adadelta:
     layer_decay: float
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups."""
-        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
-        return torch.optim.Adadelta(made, lr=self.lr, rho=self.rho, eps=self.eps)
+        """Builds the optimizer over the trainable parameters of ``groups``."""
+        return torch.optim.Adadelta(self._parameter_groups(groups), lr=self.lr, rho=self.rho, eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD:
+class SGD(_ByLayer):
     """Stochastic gradient descent with momentum.
 
     Attributes:
-        lr: learning rate, of the top layer group.
-        momentum: 0 for none.
-        nesterov: look ahead by the momentum.
-        weight_decay: L2, on matrices only.
-        layer_decay: see `AdamW`.
+        lr: float, peak learning rate of the top layer group.
+        momentum: float, 0 for none.
+        nesterov: bool, use Nesterov momentum.
+        weight_decay: float, L2 weight decay of matrices.
+        layer_decay: See `AdamW`.
     """
 
     lr: float
@@ -193,12 +253,13 @@ class SGD:
     layer_decay: float
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
-        """The optimizer over the trainable parameters of these layer groups.
+        """Builds the optimizer over the trainable parameters of ``groups``.
 
         Raises:
-            ConfigError: Nesterov's step without a momentum.
+            ConfigError: If ``nesterov`` is set without momentum.
         """
         if self.nesterov and self.momentum <= 0:
-            raise ConfigError("optimizers.nesterov", "there is no momentum to look ahead by", "nesterov=false")
-        made = parameter_groups(groups, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
-        return torch.optim.SGD(made, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+            what = f"got true, but there is no momentum (momentum={self.momentum})"
+            raise ConfigError("optimizers.nesterov", what, "use nesterov=false, or momentum above 0")
+        params = self._parameter_groups(groups)
+        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

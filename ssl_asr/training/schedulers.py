@@ -1,6 +1,10 @@
-"""Schedules of the learning rate, by update or by validation; each side of the model has its own."""
+"""Learning-rate schedules. Each side of the model (encoder, rest) has one scheduler.
+
+Most schedules follow updates. `NewBob` and `Plateau` follow a validation metric.
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -11,76 +15,134 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from ssl_asr.errors import ConfigError
 
 
-class Scheduler(Protocol):
-    """A scheduler at work; ``interval`` says when `AsrModule` steps it."""
-
-    interval: Literal["update", "validation"]
-    scheduler: Any
-
-
 @dataclass(slots=True)
 class UpdateScheduler:
-    """A torch scheduler stepped after every update."""
+    """A torch scheduler that is stepped after every update."""
 
     scheduler: LRScheduler
     interval: Literal["update", "validation"] = "update"
 
 
+class FollowsMetric(Protocol):
+    """A scheduler that is stepped with a metric, such as `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
+
+    def step(self, metrics: float) -> None:
+        """Updates the learning rates after a validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain data."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state."""
+
+
 @dataclass(slots=True)
 class MetricScheduler:
-    """A scheduler stepped with a validation metric."""
+    """A scheduler that is stepped after every validation, with the metric named ``monitor``."""
 
-    scheduler: Any
+    scheduler: FollowsMetric
     monitor: str
     interval: Literal["update", "validation"] = "validation"
 
 
 class SchedulerConfig(Protocol):
-    """A ``scheduler`` option."""
+    """A ``scheduler`` option: a frozen dataclass with the settings of a learning-rate schedule.
+
+    To add a schedule that follows updates, derive it from `ByUpdate` and define the learning-rate factor:
+
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from ssl_asr.training.schedulers import ByUpdate
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Halving(ByUpdate):
+        ...     every: int
+        ...     def factor(self, update, total):
+        ...         return 0.5 ** (update // self.every)
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+        >>> scheduler = Halving(every=2).build(optimizer, total_updates=6).scheduler
+        >>> rates = []
+        >>> for _ in range(6):
+        ...     rates.append(scheduler.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> rates
+        [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+
+    The YAML file ``scheduler/halving.yaml`` names the class in ``_target_`` and gives ``every`` a default. The schedule
+    is then selected with ``scheduler@schedulers.encoder=halving`` or ``scheduler@schedulers.rest=halving``. A schedule
+    that follows a metric has a field ``monitor`` and returns a `MetricScheduler`.
+    """
 
     def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler | MetricScheduler:
-        """The scheduler of this optimizer; ``total_updates`` is the length of the whole run."""
+        """Builds the scheduler.
+
+        Args:
+            optimizer: Optimizer of one side of the model.
+            total_updates: int, number of updates of the whole run.
+
+        Raises:
+            ConfigError: If the settings do not fit the length of the run.
+        """
 
 
 def updates_of(amount: float, total: int, key: str) -> int:
-    """A length given as a share of the run (below 1) or as a number of updates (from 1 on), in updates.
+    """Converts a length to updates.
+
+    Args:
+        amount: float, a fraction of the run if below 1, otherwise a whole number of updates.
+        total: int, number of updates of the run.
+        key: str, name of the setting, for errors.
 
     Raises:
-        ConfigError: it is negative, or a number of updates that is not whole.
+        ConfigError: If ``amount`` is negative, or 1 or more and not whole.
+
+    Example:
+        >>> updates_of(0.1, 2000, "warmup"), updates_of(500, 2000, "warmup")
+        (200, 500)
     """
     if amount < 0 or (amount >= 1 and amount != int(amount)):
-        remedy = "a share of the run below 1, or a whole number of updates"
-        raise ConfigError(f"schedulers.{key}", f"{key} is {amount}", remedy)
+        what = f"{key} is {amount}"
+        raise ConfigError(f"schedulers.{key}", what, "use a fraction of the run below 1, or a whole number of updates")
     return round(amount * total) if amount < 1 else int(amount)
 
 
-class _ByUpdate:
-    """What schedules that follow updates share: a subclass gives the factor on the rate."""
+class ByUpdate(ABC):
+    """Base class of schedules that follow updates. A subclass defines `factor`."""
 
+    @abstractmethod
     def factor(self, update: int, total: int) -> float:
-        """The factor on the learning rate for an update, counted from 0, of a run of ``total``."""
-        raise AssertionError("a schedule defines its factor")
+        """Returns the factor of the learning rate.
 
-    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
-        """The scheduler of this optimizer.
+        Args:
+            update: int, index of the update, from 0.
+            total: int, number of updates of the run.
 
         Raises:
-            ConfigError: a length is senseless.
+            ConfigError: If the settings do not fit the length of the run.
         """
+
+    def build(self, optimizer: Optimizer, total_updates: int) -> UpdateScheduler:
+        """Builds the scheduler; see `SchedulerConfig.build`."""
         return UpdateScheduler(LambdaLR(optimizer, lambda update: self.factor(update, total_updates)))
 
 
-class _Ramped(_ByUpdate):
-    """Linear warm-up, then a shape over the rest of the run, which a subclass gives."""
+class _WithWarmup(ByUpdate):
+    """Base class of schedules with a linear warm-up of ``w`` updates, then `shape` over the rest of the run.
+
+        factor(n) = (n + 1) / w                       n < w
+                    shape((n - w) / (total - w))      otherwise
+
+    A subclass defines `shape`.
+    """
 
     warmup: float
 
+    @abstractmethod
     def shape(self, done: float) -> float:
-        """The factor on the rate once a share of the rest, 0 … 1, is done."""
-        raise AssertionError("a schedule defines its shape")
+        """Returns the factor of the learning rate after the fraction ``done`` of the updates after the warm-up."""
 
     def factor(self, update: int, total: int) -> float:
-        """The factor on the rate."""
+        """Returns the factor of the learning rate."""
         ramp = updates_of(self.warmup, total, "warmup")
         if update < ramp:
             return (update + 1) / ramp
@@ -88,63 +150,69 @@ class _Ramped(_ByUpdate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(_Ramped):
-    """Linear warm-up, then constant.
+class Constant(_WithWarmup):
+    """Linear warm-up, then a constant learning rate.
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
     """
 
     warmup: float
 
     def shape(self, done: float) -> float:
-        """The factor on the rate."""
+        """Returns 1."""
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(_Ramped):
-    """Linear warm-up, then linear to ``final``.
+class Linear(_WithWarmup):
+    """Linear warm-up, then linear decay to ``final``: ``shape(x) = 1 - (1 - final) x``.
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
-        final: the factor on the learning rate at the end.
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
+        final: float, factor of the learning rate at the end.
     """
 
     warmup: float
     final: float
 
     def shape(self, done: float) -> float:
-        """The factor on the rate."""
+        """Returns the factor of the learning rate."""
         return 1.0 - (1.0 - self.final) * done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(_Ramped):
-    """Linear warm-up, then half a cosine to ``final``.
+class Cosine(_WithWarmup):
+    """Linear warm-up, then half a cosine to ``final``: ``shape(x) = final + (1 - final) (1 + cos(pi x)) / 2``.
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
-        final: the factor on the learning rate at the end.
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
+        final: float, factor of the learning rate at the end.
     """
 
     warmup: float
     final: float
 
     def shape(self, done: float) -> float:
-        """The factor on the rate."""
+        """Returns the factor of the learning rate."""
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriStage(_ByUpdate):
-    """Linear warm-up, a plateau, then exponential decay: fairseq's ``tri_stage``, of every wav2vec 2.0 recipe.
+class TriStage(ByUpdate):
+    """Linear warm-up, constant, exponential decay: fairseq's ``tri_stage``, the schedule of its wav2vec 2.0 recipes.
+
+    With ``w`` updates of warm-up, ``h`` of constant learning rate and ``d`` of decay:
+
+        factor(n) = initial + (1 - initial) n / w      n < w
+                    1                                  n < w + h
+                    final ^ ((n - w - h) / d)          otherwise
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
-        hold: the same, of the plateau.
-        initial: the factor at the first update.
-        final: the factor at the end of the run.
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
+        hold: float, length of the constant part, in updates or as a fraction.
+        initial: float, factor of the learning rate at the first update.
+        final: float, factor of the learning rate at the end, above 0.
     """
 
     warmup: float
@@ -153,16 +221,16 @@ class TriStage(_ByUpdate):
     final: float
 
     def factor(self, update: int, total: int) -> float:
-        """The factor on the rate.
+        """Returns the factor of the learning rate.
 
         Raises:
-            ConfigError: warm-up and plateau leave nothing of the run, or ``final`` is not above 0.
+            ConfigError: If warm-up and constant part are longer than the run, or ``final`` is not above 0.
         """
         warmup, hold = updates_of(self.warmup, total, "warmup"), updates_of(self.hold, total, "hold")
         if self.final <= 0:
-            raise ConfigError("schedulers.final", f"final is {self.final}", "exponential decay ends above 0")
+            raise ConfigError("schedulers.final", f"got {self.final}, but exponential decay ends above 0", "use 0.05")
         if warmup + hold > total:
-            what = f"warm-up and plateau take {warmup} + {hold} of {total} updates"
+            what = f"warmup and hold take {warmup} + {hold} of {total} updates"
             raise ConfigError("schedulers.hold", what, "shorten them, or train longer")
         if update < warmup:
             return self.initial + (1.0 - self.initial) * update / warmup
@@ -173,50 +241,63 @@ class TriStage(_ByUpdate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseSqrt(_ByUpdate):
-    """Linear warm-up to the full rate, then falling with the root of the updates (fairseq's ``inverse_sqrt``).
+class InverseSqrt(ByUpdate):
+    """Linear warm-up, then decay with the inverse square root of the update (fairseq's ``inverse_sqrt``).
+
+    With ``w`` updates of warm-up, for the n-th update counted from 1:
+
+        factor = min(n / w, sqrt(w / n))
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
     """
 
     warmup: float
 
     def factor(self, update: int, total: int) -> float:
-        """The factor on the rate."""
+        """Returns the factor of the learning rate."""
         warmup = max(1, updates_of(self.warmup, total, "warmup"))
         return min((update + 1) / warmup, math.sqrt(warmup / (update + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noam(_ByUpdate):
-    """The schedule of "Attention is all you need", the learning rate being its free factor.
+class Noam(ByUpdate):
+    """The schedule of the original transformer (Vaswani et al., 2017, arXiv:1706.03762).
 
-    ``lr * width**-0.5 * min(n**-0.5, n * warmup**-1.5)`` for the n-th update: the peak depends on width and
-    warm-up, as in ESPnet. For a peak that is ``lr`` itself take `InverseSqrt`.
+    With ``w`` updates of warm-up, for the n-th update counted from 1:
+
+        factor = width^-0.5 min(n^-0.5, n w^-1.5)
+
+    The peak learning rate depends on ``width`` and ``w``, as in ESPnet, so ``lr`` should be near 1. `InverseSqrt` has
+    the same shape with a peak of ``lr``.
 
     Attributes:
-        warmup: updates (from 1 on), or a share of the run (below 1).
-        width: features of the model.
+        warmup: float, updates (1 or more) or fraction of the run (below 1).
+        width: int, features of the model.
     """
 
     warmup: float
     width: int
 
     def factor(self, update: int, total: int) -> float:
-        """The factor on the rate."""
+        """Returns the factor of the learning rate."""
         warmup, n = max(1, updates_of(self.warmup, total, "warmup")), update + 1
         return float(self.width**-0.5 * min(n**-0.5, n * warmup**-1.5))
 
 
 class NewBobLR:
-    """Anneal when a validation metric, lower is better, stops improving on the last validation (SpeechBrain's rule).
+    """Reduces learning rates when a metric stops improving on the previous validation (SpeechBrain's NewBob rule).
+
+    After each validation, with the metric ``m`` (lower is better) and its previous value ``m'``:
+
+        improvement = (m' - m) / m'
+        if improvement < threshold, more than ``patience`` times since the last reduction:  lr = lr * factor
 
     Args:
-        optimizer: whose learning rates are scaled.
-        factor: on the rates, at each annealing.
-        threshold: the relative improvement that counts.
-        patience: validations without it that are let pass.
+        optimizer: Optimizer whose learning rates are reduced.
+        factor: float, factor of the learning rates at each reduction.
+        threshold: float, smallest relative improvement.
+        patience: int, number of validations without improvement that are tolerated.
     """
 
     def __init__(self, optimizer: Optimizer, *, factor: float, threshold: float, patience: int) -> None:
@@ -226,7 +307,7 @@ class NewBobLR:
         self.waited = 0
 
     def step(self, metrics: float) -> None:
-        """Take the latest value of the metric."""
+        """Updates the learning rates with the metric of the latest validation."""
         if self.previous is not None:
             improvement = 0.0 if self.previous == 0 else (self.previous - metrics) / self.previous
             if improvement < self.threshold:
@@ -238,23 +319,23 @@ class NewBobLR:
         self.previous = metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The last metric and how long it has been waited."""
+        """Returns the previous metric and the number of validations without improvement."""
         return {"previous": self.previous, "waited": self.waited}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.previous, self.waited = state["previous"], state["waited"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state that `state_dict` returned."""
+        self.previous, self.waited = state_dict["previous"], state_dict["waited"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewBob:
-    """Scale the rate by ``factor`` when the metric improves by less than ``threshold`` on the validation before.
+    """Multiplies the learning rate by ``factor`` if a metric improves too little on the previous validation.
 
     Attributes:
-        factor: on the rate.
-        threshold: the relative improvement that counts.
-        patience: validations without it that are let pass.
-        monitor: the logged metric, lower is better.
+        factor: float, factor of the learning rate.
+        threshold: float, smallest relative improvement.
+        patience: int, number of validations without improvement that are tolerated.
+        monitor: str, name of the logged metric, lower is better.
     """
 
     factor: float
@@ -263,19 +344,19 @@ class NewBob:
     monitor: str
 
     def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:
-        """The scheduler of this optimizer."""
+        """Builds the scheduler; see `SchedulerConfig.build`."""
         newbob = NewBobLR(optimizer, factor=self.factor, threshold=self.threshold, patience=self.patience)
         return MetricScheduler(newbob, self.monitor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Scale the rate by ``factor`` when the metric has not beaten its best for ``patience`` validations.
+    """Multiplies the learning rate by ``factor`` if a metric has no new best for more than ``patience`` validations.
 
     Attributes:
-        factor: on the rate.
-        patience: validations without a new best that are let pass.
-        monitor: the logged metric, lower is better.
+        factor: float, factor of the learning rate.
+        patience: int, number of validations without a new best that are tolerated.
+        monitor: str, name of the logged metric, lower is better.
     """
 
     factor: float
@@ -283,15 +364,22 @@ class Plateau:
     monitor: str
 
     def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:
-        """The scheduler of this optimizer."""
+        """Builds the scheduler; see `SchedulerConfig.build`."""
         plateau = ReduceLROnPlateau(optimizer, factor=self.factor, patience=self.patience)
         return MetricScheduler(plateau, self.monitor)
 
 
 def total_updates(batches_per_epoch: Iterable[int], accumulate: int, max_updates: int) -> int:
-    """Updates of a run: a window that the epoch's end cuts short counts as one.
+    """Returns the number of updates of a run.
 
-    Epochs that the run does not come to are not asked for.
+    Args:
+        batches_per_epoch: Number of batches in each epoch. Not consumed further than ``max_updates`` requires.
+        accumulate: int, batches per update. The last update of an epoch may have fewer.
+        max_updates: int, upper limit, or -1 for none.
+
+    Example:
+        >>> total_updates([10, 11], accumulate=4, max_updates=-1)
+        6
     """
     updates = 0
     for batches in batches_per_epoch:

@@ -1,9 +1,12 @@
-"""Weights & Biases: one run one id, the config as data, a table at each validation. The only place that imports it."""
+"""Weights & Biases (W&B): one W&B run per run folder, and a table of utterances at each validation.
+
+No other module imports wandb.
+"""
 
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import wandb
@@ -17,11 +20,14 @@ from ssl_asr.metrics.report import Prediction, plain_diff
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, Utterance
 
+if TYPE_CHECKING:
+    from ssl_asr.training.loggers import WandbLog
+
 _ID_FILE = "wandb_run_id.txt"
 
 
 def has_key() -> bool:
-    """Whether W&B could log in without asking."""
+    """Returns whether W&B has an API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -31,7 +37,7 @@ def has_key() -> bool:
 
 
 def run_id(folder: Path) -> str:
-    """The run's id, made once a run folder, so that a resumed run goes on as the same one."""
+    """Returns the W&B id of a run folder. It is created once, so a resumed run continues the same W&B run."""
     file = folder / _ID_FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,29 +45,28 @@ def run_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
-def make_wandb_logger(
-    *,
-    folder: Path,
-    name: str,
-    config: dict[str, Any],
-    project: str,
-    entity: str | None,
-    group: str | None,
-    tags: list[str],
-    offline: bool | None,
-) -> WandbLogger:
-    """A logger whose run is this folder's alone; jobs of a sweep in one process get runs of their own."""
+def make_wandb_logger(options: "WandbLog", *, folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
+    """Builds the logger of a run folder.
+
+    A W&B run that is still open is finished first, so each job of a sweep has a separate W&B run.
+
+    Args:
+        options: WandbLog, settings.
+        folder: Folder of the run.
+        name: str, name of the run.
+        config: Config of the run as plain data.
+    """
     wandb.finish()
-    is_offline = offline if offline is not None else not has_key()
-    if is_offline and offline is None and os.environ.get("WANDB_MODE") is None:
-        print("W&B: no key found, logging offline (`wandb sync` sends it later)")
+    is_offline = options.offline if options.offline is not None else not has_key()
+    if is_offline and options.offline is None and os.environ.get("WANDB_MODE") is None:
+        print("W&B: no API key found, logging offline. Upload the run later with `wandb sync`.")
     return WandbLogger(
         name=name,
         save_dir=str(folder),
-        project=project,
-        entity=entity,
-        group=group,
-        tags=tags,
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        tags=options.tags,
         id=run_id(folder),
         resume="allow",
         offline=is_offline,
@@ -71,26 +76,26 @@ def make_wandb_logger(
 
 
 def finish(*, failed: bool) -> None:
-    """End the run, if there is one, as finished or failed."""
+    """Marks the open W&B run as finished or failed, if there is one."""
     if wandb.run is not None:
         wandb.finish(exit_code=1 if failed else 0)
 
 
 class ValidationTable(Callback):
-    """Logs a table with audio, reference, hypothesis and edits at each validation: the worst utterances first.
+    """Logs a table at each validation: audio, reference, hypothesis and edits of the utterances with the most errors.
 
     Args:
-        logger: of the run.
-        audio_samples: how many rows.
+        logger: WandbLogger of the run.
+        audio_samples: int, number of rows.
     """
 
     def __init__(self, *, logger: WandbLogger, audio_samples: int) -> None:
         self.logger, self.audio_samples = logger, audio_samples
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather and log."""
+        """Gathers the predictions of all ranks and logs the table."""
         assert isinstance(pl_module, ASRModule)
-        predictions = pl_module.gathered_predictions("dev")
+        predictions = pl_module.gather_dev_predictions()
         if not trainer.is_global_zero or not predictions:
             return
         normalize = next(iter(pl_module.normalizers.values()))
@@ -107,7 +112,8 @@ class ValidationTable(Callback):
         self.logger.experiment.log({"val/predictions": table, **step})
 
 
-def _audio(prediction: Prediction) -> Any:
+def _audio(prediction: Prediction) -> wandb.Audio | None:
+    """Returns the audio of an utterance, None if it cannot be read."""
     utterance = Utterance(
         id=prediction.id,
         audio_filepath=prediction.audio_filepath,

@@ -1,4 +1,4 @@
-"""Averages of weights, against averages made by hand."""
+"""Averaged weights: equal to averages computed by hand."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.training.toy_runs import build, config_of, toy_overrides
 
 
 class Watch(L.Callback):
-    """The weights after every update, and at every validation."""
+    """Records the weights after every update and at every validation."""
 
     def __init__(self):
         self.trained, self.validated = [], []
@@ -31,7 +31,7 @@ def weights_of(module):
 def watched(folder, *overrides):
     run = build(folder, *overrides)
     watch = Watch()
-    # First, so that it sees the training's own weights.
+    # First, so that it records the trained weights, not the average.
     run.trainer.callbacks.insert(0, watch)
     return run, watch
 
@@ -47,7 +47,7 @@ def overrides(toy_checkpoints, toy_corpus):
     return [*kept, "optimizers.rest.lr=0.05", "scheduler@schedulers.rest=constant"]
 
 
-def test_the_moving_average_is_the_one_made_by_hand(overrides, tmp_path):
+def test_ema_equals_average_computed_by_hand(overrides, tmp_path):
     run, watch = watched(tmp_path, *overrides, "trainer.ema_decay=0.7", "trainer.max_epochs=2")
     before = weights_of(run.module)
     run.trainer.fit(run.module, datamodule=run.data)
@@ -61,15 +61,15 @@ def test_the_moving_average_is_the_one_made_by_hand(overrides, tmp_path):
     assert_same(weights_of(run.module), average)
     assert_same(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["state_dict"], average)
     moved = max((average[key] - watch.trained[-1][key]).abs().max() for key in average)
-    assert moved > 1e-4, "an average of weights that move is not the last of them"
+    assert moved > 1e-4, "the average differs from the last weights"
     frozen = [key for key, p in run.module.named_parameters() if not p.requires_grad]
     assert frozen
     for key in frozen:
-        assert torch.equal(average[key], before[key]), "what is frozen does not move, not even by rounding"
+        assert torch.equal(average[key], before[key]), "frozen weights do not change, not even by rounding"
         assert torch.equal(weights_of(run.module)[key], before[key])
 
 
-def test_a_resumed_moving_average_is_the_uninterrupted_one(overrides, tmp_path):
+def test_resumed_ema_equals_uninterrupted_run(overrides, tmp_path):
     more = ["trainer.ema_decay=0.7", "scheduler@schedulers.encoder=constant"]
     whole = build(tmp_path / "whole", *overrides, *more, "trainer.max_epochs=2")
     whole.trainer.fit(whole.module, datamodule=whole.data)
@@ -82,7 +82,7 @@ def test_a_resumed_moving_average_is_the_uninterrupted_one(overrides, tmp_path):
         assert torch.equal(weights_of(rest.module)[key], value), key
 
 
-def test_the_best_checkpoints_are_averaged_and_both_are_tested(overrides, toy_corpus, run_command, tmp_path):
+def test_best_checkpoints_are_averaged_and_best_and_average_are_tested(overrides, toy_corpus, run_command, tmp_path):
     more = ["trainer.average_best=2", "trainer.max_epochs=4", "trainer.monitor=val/loss", f"run_dir={tmp_path}"]
     done = run_command("train", *overrides, *more, "logger=csv")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -116,6 +116,6 @@ def test_the_best_checkpoints_are_averaged_and_both_are_tested(overrides, toy_co
         ("trainer.average_best=3", "trainer.average_best: no checkpoint is better than another without a validation"),
     ],
 )
-def test_averages_of_nothing_are_refused(override, message):
+def test_invalid_averaging_options_raise_user_error(override, message):
     with pytest.raises(UserError, match=message):
         config_of("data.train=t.jsonl", override)

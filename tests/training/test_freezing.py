@@ -1,4 +1,4 @@
-"""Policies: which groups train, and that the others do not move."""
+"""Freeze policies: the groups that train, and frozen weights that do not change."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ ENCODER = ["feature_encoder", "projection", "layers.0", "layers.1", "layers.2", 
 DECODER = ["decoder.embed", "decoder.layers.0", "decoder.final_norm"]
 
 
-def test_policies_are_functions_of_names():
+def test_policies_select_groups_by_name():
     everything = {*ENCODER, "states", "head"}
     for policy, trains in (
         (TrainAll(), everything),
@@ -33,7 +33,21 @@ def test_policies_are_functions_of_names():
     assert FreezeDecoder().trainable(ENCODER, DECODER) == set(ENCODER)
 
 
-def test_policies_refuse_what_a_model_has_not():
+def test_freezes_encoder_is_true_if_no_encoder_group_ever_trains():
+    gradual = GradualThaw(wait=2, every=3, unit="epoch")
+    for policy in (TrainAll(), FreezeFeatureEncoder(), FreezeEncoder(), TrainTopK(k=1), HeadFirst(updates=10), gradual):
+        assert policy.freezes_encoder == policy.trainable(ENCODER, ["states", "head"]).isdisjoint(ENCODER)
+    assert not FreezeDecoder().freezes_encoder
+
+
+def test_thaws_is_true_if_the_trainable_groups_change():
+    gradual = GradualThaw(wait=2, every=3, unit="epoch")
+    for policy in (TrainAll(), FreezeFeatureEncoder(), FreezeEncoder(), TrainTopK(k=1), HeadFirst(updates=10), gradual):
+        first, last = (policy.trainable_at(ENCODER, ["states", "head"], Progress(n, n)) for n in (0, 1000))
+        assert policy.thaws == (first != last)
+
+
+def test_missing_layers_or_decoder_raise_config_error():
     for k in (0, 4):
         with pytest.raises(ConfigError, match="3 transformer layers"):
             TrainTopK(k=k).trainable(ENCODER, DECODER)
@@ -41,7 +55,7 @@ def test_policies_refuse_what_a_model_has_not():
         FreezeDecoder().trainable(ENCODER, ["states", "head"])
 
 
-def test_what_thaws_thaws_from_the_top():
+def test_layers_thaw_from_the_top():
     rest = ["states", "head"]
     head_first = HeadFirst(updates=10)
     assert head_first.trainable_at(ENCODER, rest, Progress(9, 5)) == {*rest}
@@ -56,7 +70,7 @@ def test_what_thaws_thaws_from_the_top():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_layer_moves_from_the_update_it_thaws_at(toy_checkpoints, toy_corpus, tmp_path, accumulate):
+def test_layer_changes_from_the_update_at_which_it_thaws(toy_checkpoints, toy_corpus, tmp_path, accumulate):
     overrides = [*toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus), "optimizers.encoder.lr=0.01"]
     overrides += ["freeze_policy=gradual_thaw", "freeze_policy.unit=update", "freeze_policy.wait=2"]
     overrides += ["scheduler@schedulers.encoder=constant", f"trainer.accumulate_grad_batches={accumulate}"]
@@ -90,7 +104,9 @@ def test_a_layer_moves_from_the_update_it_thaws_at(toy_checkpoints, toy_corpus, 
         ("wav2vec2_layer", "ctc", ["freeze_policy=top_k", "freeze_policy.k=1"], ["feature_", "layers.0.", "pos_conv"]),
     ],
 )
-def test_what_is_frozen_does_not_move_nor_drop(toy_checkpoints, toy_corpus, tmp_path, checkpoint, task, policy, frozen):
+def test_frozen_weights_do_not_change_and_stay_in_eval_mode(
+    toy_checkpoints, toy_corpus, tmp_path, checkpoint, task, policy, frozen
+):
     run = build(tmp_path, *toy_overrides(toy_checkpoints[checkpoint], toy_corpus, task), *policy)
     module = run.module
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -110,7 +126,7 @@ def test_what_is_frozen_does_not_move_nor_drop(toy_checkpoints, toy_corpus, tmp_
     assert any(modules[name.rpartition(".")[0]].training for name in trains)
 
 
-def test_nothing_is_kept_for_backward_below_what_trains(toy_checkpoints, toy_corpus, tmp_path):
+def test_layers_below_the_lowest_trainable_one_store_nothing_for_backward(toy_checkpoints, toy_corpus, tmp_path):
     overrides = toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus)
     run = build(tmp_path, *overrides, "freeze_policy=top_k", "freeze_policy.k=1")
     run.module.train()

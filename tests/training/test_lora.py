@@ -1,11 +1,11 @@
-"""Training with adapters: what changes, what a checkpoint holds, and what comes back from it."""
+"""Training with LoRA: the weights that change, the content of checkpoints, and restored models."""
 
 import shutil
 
 import pytest
 import torch
 
-from ssl_asr.build.assembly import InferenceOptions, restore_module
+from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import CheckpointError
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests import toys
@@ -18,7 +18,7 @@ def overrides_of(checkpoint, corpus, task, *more):
     return [*toy_overrides(checkpoint, corpus, task), "freeze_policy=lora", "freeze_policy.rank=2", *more]
 
 
-def answers(run_or_module, run):
+def loss_and_texts(run_or_module, run):
     batch = next(iter(run.data.val_dataloader()[0]))
     module = run_or_module.eval()
     with torch.inference_mode():
@@ -28,7 +28,9 @@ def answers(run_or_module, run):
 
 @pytest.mark.parametrize("kept", ["whole", "adapter"])
 @pytest.mark.parametrize(("backbone", "task"), BACKBONES)
-def test_a_run_changes_adapters_only_and_comes_back_merged(toy_checkpoints, toy_corpus, tmp_path, backbone, task, kept):
+def test_only_adapters_and_head_change_and_restored_model_is_merged(
+    toy_checkpoints, toy_corpus, tmp_path, backbone, task, kept
+):
     more = [f"freeze_policy.checkpoint={kept}", "optimizers.encoder.lr=0.05", "optimizers.rest.lr=0.05"]
     run = build(tmp_path, *overrides_of(toy_checkpoints[backbone], toy_corpus, task, *more))
     before = {key: value.clone() for key, value in run.module.state_dict().items()}
@@ -42,14 +44,16 @@ def test_a_run_changes_adapters_only_and_comes_back_merged(toy_checkpoints, toy_
     assert trained <= saved
     if kept == "adapter":
         assert not saved & {key for key, p in run.module.named_parameters() if not p.requires_grad}
-    twin = restore_module(checkpoint, InferenceOptions())
+    twin = restore_module(checkpoint)
     assert not any("lora_" in key for key in twin.state_dict())
-    (loss, texts), (twin_loss, twin_texts) = answers(run.module, run), answers(twin, run)
+    (loss, texts), (twin_loss, twin_texts) = loss_and_texts(run.module, run), loss_and_texts(twin, run)
     torch.testing.assert_close(twin_loss, loss, atol=1e-4, rtol=1e-4)
     assert twin_texts == texts
 
 
-def test_adapters_without_their_pretrained_weights_are_refused(toy_checkpoints, toy_corpus, tmp_path):
+def test_adapter_checkpoint_with_other_pretrained_weights_raises_checkpoint_error(
+    toy_checkpoints, toy_corpus, tmp_path
+):
     pretrained = tmp_path / "pretrained"
     shutil.copytree(toy_checkpoints["hubert_layer"], pretrained)
     run = build(tmp_path / "run", *overrides_of(pretrained, toy_corpus, "ctc", "freeze_policy.checkpoint=adapter"))
@@ -59,14 +63,14 @@ def test_adapters_without_their_pretrained_weights_are_refused(toy_checkpoints, 
     torch.nn.init.normal_(other.encoder.layers[0].attention.k_proj.weight)
     other.save_pretrained(pretrained)
     with pytest.raises(CheckpointError, match="other pretrained weights"):
-        restore_module(read_checkpoint(path), InferenceOptions())
+        restore_module(read_checkpoint(path))
     shutil.rmtree(pretrained)
     with pytest.raises(CheckpointError):
-        restore_module(read_checkpoint(path), InferenceOptions())
+        restore_module(read_checkpoint(path))
 
 
 @pytest.mark.parametrize("kept", ["whole", "adapter"])
-def test_a_resumed_run_is_the_uninterrupted_one(toy_checkpoints, toy_corpus, tmp_path, kept):
+def test_resumed_lora_run_equals_uninterrupted_run(toy_checkpoints, toy_corpus, tmp_path, kept):
     def overrides(epochs):
         made = overrides_of(toy_checkpoints["wav2vec2_layer"], toy_corpus, "ctc", f"freeze_policy.checkpoint={kept}")
         made = [o for o in made if "max_epochs" not in o]

@@ -1,4 +1,4 @@
-"""Freed memory is kept: what was paid for once is not paid for again."""
+"""Freed memory is reused, and peak memory is measured."""
 
 import subprocess
 import sys
@@ -29,18 +29,18 @@ def _page_faults(how: str) -> int:
     return int(run.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-def test_a_step_like_the_last_takes_hardly_any_new_pages():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_repeated_steps_need_few_new_pages():
     assert keep_freed_memory()
-    given_back, kept = _page_faults("give back"), _page_faults("keep")
-    assert kept < given_back / 3, (kept, given_back)
+    returned, kept = _page_faults("return"), _page_faults("keep")
+    assert kept < returned / 3, (kept, returned)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="resource is not Windows'")
-def test_the_peak_counts_what_was_held_and_given_back():
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
+def test_peak_includes_memory_that_was_freed():
     before = peak_gb(torch.device("cpu"))
     assert before is not None
-    # More than the process ever held, so that the peak must move by what is allocated here.
+    # More than the previous peak, so that this allocation must raise the peak.
     held = torch.ones(int((before + 0.25) * 1e9 / 4))
     size_gb = held.numel() * 4 / 1e9
     del held
@@ -49,5 +49,5 @@ def test_the_peak_counts_what_was_held_and_given_back():
     assert size_gb < after < before + size_gb + 0.1
 
 
-def test_a_device_nobody_counts_for_has_no_peak():
+def test_peak_is_none_for_other_devices():
     assert peak_gb(torch.device("meta")) is None

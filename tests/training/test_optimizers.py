@@ -1,4 +1,4 @@
-"""Which parameter gets which rate and which decay."""
+"""Learning rate and weight decay of each parameter, and the optimizer options."""
 
 import importlib.util
 import sys
@@ -21,12 +21,12 @@ def _groups():
     return [LayerGroup(f"layers.{i}", (part,)) for i, part in enumerate(parts)]
 
 
-def test_norms_and_biases_do_not_decay():
+def test_norms_and_biases_have_no_weight_decay():
     groups = parameter_groups(_groups(), lr=1.0, weight_decay=0.01, layer_decay=1.0)
     assert [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups] == [(3, 1.0, 0.01), (5, 1.0, 0.0)]
 
 
-def test_what_does_not_train_is_in_no_group():
+def test_frozen_parameters_are_in_no_group():
     groups = _groups()
     groups[1].modules[0].requires_grad_(False)
     made = parameter_groups(groups, lr=1.0, weight_decay=0.01, layer_decay=1.0)
@@ -34,16 +34,16 @@ def test_what_does_not_train_is_in_no_group():
     assert {id(p) for g in made for p in g["params"]} == wanted
 
 
-def test_each_layer_below_learns_more_slowly_and_the_top_comes_first():
+def test_layer_decay_lowers_rates_towards_the_bottom_and_the_top_group_is_first():
     groups = _groups()
     made = parameter_groups(groups, lr=0.1, weight_decay=0.0, layer_decay=0.5)
     rates = {id(p): g["lr"] for g in made for p in g["params"]}
     for group, rate in zip(groups, (0.025, 0.05, 0.1), strict=True):
         assert [rates[id(p)] for p in group.parameters()] == pytest.approx([rate] * len(list(group.parameters())))
-    assert made[0]["lr"] == pytest.approx(0.1), "the rate that is logged is the top's"
+    assert made[0]["lr"] == pytest.approx(0.1), "the logged learning rate is that of the top group"
 
 
-def test_freezing_below_leaves_the_rates_above_as_they_were():
+def test_layer_scale_of_the_top_group_is_one():
     assert layer_scales(["a", "b", "c"], 0.5) == {"a": 0.25, "b": 0.5, "c": 1.0}
 
 
@@ -67,7 +67,7 @@ def test_every_setting_reaches_the_optimizer(kind):
     assert min(g["lr"] for g in optimizer.param_groups) == pytest.approx(0.1 * 0.81)
 
 
-def test_nesterov_without_momentum_is_refused():
+def test_nesterov_without_momentum_raises_config_error():
     with pytest.raises(ConfigError, match="no momentum"):
         SGD(lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0, layer_decay=1.0).build(_groups())
 
@@ -86,38 +86,38 @@ def _train(optimizer, groups, seed, steps):
 
 
 @needs_bitsandbytes
-def test_moments_of_a_byte_step_nearly_as_whole_ones_do():
+def test_adamw_8bit_updates_are_close_to_adamw():
     settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.1, "layer_decay": 1.0}
-    whole, bytes_ = _wide(), _wide()
-    bytes_[0].modules[0].load_state_dict(whole[0].modules[0].state_dict())
-    start = whole[0].modules[0].weight.detach().clone()
-    optimizer = AdamW8bit(**settings).build(bytes_)
-    one, other = _train(AdamW(**settings).build(whole), whole, 1, 20), _train(optimizer, bytes_, 1, 20)
+    full, quantized = _wide(), _wide()
+    quantized[0].modules[0].load_state_dict(full[0].modules[0].state_dict())
+    start = full[0].modules[0].weight.detach().clone()
+    optimizer = AdamW8bit(**settings).build(quantized)
+    one, other = _train(AdamW(**settings).build(full), full, 1, 20), _train(optimizer, quantized, 1, 20)
     moved = (one[0] - start).abs().mean()
     assert (one[0] - other[0]).abs().mean() < 0.05 * moved
-    assert torch.allclose(one[1], other[1], atol=1e-5), "a vector of 64 is too small to be quantised"
-    moments = optimizer.state[bytes_[0].modules[0].weight]
+    assert torch.allclose(one[1], other[1], atol=1e-5), "a vector of 64 elements is too small to be quantized"
+    moments = optimizer.state[quantized[0].modules[0].weight]
     assert moments["state1"].dtype == moments["state2"].dtype == torch.uint8
 
 
 @needs_bitsandbytes
-def test_moments_of_a_byte_are_kept_and_taken_up_again(tmp_path):
+def test_adamw_8bit_resumes_exactly_from_its_state_dict(tmp_path):
     settings = {"lr": 0.01, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.0, "layer_decay": 1.0}
     groups = _wide()
     optimizer = AdamW8bit(**settings).build(groups)
     _train(optimizer, groups, 1, 5)
     weights = {key: value.clone() for key, value in groups[0].modules[0].state_dict().items()}
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    straight_on = _train(optimizer, groups, 2, 5)
+    uninterrupted = _train(optimizer, groups, 2, 5)
     again = _wide()
     again[0].modules[0].load_state_dict(weights)
     resumed = AdamW8bit(**settings).build(again)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for one, other in zip(straight_on, _train(resumed, again, 2, 5), strict=True):
+    for one, other in zip(uninterrupted, _train(resumed, again, 2, 5), strict=True):
         assert torch.equal(one, other)
 
 
-def test_without_bitsandbytes_the_option_says_what_to_install(monkeypatch):
+def test_missing_bitsandbytes_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"ssl_asr\[8bit\]"):
         AdamW8bit(lr=0.1, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.0, layer_decay=1.0).build(_wide())

@@ -1,9 +1,9 @@
-"""Every option trains, and what it trained is restored from its checkpoint alone."""
+"""Options in combination: each recipe trains, and its checkpoint restores the model."""
 
 import pytest
 import torch
 
-from ssl_asr.build.assembly import InferenceOptions, restore_module
+from ssl_asr.build.restore import restore_module
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests.training.toy_runs import build, toy_overrides
 
@@ -33,7 +33,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("backbone", ["wav2vec2_layer", "whisper"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, name, backbone):
+def test_recipe_trains_and_checkpoint_restores_the_model(toy_checkpoints, toy_corpus, tmp_path, name, backbone):
     more = ["head=linear", *RECIPES[name]] if "head=bilstm" not in RECIPES[name] else RECIPES[name]
     overrides = [o for o in toy_overrides(toy_checkpoints[backbone], toy_corpus) if "max_epochs" not in o]
     run = build(tmp_path, *overrides, "tokenizer=char", *more, "decoder=ctc_greedy", "trainer.max_epochs=1")
@@ -41,9 +41,9 @@ def test_a_recipe_trains_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, 
     run.trainer.fit(run.module, datamodule=run.data)
     moved = {key for key, value in run.module.state_dict().items() if not torch.equal(value, before[key])}
     trained = {key for key, p in run.module.named_parameters() if p.requires_grad}
-    # A key's bias moves every score of a row alike, so its gradient is zero but for rounding.
+    # A bias of the keys adds the same value to all scores of a row, so its gradient is zero up to rounding.
     assert {key for key in trained - moved if "k_proj.bias" not in key} == set()
     assert {key for key, _ in run.module.named_parameters()} & moved <= trained
-    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     batch = next(iter(run.data.val_dataloader()[0]))
     torch.testing.assert_close(twin.log_probs(batch)[0], run.module.eval().log_probs(batch)[0])

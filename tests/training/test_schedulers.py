@@ -1,3 +1,5 @@
+"""Learning-rate schedules: factors, warm-up, metric schedulers and the length of a run."""
+
 import math
 
 import pytest
@@ -32,18 +34,18 @@ def _rates(config, updates, total):
     return rates
 
 
-def test_schedules_follow_their_formulas():
+def test_schedules_equal_their_equations():
     warm = [(n + 1) / 10 for n in range(10)]
     assert _rates(Constant(warmup=10), 30, 100) == pytest.approx(warm + [1.0] * 20)
     linear = [1 - 0.9 * n / 90 for n in range(90)]
     assert _rates(Linear(warmup=0.1, final=0.1), 100, 100) == pytest.approx(warm + linear)
     cosine = [0.5 * (1 + math.cos(math.pi * n / 90)) for n in range(90)]
     assert _rates(Cosine(warmup=10, final=0.0), 100, 100) == pytest.approx(warm + cosine)
-    assert _rates(Linear(warmup=0, final=0.0), 12, 10)[-2:] == [0.0, 0.0], "past the end it stays at the end"
+    assert _rates(Linear(warmup=0, final=0.0), 12, 10)[-2:] == [0.0, 0.0], "constant after the end of the run"
 
 
-def test_tri_stage_is_fairseqs():
-    """Against the phases as fairseq's scheduler computes them, an update at a time."""
+def test_tri_stage_equals_fairseq():
+    """The expected factors follow the code of fairseq's scheduler, update by update."""
     expected = []
     for update in range(110):
         if update < 10:
@@ -61,7 +63,7 @@ def test_tri_stage_is_fairseqs():
         TriStage(warmup=0.1, hold=0.4, initial=0.01, final=0.0).build(_optimizer(), 100)
 
 
-def test_noam_and_inverse_sqrt_peak_when_the_warm_up_ends():
+def test_noam_and_inverse_sqrt_peak_at_the_end_of_the_warm_up():
     inverse = _rates(InverseSqrt(warmup=10), 40, 40)
     assert inverse[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert inverse[39] == pytest.approx(0.5)
@@ -69,13 +71,13 @@ def test_noam_and_inverse_sqrt_peak_when_the_warm_up_ends():
     assert noam == pytest.approx([rate * 64**-0.5 * 10**-0.5 for rate in inverse])
 
 
-def test_a_senseless_warmup_is_refused():
+def test_invalid_warmup_raises_config_error():
     for warmup in (-0.1, 1.5):
         with pytest.raises(ConfigError, match=f"warmup is {warmup}"):
             Linear(warmup=warmup, final=0.0).build(_optimizer(), 10)
 
 
-def test_newbob_anneals_on_the_last_validation_not_the_best():
+def test_newbob_compares_with_the_previous_validation_not_the_best():
     optimizer = _optimizer()
     newbob = NewBob(factor=0.5, threshold=0.1, patience=0, monitor="val/loss").build(optimizer, 1)
     assert newbob.interval == "validation"
@@ -89,7 +91,7 @@ def test_newbob_anneals_on_the_last_validation_not_the_best():
     assert other.scheduler.previous == 0.40
 
 
-def test_newbob_has_patience():
+def test_newbob_waits_for_patience_validations():
     optimizer = _optimizer()
     newbob = NewBob(factor=0.5, threshold=0.1, patience=1, monitor="x").build(optimizer, 1).scheduler
     rates = []
@@ -99,7 +101,7 @@ def test_newbob_has_patience():
     assert rates == [1.0, 1.0, 0.5, 0.5]
 
 
-def test_plateau_waits_for_a_new_best():
+def test_plateau_compares_with_the_best_validation():
     optimizer = _optimizer()
     plateau = Plateau(factor=0.1, patience=1, monitor="val/loss").build(optimizer, 1)
     for value in (1.0, 1.1, 1.2):
@@ -107,7 +109,7 @@ def test_plateau_waits_for_a_new_best():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
-def test_updates_of_a_run():
+def test_total_updates_counts_short_windows_and_respects_the_limit():
     assert total_updates([10, 11], 1, -1) == 21
-    assert total_updates([10, 11], 4, -1) == 3 + 3, "a window that the epoch's end cuts short is an update"
+    assert total_updates([10, 11], 4, -1) == 3 + 3, "a shorter window at the end of an epoch is an update"
     assert total_updates([10, 11], 1, 15) == 15

@@ -1,4 +1,4 @@
-"""W&B, offline, read back from what the run left on disk."""
+"""W&B offline: the files of a run hold config, metrics and tables."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ def finished_run(run_command, toy_checkpoints, toy_corpus, tmp_path):
 
 
 def _records(folder):
-    """The records of a ``.wandb`` file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    """Yields the records of a ``.wandb`` file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
     [file] = folder.glob("wandb/offline-run-*/run-*.wandb")
     data, place, parts = file.read_bytes(), 7, b""
     while place + 7 <= len(data):
@@ -39,15 +39,15 @@ def _records(folder):
             yield record
 
 
-def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
+def test_offline_run_has_config_metrics_and_tables(finished_run):
     records = list(_records(finished_run))
     [run] = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     assert run.run_id == (finished_run / "wandb_run_id.txt").read_text().strip()
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.FreezeEncoder"}, (
-        "what is logged is what ran"
+        "the logged config is the resolved one"
     )
-    assert config["optimizers"]["rest"]["lr"] == 2e-3, "data, not strings"
+    assert config["optimizers"]["rest"]["lr"] == 2e-3, "values are numbers, not strings"
 
     history = []
     for record in records:
@@ -57,7 +57,7 @@ def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
     keys = {key for row in history for key in row}
     assert {"val/wer", "val/loss", "train/loss", "lr/rest"} <= keys
     tables = [row for row in history if any(key.startswith("val/predictions") for key in row)]
-    assert len(tables) == 2, "one at each validation"
+    assert len(tables) == 2, "one table per validation"
     steps = [row["trainer/global_step"] for row in history if "trainer/global_step" in row]
     assert steps == sorted(steps)
 
@@ -71,10 +71,10 @@ def test_an_offline_run_holds_config_metrics_and_tables(finished_run):
         assert row[2] == by_id[row[0]]["ref"]
         assert row[3] == by_id[row[0]]["hyp"]
 
-    # W&B keeps a table's media in the artifact that goes with it.
+    # W&B stores the media of a table in an artifact.
     artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
     assert [artifact.type for artifact in artifacts] == ["run_table", "run_table"]
     for artifact in artifacts:
         audio = [entry for entry in artifact.manifest.contents if entry.path.endswith(".wav")]
         assert len(audio) == 3
-        assert all(entry.size > 8000 for entry in audio), "a quarter of a second at least"
+        assert all(entry.size > 8000 for entry in audio), "at least a quarter of a second"
