@@ -1,52 +1,32 @@
 """Beam search over an autoregressive decoder, batched over utterances and beams, with a cache.
 
-The rules of ranking and of stopping are those of transformers' ``generate`` (5.23, ``early_stopping=False``): a text
-that ends among the best ``beam_size`` continuations is finished, its score divided by its length to the power of
-``length_penalty``; an utterance is done when ``beam_size`` texts are finished and the best unfinished one, at its
-present length, is no better than the worst of them.
+Let ``y[1..n]`` be a hypothesis of an utterance, its end token included once it is finished::
+
+    score(y[1..n]) = score(y[1..n-1]) + w * log p(y[n] | y[1..n-1]) + sum of the scorers' scores for y[n]
+    final(y[1..n]) = score(y[1..n]) / n ** length_penalty
+
+Each step extends the K running hypotheses of an utterance by one token:
+
+1. Candidates: the 2K continuations with the best score. If K of them end, K are left to go on with.
+2. Finish: a candidate that ends (end token, or n reaches the limit) is finished if it is among the K best candidates.
+   The K finished hypotheses with the best final score are kept.
+3. Continue: the K best candidates that do not end are the running hypotheses of the next step.
+4. Stop: the utterance is done when K hypotheses are finished and the best running hypothesis, with final score at its
+   present length, is not better than the worst of them, or when n reaches the limit.
+
+The rules are those of transformers' ``generate`` (5.23, ``early_stopping=False``).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.seq2seq import Decoded, Rule, StepModel, Suppression, begun
+from ssl_asr.decoding.step_model import Constraints, Decoded, DecoderState, Rule, Scorer, StepModel, start_search
 
+# Score of a hypothesis that does not exist. Minus infinity would turn into NaN in sums.
 _NEVER = -1e30
-
-
-class Scorer(Protocol):
-    """What is added to the decoder's log-probabilities; it holds the state of one search, a row for each beam."""
-
-    def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
-        """What every token would add, ``scores_NV``."""
-
-    def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
-        """Each beam is now that of another row, and a token longer; a token that ended its text means nothing."""
-
-    def keep(self, rows_N: Tensor) -> None:
-        """Keep only these rows."""
-
-
-@dataclass(slots=True)
-class _Texts:
-    """The best texts of each utterance, running or finished: scores, and tokens from the first on."""
-
-    scores_BK: Tensor
-    tokens_BKU: Tensor
-
-    @classmethod
-    def none(cls, batch: int, beams: int, most: int, device: torch.device) -> "_Texts":
-        return cls(
-            torch.full((batch, beams), _NEVER, device=device),
-            torch.zeros(batch, beams, most, dtype=torch.int64, device=device),
-        )
-
-    def rows(self, rows: Tensor) -> "_Texts":
-        return _Texts(self.scores_BK[rows], self.tokens_BKU[rows])
 
 
 def beam_search(
@@ -55,167 +35,219 @@ def beam_search(
     context_lengths_B: Tensor,
     prompts: Sequence[Sequence[int]],
     *,
-    end_id: int,
-    suppression: Suppression,
+    constraints: Constraints,
     beam_size: int,
     length_penalty: float,
     n_best: int,
     decoder_weight: float = 1.0,
     scorers: Sequence[Scorer] = (),
-    limits: Sequence[int] | None = None,
-    rules: Sequence[Rule] = (),
 ) -> list[list[Decoded]]:
-    """The best texts of each utterance, best first.
+    """The ``n_best`` finished hypotheses of each utterance, best first.
 
-    What an utterance gets does not depend on those beside it, which leave the batch when they are done.
+    Results are independent of the batch composition. Finished utterances are removed from the batch.
 
     Args:
         model: gives the logits.
-        h_BFD, context_lengths_B: encoder states and how many of them count.
-        prompts: of equal length, one an utterance.
-        end_id: the token that ends a text.
-        suppression: tokens that are out of the question.
-        beam_size: texts kept.
-        length_penalty: the power of the length that scores are divided by.
-        n_best: texts returned, at most ``beam_size``.
-        decoder_weight: of the decoder's log-probabilities; scorers weigh themselves.
-        scorers: what is added.
-        limits: the most tokens to choose for each row; None for the model's own limit.
-        rules: change the logits by what was chosen so far.
+        h_BFD, context_lengths_B: encoder states, and the number of valid states per utterance.
+        prompts: one per utterance, of equal length.
+        constraints: end token, suppressed tokens, limits and rules.
+        beam_size: number of hypotheses kept per utterance.
+        length_penalty: exponent of the length that scores are divided by.
+        n_best: number of hypotheses returned per utterance, at most ``beam_size``.
+        decoder_weight: weight of the decoder's log-probabilities.
+        scorers: add their own weighted scores.
     """
     device = h_BFD.device
-    state, prompt_BU, limit_B = begun(model, h_BFD, context_lengths_B, prompts, limits)
-    batch, most = len(limit_B), int(limit_B.max())
-    limit_B = limit_B.to(device)
-    forbidden = suppression.on(device)
-    running = _Texts.none(batch, beam_size, most, device)
-    running.scores_BK[:, 0] = 0.0
-    finished = _Texts.none(batch, beam_size, most, device)
-    lengths_BK = torch.ones(batch, beam_size, dtype=torch.int64, device=device)
-    results: list[list[Decoded]] = [[] for _ in range(batch)]
-    alive = list(range(batch))
-    inputs_NU = prompt_BU
-    for position in range(most):
-        logits_NV = model.step(inputs_NU, state).float()
-        if position == 0:
-            state.spread(beam_size)
-            logits_NV = logits_NV.repeat_interleave(beam_size, dim=0)
-        for rule in rules:
-            logits_NV = rule(logits_NV, running.tokens_BKU[..., :position].flatten(0, 1))
-        best = _continuations(
-            logits_NV, running.scores_BK, forbidden[: 2 if position == 0 else 1], decoder_weight, scorers, end_id
+    start = start_search(model, h_BFD, context_lengths_B, prompts, constraints.limits)
+    batch, longest = len(start.limit_B), int(start.limit_B.max())
+    search = _Search(
+        model=model,
+        state=start.state,
+        scorers=scorers,
+        rules=constraints.rules,
+        forbidden=constraints.suppression.on(device),
+        end_id=constraints.end_id,
+        decoder_weight=decoder_weight,
+        length_penalty=length_penalty,
+        running=_Hypotheses.initial(batch, beam_size, longest, device),
+        finished=_Hypotheses.none(batch, beam_size, longest, device),
+        limit_B=start.limit_B.to(device),
+    )
+    return search.run(start.prompt_BU, n_best)
+
+
+@dataclass(slots=True)
+class _Hypotheses:
+    """K hypotheses of each utterance: scores (final scores once finished), tokens from the first on, and lengths."""
+
+    scores_BK: Tensor
+    tokens_BKU: Tensor
+    lengths_BK: Tensor
+
+    @classmethod
+    def none(cls, batch: int, beams: int, longest: int, device: torch.device) -> "_Hypotheses":
+        return cls(
+            torch.full((batch, beams), _NEVER, device=device),
+            torch.zeros(batch, beams, longest, dtype=torch.int64, device=device),
+            torch.ones(batch, beams, dtype=torch.int64, device=device),
         )
-        ended_BC = (best.tokens_BC == end_id) | (limit_B[:, None] <= position + 1)
-        longer_BCU = running.tokens_BKU.gather(1, best.beams_BC[..., None].expand(-1, -1, most))
-        longer_BCU[..., position] = best.tokens_BC
-        lengths_BK = _finish(finished, lengths_BK, best.scores_BC, ended_BC, longer_BCU, position + 1, length_penalty)
-        going = best.scores_BC.masked_fill(ended_BC, _NEVER).topk(beam_size, dim=1)
-        running = _Texts(going.values, longer_BCU.gather(1, going.indices[..., None].expand(-1, -1, most)))
-        hope_B = going.values[:, 0] / (position + 1) ** length_penalty
-        done_B = (finished.scores_BK.amin(1) >= hope_B) | (limit_B <= position + 1)
-        done = done_B.tolist()
-        if any(done):
-            _collect(results, alive, done, finished, lengths_BK, end_id, n_best)
-            alive = [one for one, is_done in zip(alive, done, strict=True) if not is_done]
-            if not alive:
+
+    @classmethod
+    def initial(cls, batch: int, beams: int, longest: int, device: torch.device) -> "_Hypotheses":
+        """The empty hypothesis, once: K equal ones would lead to K equal continuations."""
+        hypotheses = cls.none(batch, beams, longest, device)
+        hypotheses.scores_BK[:, 0] = 0.0
+        return hypotheses
+
+    def keep(self, rows: Tensor) -> "_Hypotheses":
+        return _Hypotheses(self.scores_BK[rows], self.tokens_BKU[rows], self.lengths_BK[rows])
+
+    def decoded(self, row: int, end_id: int, n_best: int) -> list[Decoded]:
+        """The best of one utterance. At least one, even if no hypothesis was possible."""
+        scores, lengths = self.scores_BK[row].tolist(), self.lengths_BK[row].tolist()
+        found: list[Decoded] = []
+        for score, length, tokens in zip(scores, lengths, self.tokens_BKU[row].tolist(), strict=True):
+            if len(found) == n_best or (score <= _NEVER / 2 and found):
                 break
-        parents_BK = best.beams_BC.gather(1, going.indices)
-        tokens_BK = best.tokens_BC.gather(1, going.indices)
-        rows_B1 = torch.arange(len(parents_BK), device=device)[:, None] * beam_size
-        rows_N, tokens_N = (rows_B1 + parents_BK).flatten(), tokens_BK.flatten()
-        state.select(rows_N)
-        for scorer in scorers:
-            scorer.select(rows_N, tokens_N)
-        if any(done):
-            left = (~done_B).nonzero()[:, 0]
-            left_N = (left[:, None] * beam_size + torch.arange(beam_size, device=device)).flatten()
-            state.keep(left)
-            for scorer in scorers:
-                scorer.keep(left_N)
-            running, finished = running.rows(left), finished.rows(left)
-            lengths_BK, limit_B, tokens_N = lengths_BK[left], limit_B[left], tokens_N[left_N]
-        inputs_NU = tokens_N[:, None]
-    return results
+            own = tokens[:length]
+            found.append(Decoded(own[:-1] if own and own[-1] == end_id else own, score))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Best:
-    """The best continuations of each utterance: scores, which beam each continues, and by which token."""
+class _Candidates:
+    """The 2K best continuations of each utterance: score, beam that is continued, token, and whether it ends."""
 
     scores_BC: Tensor
     beams_BC: Tensor
     tokens_BC: Tensor
+    ended_BC: Tensor
 
 
-def _continuations(
-    logits_NV: Tensor,
-    scores_BK: Tensor,
-    forbidden: Sequence[Tensor],
-    decoder_weight: float,
-    scorers: Sequence[Scorer],
-    end_id: int,
-) -> _Best:
-    """Twice as many as there are beams: if half of them end, there are still enough to go on with."""
-    batch, beams = scores_BK.shape
-    wanted = min(2 * beams, logits_NV.shape[1])
-    if scorers:
-        log_probs_NV = logits_NV.log_softmax(-1)
-        total_NV = decoder_weight * log_probs_NV
-        for scorer in scorers:
-            total_NV = total_NV + scorer.scores(log_probs_NV, end_id)
-        norm_N = torch.zeros_like(total_NV[:, 0])
-    else:
-        total_NV, norm_N = logits_NV, logits_NV.logsumexp(-1)
-    for ids in forbidden:
-        total_NV[:, ids] = -torch.inf
-    each = total_NV.topk(wanted, dim=1)
-    own_NC = (each.values - norm_N[:, None]) * (1.0 if scorers else decoder_weight)
-    all_BN = (own_NC + scores_BK.flatten()[:, None]).clamp(min=_NEVER).view(batch, -1)
-    best = all_BN.topk(min(2 * beams, all_BN.shape[1]), dim=1)
-    tokens_BC = each.indices.view(batch, -1).gather(1, best.indices)
-    return _Best(best.values, best.indices.div(wanted, rounding_mode="floor"), tokens_BC)
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """The state of one search over the utterances that are not done yet."""
 
+    model: StepModel
+    state: DecoderState
+    scorers: Sequence[Scorer]
+    rules: Sequence[Rule]
+    forbidden: tuple[Tensor, Tensor]
+    end_id: int
+    decoder_weight: float
+    length_penalty: float
+    running: _Hypotheses
+    finished: _Hypotheses
+    limit_B: Tensor
 
-def _finish(
-    finished: _Texts,
-    lengths_BK: Tensor,
-    scores_BC: Tensor,
-    ended_BC: Tensor,
-    longer_BCU: Tensor,
-    length: int,
-    length_penalty: float,
-) -> Tensor:
-    """Take in the texts that ended among the best, and give the lengths of all that are finished."""
-    beams = finished.scores_BK.shape[1]
-    among_C = torch.arange(scores_BC.shape[1], device=scores_BC.device) < beams
-    new_BC = (scores_BC / length**length_penalty).masked_fill(~(ended_BC & among_C), _NEVER)
-    new_BC = new_BC.masked_fill(scores_BC <= _NEVER / 2, _NEVER)
-    best = torch.cat([finished.scores_BK, new_BC], dim=1).topk(beams, dim=1)
-    tokens_BNU = torch.cat([finished.tokens_BKU, longer_BCU], dim=1)
-    finished.scores_BK = best.values
-    finished.tokens_BKU = tokens_BNU.gather(1, best.indices[..., None].expand(-1, -1, tokens_BNU.shape[-1]))
-    all_lengths_BN = torch.cat([lengths_BK, torch.full_like(scores_BC, length, dtype=torch.int64)], dim=1)
-    return all_lengths_BN.gather(1, best.indices)
-
-
-def _collect(
-    results: list[list[Decoded]],
-    alive: list[int],
-    done: list[bool],
-    finished: _Texts,
-    lengths_BK: Tensor,
-    end_id: int,
-    n_best: int,
-) -> None:
-    """Put down the texts of utterances that are done."""
-    for row, (utterance, is_done) in enumerate(zip(alive, done, strict=True)):
-        if not is_done:
-            continue
-        rows = zip(
-            finished.scores_BK[row].tolist(), lengths_BK[row].tolist(), finished.tokens_BKU[row].tolist(), strict=True
-        )
-        for score, length, tokens in list(rows)[:n_best]:
-            if score <= _NEVER / 2 and results[utterance]:
+    def run(self, prompt_BU: Tensor, n_best: int) -> list[list[Decoded]]:
+        """The search, step by step as in the module's docstring."""
+        batch, beams, longest = self.running.tokens_BKU.shape
+        results: list[list[Decoded]] = [[] for _ in range(batch)]
+        # Utterances in the batch, by their place in the results.
+        active = list(range(batch))
+        inputs_NU = prompt_BU
+        for length in range(1, longest + 1):
+            best = self._candidates(self._logits(inputs_NU, length - 1), length)
+            # The tokens of every candidate: those of the beam it continues, and its own.
+            tokens_BCU = self.running.tokens_BKU.gather(1, best.beams_BC[..., None].expand(-1, -1, longest))
+            tokens_BCU[..., length - 1] = best.tokens_BC
+            self._finish(best, tokens_BCU, length)
+            chosen_BK = self._continue(best, tokens_BCU)
+            done_B = self._done(length)
+            done = done_B.tolist()
+            for row, utterance in enumerate(active):
+                if done[row]:
+                    results[utterance] = self.finished.decoded(row, self.end_id, n_best)
+            active = [utterance for utterance, is_done in zip(active, done, strict=True) if not is_done]
+            if not active:
                 break
-            own = tokens[:length]
-            results[utterance].append(Decoded(own[:-1] if own and own[-1] == end_id else own, score))
+            tokens_N = self._reorder(best.beams_BC.gather(1, chosen_BK), best.tokens_BC.gather(1, chosen_BK))
+            # Indexing the cache copies it, so it is left alone while all utterances go on.
+            if any(done):
+                tokens_N = tokens_N[self._keep((~done_B).nonzero()[:, 0], beams)]
+            inputs_NU = tokens_N[:, None]
+        return results
+
+    def _logits(self, inputs_NU: Tensor, position: int) -> Tensor:
+        """Logits of the next token of every running hypothesis, after the rules."""
+        logits_NV = self.model.step(inputs_NU, self.state).float()
+        if position == 0:
+            # The prompt is read once per utterance, not once per beam.
+            beams = self.running.scores_BK.shape[1]
+            self.state.spread(beams)
+            logits_NV = logits_NV.repeat_interleave(beams, dim=0)
+        for rule in self.rules:
+            logits_NV = rule(logits_NV, self.running.tokens_BKU[..., :position].flatten(0, 1))
+        return logits_NV
+
+    def _candidates(self, logits_NV: Tensor, length: int) -> _Candidates:
+        """Step 1: the best of each beam first, then the best of all beams of the utterance."""
+        batch, beams = self.running.scores_BK.shape
+        wanted = min(2 * beams, logits_NV.shape[1])
+        if self.scorers:
+            log_probs_NV = logits_NV.log_softmax(-1)
+            total_NV = self.decoder_weight * log_probs_NV
+            for scorer in self.scorers:
+                total_NV = total_NV + scorer.scores(log_probs_NV, self.end_id)
+            norm_N, weight = torch.zeros_like(total_NV[:, 0]), 1.0
+        else:
+            # The normalizer of a row is subtracted after the best tokens are picked: it does not change their order.
+            total_NV, norm_N, weight = logits_NV, logits_NV.logsumexp(-1), self.decoder_weight
+        for ids in self.forbidden[: 2 if length == 1 else 1]:
+            total_NV[:, ids] = -torch.inf
+        # No beam can have more than 2K of the best 2K continuations.
+        each = total_NV.topk(wanted, dim=1)
+        own_NC = (each.values - norm_N[:, None]) * weight
+        all_BN = (own_NC + self.running.scores_BK.flatten()[:, None]).clamp(min=_NEVER).view(batch, -1)
+        best = all_BN.topk(min(2 * beams, all_BN.shape[1]), dim=1)
+        tokens_BC = each.indices.view(batch, -1).gather(1, best.indices)
+        ended_BC = (tokens_BC == self.end_id) | (self.limit_B[:, None] <= length)
+        return _Candidates(best.values, best.indices.div(wanted, rounding_mode="floor"), tokens_BC, ended_BC)
+
+    def _finish(self, best: _Candidates, tokens_BCU: Tensor, length: int) -> None:
+        """Step 2: merge the candidates that end into the finished hypotheses."""
+        finished, beams = self.finished, self.finished.scores_BK.shape[1]
+        among_C = torch.arange(best.scores_BC.shape[1], device=best.scores_BC.device) < beams
+        new_BC = (best.scores_BC / length**self.length_penalty).masked_fill(~(best.ended_BC & among_C), _NEVER)
+        # The length penalty would make an impossible score look better.
+        new_BC = new_BC.masked_fill(best.scores_BC <= _NEVER / 2, _NEVER)
+        kept = torch.cat([finished.scores_BK, new_BC], dim=1).topk(beams, dim=1)
+        tokens_BNU = torch.cat([finished.tokens_BKU, tokens_BCU], dim=1)
+        lengths_BN = torch.cat([finished.lengths_BK, torch.full_like(new_BC, length, dtype=torch.int64)], dim=1)
+        tokens_BKU = tokens_BNU.gather(1, kept.indices[..., None].expand(-1, -1, tokens_BNU.shape[-1]))
+        self.finished = _Hypotheses(kept.values, tokens_BKU, lengths_BN.gather(1, kept.indices))
+
+    def _continue(self, best: _Candidates, tokens_BCU: Tensor) -> Tensor:
+        """Step 3. Returns the indices of the candidates that go on, ``(B, K)``."""
+        running = self.running
+        # At least K of the 2K candidates go on, unless n has reached the limit or the vocabulary is tiny.
+        going = best.scores_BC.masked_fill(best.ended_BC, _NEVER).topk(running.scores_BK.shape[1], dim=1)
+        tokens_BKU = tokens_BCU.gather(1, going.indices[..., None].expand(-1, -1, tokens_BCU.shape[-1]))
+        self.running = _Hypotheses(going.values, tokens_BKU, running.lengths_BK)
+        return going.indices
+
+    def _done(self, length: int) -> Tensor:
+        """Step 4: whether each utterance is done."""
+        hope_B = self.running.scores_BK[:, 0] / length**self.length_penalty
+        return (self.finished.scores_BK.amin(1) >= hope_B) | (self.limit_B <= length)
+
+    def _reorder(self, parents_BK: Tensor, tokens_BK: Tensor) -> Tensor:
+        """Move the cache and the scorers to the parents of the running hypotheses. Returns their last tokens."""
+        batch, beams = parents_BK.shape
+        rows_B1 = torch.arange(batch, device=parents_BK.device)[:, None] * beams
+        rows_N, tokens_N = (rows_B1 + parents_BK).flatten(), tokens_BK.flatten()
+        self.state.select(rows_N)
+        for scorer in self.scorers:
+            scorer.select(rows_N, tokens_N)
+        return tokens_N
+
+    def _keep(self, left: Tensor, beams: int) -> Tensor:
+        """Remove all utterances but ``left`` from the batch. Returns the rows of their beams."""
+        left_N = (left[:, None] * beams + torch.arange(beams, device=left.device)).flatten()
+        self.state.keep(left)
+        for scorer in self.scorers:
+            scorer.keep(left_N)
+        self.running, self.finished = self.running.keep(left), self.finished.keep(left)
+        self.limit_B = self.limit_B[left]
+        return left_N

@@ -1,88 +1,230 @@
-"""The decoders of autoregressive models, and greedy search, batched, with a cache."""
+"""The ``decoder`` options of autoregressive models: Whisper's, and the attention decoder of joint models."""
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from ssl_asr.decoding.language_models import FusionOptions, Rescoring
-from ssl_asr.types import Utterance
+from ssl_asr.decoding.beam import beam_search
+from ssl_asr.decoding.coverage import CoverageScorer
+from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
+from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.fusion.options import FusionOptions
+from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
+from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.rescoring import Rescoring
+from ssl_asr.decoding.step_model import Constraints, Decoded, Scorer, StepModel
+from ssl_asr.types import BLANK_ID, NonNegativeFloat, PositiveInt, Utterance
 
-# On a GPU, asking whether all have ended waits for the device, so it is asked only every so many tokens.
-_GPU_CHECK_EVERY = 8
+# Tokens that every utterance may have, however short it is, when tokens are limited by its length.
+_LEAST_LIMIT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhisperGreedy:
-    """The ``whisper_greedy`` decoder.
+class _Greedy:
+    """What greedy search shares with beam search, so that callers treat all options alike."""
 
-    Attributes:
-        suppress: apply the checkpoint's suppression lists, as its zero-shot figures were made with.
-        max_tokens_per_s: a cap on tokens an utterance by its length (with 8 more), which ends run-away text
-            early; null leaves the model's own limit.
-        timestamps: have the text in phrases with times; only for models that have not unlearnt them.
-        temperatures: what to try in turn while a text fails the two tests that follow; above 0 tokens are drawn, by
-            the run's seed.
-        max_compression: a text that zlib makes so many times smaller repeats itself and fails; null for no test.
-        min_log_prob: a text whose mean log-probability a token is lower fails; null for no test.
-        no_speech: where silence is likelier than this, a text that fails by its probability is taken for none; null
-            for no test.
-        prompt: what was said before, as far as the model is to know, or words in a style to follow; an utterance's
-            own ``prompt`` in the manifest takes its place. It is read, and not written.
-        min_tokens, max_tokens: of a text; null for no bound but the model's.
-    """
+    n_best: ClassVar[int] = 1
+    beam_size: ClassVar[int] = 1
+    length_penalty: ClassVar[float] = 1.0
+
+    def rescorer(self) -> None:
+        """None: a single text has no rank."""
+
+    def search(
+        self,
+        model: StepModel,
+        h_BFD: Tensor,
+        context_lengths_B: Tensor,
+        prompts: Sequence[Sequence[int]],
+        *,
+        constraints: Constraints,
+        scorers: Sequence[Scorer] = (),
+    ) -> list[list[Decoded]]:
+        """One text per utterance. Arguments as for `ssl_asr.decoding.greedy.greedy_decode`; ``scorers`` is empty."""
+        assert not scorers, "greedy search takes no scorers"
+        found = greedy_decode(model, h_BFD, context_lengths_B, prompts, constraints=constraints)
+        return [[decoded] for decoded in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Beam(Rescoring):
+    """What the beam searches share."""
+
+    beam_size: PositiveInt
+    length_penalty: NonNegativeFloat
+    n_best: PositiveInt
+
+    @property
+    def decoder_weight(self) -> float:
+        """Weight of the decoder's log-probabilities."""
+        return 1.0
+
+    def search(
+        self,
+        model: StepModel,
+        h_BFD: Tensor,
+        context_lengths_B: Tensor,
+        prompts: Sequence[Sequence[int]],
+        *,
+        constraints: Constraints,
+        scorers: Sequence[Scorer] = (),
+    ) -> list[list[Decoded]]:
+        """Texts of each utterance, best first. Arguments as for `ssl_asr.decoding.beam.beam_search`.
+
+        With rescoring, returns as many texts as are rescored.
+        """
+        model, scorers = self._prepared(model, scorers)
+        return beam_search(
+            model,
+            h_BFD,
+            context_lengths_B,
+            prompts,
+            constraints=constraints,
+            beam_size=self.beam_size,
+            length_penalty=self.length_penalty,
+            n_best=self.searched(self.n_best),
+            decoder_weight=self.decoder_weight,
+            scorers=scorers,
+        )
+
+    def _prepared(self, model: StepModel, scorers: Sequence[Scorer]) -> tuple[StepModel, Sequence[Scorer]]:
+        """The model and the scorers of a search. A subclass may add scorers that watch the model."""
+        return model, scorers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limited:
+    """A decoder that can limit the number of tokens by the length of the utterance."""
+
+    max_tokens_per_s: float | None
+
+    def with_token_cap(self, max_tokens_per_s: float) -> Self:
+        """The option with another ``max_tokens_per_s``."""
+        return replace(self, max_tokens_per_s=max_tokens_per_s)
+
+    def limits(self, utterances: Sequence[Utterance]) -> list[int] | None:
+        """Maximum number of tokens per utterance. None for no limit but the model's."""
+        if self.max_tokens_per_s is None:
+            return None
+        return [_LEAST_LIMIT + int(self.max_tokens_per_s * utterance.duration) for utterance in utterances]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WhisperText(_Limited):
+    """Settings that Whisper's decoders share."""
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"seq2seq"})
 
     suppress: bool
-    max_tokens_per_s: float | None
     timestamps: bool = False
-    temperatures: list[float] = field(default_factory=lambda: [0.0])
-    max_compression: float | None = None
-    min_log_prob: float | None = None
-    no_speech: float | None = None
     prompt: str | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
 
+    def limits(self, utterances: Sequence[Utterance]) -> list[int] | None:
+        """Maximum number of tokens per utterance. None for no limit but the model's."""
+        by_length = super().limits(utterances)
+        if self.max_tokens is None:
+            return by_length
+        if by_length is None:
+            return [self.max_tokens] * len(utterances)
+        return [min(self.max_tokens, limit) for limit in by_length]
+
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionGreedy:
+class WhisperGreedy(_Greedy, _WhisperText):
+    """The ``whisper_greedy`` decoder.
+
+    A text fails if its compression ratio or its mean log-probability is out of bounds. It is then sampled again at
+    the next temperature.
+
+    Attributes:
+        suppress: apply the suppression lists of the checkpoint, as in its published results.
+        max_tokens_per_s: limits an utterance to 8 tokens plus this number per second, which ends repetition loops
+            early. null for the limit of the model.
+        timestamps: write segments with timestamps. Only for models that have not lost timestamps in fine-tuning.
+        temperatures: tried in order. Above 0, tokens are sampled, with a seed that depends on the utterance.
+        max_compression: a text that zlib compresses by more than this ratio fails. null for no test.
+        min_log_prob: a text with a lower mean log-probability per token fails. null for no test.
+        no_speech: if the no-speech probability is higher and the text fails ``min_log_prob``, the text is empty.
+            null for no test.
+        prompt: previous text, or a text in the style to follow. It is read and not written. ``prompt`` in the
+            manifest replaces it. null for none.
+        min_tokens, max_tokens: bounds on the tokens of a text. null for no bound.
+    """
+
+    temperatures: list[float] = field(default_factory=lambda: [0.0])
+    max_compression: float | None = None
+    min_log_prob: float | None = None
+    no_speech: float | None = None
+
+    def fails(self, text: str, score: float) -> bool:
+        """Whether a text looks wrong: it repeats itself, or its mean log-probability is too low."""
+        raw = text.encode()
+        repeats = self.max_compression is not None and len(raw) > self.max_compression * len(zlib.compress(raw))
+        return repeats or self.is_unlikely(score)
+
+    def is_unlikely(self, score: float) -> bool:
+        """Whether a mean log-probability is below ``min_log_prob``."""
+        return self.min_log_prob is not None and score < self.min_log_prob
+
+    def parts(self, vocab_size: int, spell: Callable[[list[int]], str]) -> list[Automaton[Any]]:
+        """No automata: greedy search has no shallow fusion."""
+        return []
+
+    def scorers(self, parts: Sequence[Automaton[Any]], utterances: int) -> list[Scorer]:
+        """No scorers: greedy search has no shallow fusion."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionGreedy(_Greedy, _Limited):
     """The ``attention_greedy`` decoder of joint models.
 
     Attributes:
-        max_tokens_per_s: a cap on tokens an utterance by its length (with 8 more); null caps them by its
-            frames only.
+        max_tokens_per_s: limits an utterance to 8 tokens plus this number per second. null for the number of its
+            frames.
     """
 
-    max_tokens_per_s: float | None
+    tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
+
+    def parts(self, labels: Sequence[str | None]) -> list[Automaton[Any]]:
+        """No automata: greedy search has no shallow fusion."""
+        return []
+
+    def scorers(self, ctc: Callable[[], Tensor], frame_lengths_B: Tensor, fusion: Fusion | None) -> list[Scorer]:
+        """No scorers: greedy search decodes with the attention decoder alone."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhisperBeam(Rescoring):
-    """The ``whisper_beam`` decoder; a second look adds to log-probabilities before they are divided by the length.
+class WhisperBeam(_Beam, _WhisperText):
+    """The ``whisper_beam`` decoder, with optional shallow fusion and rescoring.
+
+    Rescoring adds to the log-probability of a text before the division by its length.
 
     Attributes:
         suppress, max_tokens_per_s, timestamps, prompt, min_tokens, max_tokens: see `WhisperGreedy`.
-        beam_size: texts kept.
-        length_penalty: the power of the length that scores are divided by; 0 ranks by probability alone.
-        n_best: texts given for each utterance.
-        max_labels: language models and hotwords are asked about so many of a beam's likeliest tokens.
+        beam_size: number of hypotheses kept.
+        length_penalty: exponent of the length that scores are divided by. 0 ranks by log-probability.
+        n_best: number of texts per utterance.
+        max_labels: language models and hotwords score this number of most probable tokens per hypothesis.
         lm: a language model (see `FusionOptions`).
-        lm_unit: ``word``: it reads words in lower case without punctuation; ``label``: it is a causal model over
+        lm_unit: ``word`` for a model over words in lower case without punctuation, ``label`` for a causal model over
             Whisper's own tokens (GPT-2's, for the English checkpoints).
         lm_weight, word_score, unknown_score: see `FusionOptions`.
-        hotwords, hotword_score: see `FusionOptions`; case and punctuation do not matter.
+        hotwords, hotword_score: see `FusionOptions`. Case and punctuation are ignored.
     """
 
-    suppress: bool
-    max_tokens_per_s: float | None
-    beam_size: int
-    length_penalty: float
-    n_best: int
-    timestamps: bool = False
-    max_labels: int = 20
+    temperatures: ClassVar[tuple[float, ...]] = (0.0,)
+    no_speech: ClassVar[float | None] = None
+
+    max_labels: PositiveInt = 20
     lm: str | None = None
     lm_unit: Literal["word", "label"] = "word"
     lm_weight: float = 0.1
@@ -90,15 +232,109 @@ class WhisperBeam(Rescoring):
     unknown_score: float | None = -1.0
     hotwords: list[str] = field(default_factory=list)
     hotword_score: float = 0.3
-    prompt: str | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
 
-    def fusion(self) -> FusionOptions:
-        """The part of the settings that other searches have as well."""
-        own = {one.name: getattr(self, one.name) for one in fields(FusionOptions) if hasattr(self, one.name)}
+    def fails(self, text: str, score: float) -> bool:
+        """False: beam search has no temperature fallback."""
+        return False
+
+    def is_unlikely(self, score: float) -> bool:
+        """False: beam search has no temperature fallback."""
+        return False
+
+    def parts(self, vocab_size: int, spell: Callable[[list[int]], str]) -> list[Automaton[Any]]:
+        """The automata of shallow fusion over Whisper's tokens. Empty if nothing is to be fused.
+
+        Args:
+            vocab_size: number of tokens.
+            spell: converts tokens to text, with a space before each word.
+
+        Raises:
+            LanguageModelError: a file is missing or wrong, or none of its words can be spelled.
+        """
+        if self.lm is None and not self.hotwords and self.word_score == 0:
+            return []
+        own = {
+            option.name: getattr(self, option.name) for option in fields(FusionOptions) if hasattr(self, option.name)
+        }
         hotwords = [fold(phrase) for phrase in self.hotwords]
-        return FusionOptions(**(own | {"label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
+        options = FusionOptions(**(own | {"label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
+        tokens = [spell([token]) for token in range(vocab_size)]
+        return options.parts([fold(token) for token in tokens], tokens)
+
+    def scorers(self, parts: Sequence[Automaton[Any]], utterances: int) -> list[Scorer]:
+        """The scorers of one search.
+
+        Args:
+            parts: automata of `parts`.
+            utterances: number of utterances in the batch.
+        """
+        if not parts:
+            return []
+        return [CandidateScorer(parts, rows=utterances * self.beam_size, candidates=self.max_labels)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBeam(FusionOptions, _Beam, _Limited):
+    """The ``attention_beam`` decoder of joint models: attention decoder, CTC, coverage and shallow fusion.
+
+    Attributes:
+        max_tokens_per_s: see `AttentionGreedy`.
+        beam_size, length_penalty, n_best: see `WhisperBeam`.
+        ctc_weight: weight of CTC's prefix log-probabilities. The attention decoder has the rest, 1 - ``ctc_weight``.
+            0 for no CTC.
+        max_labels: CTC scores this number of most probable labels per hypothesis. null for all labels.
+        coverage_weight: score of each covered frame (see `ssl_asr.decoding.coverage`).
+        coverage_threshold: total attention weight from which a frame is covered.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
+
+    ctc_weight: Annotated[float, Interval(ge=0, lt=1)]
+    max_labels: PositiveInt | None
+    coverage_weight: float = 0.0
+    coverage_threshold: float = 0.5
+
+    def scorers(self, ctc: Callable[[], Tensor], frame_lengths_B: Tensor, fusion: Fusion | None) -> list[Scorer]:
+        """The scorers of one search, besides coverage.
+
+        Args:
+            ctc: returns CTC log-probabilities, ``log_probs_BFV``. Called only if CTC has a weight.
+            frame_lengths_B: number of valid frames, int64 on the CPU.
+            fusion: tables of `parts`. None for no shallow fusion.
+        """
+        scorers: list[Scorer] = []
+        if self.ctc_weight > 0:
+            scorers.append(
+                CtcPrefixScorer(
+                    ctc(),
+                    frame_lengths_B,
+                    beams=self.beam_size,
+                    blank=BLANK_ID,
+                    weight=self.ctc_weight,
+                    candidates=self.max_labels,
+                )
+            )
+        if fusion is not None:
+            scorers.append(FusionScorer(fusion, rows=len(frame_lengths_B) * self.beam_size))
+        return scorers
+
+    @property
+    def decoder_weight(self) -> float:
+        """Weight of the attention decoder's log-probabilities."""
+        return 1 - self.ctc_weight
+
+    def _prepared(self, model: StepModel, scorers: Sequence[Scorer]) -> tuple[StepModel, Sequence[Scorer]]:
+        """Adds coverage, which must see the attention weights of the model, if it has a weight."""
+        if self.coverage_weight == 0:
+            return model, scorers
+        coverage = CoverageScorer(
+            model, beams=self.beam_size, weight=self.coverage_weight, threshold=self.coverage_threshold
+        )
+        return coverage, [*scorers, coverage]
+
+
+WhisperDecoder = WhisperGreedy | WhisperBeam
+AttentionDecoder = AttentionGreedy | AttentionBeam
 
 
 def fold(text: str) -> str:
@@ -109,215 +345,3 @@ def fold(text: str) -> str:
         " don't anna"
     """
     return "".join(character for character in text.lower() if character.isalnum() or character in " '")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionBeam(FusionOptions):
-    """The ``attention_beam`` decoder of joint models: the attention decoder, CTC and what `FusionOptions` adds.
-
-    Attributes:
-        max_tokens_per_s: see `AttentionGreedy`.
-        beam_size, length_penalty, n_best: see `WhisperBeam`.
-        ctc_weight: CTC's share of the model's score, the decoder's being the rest; 0 leaves CTC out.
-        max_labels: CTC looks at so many of the decoder's likeliest labels; null looks at all.
-        coverage_weight: added for each frame that the text has accounted for (see `ssl_asr.decoding.coverage`).
-        coverage_threshold: how much attention in all accounts for a frame.
-    """
-
-    max_tokens_per_s: float | None
-    beam_size: int
-    length_penalty: float
-    n_best: int
-    ctc_weight: float
-    max_labels: int | None
-    coverage_weight: float = 0.0
-    coverage_threshold: float = 0.5
-
-
-def beams_of(options: WhisperBeam | AttentionBeam) -> dict[str, Any]:
-    """What `ssl_asr.decoding.beam.beam_search` is told of the beam."""
-    return {
-        "beam_size": options.beam_size,
-        "length_penalty": options.length_penalty,
-        "n_best": options.searched(options.n_best),
-    }
-
-
-def ranking_of(options: WhisperBeam | AttentionBeam) -> dict[str, Any]:
-    """How texts that were found become hypotheses."""
-    return {"n_best": options.n_best, "length_penalty": options.length_penalty}
-
-
-def fails(text: str, score: float, options: WhisperGreedy) -> bool:
-    """Whether a text looks like one that was not heard: it repeats itself, or its tokens were unlikely."""
-    raw = text.encode()
-    repeats = options.max_compression is not None and len(raw) > options.max_compression * len(zlib.compress(raw))
-    return repeats or (options.min_log_prob is not None and score < options.min_log_prob)
-
-
-def token_limits(
-    max_tokens_per_s: float | None, utterances: Sequence[Utterance], max_tokens: int | None = None
-) -> list[int] | None:
-    """The most tokens each utterance may come to; None where nothing is said."""
-    if max_tokens_per_s is None:
-        return None if max_tokens is None else [max_tokens] * len(utterances)
-    by_length = [8 + int(max_tokens_per_s * utterance.duration) for utterance in utterances]
-    return by_length if max_tokens is None else [min(max_tokens, limit) for limit in by_length]
-
-
-@dataclass(frozen=True, slots=True)
-class AtLeast:
-    """A rule: no text ends before so many tokens."""
-
-    tokens: int
-    end_id: int
-
-    def __call__(self, logits_BV: Tensor, history_BU: Tensor) -> Tensor:
-        """Logits with the end forbidden while it comes too soon."""
-        if history_BU.shape[1] < self.tokens:
-            logits_BV[:, self.end_id] = -torch.inf
-        return logits_BV
-
-
-class Rule(Protocol):
-    """Changes logits by what was chosen so far."""
-
-    def __call__(self, logits_BV: Tensor, history_BU: Tensor) -> Tensor:
-        """The logits of the next token, changed in place or anew; ``history_BU`` has no prompt."""
-
-
-class StepModel(Protocol):
-    """What greedy search asks of a model (see `WhisperSeq2Seq`)."""
-
-    max_tokens: int
-
-    def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> Any:
-        """An empty cache."""
-
-    def step(self, tokens_BU: Tensor, state: Any) -> Tensor:
-        """Logits after the last token, ``logits_BV``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suppression:
-    """Tokens that may never be chosen, and those that may not come first."""
-
-    always: tuple[int, ...] = ()
-    first: tuple[int, ...] = ()
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both, on a device."""
-        always, first = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (self.always, self.first))
-        return always, first
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Tokens chosen after the prompt, the end token left out, and their mean log-probability."""
-
-    tokens: list[int]
-    score: float
-
-
-def begun(
-    model: StepModel,
-    h_BFD: Tensor,
-    context_lengths_B: Tensor,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int] | None,
-) -> tuple[Any, Tensor, Tensor]:
-    """What a search starts from.
-
-    Returns:
-        state: an empty cache, as long as the longest text may get.
-        prompt_BU: the prompts, on the device of the states.
-        limit_B: the most tokens to choose for each, on the CPU.
-    """
-    prompt_BU = torch.tensor(prompts, device=h_BFD.device)
-    batch, prompt_length = prompt_BU.shape
-    room = model.max_tokens - prompt_length
-    limit_B = torch.tensor([room] * batch if limits is None else [min(room, limit) for limit in limits])
-    state = model.begin(h_BFD, context_lengths_B, prompt_length + int(limit_B.max()))
-    return state, prompt_BU, limit_B
-
-
-def greedy(
-    model: StepModel,
-    h_BFD: Tensor,
-    context_lengths_B: Tensor,
-    prompts: Sequence[Sequence[int]],
-    *,
-    end_id: int,
-    suppression: Suppression,
-    limits: Sequence[int] | None = None,
-    rules: Sequence[Rule] = (),
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> list[Decoded]:
-    """The likeliest token at each step, or one drawn, for every utterance of a batch at once.
-
-    Rows that have ended leave the batch, so one long utterance does not cost the others. What a row gets
-    does not depend on the rows beside it.
-
-    Args:
-        model: gives the logits.
-        h_BFD, context_lengths_B: encoder states and how many of them count.
-        prompts: of equal length, one an utterance.
-        end_id: the token that ends a row.
-        suppression: tokens that are out of the question.
-        limits: the most tokens to choose for each row; None for the model's own limit.
-        rules: change the logits by what was chosen so far.
-        temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
-        generator: what draws, on the device; None for torch's own.
-    """
-    device = h_BFD.device
-    state, prompt_BU, limit_B = begun(model, h_BFD, context_lengths_B, prompts, limits)
-    batch, most = len(limit_B), int(limit_B.max())
-    limit_device_B = limit_B.to(device)
-    always, first = suppression.on(device)
-    tokens_BU = torch.full((batch, most), end_id, dtype=torch.int64, device=device)
-    score_B = torch.zeros(batch, dtype=torch.float32, device=device)
-    steps_B = torch.zeros(batch, dtype=torch.int64, device=device)
-    alive = torch.arange(batch, device=device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    inputs_BU = prompt_BU
-    for position in range(most):
-        logits_BV = _masked(model.step(inputs_BU, state), always, first if position == 0 else None)
-        for rule in rules:
-            logits_BV = rule(logits_BV, tokens_BU[alive, :position])
-        log_probs_BV = logits_BV.log_softmax(-1)
-        if temperature > 0:
-            drawn_B1 = (logits_BV / temperature).softmax(-1).multinomial(1, generator=generator)
-            chosen_B, values_B = drawn_B1[:, 0], log_probs_BV.gather(1, drawn_B1)[:, 0]
-        else:
-            values_B, chosen_B = log_probs_BV.max(dim=-1)
-        running = ~ended
-        tokens_BU[alive, position] = torch.where(running, chosen_B, end_id)
-        score_B[alive] += values_B * running
-        steps_B[alive] += running
-        ended = ended | (chosen_B == end_id) | (limit_device_B[alive] <= position + 1)
-        inputs_BU = chosen_B[:, None]
-        if device.type == "cpu" or position % _GPU_CHECK_EVERY == _GPU_CHECK_EVERY - 1:
-            rows = (~ended).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            # Copying the cache costs as much as some steps: shrink only when it is worth it.
-            if len(rows) <= 0.75 * len(alive):
-                state.keep(rows)
-                alive, ended, inputs_BU = alive[rows], ended[rows], inputs_BU[rows]
-    mean_B = (score_B / steps_B.clamp(min=1)).tolist()
-    rows_BU = [_until(row, end_id, limit) for row, limit in zip(tokens_BU.tolist(), limit_B.tolist(), strict=True)]
-    return [Decoded(row, score) for row, score in zip(rows_BU, mean_B, strict=True)]
-
-
-def _masked(logits_BV: Tensor, always: Tensor, first: Tensor | None) -> Tensor:
-    logits_BV = logits_BV.float()
-    logits_BV[:, always] = -torch.inf
-    if first is not None:
-        logits_BV[:, first] = -torch.inf
-    return logits_BV
-
-
-def _until(row: list[int], end_id: int, limit: int) -> list[int]:
-    row = row[:limit]
-    return row[: row.index(end_id)] if end_id in row else row

@@ -1,4 +1,4 @@
-"""Beam search against every text there is, against transformers, and joint scores against CTC's own definition."""
+"""Beam search against exhaustive search and transformers, and CTC prefix scores against the definition of CTC."""
 
 import itertools
 import math
@@ -11,16 +11,20 @@ from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc import collapse
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
-from ssl_asr.decoding.fusion import CandidateScorer, Fusion, FusionScorer, Hotwords, LabelBonus, Words
+from ssl_asr.decoding.fusion.automata import LabelBonus
+from ssl_asr.decoding.fusion.hotwords import Hotwords
+from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
+from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.fusion.words import Words
+from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.kneser_ney import estimate
-from ssl_asr.decoding.seq2seq import Suppression, greedy
+from ssl_asr.decoding.step_model import Constraints, Suppression
 from ssl_asr.models.attention import GruDecoder, TransformerAttentionHead
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import END, NO_TIMESTAMPS, START
 
 LABELS = [None, None, "a", "b", " "]
 SIZE = len(LABELS)
-PLAIN = {"end_id": 0, "suppression": Suppression()}
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def states():
 
 
 def _log_prob(decoder, h_FD, tokens, ended):
-    """Log-probability of a text, teacher-forced, with its end where it has one."""
+    """Log-probability of a text by teacher forcing. `ended` adds the end token."""
     inputs = torch.tensor([[0, *tokens]])
     log_probs = decoder.logits(decoder(inputs, h_FD[None], torch.tensor([len(h_FD)])))[0].log_softmax(-1)
     targets = [*tokens, 0] if ended else list(tokens)
@@ -56,14 +60,14 @@ def _log_prob(decoder, h_FD, tokens, ended):
 
 
 def _every_text(limit):
-    """Every text of fewer tokens than the limit, ended, and every one of just so many, cut."""
+    """All texts within the limit. Texts that reach it have no end token."""
     for length in range(limit + 1):
         for tokens in itertools.product(range(1, SIZE), repeat=length):
             yield tokens, length < limit
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_beam_of_everything_finds_the_best_texts(decoder, states, length_penalty):
+def test_wide_beam_finds_same_texts_as_exhaustive_search(decoder, states, length_penalty):
     h, lengths = states
     limits = [3, 2, 3]
     with torch.inference_mode():
@@ -72,11 +76,10 @@ def test_a_beam_of_everything_finds_the_best_texts(decoder, states, length_penal
             h,
             lengths,
             [[0]] * 3,
+            constraints=Constraints(end_id=0, limits=limits),
             beam_size=200,
             length_penalty=length_penalty,
             n_best=5,
-            limits=limits,
-            **PLAIN,
         )
         for row, limit in enumerate(limits):
             scored = []
@@ -88,22 +91,23 @@ def test_a_beam_of_everything_finds_the_best_texts(decoder, states, length_penal
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
-def test_a_beam_of_one_is_greedy_and_neighbours_change_nothing(decoder, states):
+def test_beam_of_one_equals_greedy_and_batch_composition_does_not_matter(decoder, states):
     h, lengths = states
-    options = {"length_penalty": 1.0, "n_best": 1, "limits": [9] * 3} | PLAIN
+    options = {"length_penalty": 1.0, "n_best": 1, "constraints": Constraints(end_id=0, limits=[9] * 3)}
     with torch.inference_mode():
-        plain = greedy(decoder, h, lengths, [[0]] * 3, limits=[9] * 3, **PLAIN)
+        plain = greedy_decode(decoder, h, lengths, [[0]] * 3, constraints=options["constraints"])
         one = beam_search(decoder, h, lengths, [[0]] * 3, beam_size=1, **options)
         assert [row[0].tokens for row in one] == [row.tokens for row in plain]
         together = beam_search(decoder, h, lengths, [[0]] * 3, beam_size=4, **options)
         for row in range(3):
             own = h[row : row + 1, : lengths[row]], lengths[row : row + 1]
-            alone = beam_search(decoder, *own, [[0]], beam_size=4, **(options | {"limits": [9]}))
+            single = options | {"constraints": Constraints(end_id=0, limits=[9])}
+            alone = beam_search(decoder, *own, [[0]], beam_size=4, **single)
             assert alone[0][0].tokens == together[row][0].tokens
 
 
 @pytest.mark.parametrize("beams", [2, 5])
-def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
+def test_texts_equal_transformers_beam_search(toy_checkpoints, beams):
     backbone = WhisperBackbone(
         source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
     )
@@ -113,7 +117,7 @@ def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
         model.net.embed_tokens.weight[END] *= 2.5
         reference.model.decoder.embed_tokens.weight[END] *= 2.5
     suppression = Suppression(
-        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+        always=tuple(model.generation["suppress_tokens"]), first=tuple(model.generation["begin_suppress_tokens"])
     )
     waveform = torch.randn(4, 24000) * torch.tensor([[0.1], [1.0], [0.01], [0.3]])
     with torch.inference_mode():
@@ -123,12 +127,10 @@ def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
             out.h_BFD,
             out.context_lengths_B,
             [[START, NO_TIMESTAMPS]] * 4,
-            end_id=END,
-            suppression=suppression,
+            constraints=Constraints(end_id=END, suppression=suppression, limits=[30] * 4),
             beam_size=beams,
             length_penalty=1.0,
             n_best=1,
-            limits=[30] * 4,
         )
         features = model.encoder.log_mel(waveform, 3000)
         for row, own in enumerate(found):
@@ -144,7 +146,7 @@ def test_equal_to_transformers_beam_search(toy_checkpoints, beams):
 
 
 def _ctc(log_probs_FV):
-    """Log-probability of every labelling, the sum over its paths."""
+    """Log-probability of every label sequence: the sum over its paths."""
     totals = {}
     frames, size = log_probs_FV.shape
     for path in itertools.product(range(size), repeat=frames):
@@ -153,7 +155,7 @@ def _ctc(log_probs_FV):
     return {key: float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) for key, scores in totals.items()}
 
 
-def test_ctc_says_of_a_prefix_what_all_texts_that_begin_so_add_up_to():
+def test_ctc_prefix_score_is_sum_over_all_texts_with_that_prefix():
     log_probs = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(4)).log_softmax(-1)
     lengths = torch.tensor([5, 3])
     scorer = CtcPrefixScorer(log_probs, lengths, beams=2, blank=0, weight=1.0, candidates=None)
@@ -182,7 +184,7 @@ def test_ctc_says_of_a_prefix_what_all_texts_that_begin_so_add_up_to():
         prefixes = [(*prefix, token) for prefix, token in zip(prefixes, choice, strict=True)]
 
 
-def test_few_candidates_leave_their_scores_as_they_were_and_the_others_out():
+def test_ctc_scores_of_candidates_do_not_change_and_all_other_labels_are_impossible():
     log_probs = torch.randn(1, 6, SIZE, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
     whole, few = (
         CtcPrefixScorer(log_probs, torch.tensor([6]), beams=1, blank=0, weight=0.5, candidates=candidates)
@@ -194,7 +196,7 @@ def test_few_candidates_leave_their_scores_as_they_were_and_the_others_out():
     assert (scores[0, [1, 3]] < -1e6).all()
 
 
-def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, states):
+def test_joint_search_with_language_model_finds_same_texts_as_exhaustive_search(decoder, states):
     h, lengths = states
     ctc = torch.randn(3, 7, SIZE, generator=torch.Generator().manual_seed(6)).mul(2).log_softmax(-1)
     ctc[:, 3:] = torch.tensor([0.0, *[-50.0] * (SIZE - 1)])
@@ -211,16 +213,15 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
             h,
             lengths,
             [[0]] * 3,
+            constraints=Constraints(end_id=0, limits=limits),
             beam_size=400,
             length_penalty=0.0,
             n_best=3,
             decoder_weight=0.7,
             scorers=scorers,
-            limits=limits,
-            **PLAIN,
         )
         for row, limit in enumerate(limits):
-            # Nothing but blanks can follow the first three frames.
+            # All frames after the first three are blank.
             totals = _ctc(ctc[row, :3])
             scored = []
             for tokens, ended in _every_text(limit):
@@ -228,7 +229,7 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
                     continue
                 said = "".join(LABELS[token] for token in tokens).split()
                 fused = 0.5 * model.sentence_log_prob(said) + 0.4 * len(said) + 0.1 * len(tokens)
-                fused += sum(-2.0 for word in said if not model.knows(word))
+                fused += sum(-2.0 for word in said if not model.has_word(word))
                 attention = _log_prob(decoder, h[row, : lengths[row]], tokens, ended)
                 scored.append((0.7 * attention + 0.3 * totals[tokens] + fused, list(tokens)))
             expected = sorted(scored, reverse=True)[:3]
@@ -236,8 +237,8 @@ def test_joint_search_with_a_language_model_finds_the_best_sum_of_all(decoder, s
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
 
 
-def _looks(decoder, h_FD, inputs):
-    """Where a decoder looked when each of the inputs had been fed, ``(U, F)``."""
+def _attention(decoder, h_FD, inputs):
+    """Attention weights after each input token, ``(U, F)``."""
     lengths = torch.tensor([len(h_FD)])
     if isinstance(decoder, GruDecoder):
         state = decoder.begin(h_FD[None], lengths, len(inputs))
@@ -252,7 +253,7 @@ def _looks(decoder, h_FD, inputs):
 
 
 @pytest.mark.parametrize("kind", ["gru", "transformer"])
-def test_coverage_adds_for_each_frame_that_was_looked_at_enough_and_once(decoder, states, kind):
+def test_coverage_counts_each_attended_frame_once(decoder, states, kind):
     h, lengths = states
     if kind == "transformer":
         torch.manual_seed(5)
@@ -275,15 +276,16 @@ def test_coverage_adds_for_each_frame_that_was_looked_at_enough_and_once(decoder
                 layer.encoder_attn.k_proj.weight.mul_(4)
     limits, threshold = [4, 4, 3], 0.4
     with torch.inference_mode():
-        watched = CoverageScorer(decoder, beams=400, weight=0.8, threshold=threshold)
-        search = {"beam_size": 400, "length_penalty": 0.0, "n_best": 3, "limits": limits, "scorers": [watched]}
-        found = beam_search(watched, h, lengths, [[0]] * 3, **search, **PLAIN)
+        coverage = CoverageScorer(decoder, beams=400, weight=0.8, threshold=threshold)
+        search = {"beam_size": 400, "length_penalty": 0.0, "n_best": 3, "scorers": [coverage]}
+        constraints = Constraints(end_id=0, limits=limits)
+        found = beam_search(coverage, h, lengths, [[0]] * 3, constraints=constraints, **search)
         for row, limit in enumerate(limits):
             own = h[row, : lengths[row]]
             scored, bare = [], []
             for tokens, ended in _every_text(limit):
-                looks = _looks(decoder, own, [0, *tokens] if ended else [0, *tokens[:-1]])
-                covered = int((looks.sum(0) > threshold).sum())
+                weights = _attention(decoder, own, [0, *tokens] if ended else [0, *tokens[:-1]])
+                covered = int((weights.sum(0) > threshold).sum())
                 log_prob = _log_prob(decoder, own, tokens, ended)
                 scored.append((log_prob + 0.8 * covered, list(tokens)))
                 bare.append((log_prob, list(tokens)))
@@ -292,7 +294,7 @@ def test_coverage_adds_for_each_frame_that_was_looked_at_enough_and_once(decoder
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-3)
 
 
-def test_candidates_are_scored_as_tables_are_and_the_others_are_out():
+def test_candidate_scores_equal_table_scores_and_all_other_tokens_are_impossible():
     labels = ["", "", "a", "b", " a", " "]
     model = estimate([["ab", "a"], ["b", "ab"]], order=2).model
     words = Words(labels, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.vocabulary)

@@ -1,4 +1,4 @@
-"""What searches of other toolkits were found to get wrong (SpeechBrain 1.1.2 for the most part), and ours must not."""
+"""Faults found in the searches of other toolkits (mostly SpeechBrain 1.1.2), which ours must not have."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,8 @@ import torch
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.ctc import CtcBeam, greedy_search
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
-from ssl_asr.decoding.seq2seq import AtLeast, Suppression, greedy
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.step_model import AtLeast, Constraints
 
 SIZE, END = 7, 0
 
@@ -24,7 +25,7 @@ class _State:
 
 
 class _Model:
-    """Likes what follows from the last token and the utterance, and remembers what it was fed."""
+    """A decoder with logits from a table by the last token. It records the tokens it is fed."""
 
     max_tokens = 448
 
@@ -44,43 +45,44 @@ class _Model:
         return self.table[tokens_BU[:, -1]]
 
 
-def _search(model, prompts, **options):
+def _search(model, prompts, limits=None, rules=(), **options):
     rows = len(prompts)
     inputs = (model, torch.zeros(rows, 1, 1), torch.ones(rows, dtype=torch.int64), prompts)
-    return greedy(*inputs, end_id=END, suppression=Suppression(), **options)
+    return greedy_decode(*inputs, constraints=Constraints(end_id=END, limits=limits, rules=rules), **options)
 
 
-def test_the_tokens_drawn_are_the_tokens_fed_back_and_the_tokens_returned():
+def test_sampled_tokens_are_fed_back_and_returned():
     model = _Model()
     found = _search(model, [[1]] * 8, temperature=1.5, generator=torch.Generator().manual_seed(0), limits=[12] * 8)
     (state,) = model.states
     for row, fed in zip(found, state.fed, strict=True):
-        # The last one is not fed any more; a row that has ended may be fed its end until it leaves.
+        # The last token is not fed. A finished row may be fed its end token until it leaves the batch.
         assert fed[1 : len(row.tokens) + 1] == row.tokens[: len(fed) - 1]
-    assert any(row.tokens != _search(_Model(), [[1]], limits=[12])[0].tokens for row in found), "nothing was drawn"
+    assert any(row.tokens != _search(_Model(), [[1]], limits=[12])[0].tokens for row in found), "no token was sampled"
 
 
-def test_a_least_length_makes_texts_longer_and_no_text_shorter():
+def test_minimum_length_makes_short_texts_longer_and_no_text_shorter():
     prompts = [[1], [2], [3], [4], [5], [6]]
     plain = [row.tokens for row in _search(_Model(end_bias=2.0), prompts, limits=[20] * 6)]
-    longer = [row.tokens for row in _search(_Model(end_bias=2.0), prompts, limits=[20] * 6, rules=[AtLeast(4, END)])]
+    rule = AtLeast(tokens=4, end_id=END)
+    longer = [row.tokens for row in _search(_Model(end_bias=2.0), prompts, limits=[20] * 6, rules=[rule])]
     assert min(map(len, plain)) < 4
     for before, after in zip(plain, longer, strict=True):
         assert len(after) >= max(4, len(before))
 
 
 @pytest.mark.parametrize("length", [1, 4, 223, 447])
-def test_a_prompt_takes_its_own_length_from_the_room_and_no_more(length):
+def test_prompt_takes_exactly_its_length_from_the_maximum(length):
     (found,) = _search(_Model(end_bias=-1e9), [[1] * length])
     assert len(found.tokens) == 448 - length
 
 
-def test_a_limit_of_tokens_limits():
+def test_token_limits_are_kept_per_utterance():
     found = _search(_Model(end_bias=-1e9), [[1], [2], [3]], limits=[1, 7, 30])
     assert [len(row.tokens) for row in found] == [1, 7, 30]
 
 
-def test_a_batch_of_another_size_and_searches_at_the_same_time_do_not_disturb_each_other():
+def test_batch_size_and_concurrent_searches_do_not_change_results():
     model = _Model()
     alone = {first: _search(model, [[first]], limits=[15])[0].tokens for first in range(1, SIZE)}
     for prompts in ([[1], [2], [3]], [[4]], [[6], [5]]):
@@ -94,11 +96,11 @@ def test_a_batch_of_another_size_and_searches_at_the_same_time_do_not_disturb_ea
 
 
 @pytest.mark.parametrize("blank", [0, 2, 4])
-def test_padding_is_blank_whatever_the_blanks_id(blank):
-    """Every label's score is what it is with the blank at 0, beyond an utterance's end too."""
+def test_padding_is_blank_for_any_blank_id(blank):
+    """Scores equal the scores with the blank at 0, beyond an utterance's length too."""
     first = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(2)).log_softmax(-1)
     lengths = torch.tensor([9, 4, 6])
-    # The blank changes places with the label that had its id.
+    # Swap the blank and the label that had its id.
     order = list(range(5))
     order[0], order[blank] = blank, 0
     plain = CtcPrefixScorer(first, lengths, beams=2, blank=0, weight=1.0, candidates=None)
@@ -111,8 +113,8 @@ def test_padding_is_blank_whatever_the_blanks_id(blank):
         moved.select(torch.arange(6), torch.tensor([order.index(token) for token in tokens]))
 
 
-def test_greedy_and_beam_hear_the_same_frames():
-    """One rounded a relative length and the other cut it off: a last label was lost to one of them."""
+def test_greedy_and_beam_search_decode_the_same_frames():
+    """The fault: one search rounded a relative length, the other truncated it and lost the last label."""
     options = {"lm": None, "lm_unit": "word", "lm_weight": 0.0, "word_score": 0.0, "label_score": 0.0}
     options |= {"unknown_score": -10.0, "lexicon": None, "hotwords": [], "hotword_score": 0.0, "beam_threshold": None}
     search = CtcBeam(**options, beam_size=8, max_labels=None, blank_collapse=None, n_best=1).build([None] * 4)
@@ -126,8 +128,8 @@ def test_greedy_and_beam_hear_the_same_frames():
         assert (found.tokens, found.frames) == ([3], [frames - 1])
 
 
-def test_log_probabilities_are_not_divided_after_the_softmax():
-    """A beam's score is the sum of the model's own log-probabilities, over its length to the power that was asked."""
+def test_beam_scores_are_sums_of_log_probabilities_over_a_power_of_the_length():
+    """The fault: log-probabilities were divided by a temperature after the softmax."""
 
     class Beamed(_State):
         def spread(self, beams):
@@ -143,15 +145,13 @@ def test_log_probabilities_are_not_divided_after_the_softmax():
         torch.zeros(1, 1, 1),
         torch.tensor([1]),
         [[1]],
-        end_id=END,
-        suppression=Suppression(),
+        constraints=Constraints(end_id=END, limits=[6]),
         beam_size=5,
         length_penalty=2.0,
         n_best=5,
-        limits=[6],
     )[0]
-    for one in found:
-        path = [1, *one.tokens, *([END] if len(one.tokens) < 6 else [])]
+    for hypothesis in found:
+        path = [1, *hypothesis.tokens, *([END] if len(hypothesis.tokens) < 6 else [])]
         pairs = list(itertools.pairwise(path))
         total = sum(float(model.table[before].log_softmax(-1)[after]) for before, after in pairs)
-        assert one.score == pytest.approx(total / len(pairs) ** 2, abs=1e-4)
+        assert hypothesis.score == pytest.approx(total / len(pairs) ** 2, abs=1e-4)

@@ -1,8 +1,11 @@
+"""Greedy search against a plain loop and transformers, and the decoder options."""
+
 import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from ssl_asr.decoding.seq2seq import Suppression, greedy
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.step_model import Constraints, Suppression
 from ssl_asr.models.whisper import WhisperBackbone
 from tests.toys import END, NO_TIMESTAMPS, START
 
@@ -15,7 +18,7 @@ def model(toy_checkpoints):
         source="", revision=None, window="30s", tail_s=0.0, train_tail_s=None, recommended_freeze="none"
     )
     model = backbone.load_seq2seq(toy_checkpoints["whisper"]).eval()
-    # A random model never ends by itself: make the end likely enough that rows end at different places.
+    # A random model never ends. This weight lets rows end at different positions.
     with torch.no_grad():
         model.net.embed_tokens.weight[END] *= 2.5
     return model
@@ -27,7 +30,7 @@ def states():
 
 
 def loop(model, h, length, suppression, limit):
-    """Token by token, the whole prefix each time, no cache, no batch."""
+    """Greedy search without cache or batch: the whole prefix at each step."""
     tokens, total, steps = list(PROMPT), 0.0, 0
     while len(tokens) - 2 < limit:
         states = model(torch.tensor([tokens]), h[None, :length], torch.tensor([length]))
@@ -45,32 +48,33 @@ def loop(model, h, length, suppression, limit):
 
 
 @pytest.mark.parametrize("suppression", [Suppression(), Suppression(always=(3, 5, START), first=(END, 7))])
-def test_batched_search_equals_the_plain_loop(model, states, suppression):
+def test_batched_greedy_search_equals_plain_loop(model, states, suppression):
     h, lengths = states
     with torch.inference_mode():
-        rows = greedy(
-            model, h, lengths, [PROMPT] * 7, end_id=END, suppression=suppression, limits=[20, 20, 5, 20, 20, 1, 30]
-        )
-        for row, (limit, decoded) in enumerate(zip([20, 20, 5, 20, 20, 1, 30], rows, strict=True)):
+        limits = [20, 20, 5, 20, 20, 1, 30]
+        constraints = Constraints(end_id=END, suppression=suppression, limits=limits)
+        rows = greedy_decode(model, h, lengths, [PROMPT] * 7, constraints=constraints)
+        for row, (limit, decoded) in enumerate(zip(limits, rows, strict=True)):
             tokens, score = loop(model, h[row], int(lengths[row]), suppression, limit)
             assert decoded.tokens == tokens
             assert abs(decoded.score - score) < 1e-4
     ends = {len(row.tokens) for row in rows}
-    assert len(ends) > 2, "the rows of this test are meant to end at different places"
+    assert len(ends) > 2, "the rows of this test must end at different positions"
 
 
-def test_equal_to_transformers_generate(model, toy_checkpoints):
+def test_tokens_equal_transformers_generate(model, toy_checkpoints):
     reference = WhisperForConditionalGeneration.from_pretrained(toy_checkpoints["whisper"]).eval()
     with torch.no_grad():
         reference.model.decoder.embed_tokens.weight[END] *= 2.5
     generation = model.generation
-    suppression = Suppression(tuple(generation["suppress_tokens"]), tuple(generation["begin_suppress_tokens"]))
+    suppression = Suppression(
+        always=tuple(generation["suppress_tokens"]), first=tuple(generation["begin_suppress_tokens"])
+    )
+    constraints = Constraints(end_id=END, suppression=suppression, limits=[40] * 3)
     waveform = torch.randn(3, 24000) * torch.tensor([[0.1], [1.0], [0.01]])
     with torch.inference_mode():
         out = model.encoder(waveform, torch.full((3,), 24000))
-        rows = greedy(
-            model, out.h_BFD, out.context_lengths_B, [PROMPT] * 3, end_id=END, suppression=suppression, limits=[40] * 3
-        )
+        rows = greedy_decode(model, out.h_BFD, out.context_lengths_B, [PROMPT] * 3, constraints=constraints)
         features = model.encoder.log_mel(waveform, 3000)
         for row, decoded in enumerate(rows):
             generated = reference.generate(features[row : row + 1], max_new_tokens=40, num_beams=1, do_sample=False)
@@ -79,9 +83,9 @@ def test_equal_to_transformers_generate(model, toy_checkpoints):
             assert decoded.tokens == expected
 
 
-def test_no_row_passes_the_models_own_limit(model, states):
+def test_texts_stay_within_the_limit_of_the_model(model, states):
     h, lengths = states
     with torch.inference_mode():
-        suppression = Suppression(always=(END,))
-        rows = greedy(model, h[:2], lengths[:2], [PROMPT] * 2, end_id=END, suppression=suppression)
+        constraints = Constraints(end_id=END, suppression=Suppression(always=(END,)))
+        rows = greedy_decode(model, h[:2], lengths[:2], [PROMPT] * 2, constraints=constraints)
     assert [len(row.tokens) for row in rows] == [446, 446]

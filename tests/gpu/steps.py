@@ -14,7 +14,9 @@ from transformers.generation.utils import GenerationMixin
 from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.ctc import CtcGreedy
-from ssl_asr.decoding.seq2seq import Suppression, WhisperGreedy, greedy
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.seq2seq import WhisperGreedy
+from ssl_asr.decoding.step_model import Constraints, Suppression
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, TrainAll
@@ -259,14 +261,15 @@ def transcribe_ours(
         module = module.to(torch.bfloat16)
         _log_mel_in_float32(module.model.encoder)
     # The end of the text is never chosen, so that every utterance has all its tokens.
-    options = {"end_id": END, "suppression": Suppression(always=(END,)), "limits": [tokens] * len(durations)}
+    suppression = Suppression(always=(END,))
+    constraints = Constraints(end_id=END, suppression=suppression, limits=[tokens] * len(durations))
 
     def search(out: EncoderOutput) -> object:
         prompts = [[START]] * len(durations)
         if beams == 1:
-            return greedy(module.model, out.h_BFD, out.context_lengths_B, prompts, **options)
+            return greedy_decode(module.model, out.h_BFD, out.context_lengths_B, prompts, constraints=constraints)
         own = {"beam_size": beams, "length_penalty": 1.0, "n_best": 1}
-        return beam_search(module.model, out.h_BFD, out.context_lengths_B, prompts, **own, **options)
+        return beam_search(module.model, out.h_BFD, out.context_lengths_B, prompts, constraints=constraints, **own)
 
     def step() -> None:
         with torch.inference_mode(), nullcontext() if bf16 else setup.autocast():

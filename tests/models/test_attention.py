@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from ssl_asr.decoding.ctc import collapse, greedy_paths
-from ssl_asr.decoding.seq2seq import Suppression, greedy
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.step_model import Constraints
 from ssl_asr.models.attention import GruAttentionHead, LocationAttention, TransformerAttentionHead, attention_loss
 
 DENSE = {"blocks": 1, "width": 8, "norm": "layer", "activation": "gelu", "dropout": 0.1}
@@ -93,7 +94,8 @@ def test_attention_loss_is_the_mean_over_each_utterance(smoothing):
 def test_greedy_search_takes_the_argmax_and_stops_at_the_limit(name):
     head = made(name)
     h = head.trunk(torch.randn(3, 9, 5), FRAMES)
-    found = greedy(head.decoder, h, FRAMES, [[0]] * 3, end_id=0, suppression=Suppression(), limits=[8, 3, 6])
+    constraints = Constraints(end_id=0, limits=[8, 3, 6])
+    found = greedy_decode(head.decoder, h, FRAMES, [[0]] * 3, constraints=constraints)
     for row, (frames, limit) in enumerate(zip(FRAMES.tolist(), [8, 3, 6], strict=True)):
         tokens = [0]
         while len(tokens) <= limit:
@@ -137,9 +139,8 @@ def test_ctc_layer_and_decoder_learn_to_transcribe(name):
         optimizer.step()
     head.eval()
     tokens, h, frames = batch(20)
-    decoded = greedy(
-        head.decoder, head.trunk(h, frames), frames, [[0]] * 20, end_id=0, suppression=Suppression(), limits=[9] * 20
-    )
+    constraints = Constraints(end_id=0, limits=[9] * 20)
+    decoded = greedy_decode(head.decoder, head.trunk(h, frames), frames, [[0]] * 20, constraints=constraints)
     right = sum(row.tokens == own for row, own in zip(decoded, tokens.tolist(), strict=True))
     paths, _ = greedy_paths(head(h, frames).log_softmax(-1), frames)
     aligned = sum(collapse(path, 0) == own for path, own in zip(paths, tokens.tolist(), strict=True))

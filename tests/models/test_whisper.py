@@ -152,7 +152,8 @@ def test_real_weights_give_the_tokens_of_transformers(whisper_tiny_en, data_root
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
     from ssl_asr.decoding.beam import beam_search
-    from ssl_asr.decoding.seq2seq import Suppression, greedy
+    from ssl_asr.decoding.greedy import greedy_decode
+    from ssl_asr.decoding.step_model import Constraints, Suppression
 
     manifest = read_manifest(data_root / "en_an4" / "test.jsonl")
     utterances = [manifest[i] for i in np.linspace(0, len(manifest) - 1, 6).astype(int)]
@@ -160,7 +161,7 @@ def test_real_weights_give_the_tokens_of_transformers(whisper_tiny_en, data_root
     model = model_of(whisper_tiny_en)
     waveforms = [read_waveform(u) for u in utterances]
     suppression = Suppression(
-        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+        always=tuple(model.generation["suppress_tokens"]), first=tuple(model.generation["begin_suppress_tokens"])
     )
     reference = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, dtype=torch.float32).eval()
     extractor = WhisperFeatureExtractor()
@@ -168,11 +169,11 @@ def test_real_weights_give_the_tokens_of_transformers(whisper_tiny_en, data_root
         out = model.encoder(*padded(waveforms))
         prompts = [tokenizer.prompt(u) for u in utterances]
         search = (model, out.h_BFD, out.context_lengths_B, prompts)
-        options = {"end_id": tokenizer.end_id, "suppression": suppression}
+        constraints = Constraints(end_id=tokenizer.end_id, suppression=suppression)
         if beams == 1:
-            decoded = greedy(*search, **options)
+            decoded = greedy_decode(*search, constraints=constraints)
         else:
-            found = beam_search(*search, beam_size=beams, length_penalty=1.0, n_best=1, **options)
+            found = beam_search(*search, constraints=constraints, beam_size=beams, length_penalty=1.0, n_best=1)
             decoded = [best for best, *_ in found]
         for row, waveform in zip(decoded, waveforms, strict=True):
             features = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features
@@ -185,7 +186,8 @@ def test_real_weights_give_the_timestamps_of_transformers(whisper_tiny_en, data_
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
-    from ssl_asr.decoding.seq2seq import Suppression, greedy
+    from ssl_asr.decoding.greedy import greedy_decode
+    from ssl_asr.decoding.step_model import Constraints, Suppression
     from ssl_asr.decoding.timestamps import TimestampRules
 
     manifest = read_manifest(data_root / "en_librispeech_mini" / "test.jsonl")
@@ -200,12 +202,13 @@ def test_real_weights_give_the_timestamps_of_transformers(whisper_tiny_en, data_
         latest_first=model.generation.get("max_initial_timestamp_index"),
     )
     suppression = Suppression(
-        tuple(model.generation["suppress_tokens"]), tuple(model.generation["begin_suppress_tokens"])
+        always=tuple(model.generation["suppress_tokens"]), first=tuple(model.generation["begin_suppress_tokens"])
     )
     with torch.inference_mode():
         out = model.encoder(*padded(waveforms))
-        options = {"end_id": tokenizer.end_id, "suppression": suppression, "rules": [rules]}
-        found = greedy(model, out.h_BFD, out.context_lengths_B, [[tokenizer.start_id]] * 4, **options)
+        constraints = Constraints(end_id=tokenizer.end_id, suppression=suppression, rules=[rules])
+        prompts = [[tokenizer.start_id]] * 4
+        found = greedy_decode(model, out.h_BFD, out.context_lengths_B, prompts, constraints=constraints)
         for row, waveform in zip(found, waveforms, strict=True):
             features = WhisperFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
             generated = reference.generate(
