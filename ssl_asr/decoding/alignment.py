@@ -1,4 +1,16 @@
-"""When labels and words were said, by CTC's forced alignment, and how sure the model was of them."""
+"""Times and confidences of labels and words, by CTC forced alignment.
+
+Forced alignment is Viterbi over the label sequence ``l`` with a blank between labels and at both ends. Let ``s`` run
+over the states ``blank, l[0], blank, l[1], ..., blank`` and ``y(s, t)`` be the log-probability of state ``s`` at frame
+``t``::
+
+    best(s, t) = y(s, t) + max(best(s, t-1), best(s-1, t-1), best(s-2, t-1))
+
+    s-2 is allowed only if s is a label that differs from the label at s-2: a repeated label needs a blank in between.
+
+The path starts in one of the first two states and ends in one of the last two. torchaudio's ``forced_align`` computes
+it.
+"""
 
 import itertools
 import math
@@ -10,17 +22,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl_asr.types import Seconds, Word
+from ssl_asr.types import Seconds, Token, Word
 
 Measure = Literal["max_prob", "entropy"]
 
-# Tsallis' entropy with this order tells right from wrong words best (Laptev and Ginsburg, 2023, arXiv:2212.08703).
+# Order of Tsallis entropy that best separates correct from wrong words (Laptev and Ginsburg, 2023, arXiv:2212.08703).
 _TSALLIS = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A label's frames, the end exclusive, and how sure the model was of it, from 0 to 1."""
+    """Frames ``begin`` to ``end`` (exclusive) of a label, and its confidence in [0, 1]."""
 
     label: int
     begin: int
@@ -29,7 +41,11 @@ class Span:
 
 
 def frame_confidence(log_probs_FV: Tensor, labels_F: Tensor, measure: Measure) -> Tensor:
-    """How sure each frame is, ``(F,)``: of its label, or, by its entropy, of anything at all."""
+    """Confidence of each frame in [0, 1], shape (F,).
+
+    ``max_prob`` is the probability of the frame's label. ``entropy`` is 1 minus the normalized Tsallis entropy of the
+    frame, on an exponential scale.
+    """
     if measure == "max_prob":
         return log_probs_FV.gather(1, labels_F[:, None])[:, 0].exp()
     size = log_probs_FV.shape[1]
@@ -40,46 +56,38 @@ def frame_confidence(log_probs_FV: Tensor, labels_F: Tensor, measure: Measure) -
 
 
 def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: Measure) -> list[Span] | None:
-    """Where each label lies on the best path that spells them all; None where they do not fit the frames.
+    """The span of each label on the best path. Returns None if the labels do not fit the frames.
 
     Args:
-        log_probs_FV: of an utterance's own frames, float32.
-        tokens: labels, without the blank.
-        blank: its id.
-        measure: of confidence; a label's is the mean over its frames.
+        log_probs_FV: float32 log-probabilities of the utterance's valid frames.
+        tokens: labels without blanks.
+        blank: id of the blank.
+        measure: of confidence. The confidence of a label is the mean over its frames.
     """
+    if not tokens:
+        return []
     repeats = sum(one == other for one, other in itertools.pairwise(tokens))
-    if not tokens or len(tokens) + repeats > len(log_probs_FV):
-        return None if tokens else []
-    path_F = _viterbi(log_probs_FV, tokens, blank)
+    if len(tokens) + repeats > len(log_probs_FV):
+        return None
+    path_F = _best_path(log_probs_FV, tokens, blank)
     confidence_F = frame_confidence(log_probs_FV.cpu(), path_F, measure)
-    path = path_F.tolist()
-    begins = [t for t, label in enumerate(path) if label != blank and (t == 0 or path[t - 1] != label)]
-    spans = []
-    for begin in begins:
-        end = begin + 1
-        while end < len(path) and path[end] == path[begin]:
-            end += 1
-        spans.append(Span(path[begin], begin, end, float(confidence_F[begin:end].mean())))
+    spans = [
+        Span(label, begin, end, float(confidence_F[begin:end].mean()))
+        for label, begin, end in _runs(path_F.tolist())
+        if label != blank
+    ]
     assert [span.label for span in spans] == list(tokens)
     return spans
 
 
-def spans_at(log_probs_FV: Tensor, tokens: Sequence[int], frames: Sequence[int], *, measure: Measure) -> list[Span]:
-    """Labels at the frames a search began them in, a frame each; see `align`."""
-    at_N = torch.tensor(frames, dtype=torch.int64)
-    confidence_N = frame_confidence(log_probs_FV.cpu()[at_N], torch.tensor(tokens, dtype=torch.int64), measure)
-    rows = zip(tokens, frames, confidence_N.tolist(), strict=True)
-    return [Span(token, frame, frame + 1, sure) for token, frame, sure in rows]
-
-
-def _viterbi(log_probs_FV: Tensor, tokens: Sequence[int], blank: int) -> Tensor:
+def _best_path(log_probs_FV: Tensor, tokens: Sequence[int], blank: int) -> Tensor:
+    """Label or blank of each frame on the best path, int64 on the CPU, shape (F,)."""
     from torchaudio.functional import forced_align
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path_BF, _ = forced_align(
-            # Minus infinity times nothing is no number in there.
+            # Minus infinity makes forced_align return NaN.
             log_probs_FV.float().clamp(min=-1e4)[None].cpu(),
             torch.tensor([list(tokens)], dtype=torch.int32),
             blank=blank,
@@ -88,46 +96,52 @@ def _viterbi(log_probs_FV: Tensor, tokens: Sequence[int], blank: int) -> Tensor:
     return path
 
 
+def _runs(path: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Label, first frame and end (exclusive) of each run of equal labels."""
+    runs = []
+    begin = 0
+    for label, frames in itertools.groupby(path):
+        end = begin + len(list(frames))
+        runs.append((label, begin, end))
+        begin = end
+    return runs
+
+
+def spans_at(log_probs_FV: Tensor, tokens: Sequence[int], frames: Sequence[int], *, measure: Measure) -> list[Span]:
+    """Spans of one frame each, at the frames where a search started the labels. Arguments as for `align`."""
+    at_N = torch.tensor(frames, dtype=torch.int64)
+    confidence_N = frame_confidence(log_probs_FV.cpu()[at_N], torch.tensor(tokens, dtype=torch.int64), measure)
+    rows = zip(tokens, frames, confidence_N.tolist(), strict=True)
+    return [Span(token, frame, frame + 1, sure) for token, frame, sure in rows]
+
+
 def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Seconds) -> list[Word]:
-    """The words that spans spell, with times, and their labels; a word is as sure as its least sure label.
+    """Words and labels with times. The confidence of a word is the lowest confidence of its labels.
 
     Args:
         spans: of all labels of a text, in order.
-        labels: how each id is spelt; a space in it ends the word before.
-        frame_s: seconds of a frame.
+        labels: spelling of each id, None for the unknown label. A space ends the word before it.
+        frame_s: seconds per frame.
     """
-    words: list[Word] = []
-    letters: list[tuple[str, Span]] = []
-
-    def finish() -> None:
-        if letters:
-            begin, end = letters[0][1].begin, letters[-1][1].end
-            sure = min(span.confidence for _, span in letters)
-            tokens = tuple(_token(text, span, frame_s) for text, span in letters)
-            words.append(Word("".join(text for text, _ in letters), begin * frame_s, end * frame_s, sure, tokens))
-            letters.clear()
-
+    words: list[list[Token]] = [[]]
     for span in spans:
         text = labels[span.label]
-        head, *rest = ("⁇" if text is None else text).split(" ")
-        if head:
-            letters.append((head, span))
-        for part in rest:
-            finish()
-            if part:
-                letters.append((part, span))
-    finish()
-    return words
+        # A label may hold several words, as in " a b": each space ends a word.
+        first, *others = ("⁇" if text is None else text).split(" ")
+        if first:
+            words[-1].append(_token(first, span, frame_s))
+        words += [[_token(part, span, frame_s)] if part else [] for part in others]
+    return [_word("".join(token.text for token in tokens), tokens) for tokens in words if tokens]
 
 
 def listed_words(
     spans: Sequence[Span], words: Sequence[tuple[str, int]], labels: Sequence[str | None], frame_s: Seconds
 ) -> list[Word]:
-    """Words that a lexicon spells, with times; a word is as sure as its least sure label.
+    """Words of a lexicon with times. The confidence of a word is the lowest confidence of its labels.
 
     Args:
         spans: of all labels of a text, in order.
-        words: each, and how many of the labels spell it, a space after it counted.
+        words: each word, and the number of labels that spell it, a space after it included.
         labels, frame_s: see `words_of`.
     """
     found = []
@@ -135,11 +149,14 @@ def listed_words(
     for word, count in words:
         own = [span for span in spans[at : at + count] if labels[span.label] != " "]
         at += count
-        sure = min(span.confidence for span in own)
-        tokens = tuple(_token(str(labels[span.label]), span, frame_s) for span in own)
-        found.append(Word(word, tokens[0].start, tokens[-1].end, sure, tokens))
+        found.append(_word(word, [_token(str(labels[span.label]), span, frame_s) for span in own]))
     return found
 
 
-def _token(text: str, span: Span, frame_s: Seconds) -> Word:
-    return Word(text, span.begin * frame_s, span.end * frame_s, span.confidence)
+def _word(text: str, tokens: Sequence[Token]) -> Word:
+    confidence = min(token.confidence for token in tokens)
+    return Word(text, tokens[0].start, tokens[-1].end, confidence, tuple(tokens))
+
+
+def _token(text: str, span: Span, frame_s: Seconds) -> Token:
+    return Token(text, span.begin * frame_s, span.end * frame_s, span.confidence)

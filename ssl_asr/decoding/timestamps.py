@@ -1,29 +1,36 @@
-"""Whisper's timestamps: the rules its tokens follow, and the phrases they mark (Radford et al., 2022, section 4.5)."""
+"""Whisper's timestamp tokens: the rules they follow, and the segments they mark (Radford et al., 2022, section 4.5).
 
+A window with timestamps reads::
+
+    <0.00> text <2.40> <2.40> text <5.16> <5.80> text
+    |-- segment 1 ---|--- segment 2 ----|  unfinished: transcribed again by the next window, which starts at 5.16 s
+"""
+
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssl_asr.types import Seconds, Word
+from ssl_asr.types import Seconds, Segment
 
-# A timestamp token stands for so many seconds more than the one before it.
+# Seconds from one timestamp token to the next.
 TIMESTAMP_S: Seconds = 0.02
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimestampRules:
-    """What may follow, of timestamps and text; a rule of `ssl_asr.decoding.seq2seq.greedy`.
+    """Which timestamp and text tokens may follow. A `ssl_asr.decoding.step_model.Rule`.
 
-    A text begins with a timestamp; timestamps come in pairs, do not decrease, and are taken where all of them
-    together are likelier than any word.
+    A text starts with a timestamp. Timestamps come in pairs and do not decrease. If all timestamps together are more
+    probable than any text token, text is forbidden.
 
     Attributes:
-        begin: the id of the timestamp 0.00.
-        no_timestamps: the id that asks for none.
-        end: the id that ends a text.
-        latest_first: the most the first timestamp may be, in tokens; None for no limit.
+        begin: id of the timestamp 0.00.
+        no_timestamps: id of the token that requests no timestamps.
+        end: id of the end token.
+        latest_first: largest first timestamp, in timestamp tokens after 0.00. None for no limit.
     """
 
     begin: int
@@ -32,7 +39,7 @@ class TimestampRules:
     latest_first: int | None
 
     def __call__(self, logits_BV: Tensor, history_BU: Tensor) -> Tensor:
-        """Logits with what is forbidden at minus infinity, after the tokens chosen so far."""
+        """The logits with forbidden tokens at minus infinity, given the tokens chosen so far."""
         begin = self.begin
         logits_BV[:, self.no_timestamps] = -torch.inf
         if history_BU.shape[1] == 0:
@@ -46,7 +53,7 @@ class TimestampRules:
         ids_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
         is_time_V = ids_V >= begin
         latest_B = torch.where(is_time_BU, history_BU, 0).amax(1)
-        # A phrase's end may begin the next one, but a phrase takes some time.
+        # The end of a segment may also be the start of the next one, but no segment may be empty.
         least_B = torch.where(last_B & ~before_B, latest_B, latest_B + 1)
         forbidden_BV = is_time_V & (last_B & before_B)[:, None]
         forbidden_BV |= (ids_V < self.end) & (last_B & ~before_B)[:, None]
@@ -57,40 +64,52 @@ class TimestampRules:
         return logits_BV.masked_fill((times_B > text_B)[:, None] & ~is_time_V, -torch.inf)
 
 
-def phrases(
+def segments_of(
     tokens: Sequence[int], *, begin: int, duration: Seconds, decode: Callable[[list[int]], str], score: float
-) -> tuple[list[Word], Seconds]:
-    """The phrases of a window and how far it is heard: where the next window should start, in seconds of this one.
+) -> tuple[list[Segment], Seconds]:
+    """The segments of a window, and the second of the window at which the next window starts.
 
-    What follows the last pair of timestamps is not finished: it is left to the next window. A window that ends in a
-    single timestamp, or has no pair, is heard to its end.
+    Text after the last pair of timestamps is unfinished and left to the next window. If the window ends in a single
+    timestamp or has no pair of timestamps, the next window starts at its end.
 
     Args:
-        tokens: as chosen, the end left out.
-        begin: the id of the timestamp 0.00.
+        tokens: chosen by the decoder, without the end token.
+        begin: id of the timestamp 0.00.
         duration: seconds of audio in the window.
-        decode: tokens to text; timestamps among them are left out.
-        score: of the window; phrases are as sure as it.
+        decode: converts tokens to text and leaves timestamps out.
+        score: confidence of every segment, in [0, 1].
     """
     is_time = [token >= begin for token in tokens]
-    cuts = [i + 1 for i in range(len(tokens) - 1) if is_time[i] and is_time[i + 1]]
-    ends_single = is_time[-2:] == [False, True]
-    if ends_single and cuts:
-        cuts.append(len(tokens))
-    made: list[Word] = []
+    cuts = [i + 1 for i, pair in enumerate(itertools.pairwise(is_time)) if all(pair)]
     if not cuts:
-        times = [token for token in tokens if token >= begin]
-        end = (times[-1] - begin) * TIMESTAMP_S if times and times[-1] > begin else duration
-        start = (times[0] - begin) * TIMESTAMP_S if times and len(times) > 1 else 0.0
-        text = decode(list(tokens))
-        return ([Word(text, start, min(end, duration), score)] if text else []), duration
-    first = 0
-    for cut in cuts:
-        own = tokens[first:cut]
-        start, end = ((token - begin) * TIMESTAMP_S for token in (own[0], own[-1]))
-        text = decode(list(own))
+        return _single_segment(tokens, begin, duration, decode, score), duration
+    ends_single = is_time[-2:] == [False, True]
+    if ends_single:
+        cuts.append(len(tokens))
+    segments: list[Segment] = []
+    for first, cut in itertools.pairwise([0, *cuts]):
+        own = list(tokens[first:cut])
+        start, end = _seconds(own[0], begin), _seconds(own[-1], begin)
+        text = decode(own)
         if text:
-            made.append(Word(text, min(start, duration), min(end, duration), score))
-        first = cut
-    heard = duration if ends_single else (tokens[cuts[-1] - 1] - begin) * TIMESTAMP_S
-    return made, heard if heard > 0 else duration
+            segments.append(Segment(text, min(start, duration), min(end, duration), score))
+    next_start = duration if ends_single else _seconds(tokens[cuts[-1] - 1], begin)
+    # A window that starts again at 0 would repeat forever.
+    return segments, next_start if next_start > 0 else duration
+
+
+def _single_segment(
+    tokens: Sequence[int], begin: int, duration: Seconds, decode: Callable[[list[int]], str], score: float
+) -> list[Segment]:
+    """The segment of a window without pairs of timestamps. Missing times are the ends of the window."""
+    text = decode(list(tokens))
+    if not text:
+        return []
+    times = [token for token in tokens if token >= begin]
+    start = _seconds(times[0], begin) if len(times) > 1 else 0.0
+    end = _seconds(times[-1], begin) if times and times[-1] > begin else duration
+    return [Segment(text, start, min(end, duration), score)]
+
+
+def _seconds(token: int, begin: int) -> Seconds:
+    return (token - begin) * TIMESTAMP_S

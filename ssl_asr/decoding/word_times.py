@@ -1,11 +1,18 @@
-"""When words were said, from where an attention decoder looked (OpenAI's ``whisper.timing``).
+"""Word times from the cross-attention of an autoregressive decoder (OpenAI's ``whisper.timing``).
 
-Some heads of Whisper's cross-attention follow the speech. What they look at, smoothed and averaged, is a table of
-tokens against frames; the way through it that goes down by tokens and right by frames and collects the most is the
-alignment.
+Some attention heads of Whisper follow the speech. Their weights, smoothed and averaged, form a table of tokens by
+frames. Dynamic time warping finds the best monotonic path through the table::
+
+              frames
+    tokens    # # . . . . .        best(i, j) = table(i, j) + max(best(i-1, j-1),  next token, next frame
+              . . # . . . .                                       best(i-1, j),    next token, same frame
+              . . . # # # #                                       best(i, j-1))    same token, next frame
+
+A token starts at the first frame of its row of the path.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,19 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_asr.types import Seconds, Word
+from ssl_asr.types import Seconds, Token, Word
 
 Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
 
-# Frames of the median that takes out single looks elsewhere, as OpenAI has it.
+# Width of the median filter in frames, as in OpenAI's code.
 _MEDIAN = 7
-# Written without spaces, so that a word is as good as a character.
+# Languages written without spaces. Each character counts as a word.
 _NO_SPACES = {"zh", "ja", "th", "lo", "my", "yue"}
 
 
 def smoothed(weights_HUF: Tensor) -> Float64s:
-    """Attention of the heads that follow the speech as one table of tokens against frames."""
+    """Normalized, median-filtered attention weights, averaged over heads: a table of shape (tokens, frames)."""
     deviation, mean = torch.std_mean(weights_HUF.double(), dim=1, keepdim=True, correction=0)
     normal_HUF = (weights_HUF - mean) / deviation.clamp(min=1e-12)
     half = _MEDIAN // 2
@@ -37,9 +44,10 @@ def smoothed(weights_HUF: Tensor) -> Float64s:
 
 
 def first_frames(table_UF: Float64s) -> Int64s:
-    """The frame at which each row of a table begins, on the path that collects the most.
+    """First frame of each row of a table, on the path with the largest sum.
 
-    Dynamic time warping, a diagonal of the table at a time. Where steps are equally good, time passes first.
+    Dynamic time warping, one anti-diagonal of the table at a time. If steps are equally good, the path stays on its
+    row.
     """
     rows, columns = table_UF.shape
     best = np.full((rows + 1, columns + 1), np.inf)
@@ -52,6 +60,12 @@ def first_frames(table_UF: Float64s) -> Int64s:
         which = np.where((both < down) & (both < right), 0, np.where((down < both) & (down < right), 1, 2))
         step[i, j] = which
         best[i, j] = np.choose(which, [both, down, right]) - table_UF[i - 1, j - 1]
+    return _backtrace(step)
+
+
+def _backtrace(step: NDArray[np.int8]) -> Int64s:
+    """First frame of each row, from the steps into each cell: 0 diagonal, 1 next row, 2 next column."""
+    rows, columns = step.shape[0] - 1, step.shape[1] - 1
     firsts = np.zeros(rows, dtype=np.int64)
     i, j = rows, columns
     while i > 0:
@@ -70,45 +84,60 @@ def words_of_tokens(
     frame_s: Seconds,
     lang: str | None,
 ) -> list[Word]:
-    """Words with times, and their tokens; a word is as sure as its least sure token.
+    """Words and tokens with times. The confidence of a word is the lowest probability of its tokens.
 
     Args:
-        tokens: of the text, and nothing else.
-        weights_HUF: what the heads looked at when each token was foretold, and when the end was: a row more than
-            there are tokens, over the frames of the speech.
+        tokens: text tokens only.
+        weights_HUF: attention weights of the heads, over the frames of the speech. One row per token, at the step
+            that predicts the token, and one row for the end token.
         probabilities: of each token.
-        spell: tokens to text, a space where a word begins.
-        frame_s: seconds of a frame.
-        lang: of the text; some are written without spaces.
+        spell: converts tokens to text, with a space before each word.
+        frame_s: seconds per frame.
+        lang: language code of the text. Some languages are written without spaces.
     """
     if not tokens:
         return []
     starts = first_frames(smoothed(weights_HUF))
     words: list[Word] = []
-    for first, end, text in _grouped(tokens, spell, spaces=lang not in _NO_SPACES):
-        times = [float(start) * frame_s for start in starts[first : end + 1]]
+    for span in _word_spans(tokens, spell, spaces=lang not in _NO_SPACES):
+        times = [float(start) * frame_s for start in starts[span.first : span.end + 1]]
+        own = probabilities[span.first : span.end]
         pieces = tuple(
-            Word(spell([tokens[first + i]]), times[i], times[i + 1], probabilities[first + i])
-            for i in range(end - first)
+            Token(spell([tokens[span.first + i]]), times[i], times[i + 1], probability)
+            for i, probability in enumerate(own)
         )
-        words.append(Word(text, times[0], times[-1], min(probabilities[first:end]), pieces))
+        words.append(Word(span.text, times[0], times[-1], min(own), pieces))
     return words
 
 
-def _grouped(tokens: Sequence[int], spell: Callable[[list[int]], str], *, spaces: bool) -> list[tuple[int, int, str]]:
-    """Places of the tokens of each word, and the word. Tokens that are parts of a character stay together."""
-    characters: list[tuple[int, int, str]] = []
+@dataclass(frozen=True, slots=True)
+class _TextSpan:
+    """Tokens ``first`` to ``end`` (exclusive), and their text."""
+
+    first: int
+    end: int
+    text: str
+
+
+def _word_spans(tokens: Sequence[int], spell: Callable[[list[int]], str], *, spaces: bool) -> list[_TextSpan]:
+    """The tokens of each word. Without ``spaces``, every letter or digit starts a word."""
+    words: list[_TextSpan] = []
+    for span in _character_spans(tokens, spell):
+        starts_word = span.text.startswith(" ") or (not spaces and any(c.isalnum() for c in span.text))
+        if starts_word or not words:
+            words.append(span)
+        else:
+            words[-1] = _TextSpan(words[-1].first, span.end, words[-1].text + span.text)
+    return [_TextSpan(word.first, word.end, word.text.strip()) for word in words if word.text.strip()]
+
+
+def _character_spans(tokens: Sequence[int], spell: Callable[[list[int]], str]) -> list[_TextSpan]:
+    """The shortest runs of tokens that spell whole characters: a token may be one byte of a character."""
+    spans: list[_TextSpan] = []
     first = 0
     for end in range(1, len(tokens) + 1):
         text = spell(list(tokens[first:end]))
         if "�" not in text or end == len(tokens):
-            characters.append((first, end, text))
+            spans.append(_TextSpan(first, end, text))
             first = end
-    words: list[tuple[int, int, str]] = []
-    for first, end, text in characters:
-        begins = not words or text.startswith(" ") or (not spaces and any(c.isalnum() for c in text))
-        if begins:
-            words.append((first, end, text))
-        else:
-            words[-1] = (words[-1][0], end, words[-1][2] + text)
-    return [(first, end, text.strip()) for first, end, text in words if text.strip()]
+    return spans

@@ -7,7 +7,7 @@ from pathlib import Path
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import written_whole
-from ssl_asr.types import Seconds, Word
+from ssl_asr.types import Seconds, Segment, Word
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "textgrid")
 # Those that say when words were said.
@@ -97,22 +97,21 @@ def render(rows: Sequence[Prediction], kind: str) -> str:
     if kind == "textgrid":
         words = [word for row in rows for word in placed(row, row.words)]
         return _textgrid(words, max((row.offset + row.duration for row in rows), default=0.0))
-    shown = [
-        cue for row in rows for cue in (placed(row, row.segments) if row.segments else cues(placed(row, row.words)))
-    ]
-    return _subtitles(shown, kind)
+    return _subtitles([cue for row in rows for cue in _cues_of(row)], kind)
 
 
 def placed(row: Prediction, words: Sequence[Word]) -> list[Word]:
-    """Words or phrases with their times in the recording; without any, one of the whole text."""
+    """The words with times in the recording. Without words, the whole text stands as one word."""
     if words:
         return [word.later(row.offset) for word in words]
     return [Word(row.hyp, row.offset, row.offset + row.duration, 1.0)] if row.hyp else []
 
 
-def _cues_of(row: Prediction) -> list[Word]:
-    """Subtitles of a transcript: words joined, or the phrases its model made where words have no times."""
-    return placed(row, row.segments) if row.segments and not row.words else cues(placed(row, row.words))
+def _cues_of(row: Prediction) -> list[Segment]:
+    """Subtitles of a transcript: its segments, or else its words joined."""
+    if row.segments:
+        return [segment.later(row.offset) for segment in row.segments]
+    return cues(placed(row, row.words))
 
 
 def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:
@@ -123,21 +122,22 @@ def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:
             yield f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
 
 
-def cues(words: Sequence[Word]) -> list[Word]:
+def cues(words: Sequence[Word]) -> list[Segment]:
     """Words joined into subtitles."""
-    joined: list[Word] = []
+    joined: list[Segment] = []
     for word in words:
         if joined:
             last = joined[-1]
             text = f"{last.text} {word.text}"
             if len(text) <= _CUE_CHARACTERS and word.end - last.start <= _CUE_S and word.start - last.end <= _PAUSE_S:
-                joined[-1] = Word(text, last.start, word.end, min(last.confidence, word.confidence))
+                sure = min(last.confidence, word.confidence)
+                joined[-1] = Segment(text, last.start, word.end, sure, (*last.words, word))
                 continue
-        joined.append(word)
+        joined.append(Segment(word.text, word.start, word.end, word.confidence, (word,)))
     return joined
 
 
-def _subtitles(shown: Sequence[Word], kind: str) -> str:
+def _subtitles(shown: Sequence[Segment], kind: str) -> str:
     blocks = []
     for number, cue in enumerate(shown, start=1):
         times = f"{_clock(cue.start, kind)} --> {_clock(cue.end, kind)}"

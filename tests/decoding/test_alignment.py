@@ -1,4 +1,4 @@
-"""Forced alignment against the best of all paths."""
+"""Forced alignment against exhaustive search over all paths."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from ssl_asr.types import Word
 
 @pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 1]])
 @pytest.mark.parametrize("seed", range(3))
-def test_labels_lie_where_the_best_path_has_them(tokens, seed):
+def test_spans_equal_the_best_of_all_paths(tokens, seed):
     log_probs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
     paths = [path for path in itertools.product(range(3), repeat=5) if collapse(list(path), 0) == tokens]
     best = max(paths, key=lambda path: sum(float(log_probs[t, v]) for t, v in enumerate(path)))
@@ -28,22 +28,22 @@ def test_labels_lie_where_the_best_path_has_them(tokens, seed):
         assert span.confidence == pytest.approx(sum(own) / len(own), abs=1e-5)
 
 
-def test_labels_that_do_not_fit_have_no_place_and_no_labels_need_none():
+def test_align_returns_none_if_labels_do_not_fit_and_no_spans_for_no_labels():
     log_probs = torch.randn(3, 3).log_softmax(-1)
     assert align(log_probs, [1, 1, 2], blank=0, measure="max_prob") is None
     assert align(log_probs, [], blank=0, measure="max_prob") == []
 
 
-def test_forbidden_labels_do_not_spoil_the_path():
+def test_labels_with_probability_zero_do_not_break_the_path():
     log_probs = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.9, 0.1, 0.0]]).log()
     (span,) = align(log_probs, [1], blank=0, measure="max_prob")
     assert (span.begin, span.end) == (1, 2)
 
 
-def test_a_sure_frame_has_confidence_one_and_one_that_knows_nothing_has_none():
-    sure, ignorant = torch.tensor([1.0, 0.0, 0.0, 0.0]).log(), torch.full((4,), 0.25).log()
+def test_confidence_is_one_for_certain_frames_and_zero_for_uniform_frames():
+    certain, uniform = torch.tensor([1.0, 0.0, 0.0, 0.0]).log(), torch.full((4,), 0.25).log()
     between = torch.tensor([0.7, 0.1, 0.1, 0.1]).log()
-    frames, labels = torch.stack([sure, between, ignorant]), torch.zeros(3, dtype=torch.int64)
+    frames, labels = torch.stack([certain, between, uniform]), torch.zeros(3, dtype=torch.int64)
     entropy = frame_confidence(frames, labels, "entropy").tolist()
     assert entropy[0] == pytest.approx(1.0, abs=1e-6)
     assert entropy[2] == pytest.approx(0.0, abs=1e-6)
@@ -51,7 +51,7 @@ def test_a_sure_frame_has_confidence_one_and_one_that_knows_nothing_has_none():
     assert frame_confidence(frames, labels, "max_prob").tolist() == pytest.approx([1.0, 0.7, 0.25])
 
 
-def test_words_are_as_sure_as_their_least_sure_label():
+def test_word_confidence_is_the_lowest_label_confidence():
     labels = [None, None, "a", "b", " ", " ab", " b"]
     spans = [
         Span(2, 0, 1, 0.9),

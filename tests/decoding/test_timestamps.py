@@ -1,4 +1,4 @@
-"""Whisper's timestamps against transformers' rules, and the phrases they mark."""
+"""Whisper's timestamp rules against transformers, and the segments that timestamps mark."""
 
 from types import SimpleNamespace
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from ssl_asr.decoding.timestamps import TimestampRules, phrases
+from ssl_asr.decoding.timestamps import TimestampRules, segments_of
 
-# A vocabulary of text 0 to 9, end 10, "no timestamps" 14, timestamps 15 to 34.
+# A vocabulary with text 0 to 9, end token 10, "no timestamps" 14 and timestamps 15 to 34.
 END, NONE, BEGIN, SIZE = 10, 14, 15, 35
 
 
 @pytest.mark.parametrize("latest_first", [None, 3])
-def test_the_rules_are_those_of_transformers(latest_first):
+def test_rules_equal_transformers(latest_first):
     rules = TimestampRules(begin=BEGIN, no_timestamps=NONE, end=END, latest_first=latest_first)
     config = SimpleNamespace(
         no_timestamps_token_id=NONE, eos_token_id=END, bos_token_id=END, max_initial_timestamp_index=latest_first
@@ -38,32 +38,32 @@ def _decode(tokens):
     return " ".join(str(token) for token in tokens if token < END)
 
 
-def _phrases(tokens, duration=0.4):
-    made, heard = phrases(tokens, begin=BEGIN, duration=duration, decode=_decode, score=0.5)
-    return [(word.text, round(word.start, 2), round(word.end, 2)) for word in made], round(heard, 2)
+def _segments(tokens, duration=0.4):
+    segments, next_start = segments_of(tokens, begin=BEGIN, duration=duration, decode=_decode, score=0.5)
+    return [(one.text, round(one.start, 2), round(one.end, 2)) for one in segments], round(next_start, 2)
 
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        # Two phrases, and a third that is cut off: it is left to the next window, which begins after the second.
+        # Two segments, and an unfinished third. The next window starts after the second.
         ([15, 1, 17, 17, 2, 3, 20, 21, 4], ([("1", 0.0, 0.04), ("2 3", 0.04, 0.1)], 0.1)),
-        # A single timestamp at the end: nothing was said after it.
+        # A single timestamp at the end: no speech after it.
         ([15, 1, 17, 18, 2, 20], ([("1", 0.0, 0.04), ("2", 0.06, 0.1)], 0.4)),
-        # One phrase, whole or without its end, is heard to the window's end.
+        # Without a pair of timestamps, the next window starts at the end of this one.
         ([16, 1, 2, 20], ([("1 2", 0.02, 0.1)], 0.4)),
         ([16, 1, 2], ([("1 2", 0.0, 0.02)], 0.4)),
         ([1, 2], ([("1 2", 0.0, 0.4)], 0.4)),
         ([15, 16], ([], 0.4)),
         ([], ([], 0.4)),
-        # No phrase ends after the recording does.
+        # Segments end within the recording.
         ([15, 1, 34, 34, 2, 34], ([("1", 0.0, 0.3), ("2", 0.3, 0.3)], 0.3)),
     ],
 )
-def test_phrases_and_how_far_a_window_is_heard(tokens, expected):
+def test_segments_and_start_of_next_window(tokens, expected):
     duration = 0.3 if tokens[2:3] == [34] else 0.4
-    assert _phrases(tokens, duration) == expected
+    assert _segments(tokens, duration) == expected
 
 
-def test_a_window_is_never_heard_for_no_time_at_all():
-    assert _phrases([15, 15, 1])[1] > 0
+def test_next_window_never_starts_at_zero():
+    assert _segments([15, 15, 1])[1] > 0

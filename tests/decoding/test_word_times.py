@@ -1,4 +1,4 @@
-"""Word times by attention: the warping against transformers' and brute force, the words on real speech."""
+"""Word times from attention: time warping against transformers and brute force, and words on real speech."""
 
 import itertools
 
@@ -13,17 +13,17 @@ from ssl_asr.decoding.word_times import first_frames, smoothed, words_of_tokens
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (5, 5), (4, 30), (9, 3), (20, 70)])
-def test_rows_begin_where_transformers_has_them(shape):
+def test_first_frames_equal_transformers(shape):
     table = np.random.default_rng(shape[0]).standard_normal(shape)
     text, time = _dynamic_time_warping(-table)
     expected = [int(time[text == row].min()) for row in range(shape[0])]
     assert first_frames(table).tolist() == expected
 
 
-def test_the_path_collects_the_most():
+def test_path_has_the_largest_sum():
     table = np.random.default_rng(1).standard_normal((3, 5))
     best, firsts = -np.inf, None
-    # Every way from corner to corner by steps down, right or both.
+    # All paths from corner to corner by steps down, right or diagonal.
     for steps in itertools.product([(1, 1), (1, 0), (0, 1)], repeat=6):
         for length in range(4, 7):
             places = [(0, 0)]
@@ -36,14 +36,14 @@ def test_the_path_collects_the_most():
     assert first_frames(table).tolist() == firsts
 
 
-def test_tables_are_smoothed_as_transformers_does():
+def test_smoothed_table_equals_transformers():
     weights = torch.rand(3, 6, 40)
     normal = (weights - weights.mean(1, keepdim=True)) / weights.std(1, keepdim=True, unbiased=False)
     expected = _median_filter(normal[None], 7)[0].mean(0)
     assert np.allclose(smoothed(weights), expected.numpy(), atol=1e-5)
 
 
-def test_tokens_that_are_parts_of_a_character_stay_together():
+def test_tokens_of_one_character_stay_in_one_word():
     pieces = {1: b" na", 2: b"\xc3", 3: b"\xaf", 4: b"ve", 5: b" ok", 6: b","}
     weights = torch.rand(2, 7, 30)
     words = words_of_tokens(
@@ -64,7 +64,7 @@ def test_tokens_that_are_parts_of_a_character_stay_together():
     assert words_of_tokens([], weights, [], spell=str, frame_s=0.02, lang=None) == []
 
 
-def test_without_spaces_a_character_is_a_word():
+def test_each_character_is_a_word_in_languages_without_spaces():
     weights = torch.rand(2, 4, 30)
 
     def spell(ids):
@@ -74,8 +74,8 @@ def test_without_spaces_a_character_is_a_word():
     assert [word.text for word in words] == ["你", "好。"]
 
 
-def test_words_lie_within_the_utterance_they_were_said_in(whisper_tiny_en, data_root, tmp_path):
-    """Two utterances with two seconds of silence between them: each word is in its own."""
+def test_words_lie_within_their_utterance(whisper_tiny_en, data_root, tmp_path):
+    """Two utterances with two seconds of silence in between: each word lies in its own utterance."""
     import ssl_asr
 
     manifest = read_manifest(data_root / "en_librispeech_mini" / "test.jsonl")
@@ -85,13 +85,13 @@ def test_words_lie_within_the_utterance_they_were_said_in(whisper_tiny_en, data_
     joined = np.concatenate([first, np.zeros(2 * rate, np.float32), second])
     soundfile.write(tmp_path / "joined.flac", joined, rate)
     model = ssl_asr.load(whisper_tiny_en, device="cpu", times="max_prob")
-    (heard,) = model.transcribe(tmp_path / "joined.flac")
-    assert " ".join(word.text for word in heard.words) == " ".join(heard.text.split())
-    starts = [word.start for word in heard.words]
+    (result,) = model.transcribe(tmp_path / "joined.flac")
+    assert " ".join(word.text for word in result.words) == " ".join(result.text.split())
+    starts = [word.start for word in result.words]
     assert starts == sorted(starts)
-    assert all(0 < word.confidence <= 1 and word.start <= word.end for word in heard.words)
+    assert all(0 < word.confidence <= 1 and word.start <= word.end for word in result.words)
     gap_start, gap_end = len(first) / rate, len(first) / rate + 2
-    middles = [(word.start + word.end) / 2 for word in heard.words]
+    middles = [(word.start + word.end) / 2 for word in result.words]
     before = sum(middle < gap_start + 0.3 for middle in middles)
     after = sum(middle > gap_end - 0.3 for middle in middles)
     assert before + after >= len(middles) - 1, middles

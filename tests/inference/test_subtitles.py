@@ -8,7 +8,7 @@ import pytest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.subtitles import cues, format_of, render, write
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.types import Word
+from ssl_asr.types import Segment, Word
 
 WORDS = [Word("one", 0.5, 0.8, 0.9), Word("two", 1.0, 1.25, 0.5), Word('"three"', 3.0, 3.5, 0.7)]
 ROW = Prediction("u1", "", 'one two "three"', -0.1, 4.0, "/talks/a.wav", words=WORDS)
@@ -27,7 +27,7 @@ def test_subtitles_break_at_pauses_and_count_from_the_beginning_of_the_recording
 
 
 def test_phrases_are_subtitles_where_words_have_no_times():
-    phrases = [Word("one two", 0.5, 1.5, 0.9), Word("three", 3.0, 3.5, 0.7)]
+    phrases = [Segment("one two", 0.5, 1.5, 0.9), Segment("three", 3.0, 3.5, 0.7)]
     row = Prediction("u", "", "one two three", 0.0, 4.0, "/talks/a.wav", offset=10.0, segments=phrases)
     assert "00:00:10,500 --> 00:00:11,500\none two\n" in render([row], "srt")
     assert "00:00:10,500" not in render([ROW], "srt")
