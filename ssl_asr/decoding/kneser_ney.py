@@ -1,29 +1,45 @@
-"""N-gram models from text, by interpolated modified Kneser-Ney (Chen and Goodman, 1998, TR-10-98, section 3).
+"""N-gram models from text, by interpolated modified Kneser-Ney smoothing (Chen and Goodman, 1998, TR-10-98, section 3).
 
-Counts of lower orders are of distinct words before, discounts are one for each of the counts 1, 2 and 3 or more, and
-the unigrams are interpolated with the uniform distribution, which is what ``<unk>`` gets, as in KenLM's ``lmplz``
-(Heafield et al., 2013).
+For a word ``w`` after a context ``h``, and ``h'`` the context without its first word::
+
+    p(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + gamma(h) * p(w | h')
+    gamma(h) = sum of D(c(h w)) over the words w seen after h, divided by c(h)
+    p(w)     = max(c(w) - D(c(w)), 0) / c + gamma() / number of words
+
+    c(h w)   longest n-grams and n-grams that start a sentence: number of occurrences;
+             all others: number of distinct words before h w
+    c(h)     sum of c(h w) over w
+    D(c)     discount, one for each of the counts 1, 2 and 3 or more:
+             D(j) = j - (j + 1) * y * t[j + 1] / t[j],   y = t[1] / (t[1] + 2 * t[2])
+    t[j]     number of n-grams of this length with count j
+
+The unigrams are interpolated with the uniform distribution, which gives ``<unk>`` its probability, as in KenLM's
+``lmplz`` (Heafield et al., 2013).
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssl_asr.decoding.ngram import BEGIN, END, UNKNOWN, Float64s, Int64s, NGram
+from ssl_asr.decoding.ngram import BEGIN, END, UNKNOWN, Bools, Float64s, Int64s, NGram
 from ssl_asr.errors import LanguageModelError
 
-# Where a text is too small to estimate its discounts from (KenLM's choice too).
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
+Discounts = tuple[float, float, float]
+
+# Ids of the marks; <unk> is 0.
+_BEGIN_ID, _END_ID = 1, 2
+# Discounts for a text too small to estimate them from, as in KenLM.
+FALLBACK_DISCOUNTS: Discounts = (0.5, 1.0, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
 class _Grams:
-    """The n-grams of one length, each once.
+    """The distinct n-grams of one length.
 
-    ``contexts_N`` and ``suffixes_N`` number n-grams of one word less, ``raw_N`` are occurrences and ``counts_N`` what
-    Kneser-Ney counts.
+    ``contexts_N`` and ``suffixes_N`` index the n-grams of one word less: all words but the last, and all but the
+    first. ``raw_N`` are occurrences, ``counts_N`` the counts of Kneser-Ney.
     """
 
     words_NK: Int64s
@@ -35,58 +51,76 @@ class _Grams:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A model, and the discounts of each order (1, 2, 3 or more); ``fell_back`` lists orders with fixed ones."""
+    """A model and the discounts of each order. ``fell_back`` lists the orders with `FALLBACK_DISCOUNTS`."""
 
     model: NGram
-    discounts: list[tuple[float, float, float]]
+    discounts: list[Discounts]
     fell_back: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Smoothed:
+    """One order: the probability of each n-gram, whether it is kept, and the back-off weight of each context."""
+
+    probabilities_N: Float64s
+    kept_N: Bools
+    gamma_C: Float64s
+
+
 def estimate(sentences: Iterable[Sequence[str]], *, order: int, prune: Sequence[int] = ()) -> Estimate:
-    """The model of sentences, each a sequence of words without marks of beginning or end.
+    """Estimates an n-gram model.
 
     Args:
-        sentences: the text.
-        order: the longest n-grams.
-        prune: for each order, n-grams that occur so often and no oftener are left out; the last holds for all
-            longer ones, no number is less than the one before, and unigrams are always kept. Empty prunes nothing.
+        sentences: the text, a sequence of words per sentence, without start and end marks.
+        order: length of the longest n-grams.
+        prune: one threshold per order. N-grams that occur no more often than the threshold are left out. The last
+            threshold holds for all longer n-grams, and thresholds do not decrease. Unigrams are always kept. Empty
+            for no pruning.
 
     Raises:
-        LanguageModelError: there is no text, or a word of it is a mark.
+        LanguageModelError: the text is empty, or a word is a mark.
     """
     words, flat_T, ends_T = _flatten(sentences)
     grams = _count(flat_T, ends_T, len(words), order)
-    discounts, fell_back = [], []
+    # The start mark is a context only and is never predicted.
+    grams[0] = replace(grams[0], counts_N=np.where(np.arange(len(words)) == _BEGIN_ID, 0, grams[0].counts_N))
+    discounts = [_discounts(gram.counts_N) for gram in grams]
     orders: list[tuple[Int64s, Float64s, Float64s]] = []
-    lower_N = np.full(1, 1.0 / (len(words) - 1))
-    kept_before_N = np.zeros(1, dtype=np.int64)
+    # The uniform distribution over all words but the start mark.
+    lower = _Smoothed(np.full(1, 1.0 / (len(words) - 1)), np.ones(1, dtype=bool), np.zeros(0))
     for k, gram in enumerate(grams, start=1):
-        counts_N = gram.counts_N.copy()
+        own = _smooth(gram, discounts[k - 1] or FALLBACK_DISCOUNTS, lower, _threshold(prune, k))
         if k == 1:
-            counts_N[words.index(BEGIN)] = 0
-        found = _discounts(counts_N)
-        if found is None:
-            fell_back.append(k)
-            found = FALLBACK_DISCOUNTS
-        discounts.append(found)
-        least = -1 if k == 1 else 0 if not prune else prune[min(k, len(prune)) - 1]
-        kept_N = (gram.raw_N > least) & (kept_before_N[gram.contexts_N] >= 0)
-        cut_N = np.array([0.0, *found])[np.minimum(counts_N, 3)]
-        contexts = len(lower_N)
-        total_C = np.bincount(gram.contexts_N, weights=counts_N, minlength=contexts)
-        # What a pruned n-gram had goes to its context's back-off, all of it.
-        freed_N = np.where(kept_N, cut_N, counts_N)
-        gamma_C = np.bincount(gram.contexts_N, weights=freed_N, minlength=contexts) / np.maximum(total_C, 1)
-        seen_N = np.where(kept_N, counts_N - cut_N, 0.0) / np.maximum(total_C[gram.contexts_N], 1)
-        lower_N = seen_N + gamma_C[gram.contexts_N] * lower_N[gram.suffixes_N]
-        if k == 1:
-            # The start of a sentence is never foretold.
-            lower_N[words.index(BEGIN)] = 0.0
+            own.probabilities_N[_BEGIN_ID] = 0.0
         else:
-            orders[-1] = (*orders[-1][:2], _log(np.where(total_C > 0, gamma_C, 1.0))[kept_before_N >= 0])
-        kept_before_N = np.where(kept_N, 0, -1)
-        orders.append((gram.words_NK[kept_N], _log(lower_N)[kept_N], np.zeros(int(kept_N.sum()))))
-    return Estimate(NGram(words, orders), discounts, fell_back)
+            orders[-1] = (*orders[-1][:2], _log(own.gamma_C)[lower.kept_N])
+        no_backoffs_N = np.zeros(int(own.kept_N.sum()))
+        orders.append((gram.words_NK[own.kept_N], _log(own.probabilities_N)[own.kept_N], no_backoffs_N))
+        lower = own
+    fell_back = [k for k, found in enumerate(discounts, start=1) if found is None]
+    return Estimate(NGram(words, orders), [found or FALLBACK_DISCOUNTS for found in discounts], fell_back)
+
+
+def _threshold(prune: Sequence[int], order: int) -> int:
+    """N-grams of this order with no more occurrences are left out. Unigrams are kept at any count."""
+    if order == 1:
+        return -1
+    return prune[min(order, len(prune)) - 1] if prune else 0
+
+
+def _smooth(gram: _Grams, discounts: Discounts, lower: _Smoothed, threshold: int) -> _Smoothed:
+    """The recurrence for one order, given the order below. An n-gram is kept only if its context is kept."""
+    counts_N, contexts_N = gram.counts_N, gram.contexts_N
+    contexts = len(lower.probabilities_N)
+    kept_N = (gram.raw_N > threshold) & lower.kept_N[contexts_N]
+    cut_N = np.array([0.0, *discounts])[np.minimum(counts_N, 3)]
+    total_C = np.bincount(contexts_N, weights=counts_N, minlength=contexts)
+    # The whole count of a pruned n-gram goes to the back-off weight of its context.
+    freed_N = np.where(kept_N, cut_N, counts_N)
+    gamma_C = np.bincount(contexts_N, weights=freed_N, minlength=contexts) / np.maximum(total_C, 1)
+    seen_N = np.where(kept_N, counts_N - cut_N, 0.0) / np.maximum(total_C[contexts_N], 1)
+    probabilities_N = seen_N + gamma_C[contexts_N] * lower.probabilities_N[gram.suffixes_N]
+    return _Smoothed(probabilities_N, kept_N, np.where(total_C > 0, gamma_C, 1.0))
 
 
 def _log(values_N: Float64s) -> Float64s:
@@ -96,9 +130,8 @@ def _log(values_N: Float64s) -> Float64s:
 
 
 def _flatten(sentences: Iterable[Sequence[str]]) -> tuple[list[str], Int64s, Int64s]:
-    """Words in id order, the text as ids with marks, and for each place where its sentence ends (exclusive)."""
-    words = [UNKNOWN, BEGIN, END]
-    index = {word: i for i, word in enumerate(words)}
+    """The words in id order, the text as ids with marks, and for each position the end of its sentence (exclusive)."""
+    index = {word: i for i, word in enumerate((UNKNOWN, BEGIN, END))}
     flat: list[int] = []
     lengths: list[int] = []
     for sentence in sentences:
@@ -106,60 +139,64 @@ def _flatten(sentences: Iterable[Sequence[str]]) -> tuple[list[str], Int64s, Int
             continue
         marks = [word for word in sentence if word in (BEGIN, END, UNKNOWN) or not word or word.split() != [word]]
         if marks:
-            raise LanguageModelError("text", f"holds {marks[0]!r} as a word", "leave marks and empty words out")
-        flat += [1, *(index.setdefault(word, len(index)) for word in sentence), 2]
+            what = f"got {marks[0]!r} as a word, expected no marks, no spaces and no empty words"
+            raise LanguageModelError("text", what, "remove it from the text")
+        flat += [_BEGIN_ID, *(index.setdefault(word, len(index)) for word in sentence), _END_ID]
         lengths.append(len(sentence) + 2)
     if not lengths:
-        raise LanguageModelError("text", "is empty", "a language model is made from sentences")
+        raise LanguageModelError("text", "is empty, expected at least one sentence", "check the input files")
     lengths_S = np.array(lengths)
     return list(index), np.array(flat, dtype=np.int64), np.repeat(lengths_S.cumsum(), lengths_S)
 
 
 def _count(flat_T: Int64s, ends_T: Int64s, size: int, order: int) -> list[_Grams]:
-    """N-grams of every length with what Kneser-Ney counts: of the longest, occurrences; else words before."""
-    places_T = np.arange(len(flat_T))
+    """The n-grams of every length up to ``order``, or up to the longest sentence."""
+    positions_T = np.arange(len(flat_T))
+    # At each position, the index of the n-gram that starts there; -1 if the sentence ends before the n-gram does.
     ids_T = flat_T
-    words_NK = np.arange(size, dtype=np.int64)[:, None]
-    raw_N = np.bincount(flat_T, minlength=size)
-    zeros_N = np.zeros(size, dtype=np.int64)
-    grams = [_Grams(words_NK, zeros_N, zeros_N, raw_N, raw_N)]
+    raw_N, zeros_N = np.bincount(flat_T, minlength=size), np.zeros(size, dtype=np.int64)
+    grams = [_Grams(np.arange(size, dtype=np.int64)[:, None], zeros_N, zeros_N, raw_N, raw_N)]
     for k in range(2, order + 1):
-        fits_T = places_T[places_T + k <= ends_T]
+        fits_T = positions_T[positions_T + k <= ends_T]
         if not len(fits_T):
             break
         keys = ids_T[fits_T] * size + flat_T[fits_T + k - 1]
         keys_N, firsts_N, ids, raw_N = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        contexts_N = keys_N // size
-        suffixes_N = ids_T[fits_T[firsts_N] + 1]
-        longer_words_NK = np.concatenate([words_NK[contexts_N], (keys_N % size)[:, None]], axis=1)
-        before_N = np.bincount(suffixes_N, minlength=len(words_NK))
-        last = grams[-1]
-        begins_N = last.words_NK[:, 0] == 1
-        counts_N = np.where(begins_N, last.raw_N, before_N)
-        grams[-1] = _Grams(last.words_NK, last.contexts_N, last.suffixes_N, last.raw_N, counts_N)
-        grams.append(_Grams(longer_words_NK, contexts_N, suffixes_N, raw_N, raw_N))
-        longer_ids_T = np.full(len(flat_T), -1, dtype=np.int64)
-        longer_ids_T[fits_T] = ids
-        ids_T, words_NK = longer_ids_T, longer_words_NK
+        shorter = grams[-1]
+        contexts_N, suffixes_N = keys_N // size, ids_T[fits_T[firsts_N] + 1]
+        words_NK = np.concatenate([shorter.words_NK[contexts_N], (keys_N % size)[:, None]], axis=1)
+        grams[-1] = _with_left_contexts(shorter, suffixes_N)
+        grams.append(_Grams(words_NK, contexts_N, suffixes_N, raw_N, raw_N))
+        ids_T = np.full(len(flat_T), -1, dtype=np.int64)
+        ids_T[fits_T] = ids
     return grams
 
 
-def _discounts(counts_N: Int64s) -> tuple[float, float, float] | None:
-    """What is taken from counts of 1, 2 and 3 or more; None where too few n-grams have the counts 1 to 4."""
+def _with_left_contexts(grams: _Grams, longer_suffixes_N: Int64s) -> _Grams:
+    """The n-grams counted by distinct words before them, except at the start of a sentence."""
+    before_N = np.bincount(longer_suffixes_N, minlength=len(grams.words_NK))
+    counts_N = np.where(grams.words_NK[:, 0] == _BEGIN_ID, grams.raw_N, before_N)
+    return replace(grams, counts_N=counts_N)
+
+
+def _discounts(counts_N: Int64s) -> Discounts | None:
+    """Discounts of the counts 1, 2 and 3 or more. None if the counts 1 to 4 do not all occur, or a value is invalid."""
     t = np.bincount(np.minimum(counts_N, 5), minlength=6)
     if (t[1:5] == 0).any():
         return None
     y = t[1] / (t[1] + 2 * t[2])
-    found = tuple(float(j - (j + 1) * y * t[j + 1] / t[j]) for j in (1, 2, 3))
-    one, two, three = found
+    one, two, three = (float(j - (j + 1) * y * t[j + 1] / t[j]) for j in (1, 2, 3))
     return (one, two, three) if 0 <= one <= 1 and 0 <= two <= 2 and 0 <= three <= 3 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """How well a model foretells a text; ends of sentences count as words, as everywhere.
+    """Perplexity of a text. Sentence ends count as words.
 
-    ``known`` leaves out the words the model does not know, ``all_words`` charges them at ``<unk>``.
+    Attributes:
+        sentences, words, unknown: number of sentences, of words, and of out-of-vocabulary (OOV) words.
+        known: perplexity without OOV words.
+        all_words: perplexity with OOV words at the probability of ``<unk>``.
     """
 
     sentences: int
@@ -170,10 +207,10 @@ class Perplexity:
 
 
 def perplexity(model: NGram, sentences: Iterable[Sequence[str]]) -> Perplexity:
-    """The perplexity of sentences.
+    """The perplexity of a model on sentences.
 
     Raises:
-        LanguageModelError: there is no sentence.
+        LanguageModelError: there are no sentences.
     """
     count = words = unknown = 0
     known_total = unknown_total = 0.0
@@ -183,14 +220,14 @@ def perplexity(model: NGram, sentences: Iterable[Sequence[str]]) -> Perplexity:
         for word in sentence:
             log_prob, state = model.score(state, word)
             words += 1
-            if model.knows(word):
+            if model.has_word(word):
                 known_total += log_prob
             else:
                 unknown += 1
                 unknown_total += log_prob
         known_total += model.end(state)
     if count == 0:
-        raise LanguageModelError("text", "is empty", "perplexity is that of sentences")
+        raise LanguageModelError("text", "is empty, expected at least one sentence", "check the input files")
     tokens = words + count
     return Perplexity(
         sentences=count,

@@ -1,33 +1,43 @@
-"""N-gram language models with back-off: reading, writing and asking ARPA files.
+"""Back-off n-gram language models, and their ARPA files.
 
-The n-grams of one order lie in arrays sorted by (context, word), so a model of millions takes some tens of bytes
-an n-gram and a question a few binary searches. Log-probabilities are natural inside and base 10 in files.
+For a word ``w`` after a context ``h``, and ``h'`` the context without its first word::
+
+    log p(w | h) = stored(h w)                         if the n-gram h w is stored
+                   backoff(h) + log p(w | h')          otherwise; backoff(h) = 0 if h is not stored
+
+The n-grams of one length are arrays, sorted by context and word. An n-gram takes a few tens of bytes, and a lookup is
+one binary search per length. Log-probabilities are natural logarithms in memory and base 10 in files.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
 from ssl_asr.textfiles import open_text, written_whole
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 _LN10 = math.log(10.0)
-# What an ARPA file without <unk> gives a word it does not know.
+# Log-probability of an out-of-vocabulary word if the file has no <unk>.
 _NO_UNKNOWN = -100.0 * _LN10
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """N-grams of one length, sorted by key; a key is ``context node * words + last word``."""
+    """The n-grams of one length, sorted by key. A key is ``context node * number of words + last word``.
+
+    ``suffixes_N`` are nodes: the longest stored n-gram that each n-gram ends in, itself excluded.
+    """
 
     keys_N: Int64s
     log_probs_N: Float64s
@@ -35,16 +45,19 @@ class _Order:
     suffixes_N: Int64s
 
 
-class NGram:
+class NGram(WordModel[int]):
     r"""A back-off n-gram model.
 
-    A state is a node: the longest stored context of what was said, 0 being none. Nodes of all orders are numbered
-    through, so a state is one integer.
+    Every stored n-gram is a node. Node 0 is the empty context, and the nodes of all lengths are numbered through. A
+    state is the node of the longest stored context of the words so far.
 
     Args:
-        words: in id order, with ``<s>``, ``</s>`` and ``<unk>`` among them.
-        orders: ``(words_NK, log_probs_N, backoffs_N)`` of each length K from 1 on, natural logarithms; the
-            unigrams in id order.
+        words: All words in id order, with ``<s>``, ``</s>`` and ``<unk>``.
+        orders: ``(words_NK, log_probs_N, backoffs_N)`` for each length K from 1 on, natural logarithms. The unigrams
+            are in id order.
+
+    Raises:
+        LanguageModelError: The context of an n-gram is not stored.
 
     Example:
         >>> lm = NGram.from_arpa_lines(
@@ -59,37 +72,38 @@ class NGram:
         self.words = list(words)
         self.index = {word: i for i, word in enumerate(self.words)}
         self.order = len(orders)
-        size = len(self.words)
         self.unknown = self.index.get(UNKNOWN, -1)
         self._orders: list[_Order] = []
-        # Node 0 is the empty context; the unigram of word w is node 1 + w.
+        # First node of each length. The unigram of word w is node 1 + w.
         self._first = [1]
         nodes_N = np.zeros(1, dtype=np.int64)
         for length, (words_NK, log_probs_N, backoffs_N) in enumerate(orders, start=1):
-            contexts_N = np.zeros(len(words_NK), dtype=np.int64)
-            for k in range(length - 1):
-                contexts_N = self._find(contexts_N, words_NK[:, k], k + 1)
-            if (contexts_N < 0).any():
-                row = int((contexts_N < 0).argmax())
-                lacking = " ".join(self.words[w] for w in words_NK[row, :-1])
-                what = f"has an n-gram after '{lacking}' but not '{lacking}' itself"
-                raise LanguageModelError("language model", what, "make it again with every context in it")
-            keys_N = contexts_N * size + words_NK[:, -1]
-            by_key_N = np.argsort(keys_N, kind="stable")
-            suffixes_N = self._suffixes(contexts_N, words_NK[:, -1], length)
-            self._orders.append(
-                _Order(keys_N[by_key_N], log_probs_N[by_key_N], backoffs_N[by_key_N], suffixes_N[by_key_N])
-            )
-            self._first.append(self._first[-1] + len(keys_N))
-            nodes_N = np.concatenate([nodes_N, self._first[-2] + np.arange(len(keys_N))])
+            self._orders.append(self._sorted_order(length, words_NK, log_probs_N, backoffs_N))
+            self._first.append(self._first[-1] + len(words_NK))
+            nodes_N = np.concatenate([nodes_N, self._first[-2] + np.arange(len(words_NK))])
         self._backoffs_N = np.concatenate([[0.0], *(order.backoffs_N for order in self._orders)])
         self._suffixes_N = np.concatenate([[0], *(order.suffixes_N for order in self._orders)])
-        self._contexts_N = self._reduced(nodes_N, size)
+        self._contexts_N = self._reduced(nodes_N)
 
     # Building ----------------------------------------------------------------------------------------------
 
+    def _sorted_order(self, length: int, words_NK: Int64s, log_probs_N: Float64s, backoffs_N: Float64s) -> _Order:
+        """The n-grams of one length. All shorter ones are already in place."""
+        contexts_N = np.zeros(len(words_NK), dtype=np.int64)
+        for k in range(length - 1):
+            contexts_N = self._find(contexts_N, words_NK[:, k], k + 1)
+        if (contexts_N < 0).any():
+            row = int((contexts_N < 0).argmax())
+            lacking = " ".join(self.words[w] for w in words_NK[row, :-1])
+            what = f"has an n-gram after '{lacking}', but not '{lacking}' itself"
+            raise LanguageModelError("language model", what, "build it again, without pruning contexts")
+        keys_N = contexts_N * len(self.words) + words_NK[:, -1]
+        by_key_N = np.argsort(keys_N, kind="stable")
+        suffixes_N = self._suffixes(contexts_N, words_NK[:, -1], length)
+        return _Order(keys_N[by_key_N], log_probs_N[by_key_N], backoffs_N[by_key_N], suffixes_N[by_key_N])
+
     def _find(self, contexts_N: Int64s, words_N: Int64s, length: int) -> Int64s:
-        """Nodes of the n-grams of this length that are these contexts and a word more; -1 where there is none."""
+        """Nodes of the n-grams of one length with these contexts and last words. -1 for n-grams not stored."""
         keys = self._orders[length - 1].keys_N
         wanted_N = contexts_N * len(self.words) + words_N
         at_N = np.searchsorted(keys, wanted_N)
@@ -97,7 +111,11 @@ class NGram:
         return np.where(found_N & (contexts_N >= 0), at_N + self._first[length - 1], -1)
 
     def _suffixes(self, contexts_N: Int64s, words_N: Int64s, length: int) -> Int64s:
-        """For each n-gram the longest stored one that it ends in, itself left out."""
+        """For each n-gram, the longest stored n-gram that it ends in, itself excluded.
+
+        The n-gram is its context and a last word, so candidates are the suffixes of the context with the same last
+        word, the longest first.
+        """
         if length == 1:
             return np.zeros(len(words_N), dtype=np.int64)
         suffixes_of = np.concatenate([[0], *(order.suffixes_N for order in self._orders)])
@@ -113,11 +131,14 @@ class NGram:
             open_N, at_N = open_N[left], suffixes_of[at_N[left]]
         return result_N
 
-    def _reduced(self, nodes_N: Int64s, size: int) -> Int64s:
-        """For each node the state after it: the longest suffix that anything depends on."""
+    def _reduced(self, nodes_N: Int64s) -> Int64s:
+        """The state after each node: its longest suffix that has longer n-grams or a back-off weight.
+
+        Two texts with the same state get the same scores from there on, so that a search can treat them as one.
+        """
         has_children = np.zeros(len(nodes_N), dtype=bool)
         for order in self._orders:
-            has_children[order.keys_N // size] = True
+            has_children[order.keys_N // len(self.words)] = True
         matters_N = has_children | (self._backoffs_N != 0.0)
         matters_N[0] = True
         states_N = nodes_N.copy()
@@ -125,20 +146,20 @@ class NGram:
             states_N[idle_N] = self._suffixes_N[states_N[idle_N]]
         return states_N
 
-    # Asking ------------------------------------------------------------------------------------------------
+    # Scoring -----------------------------------------------------------------------------------------------
 
     @property
     def begin(self) -> int:
-        """The state at the start of a sentence."""
+        """State at the start of a sentence."""
         start = self.index.get(BEGIN)
         return 0 if start is None else int(self._contexts_N[1 + start])
 
     def _level(self, node: int) -> int:
-        """Words in a node."""
+        """Number of words of a node."""
         return 0 if node == 0 else bisect_right(self._first, node)
 
     def step(self, state: int, word: int) -> tuple[float, int]:
-        """Log-probability of a word's id after a state, and the state after it; -1 is a word nobody knows."""
+        """Log-probability of a word id after a state, and the next state. The id -1 is an out-of-vocabulary word."""
         word = self.unknown if word < 0 else word
         if word < 0:
             return self._to_root(state) + _NO_UNKNOWN, 0
@@ -155,6 +176,7 @@ class NGram:
             state = int(self._suffixes_N[state])
 
     def _to_root(self, state: int) -> float:
+        """Sum of all back-off weights from a state down to the empty context."""
         total = 0.0
         while state != 0:
             total += float(self._backoffs_N[state])
@@ -162,29 +184,32 @@ class NGram:
         return total
 
     def score(self, state: int, word: str) -> tuple[float, int]:
-        """As `step`, by the word itself."""
+        """Log-probability of a word after a state, and the next state."""
         return self.step(state, self.index.get(word, -1))
 
     def end(self, state: int) -> float:
         """Log-probability of the end of the sentence."""
         return self.score(state, END)[0]
 
-    def knows(self, word: str) -> bool:
-        """Whether a word has a unigram of its own."""
+    def has_word(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
         return self.index.get(word, self.unknown) != self.unknown
 
     @property
     def vocabulary(self) -> frozenset[str]:
-        """Every word, the marks of sentences and of unknown words left out."""
+        """All words without ``<s>``, ``</s>`` and ``<unk>``."""
         return frozenset(self.words) - {BEGIN, END, UNKNOWN}
 
     @property
     def unknown_log_prob(self) -> float:
-        """Log-probability of a word that is not in the vocabulary, out of context."""
+        """Log-probability of an out-of-vocabulary word, out of context."""
         return float(self.step(0, -1)[0])
 
     def row(self, state: int) -> Float64s:
-        """Log-probabilities of every word after a state, in id order."""
+        """Log-probabilities of all words after a state, in id order.
+
+        Starts from the unigrams. Each longer context adds its back-off weight and replaces the n-grams it stores.
+        """
         chain = []
         while state != 0:
             chain.append(state)
@@ -201,7 +226,7 @@ class NGram:
         return row_V
 
     def sentence_log_prob(self, words: Iterable[str]) -> float:
-        """Log-probability of a sentence, its end included."""
+        """Log-probability of a sentence with its end."""
         state, total = self.begin, 0.0
         for word in words:
             log_prob, state = self.score(state, word)
@@ -209,20 +234,20 @@ class NGram:
         return total + self.end(state)
 
     def counts(self) -> list[int]:
-        """How many n-grams there are of each length."""
+        """Number of n-grams of each length."""
         return [len(order.keys_N) for order in self._orders]
 
     # Files -------------------------------------------------------------------------------------------------
 
-    def _spelt(self, node: int) -> list[int]:
-        """The words of a node."""
-        spelt: list[int] = []
+    def _words_of(self, node: int) -> list[int]:
+        """The word ids of a node."""
+        words: list[int] = []
         while node != 0:
             level = self._level(node)
             key = int(self._orders[level - 1].keys_N[node - self._first[level - 1]])
             node, word = divmod(key, len(self.words))
-            spelt.append(word)
-        return spelt[::-1]
+            words.append(word)
+        return words[::-1]
 
     def arpa_lines(self) -> Iterator[str]:
         """The lines of an ARPA file."""
@@ -232,23 +257,23 @@ class NGram:
             yield ""
             yield f"\\{k}-grams:"
             for i in range(len(order.keys_N)):
-                text = " ".join(self.words[w] for w in self._spelt(self._first[k - 1] + i))
+                text = " ".join(self.words[w] for w in self._words_of(self._first[k - 1] + i))
                 line = f"{max(-99.0, float(order.log_probs_N[i]) / _LN10):.7g}\t{text}"
                 yield line if k == self.order else f"{line}\t{float(order.backoffs_N[i]) / _LN10:.7g}"
         yield ""
         yield "\\end\\"
 
     def write_arpa(self, path: Path) -> None:
-        """Write an ARPA file, gzipped where its name ends in ``.gz``, whole or not at all."""
+        """Write an ARPA file, gzipped if its name ends in ``.gz``. On an error, no file is left behind."""
         with written_whole(path) as file:
             file.writelines(f"{line}\n" for line in self.arpa_lines())
 
     @classmethod
     def from_arpa(cls, path: Path) -> "NGram":
-        """The model of an ARPA file, ``.arpa`` or ``.arpa.gz``.
+        """Read an ARPA file, ``.arpa`` or ``.arpa.gz``.
 
         Raises:
-            LanguageModelError: it is no such file, with the line.
+            LanguageModelError: The file cannot be read, or a line is wrong. The message names the line.
         """
         try:
             with open_text(path, "rt") as file:
@@ -258,10 +283,10 @@ class NGram:
 
     @classmethod
     def from_arpa_lines(cls, lines: Iterable[str], where: str = "arpa") -> "NGram":
-        """The model of the lines of an ARPA file.
+        """The model in the lines of an ARPA file.
 
         Raises:
-            LanguageModelError: a line is not what it should be.
+            LanguageModelError: A line is wrong.
         """
         reader = _ArpaReader()
         number = 0
@@ -269,61 +294,76 @@ class NGram:
             try:
                 reader.read(raw.strip("\r\n "))
             except KeyError as error:
-                raise LanguageModelError(f"{where}:{number}", f"{error} is no unigram") from None
+                remedy = "add the word to the unigrams"
+                raise LanguageModelError(f"{where}:{number}", f"{error} is not a unigram", remedy) from None
             except (ValueError, IndexError) as error:
-                raise LanguageModelError(f"{where}:{number}", f"is no line of an ARPA file: {error}") from None
-        held = [len(rows) for rows, _, _ in reader.grams]
+                raise LanguageModelError(f"{where}:{number}", f"not a line of an ARPA file: {error}") from None
+        held = [len(section.words) for section in reader.sections]
         if not reader.ended or held != reader.declared or not held:
-            what = f"declares {reader.declared} n-grams and holds {held}"
-            raise LanguageModelError(f"{where}:{number}", what, "is the file whole, and an ARPA file?")
-        orders = [
-            (np.array(rows, dtype=np.int64).reshape(len(rows), k), np.array(log_probs), np.array(backoffs))
-            for k, (rows, log_probs, backoffs) in enumerate(reader.grams, start=1)
-        ]
-        return cls(list(reader.index), orders)
+            what = f"declares {reader.declared} n-grams, but holds {held}"
+            raise LanguageModelError(f"{where}:{number}", what, "the file may be truncated, or not be an ARPA file")
+        return cls(list(reader.index), [section.arrays(k) for k, section in enumerate(reader.sections, start=1)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """The n-grams of one length in an ARPA file: word ids, and natural logarithms."""
+
+    words: list[tuple[int, ...]] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    backoffs: list[float] = field(default_factory=list)
+
+    def arrays(self, length: int) -> tuple[Int64s, Float64s, Float64s]:
+        words_NK = np.array(self.words, dtype=np.int64).reshape(len(self.words), length)
+        return words_NK, np.array(self.log_probs), np.array(self.backoffs)
 
 
 class _ArpaReader:
-    """What an ARPA file says, a line at a time."""
+    r"""Reads an ARPA file line by line.
+
+    The file is ``\data\``, a line ``ngram K=count`` per length, a section ``\K-grams:`` per length, and
+    ``\end\``. A line of a section is ``log10 probability TAB words [TAB log10 back-off]``.
+    """
 
     def __init__(self) -> None:
         self.index: dict[str, int] = {}
-        self.grams: list[tuple[list[tuple[int, ...]], list[float], list[float]]] = []
+        self.sections: list[_Section] = []
         self.declared: list[int] = []
         self.ended = False
 
     def read(self, line: str) -> None:
-        """Take in a stripped line; KeyError where a word is no unigram, ValueError or IndexError where it is none."""
-        if not line or self.ended or (not self.grams and line == "\\data\\"):
+        """Read a stripped line. Raises KeyError for a word that is not a unigram, ValueError and IndexError else."""
+        if not line or self.ended or (not self.sections and line == "\\data\\"):
             return
         if line == "\\end\\":
             self.ended = True
         elif line.startswith("\\") and line.endswith("-grams:"):
-            self.grams.append(([], [], []))
-            if line != f"\\{len(self.grams)}-grams:":
-                raise ValueError(f"{line} does not come next")
-        elif self.grams:
-            self._gram(line)
+            self.sections.append(_Section())
+            expected = f"\\{len(self.sections)}-grams:"
+            if line != expected:
+                raise ValueError(f"got {line}, expected {expected}")
+        elif self.sections:
+            self._read_ngram(line)
         elif line.startswith("ngram "):
             self.declared.append(int(line.split("=")[1]))
 
-    def _gram(self, line: str) -> None:
-        log_prob, spelt, backoff = _gram(line, len(self.grams))
-        if len(self.grams) == 1:
-            if spelt[0] in self.index:
-                raise ValueError(f"'{spelt[0]}' comes twice")
-            self.index[spelt[0]] = len(self.index)
-        rows, log_probs, backoffs = self.grams[-1]
-        rows.append(tuple(self.index[word] for word in spelt))
-        log_probs.append(log_prob * _LN10)
-        backoffs.append(backoff * _LN10)
+    def _read_ngram(self, line: str) -> None:
+        log_prob, words, backoff = _split_ngram(line, len(self.sections))
+        if len(self.sections) == 1:
+            if words[0] in self.index:
+                raise ValueError(f"the unigram '{words[0]}' is repeated")
+            self.index[words[0]] = len(self.index)
+        section = self.sections[-1]
+        section.words.append(tuple(self.index[word] for word in words))
+        section.log_probs.append(log_prob * _LN10)
+        section.backoffs.append(backoff * _LN10)
 
 
-def _gram(line: str, length: int) -> tuple[float, list[str], float]:
-    """Log-probability, words and back-off of an ARPA line, base 10."""
+def _split_ngram(line: str, length: int) -> tuple[float, list[str], float]:
+    """Log-probability, words and back-off weight of a line, base 10. Files without tabs are separated by spaces."""
     fields = line.split("\t") if "\t" in line else line.split()
     if "\t" in line:
         fields = [fields[0], *fields[1].split(" "), *fields[2:]]
     if len(fields) not in (length + 1, length + 2):
-        raise ValueError(f"{len(fields)} fields where {length + 1} or {length + 2} belong")
+        raise ValueError(f"got {len(fields)} fields, expected {length + 1} or {length + 2}")
     return float(fields[0]), fields[1 : length + 1], float(fields[length + 1]) if len(fields) == length + 2 else 0.0

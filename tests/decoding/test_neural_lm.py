@@ -1,4 +1,4 @@
-"""Causal language models against their own logits, token by token, and searches with them against brute force."""
+"""Causal language models against a plain loop over tokens, and searches with them against exhaustive search."""
 
 import math
 
@@ -8,11 +8,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.ctc_beam import prefix_beam_search
-from ssl_asr.decoding.fusion import CandidateScorer, Fusion, Words
+from ssl_asr.decoding.fusion.options import FusionOptions
+from ssl_asr.decoding.fusion.scorers import CandidateScorer
+from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.kneser_ney import estimate
-from ssl_asr.decoding.language_models import FusionOptions, Rescorer, Rescoring, read_language_model
+from ssl_asr.decoding.language_models import read_language_model
 from ssl_asr.decoding.neural_lm import LabelNeural, NeuralLM
-from ssl_asr.decoding.seq2seq import Suppression
+from ssl_asr.decoding.rescoring import Rescorer, Rescoring
+from ssl_asr.decoding.step_model import Constraints
 from ssl_asr.errors import LanguageModelError
 from tests import toys
 from tests.decoding.test_ctc_beam import EVERYTHING, LABELS, _all_scored, _log_probs, _text
@@ -42,7 +46,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def by_hand(folder):
-    """Log-probability of a text and its end: a token at a time, each from a forward pass of its own."""
+    """Log-probability of a text and its end, with one forward pass per token."""
     network = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -58,7 +62,7 @@ def by_hand(folder):
     return score
 
 
-def test_words_one_after_another_score_what_the_whole_text_scores(model, by_hand):
+def test_word_scores_sum_to_the_score_of_the_text(model, by_hand):
     for text in ("ab b a", "b", "abba ab bb"):
         state, total = model.begin, 0.0
         for word in text.split():
@@ -66,10 +70,12 @@ def test_words_one_after_another_score_what_the_whole_text_scores(model, by_hand
             total += log_prob
         assert total == pytest.approx(by_hand(text, ended=False), abs=1e-4)
         assert total + model.end(state) == pytest.approx(by_hand(text), abs=1e-4)
-    assert model.texts(["ab b a", "", "b"]) == pytest.approx([by_hand(t) for t in ("ab b a", "", "b")], abs=1e-4)
+    assert model.text_log_probs(["ab b a", "", "b"]) == pytest.approx(
+        [by_hand(t) for t in ("ab b a", "", "b")], abs=1e-4
+    )
 
 
-def test_what_is_asked_together_is_answered_as_alone(folder):
+def test_prefetched_scores_equal_single_scores(folder):
     together, alone = NeuralLM.load(str(folder)), NeuralLM.load(str(folder))
     state = together.score(together.begin, "abab")[1]
     pairs = [(together.begin, "b"), (state, "a"), (state, "bbbbbb"), (together.begin, "ab")]
@@ -80,21 +86,21 @@ def test_what_is_asked_together_is_answered_as_alone(folder):
     torch.testing.assert_close(together.row(state), alone.row(state), atol=1e-5, rtol=1e-5)
 
 
-def test_texts_longer_than_the_model_reads_are_scored_on_their_last_tokens(model, by_hand):
+def test_texts_longer_than_the_context_are_scored_on_their_last_tokens(model, by_hand):
     half = "a" * 15
-    whole = model.texts([half + "b" * 16 + "a" * 40])[0]
+    whole = model.text_log_probs([half + "b" * 16 + "a" * 40])[0]
     assert math.isfinite(whole)
-    # The first half of what is read, 16 tokens, needs nothing left out.
+    # The first half of the context, 16 tokens, fits as it is.
     assert whole < by_hand(half, ended=False)
     state = (model.start_id, *[5] * 100)
     assert math.isfinite(model.score(state, "ab")[0])
-    assert model.score(model.begin, half + "b" * 16 + "a" * 39)[0] > whole, "a word may be longer than that too"
+    assert model.score(model.begin, half + "b" * 16 + "a" * 39)[0] > whole, "a word may also be longer than the context"
     assert model.row(state).tolist() == model.row((model.start_id, *[5] * 15)).tolist()
 
 
 @pytest.mark.parametrize("unknown_score", [-3.0, -math.inf])
 @pytest.mark.parametrize("lexicon", [None, ["ab", "b"]])
-def test_a_ctc_beam_with_its_words_finds_the_sums_of_brute_force(model, by_hand, lexicon, unknown_score):
+def test_ctc_beam_with_word_scores_equals_exhaustive_search(model, by_hand, lexicon, unknown_score):
     vocabulary = None if lexicon is None else dict.fromkeys(lexicon, 0.0)
     words = Words(LABELS, model=model, weight=0.5, word_score=0.3, unknown_score=unknown_score, vocabulary=vocabulary)
 
@@ -111,7 +117,7 @@ def test_a_ctc_beam_with_its_words_finds_the_sums_of_brute_force(model, by_hand,
     assert {tuple(f.tokens): pytest.approx(f.score, abs=1e-3) for f in found} == expected
 
 
-def test_a_ctc_beam_with_its_labels_finds_the_sums_of_brute_force(model, folder):
+def test_ctc_beam_with_label_scores_equals_exhaustive_search(model, folder):
     part = LabelNeural(model, LABELS, weight=0.6)
     network = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = dict(
@@ -132,7 +138,7 @@ def test_a_ctc_beam_with_its_labels_finds_the_sums_of_brute_force(model, folder)
 
 
 class _Flat:
-    """A decoder that finds every token as likely as any other."""
+    """A decoder that gives every token the same probability."""
 
     max_tokens = 4
 
@@ -152,7 +158,7 @@ class _Flat:
         pass
 
 
-def test_an_autoregressive_beam_over_its_own_tokens_writes_what_the_language_model_likes(model):
+def test_autoregressive_beam_with_label_scores_equals_exhaustive_search(model):
     labels = ["a", "b", " ", "ab", " b", ""]
     part = LabelNeural(model, labels, weight=1.0)
     scorer = CandidateScorer([part], rows=64, candidates=6)
@@ -161,8 +167,7 @@ def test_an_autoregressive_beam_over_its_own_tokens_writes_what_the_language_mod
         torch.zeros(1, 1, 1),
         torch.tensor([1]),
         [[0]],
-        end_id=5,
-        suppression=Suppression(),
+        constraints=Constraints(end_id=5),
         beam_size=64,
         length_penalty=0.0,
         n_best=1,
@@ -187,7 +192,7 @@ def test_an_autoregressive_beam_over_its_own_tokens_writes_what_the_language_mod
     assert found.score == pytest.approx(every[best], abs=1e-4)
 
 
-def test_rescoring_adds_what_each_whole_text_is_worth(model, by_hand):
+def test_rescoring_adds_the_weighted_score_of_each_text(model, by_hand):
     texts, scores = ["AB b", "b", "ab ab ab"], [-1.0, -1.1, -1.2]
     options = Rescoring(rescore_lm="lm", rescore_weight=0.5, rescore_word_score=0.2, rescore_lower=True)
     ranked = Rescorer(options, model).ranked(texts, scores, divisors=[2.0, 4.0, 1.0])
@@ -198,25 +203,25 @@ def test_rescoring_adds_what_each_whole_text_is_worth(model, by_hand):
     assert [score for _, score in ranked] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
     assert [place for place, _ in ranked] == sorted(range(3), key=lambda i: -expected[i])
     ngram = estimate([text.split() for text in ("ab b", "b ab", "ab")], order=2).model
-    added = Rescorer(Rescoring(rescore_lm="lm", rescore_weight=2.0), ngram).added(["ab b", "b"])
+    added = Rescorer(Rescoring(rescore_lm="lm", rescore_weight=2.0), ngram).scores(["ab b", "b"])
     assert added == pytest.approx([2 * ngram.sentence_log_prob(t.split()) for t in ("ab b", "b")])
 
 
-def test_a_search_finds_as_many_texts_as_the_second_look_wants(folder):
+def test_search_returns_as_many_texts_as_are_rescored(folder):
     assert Rescoring(rescore_lm=None).searched(3) == 3
     assert Rescoring(rescore_lm=str(folder), rescore_best=8).searched(3) == 8
     assert Rescoring(rescore_lm=str(folder), rescore_best=2).searched(3) == 3
     assert Rescoring().rescorer() is None
 
 
-def test_options_name_it_by_its_folder(folder):
+def test_options_load_the_model_from_its_folder(folder):
     for unit, kind in (("word", Words), ("label", LabelNeural)):
         parts = FusionOptions(**(FUSION | {"lm": str(folder), "lm_unit": unit})).parts(LABELS)
         assert [type(part) for part in parts] == [kind]
-    assert read_language_model(str(folder)) is read_language_model(str(folder)), "read once"
+    assert read_language_model(str(folder)) is read_language_model(str(folder)), "the model is read once"
 
 
-def test_what_is_no_language_model_is_refused_by_name(tmp_path, folder):
+def test_missing_and_unsuitable_models_are_errors(tmp_path, folder):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LanguageModelError, match="no causal language model"):
         read_language_model(str(tmp_path))

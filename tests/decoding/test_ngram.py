@@ -1,4 +1,4 @@
-"""N-gram models against probabilities worked out by hand, and Kneser-Ney against its formulas in plain Python."""
+"""N-gram models against probabilities computed by hand, and Kneser-Ney against its formulas in plain Python."""
 
 import math
 import random
@@ -45,20 +45,20 @@ def _arpa(text=ARPA):
 @pytest.mark.parametrize(
     ("sentence", "log10"),
     [
-        # <s> a | <s> a b | a b: "a b </s>" is not there, its back-off is that of "a b", then "b </s>" is.
+        # "<s> a" and "<s> a b" are stored. "a b </s>" is not: back off from "a b" to "b </s>".
         (["a", "b"], -0.20 - 0.10 + (-0.15 - 0.30)),
-        # "<s> b" is not there: back off from <s>; then "b b" from b; then the end from b.
+        # "<s> b" is not stored: back off from "<s>". "b b" is not stored: back off from "b". "b </s>" is stored.
         (["b", "b"], (-0.30 - 0.5) + (-0.10 - 0.5) - 0.30),
-        # After "<s> a" an unknown word: back off twice, and nothing is remembered.
+        # An out-of-vocabulary word after "<s> a": back off twice. The next state is the empty context.
         (["a", "zebra", "a"], -0.20 + (-0.05 - 0.20 - 1.0) - 0.6 + (-0.20 - 0.7)),
         ([], -0.30 - 0.7),
     ],
 )
-def test_back_off_by_hand(sentence, log10):
+def test_sentence_log_prob_equals_hand_computed_back_off(sentence, log10):
     assert _arpa().sentence_log_prob(sentence) / math.log(10) == pytest.approx(log10, abs=1e-9)
 
 
-def test_a_row_is_every_words_probability():
+def test_row_holds_the_log_probability_of_every_word():
     model = _arpa()
     states = {model.begin, 0}
     for _ in range(3):
@@ -67,14 +67,14 @@ def test_a_row_is_every_words_probability():
         assert model.row(state) == pytest.approx([model.step(state, word)[0] for word in range(len(model.words))])
 
 
-def test_without_an_unknown_word_in_the_file_one_is_all_but_impossible():
+def test_oov_word_has_log_prob_minus_100_if_file_has_no_unk():
     model = _arpa(ARPA.replace("-1.0\t<unk>\n", "").replace("ngram 1=5", "ngram 1=4"))
-    assert not model.knows("zebra")
-    assert model.knows("a")
+    assert not model.has_word("zebra")
+    assert model.has_word("a")
     assert model.score(0, "zebra")[0] == pytest.approx(-100 * math.log(10))
 
 
-def test_written_and_read_again_it_is_the_same(tmp_path):
+def test_arpa_file_round_trip(tmp_path):
     model = _arpa()
     for name in ("lm.arpa", "lm.arpa.gz"):
         model.write_arpa(tmp_path / name)
@@ -96,12 +96,12 @@ def test_written_and_read_again_it_is_the_same(tmp_path):
         ("-0.5\tb", "-0.5\ta", 12),
     ],
 )
-def test_a_bad_file_is_an_error_with_its_line(old, new, line):
+def test_error_in_arpa_file_names_the_line(old, new, line):
     with pytest.raises(LanguageModelError, match=f"arpa:{line}"):
         _arpa(ARPA.replace(old, new))
 
 
-def test_files_that_are_not_there_or_no_models_are_errors(tmp_path):
+def test_missing_and_unreadable_files_are_errors(tmp_path):
     with pytest.raises(LanguageModelError, match=r"no such language model"):
         read_language_model(tmp_path / "none.arpa")
     (tmp_path / "noise.arpa").write_bytes(bytes(range(256)))
@@ -113,7 +113,7 @@ def test_files_that_are_not_there_or_no_models_are_errors(tmp_path):
 
 
 def _sentences(count=400, seed=0):
-    """Sentences of a few words that follow one another in a pattern, so that counts of all sizes occur."""
+    """Random sentences with counts of all sizes."""
     draw = random.Random(seed)
     words = [f"w{i}" for i in range(200)]
     weights = [1 / (i + 1) for i in range(200)]
@@ -124,7 +124,7 @@ def _sentences(count=400, seed=0):
 
 
 def _by_formula(sentences, order):
-    """Interpolated modified Kneser-Ney as a function of a word and the words before, recursion and dictionaries."""
+    """Interpolated modified Kneser-Ney as a recursive function of a word and its context."""
     raw = Counter()
     for words in sentences:
         marked = ("<s>", *words, "</s>")
@@ -161,7 +161,7 @@ def _by_formula(sentences, order):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_kneser_ney_is_its_formula(order):
+def test_kneser_ney_equals_its_formula(order):
     sentences = _sentences(900)
     estimated = estimate(sentences, order=order)
     assert not estimated.fell_back
@@ -179,7 +179,7 @@ def test_kneser_ney_is_its_formula(order):
 
 
 @pytest.mark.parametrize("prune", [(), (0, 0, 1), (0, 1, 2)])
-def test_probabilities_after_any_state_add_up_to_one(prune):
+def test_probabilities_after_any_state_sum_to_one(prune):
     model = estimate(_sentences(), order=3, prune=prune).model
     states = {0, model.begin}
     for sentence in _sentences(40):
@@ -192,29 +192,29 @@ def test_probabilities_after_any_state_add_up_to_one(prune):
         assert np.exp(np.delete(model.row(state), begin)).sum() == pytest.approx(1.0, abs=1e-9)
 
 
-def test_pruning_leaves_out_what_is_rare_and_keeps_every_word():
+def test_pruning_removes_rare_ngrams_and_keeps_all_words():
     whole, pruned = (estimate(_sentences(), order=3, prune=prune).model.counts() for prune in ((), (0, 0, 1)))
     assert pruned[:2] == whole[:2]
     assert pruned[2] < whole[2]
 
 
-def test_a_text_too_small_for_its_discounts_takes_fixed_ones_and_says_so():
+def test_small_text_falls_back_to_fixed_discounts_and_reports_it():
     estimated = estimate([["a", "b"], ["a"]], order=2)
     assert estimated.fell_back == [1, 2]
     assert estimated.discounts == [FALLBACK_DISCOUNTS] * 2
 
 
-def test_an_order_longer_than_every_sentence_is_no_harm():
+def test_order_longer_than_every_sentence():
     assert estimate([["a"]], order=9).model.counts() == [4, 2, 1]
 
 
 @pytest.mark.parametrize("sentences", [[], [[]], [["a", "<s>"]], [["a b"]]])
-def test_no_text_and_marks_within_it_are_errors(sentences):
+def test_empty_text_and_marks_in_text_are_errors(sentences):
     with pytest.raises(LanguageModelError, match="text"):
         estimate(sentences, order=2)
 
 
-def test_perplexity_by_hand():
+def test_perplexity_equals_hand_computed_value():
     model = _arpa()
     found = perplexity(model, [["a", "b"], ["zebra"]])
     known = [-0.20, -0.10, -0.45, -0.7]
@@ -224,7 +224,7 @@ def test_perplexity_by_hand():
     assert (found.sentences, found.words, found.unknown) == (2, 3, 1)
 
 
-def test_the_same_probabilities_as_kenlm(tmp_path):
+def test_probabilities_equal_kenlm(tmp_path):
     kenlm = pytest.importorskip("kenlm", reason="kenlm is not installed: it needs a C++ compiler")
     model = estimate(_sentences(), order=3).model
     path = tmp_path / "lm.arpa"
