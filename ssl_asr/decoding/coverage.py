@@ -1,61 +1,73 @@
-"""Coverage: a bonus for every frame that a text has accounted for (Chorowski and Jaitly, 2016, arXiv:1612.02695).
+"""Coverage: a bonus for each frame that the attention of a text has covered (Chorowski and Jaitly, 2016).
 
-A decoder that may stop too early or begin again scores well token by token. Frames that have been looked at for more
-than a threshold in all, over the whole text, count once each: a text that leaves speech out lacks them, and one that
-says it twice gains nothing.
+An attention decoder that stops too early, or that repeats itself, can have a high probability for each token. The
+coverage of a text is the number of frames whose attention weights, summed over the steps so far, exceed a threshold
+(arXiv:1612.02695)::
+
+    looked(f, u)   = looked(f, u-1) + attention(f, u)                      frame f, token u
+    coverage(u)    = number of frames f with looked(f, u) > threshold
+    score(u)       = weight * (coverage(u) - coverage(u-1))
+
+A text that leaves speech out covers fewer frames. A text that repeats itself covers nothing twice.
 """
 
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ssl_asr.decoding.seq2seq import StepModel
+from ssl_asr.decoding.step_model import StepModel
 
 
-class Watched(Protocol):
-    """The state of a decoder that can be asked where it looked."""
+class AttentionState(Protocol):
+    """State of a decoder that can keep its attention weights."""
 
     watch: bool
+    """Whether to keep the weights of each step."""
 
     @property
     def weights_NF(self) -> Tensor | None:
-        """Where the decoder looked at the last step, a row for each beam, or for each utterance before there are any.
+        """Attention weights of the last step, if `watch` is set.
 
-        There where ``watch`` is set.
+        There is one row for each beam, or for each utterance before the beams are spread.
         """
 
 
 class CoverageScorer:
-    """A `Scorer` that is also the model it watches.
+    """Coverage as a `ssl_asr.decoding.step_model.Scorer`. It wraps the decoder that it watches.
 
     Args:
-        decoder: whose states are `Watched`.
-        beams: of each utterance.
-        weight: of each frame that is covered.
-        threshold: how much attention in all covers a frame.
+        decoder: Decoder. Its states are `AttentionState`.
+        beams: Number of beams per utterance.
+        weight: Score of each covered frame.
+        threshold: Attention weight that covers a frame, summed over the steps.
     """
 
     def __init__(self, decoder: StepModel, *, beams: int, weight: float, threshold: float) -> None:
         self.decoder, self.beams, self.weight, self.threshold = decoder, beams, weight, threshold
-        self.max_tokens = decoder.max_tokens
-        self._state: Watched
+        self._state: AttentionState
         self._looked_NF: Tensor | None = None
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest text of the decoder in tokens."""
+        return self.decoder.max_tokens
+
     def begin(self, h_BFD: Tensor, context_lengths_B: Tensor, max_tokens: int) -> Any:
-        """The decoder's cache, watched."""
-        state = self.decoder.begin(h_BFD, context_lengths_B, max_tokens)
+        """An empty cache of the decoder, which keeps its attention weights."""
+        state: Any = self.decoder.begin(h_BFD, context_lengths_B, max_tokens)
         state.watch = True
         self._state = state
         return state
 
     def step(self, tokens_BU: Tensor, state: Any) -> Tensor:
-        """The decoder's logits."""
+        """Logits of the decoder after the last token, ``logits_BV``."""
         return self.decoder.step(tokens_BU, state)
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
-        """What the last step newly covered, the same for every token."""
+        """Score of the frames that the last step newly covered, equal for every token, ``scores_NV``."""
         weights_NF = self._state.weights_NF
         assert weights_NF is not None
+        # The first step runs before the beams are spread.
         if len(weights_NF) != len(log_probs_NV):
             weights_NF = weights_NF.repeat_interleave(self.beams, dim=0)
         before_NF = weights_NF.new_zeros(weights_NF.shape) if self._looked_NF is None else self._looked_NF
@@ -65,7 +77,7 @@ class CoverageScorer:
         return gain_N1.expand_as(log_probs_NV)
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
-        """What the beams that were chosen looked at."""
+        """Keep the attention of each beam's parent row."""
         assert self._looked_NF is not None
         self._looked_NF = self._looked_NF[rows_N]
 

@@ -1,27 +1,48 @@
-"""CTC's opinion of a text while it is being written (Watanabe et al., 2017, "Hybrid CTC/attention architecture").
+"""CTC prefix scores for joint CTC-attention decoding (Watanabe et al., 2017, "Hybrid CTC/attention architecture").
 
-For each beam and each label that may follow, the probability that CTC's text begins so. Forward variables over the
-frames are written as cumulative sums in log space, in float64, so that no loop over frames or beams is left.
+For a prefix ``h`` with last label ``l``, and log-probabilities ``y(c, t)`` of frames ``t = 1 ... T``::
+
+    p_n(h, t)   all paths over frames 1 ... t that collapse to h and end in l
+    p_b(h, t)   all paths over frames 1 ... t that collapse to h and end in blank
+
+    phi(h, c, t)  = p_b(h, t) if c == l else logaddexp(p_b, p_n)(h, t)
+    psi(h + c)    = logsumexp over t of  phi(h, c, t-1) + y(c, t)          CTC's text begins with h + c
+    psi(h + end)  = logaddexp(p_b, p_n)(h, T)                              CTC's text is h
+
+    score(c | h)  = weight * (psi(h + c) - psi(h))
+
+A chosen label ``c`` gives the forward variables of the longer prefix::
+
+    p_n(h + c, t) = y(c, t)     + logaddexp(p_n(h + c, t-1), phi(h, c, t-1))
+    p_b(h + c, t) = y(blank, t) + logaddexp(p_b(h + c, t-1), p_n(h + c, t-1))
+
+Both have the form ``x[t] = y[t] + logaddexp(x[t-1], e[t-1])``. With ``Y = cumsum(y)`` this is a cumulative sum::
+
+    x[t] = Y[t] + logcumsumexp(e - Y)[t-1]
+
+so there is no loop over frames or beams. The sums are float64, because ``e - Y`` cancels most digits.
 """
 
 import torch
 from torch import Tensor
 
-# As good as impossible, and small enough that sums of thousands of frames keep their digits in float64.
-_FLOOR = -1e3
-_NEVER = -1e12
+# Log-probabilities are clamped here: small enough to be impossible, large enough to keep digits in sums over frames.
+_MIN_LOG_PROB = -1e3
+# Stand-in for log 0 that stays finite in sums.
+_LOG_ZERO = -1e12
 
 
 class CtcPrefixScorer:
-    """A `Scorer` for joint decoding.
+    """CTC prefix scores as a `ssl_asr.decoding.step_model.Scorer`.
 
     Args:
-        log_probs_BFV: of CTC.
-        frame_lengths_B: int64 on the CPU.
-        beams: of each utterance.
-        blank: its id.
-        weight: of CTC's log-probabilities.
-        candidates: only so many of the decoder's likeliest tokens are looked at, the end always; None looks at all.
+        log_probs_BFV: CTC log-probabilities of shape (batch, frames, vocabulary).
+        frame_lengths_B: Number of valid frames per utterance, int64, on the CPU.
+        beams: Number of beams per utterance.
+        blank: Id of the blank.
+        weight: Weight of the CTC log-probabilities.
+        candidates: Number of the decoder's most likely tokens that are scored, besides the end, or None for all.
+            Other tokens are practically forbidden.
     """
 
     def __init__(
@@ -36,68 +57,77 @@ class CtcPrefixScorer:
     ) -> None:
         batch, frames, size = log_probs_BFV.shape
         device = log_probs_BFV.device
-        self.blank, self.weight, self.candidates, self.beams = blank, weight, candidates, beams
+        self.blank, self.weight, self.candidates = blank, weight, candidates
         beyond_BF = (torch.arange(frames) >= frame_lengths_B[:, None]).to(device)
-        # Beyond an utterance there is nothing but blanks: its last frame's values are carried to the end.
-        inputs_BFV = log_probs_BFV.double().clamp(min=_FLOOR).masked_fill(beyond_BF[..., None], _FLOOR)
+        # Padding is a sure blank, so the variables of an utterance's last frame hold until the end.
+        inputs_BFV = log_probs_BFV.double().clamp(min=_MIN_LOG_PROB).masked_fill(beyond_BF[..., None], _MIN_LOG_PROB)
         inputs_BFV[..., blank] = inputs_BFV[..., blank].masked_fill(beyond_BF, 0.0)
         self._inputs_BFV = inputs_BFV
         self._utterance_N = torch.arange(batch, device=device).repeat_interleave(beams)
-        # Forward variables before the first frame and after each: paths that end in a label, and in a blank.
+        # Forward variables p_b and p_n of the empty prefix. Index t is after frame t, index 0 before the first frame.
         blank_BF = inputs_BFV[..., blank].cumsum(1)
         self._blank_NF = torch.cat([blank_BF.new_zeros(batch, 1), blank_BF], 1).repeat_interleave(beams, 0)
-        self._label_NF = torch.full_like(self._blank_NF, _NEVER)
+        self._label_NF = torch.full_like(self._blank_NF, _LOG_ZERO)
+        # Last label of each prefix, and psi of the prefix and of all its extensions.
         self._last_N = torch.full((batch * beams,), -1, device=device)
-        self._prefix_N = self._blank_NF.new_zeros(batch * beams)
-        self._prefix_NV = self._blank_NF.new_zeros(batch * beams, size)
+        self._psi_N = self._blank_NF.new_zeros(batch * beams)
+        self._psi_NV = self._blank_NF.new_zeros(batch * beams, size)
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
-        """The weighted growth of the prefix's log-probability by each token."""
-        whole_NF = torch.logaddexp(self._label_NF, self._blank_NF)
-        prefix_NV = torch.full_like(self._prefix_NV, _NEVER)
-        if self.candidates is None or self.candidates >= prefix_NV.shape[1]:
-            inputs_NFC = self._inputs_BFV[self._utterance_N]
-            tokens_NC = torch.arange(prefix_NV.shape[1], device=prefix_NV.device).expand_as(prefix_NV)
-        else:
-            tokens_NC = log_probs_NV.topk(self.candidates, dim=1).indices
-            frames = self._inputs_BFV.shape[1]
-            inputs_NFC = self._inputs_BFV[self._utterance_N].gather(2, tokens_NC[:, None].expand(-1, frames, -1))
-        found_NC = (whole_NF[:, :-1, None] + inputs_NFC).logsumexp(1)
-        # After a label that is the same, only paths that end in a blank may go on.
-        last_NF1 = self._inputs_BFV[self._utterance_N].gather(
-            2, self._last_N.clamp(min=0)[:, None, None].expand(-1, self._inputs_BFV.shape[1], 1)
-        )
-        again_N = (self._blank_NF[:, :-1] + last_NF1[..., 0]).logsumexp(1)
-        found_NC = torch.where(tokens_NC == self._last_N[:, None], again_N[:, None], found_NC)
-        prefix_NV.scatter_(1, tokens_NC, found_NC)
-        prefix_NV[:, end_id] = whole_NF[:, -1]
-        self._prefix_NV = prefix_NV
-        return (self.weight * (prefix_NV - self._prefix_N[:, None])).to(log_probs_NV.dtype)
+        """Weighted gain of the prefix log-probability by each token, ``scores_NV``."""
+        total_NF = torch.logaddexp(self._label_NF, self._blank_NF)
+        psi_NV = torch.full_like(self._psi_NV, _LOG_ZERO)
+        tokens_NC, inputs_NFC = self._candidates(log_probs_NV)
+        psi_NC = (total_NF[:, :-1, None] + inputs_NFC).logsumexp(1)
+        # A repeated label needs a blank in between, so phi is p_b.
+        last_NF = self._inputs_of(self._last_N.clamp(min=0)[:, None])[..., 0]
+        repeat_N = (self._blank_NF[:, :-1] + last_NF).logsumexp(1)
+        psi_NC = torch.where(tokens_NC == self._last_N[:, None], repeat_N[:, None], psi_NC)
+        psi_NV.scatter_(1, tokens_NC, psi_NC)
+        psi_NV[:, end_id] = total_NF[:, -1]
+        self._psi_NV = psi_NV
+        return (self.weight * (psi_NV - self._psi_N[:, None])).to(log_probs_NV.dtype)
+
+    def _candidates(self, log_probs_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens that are scored, and their log-probabilities in each frame."""
+        size = self._psi_NV.shape[1]
+        if self.candidates is None or self.candidates >= size:
+            tokens_NC = torch.arange(size, device=self._psi_NV.device).expand_as(self._psi_NV)
+            return tokens_NC, self._inputs_BFV[self._utterance_N]
+        tokens_NC = log_probs_NV.topk(self.candidates, dim=1).indices
+        return tokens_NC, self._inputs_of(tokens_NC)
+
+    def _inputs_of(self, tokens_NC: Tensor) -> Tensor:
+        """Log-probabilities ``inputs_NFC`` of tokens in each frame."""
+        inputs_NFV = self._inputs_BFV[self._utterance_N]
+        return inputs_NFV.gather(2, tokens_NC[:, None].expand(-1, inputs_NFV.shape[1], -1))
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
-        """Forward variables of the prefixes that were chosen."""
-        self._prefix_N = self._prefix_NV[rows_N, tokens_N]
+        """Forward variables of the chosen prefixes."""
+        self._psi_N = self._psi_NV[rows_N, tokens_N]
         blank_NF, label_NF, last_N = self._blank_NF[rows_N], self._label_NF[rows_N], self._last_N[rows_N]
-        from_NF = torch.where((last_N == tokens_N)[:, None], blank_NF, torch.logaddexp(label_NF, blank_NF))
-        inputs_NFV = self._inputs_BFV[self._utterance_N]
-        frames = inputs_NFV.shape[1]
-        own_NF = inputs_NFV.gather(2, tokens_N[:, None, None].expand(-1, frames, 1))[..., 0]
-        self._label_NF = _recursion(from_NF, own_NF)
-        self._blank_NF = _recursion(self._label_NF, inputs_NFV[..., self.blank])
+        phi_NF = torch.where((last_N == tokens_N)[:, None], blank_NF, torch.logaddexp(label_NF, blank_NF))
+        self._label_NF = _forward(phi_NF, self._inputs_of(tokens_N[:, None])[..., 0])
+        self._blank_NF = _forward(self._label_NF, self._inputs_BFV[self._utterance_N, :, self.blank])
         self._last_N = tokens_N
 
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
         self._utterance_N, self._last_N = self._utterance_N[rows_N], self._last_N[rows_N]
         self._blank_NF, self._label_NF = self._blank_NF[rows_N], self._label_NF[rows_N]
-        self._prefix_N, self._prefix_NV = self._prefix_N[rows_N], self._prefix_NV[rows_N]
+        self._psi_N, self._psi_NV = self._psi_N[rows_N], self._psi_NV[rows_N]
 
 
-def _recursion(enters_NF: Tensor, inputs_NF: Tensor) -> Tensor:
-    """``x[t] = logaddexp(x[t - 1], enters[t - 1]) + inputs[t]`` from nothing, by cumulative sums.
+def _forward(entries_NF: Tensor, inputs_NF: Tensor) -> Tensor:
+    """``x[t] = inputs[t] + logaddexp(x[t-1], entries[t-1])`` from ``x[0] = log 0``, by cumulative sums.
 
-    ``enters_NF`` has a place before the first frame, and so has the result.
+    Args:
+        entries_NF: Log-probabilities of the paths that enter, with a column before the first frame.
+        inputs_NF: Log-probabilities of each frame.
+
+    Returns:
+        The forward variables, with a column before the first frame.
     """
     sums_NF = torch.cat([torch.zeros_like(inputs_NF[:, :1]), inputs_NF.cumsum(1)], dim=1)
-    collected_NF = (enters_NF[:, :-1] - sums_NF[:, :-1]).logcumsumexp(1) + sums_NF[:, 1:]
-    return torch.cat([torch.full_like(collected_NF[:, :1], _NEVER), collected_NF], dim=1).clamp(min=_NEVER)
+    forward_NF = (entries_NF[:, :-1] - sums_NF[:, :-1]).logcumsumexp(1) + sums_NF[:, 1:]
+    return torch.cat([torch.full_like(forward_NF[:, :1], _LOG_ZERO), forward_NF], dim=1).clamp(min=_LOG_ZERO)

@@ -1,85 +1,102 @@
-"""CTC decoding into the words of a lexicon and no others, by torchaudio's decoder (flashlight).
+"""CTC decoding into the words of a pronunciation lexicon, by torchaudio's decoder (flashlight).
 
-A word may be spelt in labels of any kind, phonemes among them, and in several ways. `ssl_asr.decoding.ctc.CtcBeam`
-can be closed too (``lexicon=… unknown_score=null``), where words are spelt as they are written; this one is for
-pronunciations.
+A word may have several pronunciations, in labels of any kind (phonemes, for instance). Where words are spelled as they
+are written, `ssl_asr.decoding.ctc.CtcBeam` with ``lexicon=... unknown_score=null`` does the same without flashlight.
+
+A line of the lexicon is a word and its labels. A silence ``|``, the label that is a space, separates words::
+
+    lexicon        frames   -  n  ai ai t  t  |  -  d  ei ei t
+    night n ai t   labels      n  ai    t     |     d  ei    t
+    data  d ei t   words       night (3 labels, 4 with the silence), data (3 labels)
+    data  d ai t
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_asr.decoding.ctc_beam import Found
-from ssl_asr.decoding.fusion import spelt
-from ssl_asr.errors import LanguageModelError, missing_extra
-from ssl_asr.types import BLANK_ID
+from ssl_asr.decoding.fusion.automata import lm_token
+from ssl_asr.decoding.rescoring import Rescorer
+from ssl_asr.errors import LanguageModelError
+from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"
-_SHAPE = "lines of a word and, unless it is spelt as it is written, its labels: night n ai t"
+# Finite stand-in for minus infinity: flashlight's scores would become infinite.
+_LOG_ZERO = -1e4
+_LINES = "give lines of a word and its labels (night n ai t), or of a word alone if its labels are its characters"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CtcLexicon:
-    """The ``ctc_lexicon`` decoder.
+    """The ``ctc_lexicon`` decoder: only words of a lexicon, each with one or more pronunciations.
 
     Attributes:
-        lexicon: a text file; on each line a word, and its labels if it is not spelt as it is written; a word may
-            stand on several lines. A label that is a space is written ``|``, and spaces in labels ``▁``.
-        lm: an n-gram model over words, ``.arpa`` or KenLM's binary; null for none.
-        lm_weight: of its log-probabilities (natural logarithm).
-        word_score: added for each word.
-        beam_size, max_labels, n_best: see `ssl_asr.decoding.ctc.CtcBeam`.
-        beam_threshold: hypotheses whose score is so far below the best one's are dropped.
+        lexicon: text file. Each line is a word and its labels, or a word alone if its labels are its characters. A word
+            with several pronunciations has several lines. The label that is a space is written ``|``, and a space
+            inside a label ``▁``.
+        lm: n-gram model over words: ``.arpa`` or a KenLM binary. null for none.
+        lm_weight: weight of its log-probabilities (natural logarithm).
+        word_score: score added for each word.
+        beam_size: number of hypotheses kept in each frame.
+        beam_threshold: hypotheses are pruned if their score is lower than the best score by more than this.
+        max_labels: number of the most likely labels of a frame that extend hypotheses. null for all labels.
+        n_best: number of hypotheses given for each utterance.
     """
 
+    tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
     lexicon: str
     lm: str | None
     lm_weight: float
     word_score: float
-    beam_size: int
-    beam_threshold: float
-    max_labels: int | None
-    n_best: int
+    beam_size: PositiveInt
+    beam_threshold: PositiveFloat
+    max_labels: PositiveInt | None
+    n_best: PositiveInt
 
     def build(self, labels: Sequence[str | None]) -> "LexiconSearch":
-        """The search over a vocabulary, its labels spelt as text.
+        """Lexicon search over a vocabulary.
+
+        Args:
+            labels: Spelling of each label, a space as word boundary. None for the blank and the unknown label.
 
         Raises:
-            LanguageModelError: a file is missing or wrong, or a package is.
+            LanguageModelError: A file is missing or wrong, or flashlight or KenLM is not installed.
         """
         return LexiconSearch(self, labels)
 
+    def rescorer(self) -> Rescorer | None:
+        """None: this decoder has no rescoring."""
+        return None
+
 
 class LexiconSearch:
-    """torchaudio's decoder with its settings.
+    """torchaudio's lexicon decoder as a `ssl_asr.decoding.ctc.CtcSearch`.
 
     Args:
-        options: of the search.
-        labels: by id, spelt as text; None for ids that no text contains.
+        options: Options of the search.
+        labels: Spelling of each label. None for ids that no text contains.
     """
 
     def __init__(self, options: CtcLexicon, labels: Sequence[str | None]) -> None:
-        try:
-            import flashlight.lib.text  # noqa: F401
-            from torchaudio.models.decoder import ctc_decoder
-        except ImportError:
-            otherwise = "decoder=ctc_beam decoder.unknown_score=null"
-            raise missing_extra("decoder=ctc_lexicon", "flashlight-text", "lexicon", otherwise) from None
-        names = [_name(place, label) for place, label in enumerate(labels)]
+        ctc_decoder = _import_decoder()
+        names = [_name(i, label) for i, label in enumerate(labels)]
+        ids = {name: i for i, name in enumerate(names)}
         self.n_best = options.n_best
-        self._silence = names.index(_SILENCE) if _SILENCE in names else None
-        ids = {name: place for place, name in enumerate(names)}
+        # Without a space label, flashlight takes the blank as silence.
+        self._space = ids.get(_SILENCE)
+        self._silence = BLANK_ID if self._space is None else self._space
         pronunciations = read_pronunciations(Path(options.lexicon), ids)
-        self._spellings: dict[str, list[tuple[int, ...]]] = {}
+        self._pronunciations: dict[str, list[tuple[int, ...]]] = {}
         for word, spelling in pronunciations:
-            self._spellings.setdefault(word, []).append(tuple(ids[name] for name in spelling))
-        end = [] if self._silence is None else [_SILENCE]
+            self._pronunciations.setdefault(word, []).append(tuple(ids[name] for name in spelling))
+        end = [] if self._space is None else [_SILENCE]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lexicon.txt"
             lines = (" ".join([word, *spelling, *end]) + "\n" for word, spelling in pronunciations)
@@ -93,87 +110,97 @@ class LexiconSearch:
                     beam_size=options.beam_size,
                     beam_size_token=options.max_labels,
                     beam_threshold=options.beam_threshold,
-                    # KenLM's logarithms are decimal there.
+                    # flashlight multiplies KenLM's decimal logarithms.
                     lm_weight=options.lm_weight * float(np.log(10.0)),
                     word_score=options.word_score,
                     log_add=True,
                     blank_token=names[BLANK_ID],
-                    sil_token=_SILENCE if end else names[BLANK_ID],
+                    sil_token=names[self._silence],
                     unk_word="<unk>",
                 )
             except (ImportError, RuntimeError) as error:
                 raise LanguageModelError(str(options.lm), str(error).splitlines()[0], "pip install kenlm") from None
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
-        """The best sequences of words of each utterance; an empty one where no word fits."""
-        # What is forbidden altogether would make scores infinite.
-        inputs_BFV = log_probs_BFV.float().clamp(min=-1e4).cpu()
-        # The decoder ends words by silence, and texts do not end in a space: a last frame gives it for nothing.
-        last_V = inputs_BFV.new_full(inputs_BFV.shape[2:], -1e4)
-        last_V[[BLANK_ID, BLANK_ID if self._silence is None else self._silence]] = 0.0
+        """The n-best list of each utterance. If no word fits, it is one empty hypothesis."""
+        inputs_BFV = log_probs_BFV.float().clamp(min=_LOG_ZERO).cpu()
+        # Silence ends each word in flashlight, but texts do not end in a space: append a frame of certain silence.
+        last_V = inputs_BFV.new_full(inputs_BFV.shape[2:], _LOG_ZERO)
+        last_V[[BLANK_ID, self._silence]] = 0.0
         results = []
         for row, frames in enumerate(frame_lengths_B.tolist()):
-            whole_FV = torch.cat([inputs_BFV[row, :frames], last_V[None]])
-            found = self._decoder(whole_FV[None].contiguous(), torch.tensor([frames + 1]))[0] if frames else []
-            best = sorted((self._found(one) for one in found), key=lambda one: -one.score)[: self.n_best]
-            results.append(best or [Found([], [], 0.0, 0.0, words=())])
+            inputs_FV = torch.cat([inputs_BFV[row, :frames], last_V[None]])
+            hypotheses = self._decoder(inputs_FV[None].contiguous(), torch.tensor([frames + 1]))[0] if frames else []
+            found = sorted((self._found(one) for one in hypotheses), key=lambda one: -one.score)
+            results.append(found[: self.n_best] or [Found([], [], 0.0, 0.0, words=())])
         return results
 
     def _found(self, hypothesis: Any) -> Found:
-        """A hypothesis without the silence that stands around it, its words with their numbers of labels."""
-        tokens, frames = hypothesis.tokens.tolist(), [max(0, t - 1) for t in hypothesis.timesteps.tolist()]
-        quiet = BLANK_ID if self._silence is None else self._silence
-        kept = [i for i, token in enumerate(tokens) if token != quiet]
-        words = self._lengths([tokens[i] for i in kept], list(hypothesis.words))
+        """A hypothesis of flashlight without silence at both ends. Each word counts its labels, silence included."""
+        pairs = zip(hypothesis.tokens.tolist(), hypothesis.timesteps.tolist(), strict=True)
+        # flashlight puts a silence before the first frame.
+        spoken = [(token, max(0, t - 1)) for token, t in pairs if token != self._silence]
+        words = list(hypothesis.words)
+        lengths = self._word_lengths([token for token, _ in spoken], words)
         labels: list[int] = []
-        times: list[int] = []
-        spans: list[tuple[str, int]] = []
+        frames: list[int] = []
+        counts = list(lengths)
         at = 0
-        for number, (word, length) in enumerate(words):
-            if number and self._silence is not None:
-                labels.append(self._silence)
-                times.append(frames[kept[at]])
-                spans[-1] = (spans[-1][0], spans[-1][1] + 1)
-            labels += [tokens[i] for i in kept[at : at + length]]
-            times += [frames[i] for i in kept[at : at + length]]
-            spans.append((word, length))
+        for number, length in enumerate(lengths):
+            if number and self._space is not None:
+                labels.append(self._space)
+                frames.append(spoken[at][1])
+                counts[number - 1] += 1
+            labels += [token for token, _ in spoken[at : at + length]]
+            frames += [frame for _, frame in spoken[at : at + length]]
             at += length
-        return Found(labels, times, float(hypothesis.score), 0.0, words=tuple(spans))
+        return Found(labels, frames, float(hypothesis.score), 0.0, words=tuple(zip(words, counts, strict=True)))
 
-    def _lengths(self, tokens: list[int], words: list[str]) -> list[tuple[str, int]]:
-        """How many of the tokens spell each word."""
-        # Places in the tokens that can be reached by the words so far, with the lengths that lead there.
-        ways: dict[int, list[int]] = {0: []}
+    def _word_lengths(self, tokens: list[int], words: list[str]) -> list[int]:
+        """Number of the tokens that spell each word."""
+        # Pronunciations of a word differ in length: keep every position that the words so far can end at.
+        ends: dict[int, list[int]] = {0: []}
         for word in words:
             after: dict[int, list[int]] = {}
-            for at, lengths in ways.items():
-                for spelling in self._spellings.get(word, []):
+            for at, lengths in ends.items():
+                for spelling in self._pronunciations.get(word, []):
                     if tuple(tokens[at : at + len(spelling)]) == spelling:
                         after.setdefault(at + len(spelling), [*lengths, len(spelling)])
-            ways = after
-        assert len(tokens) in ways, "the decoder's labels spell its words"
-        return list(zip(words, ways[len(tokens)], strict=True))
+            ends = after
+        assert len(tokens) in ends, "the decoder's labels spell its words"
+        return ends[len(tokens)]
 
 
-def _name(place: int, label: str | None) -> str:
-    """A label as a word of the lexicon's lines."""
+def _import_decoder() -> Any:
+    """The constructor of torchaudio's decoder. Raises LanguageModelError if flashlight is not installed."""
+    try:
+        import flashlight.lib.text  # noqa: F401
+        from torchaudio.models.decoder import ctc_decoder
+    except ImportError:
+        remedy = "pip install flashlight-text, or set decoder=ctc_beam decoder.unknown_score=null"
+        raise LanguageModelError("decoder", "flashlight-text is not installed", remedy) from None
+    return ctc_decoder
+
+
+def _name(i: int, label: str | None) -> str:
+    """Name of a label in the lines of a lexicon."""
     if label is None:
-        return "<blank>" if place == BLANK_ID else f"<{place}>"
-    return _SILENCE if label == " " else spelt(label)
+        return "<blank>" if i == BLANK_ID else f"<{i}>"
+    return _SILENCE if label == " " else lm_token(label)
 
 
 def read_pronunciations(path: Path, ids: Mapping[str, int]) -> list[tuple[str, list[str]]]:
-    """Words and how each is spelt in labels, a word as often as it has spellings.
+    """Pairs of a word and the names of its labels. A word with several pronunciations has several pairs.
 
     Args:
-        path: of the lexicon (see `CtcLexicon`).
-        ids: of labels, by name.
+        path: Path of the lexicon (see `CtcLexicon`).
+        ids: Id of each label, by name.
 
     Raises:
-        LanguageModelError: there is no such file, it holds no word, or a word cannot be spelt.
+        LanguageModelError: There is no such file, it contains no word, or a word has a label outside the vocabulary.
     """
     if not path.is_file():
-        raise LanguageModelError(str(path), "no such lexicon", _SHAPE)
+        raise LanguageModelError(str(path), "no such lexicon", _LINES)
     found: dict[tuple[str, tuple[str, ...]], None] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -184,10 +211,10 @@ def read_pronunciations(path: Path, ids: Mapping[str, int]) -> list[tuple[str, l
         names = spelling or list(word)
         unknown = [name for name in names if name not in ids]
         if unknown:
-            what = f"{word!r} is spelt with {unknown[0]!r}, which is no label of this model"
+            what = f"{word!r} contains {unknown[0]!r}, which is not a label of this model"
             shown = " ".join(name for name in ids if not name.startswith("<"))[:60]
-            raise LanguageModelError(f"{path}:{number}", what, f"the labels are {shown}")
+            raise LanguageModelError(f"{path}:{number}", what, f"use its labels: {shown}")
         found[word, tuple(names)] = None
     if not found:
-        raise LanguageModelError(str(path), "holds no word", _SHAPE)
+        raise LanguageModelError(str(path), "contains no word", _LINES)
     return [(word, list(names)) for word, names in found]

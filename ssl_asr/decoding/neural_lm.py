@@ -6,15 +6,16 @@ text: searches come back to texts they left, so nothing but answers is kept.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ssl_asr.decoding.fusion import Automaton
+from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.ngram import Float64s
+from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
 
 Tokens = tuple[int, ...]
@@ -25,8 +26,8 @@ _KEPT_WORDS = 200_000
 _KEPT_CELLS = 50_000_000
 
 
-class NeuralLM:
-    """A causal language model behind the `ssl_asr.decoding.fusion.WordModel` contract; a state is what was read.
+class NeuralLM(WordModel[Tokens]):
+    """A causal language model behind the `ssl_asr.decoding.word_model.WordModel` contract; a state is what was read.
 
     Args:
         model: transformers' ``…ForCausalLM``, in float32 or as its checkpoint has it.
@@ -36,6 +37,8 @@ class NeuralLM:
     Raises:
         LanguageModelError: its tokenizer names neither a start nor an end of text.
     """
+
+    batched = True
 
     def __init__(self, model: Any, tokenizer: Any, *, source: str) -> None:
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
@@ -110,11 +113,11 @@ class NeuralLM:
         """Log-probability of the end; 0 for a model that knows none."""
         return 0.0 if self.end_id is None else float(self.row(state)[self.end_id])
 
-    def knows(self, word: str) -> bool:
+    def has_word(self, word: str) -> bool:
         """Every word can be cut into tokens."""
         return True
 
-    def texts(self, texts: Sequence[str]) -> list[float]:
+    def text_log_probs(self, texts: Sequence[str]) -> list[float]:
         """Log-probability of each whole text, its end included."""
         end = () if self.end_id is None else (self.end_id,)
         tokens = [(*self.tokenizer.encode(text, add_special_tokens=False), *end) for text in texts]
@@ -211,7 +214,7 @@ class NeuralLM:
         return [" " if name == "|" else name.replace("▁", " ") for name in names]
 
 
-class LabelNeural(Automaton):
+class LabelNeural(Automaton[Tokens]):
     """A causal language model over the labels themselves, weighted.
 
     Args:
@@ -229,29 +232,24 @@ class LabelNeural(Automaton):
         self._missing_V[[i for i, label in enumerate(labels) if label is None]] = -torch.inf
 
     @property
-    def begin(self) -> Hashable:
+    def begin(self) -> Tokens:
         """The start of a text."""
         return self.model.begin
 
-    def prepare(self, keys: Sequence[Any]) -> None:
+    def prefetch(self, keys: Sequence[Tokens]) -> None:
         """Ask about all of them at once."""
         self.model.prefetch_rows(keys)
 
-    def rows(self, keys: Sequence[Any]) -> Float64s:
+    def rows(self, keys: Sequence[Tokens]) -> Float64s:
         """Weighted log-probabilities."""
         log_probs_NV = torch.stack([self.model.row(key)[self._ids_V] for key in keys])
         rows: Float64s = torch.where(self._has_V, self.weight * log_probs_NV, self._missing_V).double().numpy()
         return rows
 
-    def some(self, key: Any, labels: Sequence[int]) -> Float64s:
-        """Those of these labels."""
-        own: Float64s = self.rows([key])[0, list(labels)]
-        return own
-
-    def advance(self, key: Any, label: int) -> Hashable:
+    def advance(self, key: Tokens, label: int) -> Tokens:
         """The text with a label more; one the model has no token for is passed over."""
         return (*key, int(self._ids_V[label])) if self._has_V[label] else key
 
-    def end(self, key: Any) -> float:
+    def end(self, key: Tokens) -> float:
         """Weighted log-probability of the end."""
         return self.weight * self.model.end(key)

@@ -1,4 +1,4 @@
-"""torchaudio's decoder behind our interface, against our own search closed to the same words."""
+"""The lexicon decoder against prefix beam search with the same closed vocabulary."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 
 from ssl_asr.decoding.alignment import align, listed_words
 from ssl_asr.decoding.ctc_beam import prefix_beam_search
-from ssl_asr.decoding.fusion import Fusion, Words
+from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.errors import LanguageModelError
 from tests.decoding.test_ctc_beam import EVERYTHING, LABELS, _log_probs, _text
@@ -25,7 +26,7 @@ def _search(tmp_path, lines, labels=LABELS, **options):
 
 
 @pytest.mark.parametrize("word_score", [0.0, 1.5])
-def test_words_spelt_as_they_are_written_are_those_our_closed_search_finds(tmp_path, word_score):
+def test_words_spelled_as_written_equal_prefix_beam_search_with_a_closed_vocabulary(tmp_path, word_score):
     search = _search(tmp_path, "ab\nb\nabba\n", word_score=word_score)
     vocabulary = dict.fromkeys(("ab", "b", "abba"), 0.0)
     words = Words(LABELS, model=None, weight=0.0, word_score=word_score, unknown_score=-math.inf, vocabulary=vocabulary)
@@ -39,11 +40,11 @@ def test_words_spelt_as_they_are_written_are_those_our_closed_search_finds(tmp_p
         assert _text(theirs.tokens) == " ".join(word for word, _ in theirs.words)
         assert sum(count for _, count in theirs.words) == len(theirs.tokens) == len(theirs.frames)
         same += _text(ours.tokens).strip() == _text(theirs.tokens)
-    # It takes "ab" and " ab" for one, where ours sums up each alone: that decides nothing where frames are sure.
+    # flashlight sums "ab" and " ab", our search scores each alone. The best text of confident frames is the same.
     assert same == 12
 
 
-def test_a_word_has_as_many_pronunciations_as_the_lexicon_gives_it_and_times(tmp_path):
+def test_words_with_several_pronunciations_are_found_and_timed(tmp_path):
     labels = [None, None, "n", "ai", "t", "d", "ei"]
     search = _search(tmp_path, "night n ai t\nday d ei\ndata d ei t\ndata d ai t\n", labels, n_best=3)
     said = [0, 2, 3, 3, 0, 4, 0, 5, 3, 4, 0]
@@ -58,7 +59,7 @@ def test_a_word_has_as_many_pronunciations_as_the_lexicon_gives_it_and_times(tmp
     assert [(w.text, round(w.start, 6), round(w.end, 6)) for w in words] == [("night", 0.1, 0.6), ("data", 0.7, 1.0)]
 
 
-def test_what_is_beside_an_utterance_and_no_frames_change_nothing(tmp_path):
+def test_results_do_not_depend_on_the_rest_of_the_batch(tmp_path):
     search = _search(tmp_path, "ab\nb\n")
     log_probs = _log_probs(3, 9, len(LABELS), seed=5)
     together = search(log_probs, torch.tensor([9, 4, 0]))
@@ -66,25 +67,25 @@ def test_what_is_beside_an_utterance_and_no_frames_change_nothing(tmp_path):
     assert together[2][0].words == ()
 
 
-def test_a_language_model_weighs_in(tmp_path):
+def test_language_model_weight_changes_the_ranking(tmp_path):
     pytest.importorskip("kenlm", reason="kenlm is not installed: it needs a C++ compiler")
     from ssl_asr.decoding.kneser_ney import estimate
 
     estimate([["b", "b"]] * 9 + [["ab"]], order=2).model.write_arpa(tmp_path / "lm.arpa")
     log_probs = torch.zeros(1, 6, len(LABELS)).log_softmax(-1)
-    likes = {}
+    preference = {}
     for weight in (0.0, 20.0):
         search = _search(tmp_path, "ab\nb\n", lm=str(tmp_path / "lm.arpa"), lm_weight=weight, n_best=50)
         found = {" ".join(w for w, _ in one.words): one.score for one in search(log_probs, torch.tensor([6]))[0]}
-        likes[weight] = found["b b"] - found["ab ab"]
-    assert likes[20.0] > likes[0.0] + 20
+        preference[weight] = found["b b"] - found["ab ab"]
+    assert preference[20.0] > preference[0.0] + 20
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"), [("", "holds no word"), ("ab a x b\n", "lexicon.txt:1"), ("ab\nxyz\n", "lexicon.txt:2")]
+    ("lines", "message"), [("", "contains no word"), ("ab a x b\n", "lexicon.txt:1"), ("ab\nxyz\n", "lexicon.txt:2")]
 )
-def test_a_wrong_lexicon_is_refused_by_its_line(tmp_path, lines, said):
-    with pytest.raises(LanguageModelError, match=said):
+def test_wrong_lexicon_raises_an_error_with_its_line(tmp_path, lines, message):
+    with pytest.raises(LanguageModelError, match=message):
         _search(tmp_path, lines)
     with pytest.raises(LanguageModelError, match="no such lexicon"):
         CtcLexicon(**OPTIONS, lexicon=str(tmp_path / "none")).build(LABELS)

@@ -1,0 +1,109 @@
+"""Hotwords: a bonus for expected phrases.
+
+The bonus is paid character by character as soon as a text begins like a phrase, and taken back if the phrase is not
+finished. With the phrase ``"ann"`` and a bonus of 1::
+
+    text       a    n    n    " "              a    n    d
+    key        a    an   ann  "ann "           a    an   None
+    score      1    1    1    1    total 4     1    1    -2     total 0
+
+The key is the text since the beginning of some word, as long as a phrase begins with it. It is None inside any other
+word. The characters of a key that follow its longest finished phrase are on credit: they are taken back when the key
+stops growing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.ngram import Float64s
+from ssl_asr.errors import LanguageModelError
+
+
+class Hotwords(Automaton[str | None]):
+    """A bonus for each character of an expected phrase.
+
+    A phrase counts only if it begins and ends with a word. If one phrase begins another, finishing the longer phrase
+    adds to the bonus of the shorter one. If phrases overlap otherwise, the phrase that begins first counts.
+
+    Args:
+        labels: Spelling of each label. None for ids that no text contains.
+        phrases: Expected phrases, words separated by spaces.
+        bonus: Score of each character, the space after the phrase included.
+
+    Raises:
+        LanguageModelError: The phrases contain no word.
+    """
+
+    def __init__(self, labels: Sequence[str | None], phrases: Sequence[str], *, bonus: float) -> None:
+        self.labels, self.bonus = labels, bonus
+        # The space marks the end of the last word.
+        self._phrases = {" ".join(phrase.split()) + " " for phrase in phrases if phrase.split()}
+        self._prefixes = {phrase[:n] for phrase in self._phrases for n in range(len(phrase) + 1)}
+        if not self._phrases:
+            what = f"no word in {list(phrases)}"
+            raise LanguageModelError("decoder.hotwords", what, "give phrases, or an empty list for no hotwords")
+
+    @property
+    def begin(self) -> str | None:
+        """The beginning of a word."""
+        return ""
+
+    def rows(self, keys: Sequence[str | None]) -> Float64s:
+        """Score of each label after each key, ``(N, V)``."""
+        return np.stack([self.scores(key, range(len(self.labels))) for key in keys])
+
+    def scores(self, key: str | None, labels: Sequence[int]) -> Float64s:
+        """Score of each of these labels after one key, ``(C,)``."""
+        texts = [self.labels[i] for i in labels]
+        return np.array([-math.inf if text is None else self._read(key, text)[1] for text in texts])
+
+    def advance(self, key: str | None, label: int) -> str | None:
+        """Key after a label."""
+        text = self.labels[label]
+        assert text is not None
+        return self._read(key, text)[0]
+
+    def end(self, key: str | None) -> float:
+        """Score of the space that ends the last word, less the credit that is left then."""
+        key, total = self._read(key, " ")
+        return total - self._credit(key)
+
+    def _read(self, key: str | None, text: str) -> tuple[str | None, float]:
+        """Key after a text, and the score of the text."""
+        total = 0.0
+        for character in text:
+            # A space after a space, or at the beginning, ends no word.
+            if character == " " and key is not None and (not key or key.endswith(" ")):
+                continue
+            key, added = self._read_character(key, character)
+            total += added
+        return key, total
+
+    def _read_character(self, key: str | None, character: str) -> tuple[str | None, float]:
+        """Key after a character, and the change of what is earned and on credit."""
+        after: str | None
+        if key is None:
+            after = "" if character == " " else None
+        else:
+            after = key + character
+            # Drop words from the front until a phrase begins with the rest.
+            while after is not None and after not in self._prefixes:
+                _, space, rest = after.partition(" ")
+                after = rest if space else None
+        earned = 0.0
+        if key is not None and after == key + character and after in self._phrases:
+            earned = self.bonus * (len(after) - self._finished(key))
+        return after, earned + self._credit(after) - self._credit(key)
+
+    def _credit(self, key: str | None) -> float:
+        """Bonus of the characters after the longest finished phrase of a key."""
+        if not key:
+            return 0.0
+        return self.bonus * (len(key) - self._finished(key))
+
+    def _finished(self, text: str) -> int:
+        """Length of the longest phrase that a text begins with, 0 for none."""
+        return next((n for n in range(len(text), 0, -1) if text[:n] in self._phrases), 0)

@@ -1,0 +1,126 @@
+"""Options of shallow fusion, which decoders inherit, and the automata that they describe."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_asr.decoding.fusion.automata import Automaton, LabelBonus, LabelNGram
+from ssl_asr.decoding.fusion.hotwords import Hotwords
+from ssl_asr.decoding.fusion.words import Words
+from ssl_asr.decoding.language_models import KenLM, read_language_model
+from ssl_asr.decoding.neural_lm import LabelNeural, NeuralLM
+from ssl_asr.decoding.ngram import NGram
+from ssl_asr.decoding.rescoring import Rescoring
+from ssl_asr.decoding.word_model import WordModel
+from ssl_asr.errors import LanguageModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(Rescoring):
+    """Scores that a search adds to the score of the acoustic model, and the rescoring of its n-best list.
+
+    Attributes:
+        lm: language model: ``.arpa``, ``.arpa.gz``, a KenLM binary, or a causal language model of transformers by its
+            folder or its name on the Hugging Face Hub. null for none.
+        lm_unit: ``word`` scores words where they end, ``label`` scores every label of the vocabulary.
+        lm_weight: weight of the language model's log-probabilities.
+        word_score: score added for each word.
+        label_score: score added for each label.
+        unknown_score: score added for each word that is in neither the lexicon nor the language model. null forbids
+            these words.
+        lexicon: text file of the known words, one per line. null for the words of the language model.
+        hotwords: expected phrases.
+        hotword_score: score added for each character of an expected phrase.
+    """
+
+    lm: str | None
+    lm_unit: Literal["word", "label"]
+    lm_weight: float
+    word_score: float
+    label_score: float
+    unknown_score: float | None
+    lexicon: str | None
+    hotwords: list[str]
+    hotword_score: float
+
+    def parts(self, labels: Sequence[str | None], tokens: Sequence[str | None] | None = None) -> list[Automaton[Any]]:
+        """The automata of these options.
+
+        Args:
+            labels: Spelling of each label for words and hotwords. None for ids that no text contains.
+            tokens: Spelling of each label for a neural language model over labels. None for `labels`.
+
+        Raises:
+            LanguageModelError: A file is missing or wrong, or no word in it can be spelled with these labels.
+        """
+        parts: list[Automaton[Any]] = []
+        model = None if self.lm is None else read_language_model(self.lm)
+        word_model: WordModel[Any] | None = model if self.lm_unit == "word" else None
+        if model is not None and self.lm_unit == "label":
+            parts.append(self._label_model(model, labels, labels if tokens is None else tokens))
+        if word_model is not None or self.lexicon is not None or self.word_score != 0:
+            parts.append(self._words(word_model, labels))
+        if self.hotwords:
+            _check_spelling(self.hotwords, labels, "decoder.hotwords")
+            parts.append(Hotwords(labels, self.hotwords, bonus=self.hotword_score))
+        if self.label_score != 0:
+            parts.append(LabelBonus(labels, bonus=self.label_score))
+        return parts
+
+    def _label_model(
+        self, model: NGram | KenLM | NeuralLM, labels: Sequence[str | None], tokens: Sequence[str | None]
+    ) -> Automaton[Any]:
+        if isinstance(model, NeuralLM):
+            return LabelNeural(model, tokens, weight=self.lm_weight)
+        if isinstance(model, NGram):
+            return LabelNGram(model, labels, weight=self.lm_weight)
+        what = "is a KenLM binary, which does not list its words"
+        raise LanguageModelError(str(self.lm), what, "give the ARPA file of a model over labels")
+
+    def _words(self, model: WordModel[Any] | None, labels: Sequence[str | None]) -> Words:
+        vocabulary = None if model is None else model.vocabulary
+        if self.lexicon is not None:
+            words = read_lexicon(Path(self.lexicon))
+            _check_spelling(words, labels, self.lexicon)
+            vocabulary = frozenset(words)
+        elif vocabulary is not None:
+            _check_spelling(sorted(vocabulary), labels, str(self.lm))
+        return Words(
+            labels,
+            model=model,
+            weight=self.lm_weight,
+            word_score=self.word_score,
+            unknown_score=-math.inf if self.unknown_score is None else self.unknown_score,
+            vocabulary=vocabulary,
+            unknown_log_prob=0.0 if model is None else model.unknown_log_prob,
+            unknown_alike=model is None or self.lexicon is None,
+        )
+
+
+def read_lexicon(path: Path) -> list[str]:
+    """Words of a lexicon file: the first field of each line.
+
+    Raises:
+        LanguageModelError: There is no such file, it is not UTF-8, or it contains no word.
+    """
+    remedy = "give a UTF-8 text file with one word per line"
+    if not path.is_file():
+        raise LanguageModelError(str(path), "no such lexicon", remedy)
+    try:
+        words = [fields[0] for line in path.read_text(encoding="utf-8").splitlines() if (fields := line.split())]
+    except UnicodeDecodeError as error:
+        raise LanguageModelError(str(path), f"is not UTF-8 text: {error}", remedy) from None
+    if not words:
+        raise LanguageModelError(str(path), "contains no word", remedy)
+    return words
+
+
+def _check_spelling(words: Sequence[str], labels: Sequence[str | None], where: str) -> None:
+    """Raise LanguageModelError if none of the words can be spelled. The usual cause is upper against lower case."""
+    characters = {character for label in labels if label is not None for character in label}
+    if not any(set(word) - {" "} <= characters for word in words):
+        what = f"none of its {len(words)} words can be spelled with the model's labels (first word: {words[0]!r})"
+        shown = "".join(sorted(characters))[:40]
+        raise LanguageModelError(where, what, f"use the characters of the labels, in their case: {shown!r}")
