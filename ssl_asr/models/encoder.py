@@ -5,7 +5,7 @@ the model, and a `Backbone` option, which loads it. Nothing else in the package 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -229,6 +229,34 @@ def zero_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
     Add it to the output of a step that skips a layer. All ranks must agree on which parameters have gradients.
     """
     return sum(((parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad), 0.0)
+
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    h_BFD: Tensor,
+    run: Callable[[nn.Module, Tensor], Tensor],
+    *,
+    layerdrop: float,
+    keep: bool,
+) -> list[Tensor]:
+    """Runs a stack of layers. A skipped layer returns its input.
+
+    Args:
+        layers: Layers, from the lowest to the highest.
+        h_BFD: Input of the first layer.
+        run: Computes the output of one layer.
+        layerdrop: Probability of skipping each layer. 0 draws no random numbers.
+        keep: Whether to return the states of all layers. They can take gigabytes.
+
+    Returns:
+        The input of the first layer and the states after each layer. Only the last states if ``keep`` is False.
+    """
+    states = [h_BFD]
+    for layer in layers:
+        skipped = layerdrop > 0 and float(torch.rand(())) < layerdrop
+        h_BFD = h_BFD + zero_gradient(layer.parameters()) if skipped else run(layer, h_BFD)
+        states = [*states, h_BFD] if keep else [h_BFD]
+    return states
 
 
 class FrameCounter(Protocol):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ssl_asr.types import Fraction, PositiveInt
+
 if TYPE_CHECKING:
     from ssl_asr.models.encoder import SpeechEncoder
 
@@ -71,10 +73,10 @@ class SpecAugment:
         feature_span: int, features of a span.
     """
 
-    time_prob: float
-    time_span: int
-    feature_prob: float
-    feature_span: int
+    time_prob: Fraction
+    time_span: PositiveInt
+    feature_prob: Fraction
+    feature_span: PositiveInt
 
     def apply_to(self, encoder: "SpeechEncoder") -> None:
         """Masks the encoder's input in train mode."""
@@ -108,6 +110,24 @@ class SpecAugment:
             return None
         lengths_B = torch.full((batch,), features)
         return span_mask(lengths_B, features, prob=self.feature_prob, span=self.feature_span)
+
+    def mask_spectrogram(self, mel_BMF: Tensor, lengths_B: Tensor) -> tuple[Tensor, float]:
+        """Draws masks over the frames and the bands of a spectrogram and sets masked values to zero.
+
+        Args:
+            mel_BMF: Spectrogram of shape (batch, bands, frames).
+            lengths_B: int64 tensor on the CPU, number of frames of speech.
+
+        Returns:
+            The masked spectrogram, and the fraction of frames that is masked.
+        """
+        time_BF = self.time_mask(lengths_B, mel_BMF.shape[-1])
+        band_BM = self.feature_mask(*mel_BMF.shape[:2])
+        if time_BF is not None:
+            mel_BMF = mel_BMF.masked_fill(time_BF.to(mel_BMF.device, non_blocking=True)[:, None], 0.0)
+        if band_BM is not None:
+            mel_BMF = mel_BMF.masked_fill(band_BM.to(mel_BMF.device, non_blocking=True)[..., None], 0.0)
+        return mel_BMF, masked_share(time_BF, lengths_B)
 
 
 @dataclass(frozen=True, kw_only=True)

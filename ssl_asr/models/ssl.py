@@ -27,7 +27,7 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
-from ssl_asr.types import Samples
+from ssl_asr.types import Dropout, PositiveInt, RecommendedFreeze, Samples
 
 
 def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -299,15 +299,15 @@ class SSLBackbone:
     source: str
     revision: str | None
     normalize_waveform: bool | None
-    recommended_freeze: str
-    hidden_dropout: float | None = None
-    attention_dropout: float | None = None
-    activation_dropout: float | None = None
-    feat_proj_dropout: float | None = None
-    layerdrop: float | None = None
+    recommended_freeze: RecommendedFreeze
+    hidden_dropout: Dropout | None = None
+    attention_dropout: Dropout | None = None
+    activation_dropout: Dropout | None = None
+    feat_proj_dropout: Dropout | None = None
+    layerdrop: Dropout | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     gradient_checkpointing: bool = False
-    adapter_dim: int | None = None
+    adapter_dim: PositiveInt | None = None
     adapter_language: str | None = None
 
     @classmethod

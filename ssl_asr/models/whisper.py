@@ -21,12 +21,20 @@ from ssl_asr.models.encoder import (
     Window,
     class_path,
     padding_mask,
-    zero_gradient,
+    run_layers,
 )
 from ssl_asr.models.loading import load_pretrained, non_null
-from ssl_asr.models.spec_augment import SpecAugment, masked_share
+from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
-from ssl_asr.types import SAMPLE_RATE, Samples, Seconds
+from ssl_asr.types import (
+    SAMPLE_RATE,
+    Dropout,
+    RecommendedFreeze,
+    Samples,
+    Seconds,
+    TailRange,
+    TailSeconds,
+)
 
 N_FFT: Samples = 400
 HOP: Samples = 160
@@ -138,13 +146,7 @@ class WhisperEncoder(SpeechEncoder):
         """Replaces masked frames and bands with zeros, which are close to the mean of normalized log-mel."""
         assert self.augment is not None
         mel_lengths_B = lengths_B.div(HOP, rounding_mode="floor").clamp(max=mel_BMF.shape[-1])
-        time_BF = self.augment.time_mask(mel_lengths_B, mel_BMF.shape[-1])
-        band_BM = self.augment.feature_mask(*mel_BMF.shape[:2])
-        self.masked_share = masked_share(time_BF, mel_lengths_B)
-        if time_BF is not None:
-            mel_BMF = mel_BMF.masked_fill(time_BF.to(mel_BMF.device, non_blocking=True)[:, None], 0.0)
-        if band_BM is not None:
-            mel_BMF = mel_BMF.masked_fill(band_BM.to(mel_BMF.device, non_blocking=True)[..., None], 0.0)
+        mel_BMF, self.masked_share = self.augment.mask_spectrogram(mel_BMF, mel_lengths_B)
         return mel_BMF
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
@@ -196,24 +198,16 @@ class WhisperEncoder(SpeechEncoder):
         h_BFD = drop(self.net, h_BFD)
         mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
         mask = None if mask_BF is None else mask_BF[:, None, None]
-        h_BFD, kept = self._run_layers(h_BFD, mask, keep=layers)
-        return EncoderOutput(h_BFD, self.frame_lengths(lengths_B), context_lengths_B, kept)
+        recompute = self.gradient_checkpointing and self.training
 
-    def _run_layers(
-        self, h_BFD: Tensor, mask: Tensor | None, *, keep: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """The last states, and the states of all layers if ``keep`` is set. They can take gigabytes."""
-        seen = [h_BFD] if keep else []
-        for layer in self.net.layers:
-            if self.training and self.layerdrop > 0 and float(torch.rand(())) < self.layerdrop:
-                h_BFD = h_BFD + zero_gradient(layer.parameters())
-            else:
-                recompute = self.gradient_checkpointing and self.training
-                h_BFD = run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
-            if keep:
-                seen.append(h_BFD)
-        h_BFD = self.net.layer_norm(h_BFD)
-        return h_BFD, (*seen[:-1], h_BFD) if keep else None
+        def run(layer: nn.Module, h_BFD: Tensor) -> Tensor:
+            return run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
+
+        layerdrop = self.layerdrop if self.training else 0.0
+        states = run_layers(self.net.layers, h_BFD, run, layerdrop=layerdrop, keep=layers)
+        states[-1] = self.net.layer_norm(states[-1])
+        kept = tuple(states) if layers else None
+        return EncoderOutput(states[-1], self.frame_lengths(lengths_B), context_lengths_B, kept)
 
     def layer_groups(self) -> Sequence[LayerGroup]:
         """``feature_encoder`` (the two convolutions), ``layers.N`` and ``final_norm``.
@@ -346,13 +340,13 @@ class WhisperBackbone:
     source: str
     revision: str | None
     window: Window
-    tail_s: float
-    train_tail_s: list[float] | None
-    recommended_freeze: str
-    dropout: float | None = None
-    attention_dropout: float | None = None
-    activation_dropout: float | None = None
-    layerdrop: float | None = None
+    tail_s: TailSeconds
+    train_tail_s: TailRange | None
+    recommended_freeze: RecommendedFreeze
+    dropout: Dropout | None = None
+    attention_dropout: Dropout | None = None
+    activation_dropout: Dropout | None = None
+    layerdrop: Dropout | None = None
     gradient_checkpointing: bool = False
 
     @property
