@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -27,3 +28,12 @@ def hush() -> None:
         ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def say_to(console: Console | None) -> Callable[[str], None]:
+    """A function that prints one message on a console, or nothing if there is no console."""
+    return no_message if console is None else console.print
+
+
+def no_message(_: str) -> None:
+    """A message function that prints nothing."""

@@ -50,7 +50,9 @@ def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
             continue
         files = {file.stem: file for file in sorted((path / "predictions").glob("*.jsonl"))}
         if not files:
-            raise ConfigError(key, f"{path} is neither a predictions.jsonl nor a folder with predictions/", "give a run's folder")
+            raise ConfigError(
+                key, f"{path} is neither a predictions.jsonl nor a folder with predictions/", "give a run's folder"
+            )
         found.append(files)
     one, other = found
     if len(one) == len(other) == 1:

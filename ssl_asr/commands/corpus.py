@@ -1,13 +1,12 @@
-"""``ssl-asr corpus``: speak a small corpus of a narrow domain, for smoke tests."""
+"""``ssl-asr corpus``: synthesize a small corpus of a narrow domain, for smoke tests."""
 
 from pathlib import Path
-from typing import Any
 
 from ssl_asr.config.schemas import CorpusConfig
 
 
 def corpus(config: CorpusConfig, folder: Path) -> float | None:  # noqa: ARG001
-    """Make the corpus and print where its manifests are."""
+    """Synthesize the corpus, and print the paths of its manifests."""
     from rich.progress import Progress
 
     from ssl_asr.data.corpora.spoken import CorpusSizes, make_corpus

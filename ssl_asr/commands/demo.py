@@ -1,7 +1,7 @@
-"""``ssl-asr demo``: the whole road in minutes, on a machine with nothing but a package index.
+"""``ssl-asr demo``: the main job in minutes, on a machine that reaches a package index and nothing else.
 
-Speaks a corpus, scores Whisper tiny.en on it as it is, fine-tunes, scores again, transcribes a file; every
-step is a command, shown as one would type it.
+Synthesizes a corpus, evaluates Whisper tiny.en on it, fine-tunes, evaluates again and transcribes a file. Every step is
+a command, which is shown as a user would type it.
 """
 
 import json
@@ -19,7 +19,7 @@ def step(title: str, command: str, *arguments: str) -> None:
     """Show and run one command.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: The command failed.
     """
     shown = shlex.join(["ssl-asr", command, *arguments])
     print(f"\n== {title}\n$ {shown}", flush=True)

@@ -64,6 +64,8 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "Transcrip
     manifests = {name: read_manifest(path, only=config.only) for name, path in config.manifest.items()}
     module = load_model(str(config.model), inference_options(config), say_to(console))
     run = run_options(config)
-    done = transcribe_manifests(module, manifests, run=run, long_form=long_form(config, config.max_batch_s), console=console)
+    done = transcribe_manifests(
+        module, manifests, run=run, long_form=long_form(config, config.max_batch_s), console=console
+    )
     done.predictions = {name: with_reference(rows, config.reference) for name, rows in done.predictions.items()}
     return done

@@ -19,6 +19,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.training.checkpointing import best_score, check_resumable, read_checkpoint
+    from ssl_asr.training.loggers import finish_run
     from ssl_asr.training.trainer import is_first_process
 
     hush()
@@ -47,7 +48,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
             )
         failed = False
     finally:
-        config.logger.finish(failed=failed)
+        finish_run(config.logger, failed=failed)
     return best_score(run.trainer)
 
 

@@ -1,13 +1,38 @@
 """Audio files, folders and manifests as one list of utterances to transcribe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s
 from ssl_asr.data.manifest import Manifest, pack_rows, read_manifest
-from ssl_asr.errors import AudioError, ManifestError, UserError, raise_all
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, raise_all
 from ssl_asr.types import Skip
+
+
+def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
+    """Paths of names, wildcards, and ``-``, which stands for the paths on standard input, one a line.
+
+    Raises:
+        ConfigError: A wildcard matches nothing.
+    """
+    names = [line for one in given for line in (_lines(standard_input) if one == "-" else [one]) if line]
+    paths: list[Path] = []
+    for name in names:
+        if not any(character in name for character in "*?[") or Path(name).exists():
+            paths.append(Path(name))
+            continue
+        pattern = Path(name)
+        root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+        found = sorted(root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else name))
+        if not found:
+            raise ConfigError("input", f"nothing matches {name}", "check the pattern")
+        paths += found
+    return paths
+
+
+def _lines(stream: Iterable[str]) -> list[str]:
+    return "".join(stream).splitlines()
 
 
 def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:

@@ -18,7 +18,7 @@ from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import LongForm, ProgressCallback, Recording, transcribe_long
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory
-from ssl_asr.training.module import ASRModule, TranscribeOptions, gathered
+from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
 from ssl_asr.training.trainer import make_inference_trainer
 from ssl_asr.types import Batch, Seconds, Skip, Tokenizer, Utterance
 
@@ -60,6 +60,13 @@ class Transcripts:
             self.predictions.setdefault(name, []).extend(rows)
         for name, skips in other.skips.items():
             self.skips.setdefault(name, []).extend(skips)
+
+    def renamed(self, suffix: str) -> "Transcripts":
+        """The same transcripts with a suffix on every name."""
+        return Transcripts(
+            {f"{name}{suffix}": rows for name, rows in self.predictions.items()},
+            {f"{name}{suffix}": skips for name, skips in self.skips.items()},
+        )
 
 
 def ignore_predictions(_: Sequence[Prediction]) -> None:
@@ -105,7 +112,7 @@ def transcribe_splits(
     trainer: L.Trainer,
     module: ASRModule,
     data: ASRDataModule,
-    options: TranscribeOptions = TranscribeOptions(),
+    options: TranscribeOptions = TEXT_ONLY,
     on_predictions: PredictionsCallback = ignore_predictions,
 ) -> Transcripts:
     """Transcribe every test split of a data module. Skips include what was dropped before the run."""
@@ -122,7 +129,7 @@ def transcribe_manifests(
     manifests: dict[str, Manifest],
     *,
     run: RunOptions,
-    options: TranscribeOptions = TranscribeOptions(),
+    options: TranscribeOptions = TEXT_ONLY,
     long_form: LongForm | None = None,
     on_predictions: PredictionsCallback = ignore_predictions,
     console: Console | None,

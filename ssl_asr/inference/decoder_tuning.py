@@ -1,8 +1,18 @@
-"""Settings of a beam search found on dev data, from log-probabilities that the model gives once."""
+"""Find the settings of a CTC beam search on dev data.
+
+The model runs once and its log-probabilities are kept. Then, each step with the best settings so far:
+
+    1. every pair of ``lm_weight`` and ``word_score``
+    2. every ``unknown_score``, if the decoder allows out-of-vocabulary words
+    3. every ``beam_size``
+    4. every pair of ``rescore_weight`` and ``rescore_word_score``, if the decoder rescores
+
+Of settings with equal WER the smallest are taken.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from rich.console import Console
@@ -10,82 +20,137 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from ssl_asr.decoding.ctc import CtcBeam, greedy_search
+from ssl_asr.data.manifest import Manifest
+from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
 from ssl_asr.decoding.ctc_beam import Found
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.batches import RunOptions, transcribe_manifests
 from ssl_asr.metrics.edit import Edits, word_edits
-from ssl_asr.metrics.report import Normalizer, Prediction
+from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.ctc import CTCModule
+from ssl_asr.training.module import ASRModule
+from ssl_asr.types import LabelTokenizer, Normalizer
 
-# Utterances searched at once.
-_BATCH = 32
+# Utterances in one batch of a search.
+_BATCH_SIZE = 32
+
+Pair = tuple[float, float]
+"""A weight and a word score."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """A greedy search that keeps the log-probabilities it was given, on the CPU, in order."""
+    """A greedy CTC decoder that keeps the log-probabilities it is given, on the CPU, in order."""
 
-    def __init__(self) -> None:
-        self.kept: list[Tensor] = []
+    tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
+    n_best: ClassVar[int] = 1
+
+    log_probs: list[Tensor] = field(default_factory=list)
+
+    def build(self, labels: Sequence[str | None]) -> CtcSearch:
+        """The search itself."""
+        return self
+
+    def rescorer(self) -> None:
+        """No rescoring."""
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
-        """Keep, and search greedily."""
+        """Keep the log-probabilities of each utterance, and search greedily."""
         for log_probs_FV, frames in zip(log_probs_BFV, frame_lengths_B.tolist(), strict=True):
-            self.kept.append(log_probs_FV[:frames].to("cpu", copy=True))
+            self.log_probs.append(log_probs_FV[:frames].to("cpu", copy=True))
         return greedy_search(log_probs_BFV, frame_lengths_B)
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """An utterance's log-probabilities, and what was said."""
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Log-probabilities of dev utterances, with their references and greedy hypotheses.
 
-    log_probs_FV: Tensor
-    prediction: Prediction
+    Attributes:
+        tokenizer: Spells the labels.
+        rows: Log-probabilities and prediction of each utterance.
+    """
+
+    tokenizer: LabelTokenizer
+    rows: list[tuple[Tensor, Prediction]]
+
+
+def record(
+    module: ASRModule, manifests: dict[str, Manifest], start: CtcBeam, *, run: RunOptions, console: Console | None
+) -> Recording:
+    """Run the model over dev manifests once.
+
+    Args:
+        module: A model with a CTC layer.
+        manifests: Dev manifests by name.
+        start: The decoder to tune. Its files are read before the model runs, so that errors come first.
+        run: How the model is run.
+        console: Shows progress; None shows nothing.
+
+    Raises:
+        ConfigError: The model has no CTC layer.
+        LanguageModelError: A file of the decoder is missing or wrong.
+    """
+    if not module.aligns:
+        what = "has no CTC layer, and only the beam search of CTC is tuned"
+        raise ConfigError("model", what, "give a CTC or joint run")
+    tokenizer = cast(CTCModule, module).tokenizer
+    start.build(tokenizer.labels())
+    recorder = Recorder()
+    module.set_decoder(recorder)
+    rows: list[Prediction] = []
+    run = replace(run, max_skip_fraction=0.05)
+    transcribe_manifests(module, manifests, run=run, on_predictions=rows.extend, console=console)
+    return Recording(tokenizer=tokenizer, rows=list(zip(recorder.log_probs, rows, strict=True)))
 
 
 class Trials:
-    """Scores settings of a search on what was heard.
+    """Scores settings of a search on recorded log-probabilities.
 
     Args:
-        module: whose labels and spelling they are.
-        heard: of dev data.
-        normalize: what texts go through before they are compared.
+        recording: Of dev utterances.
+        normalize: Text normalizer of the WER.
     """
 
-    def __init__(self, module: CTCModule, heard: Sequence[Heard], normalize: Normalizer) -> None:
-        self.module = module
-        # Utterances of a length together, the longest first.
-        self.heard = sorted(heard, key=lambda one: -len(one.log_probs_FV))
-        self.normalize = normalize
+    def __init__(self, recording: Recording, normalize: Normalizer) -> None:
+        self.tokenizer = recording.tokenizer
+        self._greedy = [prediction for _, prediction in recording.rows]
+        # Utterances of similar length share a batch, the longest first.
+        self._rows = sorted(recording.rows, key=lambda row: -len(row[0]))
+        self._normalize = normalize
 
-    def found(self, options: CtcBeam) -> Iterator[tuple[Heard, list[Found]]]:
-        """What these settings find of each utterance, best first."""
-        search = options.build(self.module.labels)
-        for first in range(0, len(self.heard), _BATCH):
-            part = self.heard[first : first + _BATCH]
-            lengths_B = torch.tensor([len(one.log_probs_FV) for one in part])
-            log_probs_BFV = nn.utils.rnn.pad_sequence([one.log_probs_FV for one in part], batch_first=True)
-            yield from zip(part, search(log_probs_BFV, lengths_B), strict=True)
+    def _found(self, options: CtcBeam) -> Iterator[tuple[Prediction, list[Found]]]:
+        """The search's results for each utterance, best first."""
+        search = options.build(self.tokenizer.labels())
+        for first in range(0, len(self._rows), _BATCH_SIZE):
+            part = self._rows[first : first + _BATCH_SIZE]
+            lengths_B = torch.tensor([len(log_probs_FV) for log_probs_FV, _ in part])
+            log_probs_BFV = nn.utils.rnn.pad_sequence([log_probs_FV for log_probs_FV, _ in part], batch_first=True)
+            predictions = (prediction for _, prediction in part)
+            yield from zip(predictions, search(log_probs_BFV, lengths_B), strict=True)
 
-    def edits(self, options: CtcBeam) -> Edits:
-        """The word errors of these settings, before any second look."""
-        first_look = replace(options, rescore_lm=None)
-        decode = self.module.tokenizer.decode
-        return sum((self._edits(one, decode(best.tokens)) for one, (best, *_) in self.found(first_look)), Edits())
+    def _edits(self, prediction: Prediction, text: str) -> Edits:
+        lang = prediction.lang
+        return word_edits(self._normalize(prediction.ref, lang), self._normalize(text, lang))
 
-    def _edits(self, one: Heard, said: str) -> Edits:
-        lang = one.prediction.lang
-        return word_edits(self.normalize(one.prediction.ref, lang), self.normalize(said, lang))
+    def greedy_wer(self) -> float:
+        """WER of greedy decoding."""
+        return sum((self._edits(prediction, prediction.hyp) for prediction in self._greedy), Edits()).rate
 
-    def rescored(self, options: CtcBeam, pairs: Sequence[tuple[float, float]]) -> dict[tuple[float, float], float]:
-        """WER of each pair of weight and word score in a second look at what these settings find.
+    def wer(self, options: CtcBeam) -> float:
+        """WER of a search, without rescoring."""
+        searched = self._found(replace(options, rescore_lm=None))
+        decode = self.tokenizer.decode
+        edits = (self._edits(prediction, decode(best.tokens)) for prediction, (best, *_) in searched)
+        return sum(edits, Edits()).rate
 
-        The search runs and the language model reads once; the weights are tried on what they said.
-        """
+    def rescored(self, options: CtcBeam, pairs: Sequence[Pair]) -> dict[Pair, float]:
+        """WER of rescoring by each pair of weight and word score. The search and the language model run once."""
         rescorer = options.rescorer()
         assert rescorer is not None
         totals = dict.fromkeys(pairs, Edits())
-        for one, found in self.found(options):
-            texts = [self.module.tokenizer.decode(each.tokens) for each in found]
-            edits = [self._edits(one, text) for text in texts]
+        for prediction, found in self._found(options):
+            texts = [self.tokenizer.decode(each.tokens) for each in found]
+            edits = [self._edits(prediction, text) for text in texts]
             rows = list(zip((each.score for each in found), rescorer.log_probs(texts), texts, strict=True))
             for weight, word_score in pairs:
                 scores = [score + weight * log_prob + word_score * len(text.split()) for score, log_prob, text in rows]
@@ -93,84 +158,90 @@ class Trials:
         return {pair: total.rate for pair, total in totals.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The values that are tried; see `ssl_asr.config.schemas.TuneDecodingConfig`."""
+
+    lm_weights: Sequence[float]
+    word_scores: Sequence[float]
+    unknown_scores: Sequence[float]
+    beam_sizes: Sequence[int]
+    rescore_weights: Sequence[float]
+    rescore_word_scores: Sequence[float]
+
+
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The settings found, their WER on dev, and every trial: (weight, word score) or another setting to WER.
+    """The best settings, their WER, and the WER of every trial.
 
-    ``unknown`` is empty where no other words are allowed, ``second`` where there is no second look.
+    Attributes:
+        options: The best settings.
+        wer: Their WER on dev.
+        weights: WER by language-model weight and word score.
+        unknown: WER by ``unknown_score``. Empty if out-of-vocabulary words are not allowed.
+        beams: WER by beam size.
+        rescoring: WER by rescoring weight and word score. Empty without rescoring.
     """
 
     options: CtcBeam
     wer: float
-    weights: dict[tuple[float, float], float]
+    weights: dict[Pair, float]
     unknown: dict[float, float]
     beams: dict[int, float]
-    second: dict[tuple[float, float], float]
+    rescoring: dict[Pair, float]
 
 
-def tune(
-    trials: Trials,
-    start: CtcBeam,
-    *,
-    lm_weights: Sequence[float],
-    word_scores: Sequence[float],
-    unknown_scores: Sequence[float],
-    beam_sizes: Sequence[int],
-    rescore_weights: Sequence[float],
-    rescore_word_scores: Sequence[float],
-    console: Console | None,
-) -> Tuned:
-    """The best settings of those to try: weights, the price of unknown words, the beam, then a second look's weights.
-
-    Of settings that are equally good the smaller are taken: a tie says that more did not help.
-    """
-    pairs = _pairs(lm_weights, word_scores)
+def tune(trials: Trials, start: CtcBeam, grid: Grid, *, console: Console | None) -> Tuned:
+    """Find the best settings by the four steps of the module docstring."""
     shown = console if console is not None else Console(quiet=True)
-    weights = {
-        pair: trials.edits(replace(start, lm_weight=pair[0], word_score=pair[1])).rate
-        for pair in track(pairs, "weights", console=shown, transient=True)
-    }
-    best = min(pairs, key=weights.__getitem__)
-    options = replace(start, lm_weight=best[0], word_score=best[1])
+
+    def tried(values: Sequence[Any], title: str, changed: Any) -> dict[Any, float]:
+        return {value: trials.wer(changed(value)) for value in track(values, title, console=shown, transient=True)}
+
+    weights = tried(
+        _pairs(grid.lm_weights, grid.word_scores),
+        "weights",
+        lambda pair: replace(start, lm_weight=pair[0], word_score=pair[1]),
+    )
+    lm_weight, word_score = _best(weights)
+    options = replace(start, lm_weight=lm_weight, word_score=word_score)
     unknown: dict[float, float] = {}
     if options.unknown_score is not None and (options.lm is not None or options.lexicon is not None):
-        unknown = {
-            score: trials.edits(replace(options, unknown_score=score)).rate
-            for score in track(sorted(unknown_scores, key=abs), "unknown words", console=shown, transient=True)
-        }
-        options = replace(options, unknown_score=min(unknown, key=unknown.__getitem__))
-    beams = {
-        size: trials.edits(replace(options, beam_size=size)).rate
-        for size in track(sorted(beam_sizes), "beams", console=shown, transient=True)
-    }
-    size = min(beams, key=beams.__getitem__)
-    options = replace(options, beam_size=size)
+        scores = sorted(grid.unknown_scores, key=abs)
+        unknown = tried(scores, "out-of-vocabulary words", lambda score: replace(options, unknown_score=score))
+        options = replace(options, unknown_score=_best(unknown))
+    beams = tried(sorted(grid.beam_sizes), "beams", lambda size: replace(options, beam_size=size))
+    options = replace(options, beam_size=_best(beams))
     if options.rescore_lm is None:
-        return Tuned(options, beams[size], weights, unknown, beams, {})
-    pairs = _pairs(rescore_weights, rescore_word_scores)
-    second = trials.rescored(options, pairs)
-    best = min(pairs, key=second.__getitem__)
-    options = replace(options, rescore_weight=best[0], rescore_word_score=best[1])
-    return Tuned(options, second[best], weights, unknown, beams, second)
+        return Tuned(options, beams[options.beam_size], weights, unknown, beams, {})
+    rescoring = trials.rescored(options, _pairs(grid.rescore_weights, grid.rescore_word_scores))
+    weight, word_score = _best(rescoring)
+    options = replace(options, rescore_weight=weight, rescore_word_score=word_score)
+    return Tuned(options, rescoring[weight, word_score], weights, unknown, beams, rescoring)
 
 
-def _pairs(weights: Sequence[float], word_scores: Sequence[float]) -> list[tuple[float, float]]:
-    """Each with each, the smaller first."""
+def _best(trials: Mapping[Any, float]) -> Any:
+    """The setting with the lowest WER, the first of several."""
+    return min(trials, key=trials.__getitem__)
+
+
+def _pairs(weights: Sequence[float], word_scores: Sequence[float]) -> list[Pair]:
+    """Every combination, smaller values first."""
     return [(weight, score) for weight in sorted(weights) for score in sorted(word_scores, key=abs)]
 
 
-def show(tuned: Tuned, greedy: float, console: Console) -> None:
-    """Print every trial's WER, the ones chosen marked."""
+def show(tuned: Tuned, greedy_wer: float, console: Console) -> None:
+    """Print the WER of every trial, the chosen settings in green."""
     options = tuned.options
-    title = f"WER % on dev; greedy {100 * greedy:.2f}"
+    title = f"WER % on dev; greedy {100 * greedy_wer:.2f}"
     console.print(_grid(title, tuned.weights, (options.lm_weight, options.word_score), "lm_weight", "word_score"))
     if tuned.unknown:
-        console.print(_row("and by unknown_score", tuned.unknown, options.unknown_score))
-    console.print(_row("and by beam_size", tuned.beams, options.beam_size))
-    if tuned.second:
+        console.print(_row("then by unknown_score", tuned.unknown, options.unknown_score))
+    console.print(_row("then by beam_size", tuned.beams, options.beam_size))
+    if tuned.rescoring:
         chosen = (options.rescore_weight, options.rescore_word_score)
-        title = f"a second look at the best {options.searched(options.n_best)}"
-        console.print(_grid(title, tuned.second, chosen, "rescore_weight", "rescore_word_score"))
+        title = f"rescoring of the best {options.searched(options.n_best)}"
+        console.print(_grid(title, tuned.rescoring, chosen, "rescore_weight", "rescore_word_score"))
 
 
 def _row(title: str, trials: Mapping[Any, float], chosen: Any) -> Table:
@@ -183,9 +254,7 @@ def _row(title: str, trials: Mapping[Any, float], chosen: Any) -> Table:
     return table
 
 
-def _grid(
-    title: str, trials: dict[tuple[float, float], float], chosen: tuple[float, float], weight_key: str, score_key: str
-) -> Table:
+def _grid(title: str, trials: Mapping[Pair, float], chosen: Pair, weight_key: str, score_key: str) -> Table:
     scores = sorted({score for _, score in trials})
     table = Table(title=title, title_justify="left")
     table.add_column(weight_key, justify="right")

@@ -1,42 +1,53 @@
-"""Recordings longer than a model can take at once: CTC by overlapping windows, Whisper from segment to segment."""
+"""Recordings that are too long for one pass.
+
+Three methods, chosen by what the model can do and by ``vad``:
+
+    windows (CTC)              timestamps (Whisper)               voice activity (any model)
+
+    |======|                   |======>                           |===| |=====|  |==|
+         |======|                     |====>                      parts of speech, transcribed in batches
+              |======|                      |=====>
+    middles of the windows     next window starts where
+    joined, then one search    the last segment ended
+
+A recording is read one window or batch at a time, so memory does not grow with its length.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_asr.build.assembly import encoder_of
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.vad import packed, speech_spans
-from ssl_asr.decoding.seq2seq import AttentionBeam, AttentionGreedy
 from ssl_asr.errors import ConfigError
-from ssl_asr.metrics.report import Prediction
-from ssl_asr.models.whisper import WINDOW_S, WhisperEncoder
-from ssl_asr.training.ctc import CTCModule
-from ssl_asr.training.joint import JointModule
-from ssl_asr.training.module import ASRModule
-from ssl_asr.training.seq2seq import Seq2SeqModule
-from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Samples, Seconds, Utterance, Word
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
+from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
+from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance, Word
 
-# Told how many seconds of a recording have been heard so far.
-Told = Callable[[Seconds], None]
+ProgressCallback = Callable[[Seconds], None]
+"""Called with the number of seconds of a recording that are transcribed so far."""
+
+# A rest shorter than one encoder frame holds no speech.
+_MIN_REST_S: Seconds = 0.02
 
 
-def _nobody(_: Seconds) -> None:
-    return
+def no_progress(_: Seconds) -> None:
+    """A `ProgressCallback` that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongForm:
-    """How long recordings are taken apart.
+    """How recordings are transcribed that are too long for one pass.
 
     Attributes:
-        chunk_s: seconds of a window; recordings of no more are taken whole.
-        stride_s: seconds at either end of a window that only lend context to its middle.
-        batch_s: seconds of audio in a batch of windows.
-        vad: take them apart where nobody speaks, whatever the model, and hear the parts in batches.
+        chunk_s: Length of a window in seconds. Recordings up to this length are transcribed in one pass.
+        stride_s: Seconds at either end of a window that only provide context.
+        batch_s: Seconds of audio in a batch of windows or parts.
+        vad: Split recordings by voice activity detection, whatever the model.
     """
 
     chunk_s: Seconds
@@ -45,11 +56,92 @@ class LongForm:
     vad: bool = False
 
 
+class Recording:
+    """A recording, read part by part from its file or taken from samples in memory.
+
+    Args:
+        utterance: The whole recording.
+        whole_T: All its samples (float32, 16 kHz) if they are in memory, or None to read the file.
+    """
+
+    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None) -> None:
+        self.utterance, self._whole_T = utterance, whole_T
+
+    def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
+        """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
+
+        Raises:
+            AudioError: The file cannot be read.
+        """
+        whole = self.utterance
+        part = replace(whole, offset=whole.offset + start, duration=duration, **changes)  # type: ignore[arg-type]
+        if self._whole_T is None:
+            return Example(part, read_waveform(part), [])
+        first = round(start * SAMPLE_RATE)
+        return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
+
+    def speech(self, longest_s: Seconds) -> list[tuple[Seconds, Seconds]]:
+        """Start and end of stretches with speech, in seconds, each at most ``longest_s`` long."""
+        spans = speech_spans(self.utterance, longest_s=longest_s, whole_T=self._whole_T)
+        return packed(spans, longest_s=longest_s)
+
+
+class WindowedModule(Protocol):
+    """What `transcribe_by_windows` needs of a model: log-probabilities of frames, and a search over them."""
+
+    @property
+    def frame_s(self) -> Seconds:
+        """Seconds from a frame to the next."""
+
+    @property
+    def speech_encoder(self) -> SpeechEncoder:
+        """The encoder."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Number of frames for a number of samples."""
+
+    def log_probs(self, batch: Batch, out: EncoderOutput | None = None) -> tuple[Tensor, Tensor]:
+        """``log_probs_BFV`` and the number of frames of each utterance."""
+
+    def transcribe_log_probs(self, utterance_id: str, log_probs_FV: Tensor, options: TranscribeOptions) -> Hypothesis:
+        """The search's best text given all log-probabilities of a recording."""
+
+
+class TimestampModule(Protocol):
+    """What `transcribe_by_timestamps` needs of a model: segments with times in a window of speech."""
+
+    @property
+    def speech_encoder(self) -> SpeechEncoder:
+        """The encoder."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+
+    def transcribe(
+        self, batch: Batch, out: EncoderOutput | None = None, options: TranscribeOptions = TEXT_ONLY
+    ) -> list[Hypothesis]:
+        """One hypothesis for each utterance."""
+
+    def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
+        """Segments of a hypothesis that was decoded with timestamps, and up to where they cover the window."""
+
+
+# Windows -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a recording: what is read, and which of its frames are kept, in frames of the whole.
+    """A window of a recording, and which of its frames are kept.
 
-    Frames are counted from the beginning of the recording; ``first_frame`` is that of the window's first sample.
+    Attributes:
+        start, end: Samples of the recording.
+        first_frame: Frame of the recording at the window's first sample.
+        keep_from, keep_to: Kept frames, counted from the start of the recording.
     """
 
     start: Samples
@@ -60,14 +152,14 @@ class Window:
 
 
 def windows(total: Samples, *, window: Samples, stride: Samples, hop: Samples, frames: int) -> list[Window]:
-    """Windows that overlap by twice the stride, starting at whole frames, whose kept frames are all there are.
+    """Windows that overlap by twice the stride. They start at whole frames, and their kept frames cover the recording.
 
     Args:
-        total: samples of the recording.
-        window: samples of a window.
-        stride: samples at either end that only lend context.
-        hop: samples from a frame to the next.
-        frames: of the whole recording.
+        total: Number of samples of the recording.
+        window: Number of samples of a window.
+        stride: Number of samples at either end of a window that only provide context.
+        hop: Number of samples from a frame to the next.
+        frames: Number of frames of the recording.
     """
     window, stride = window - window % hop, stride - stride % hop
     step = window - 2 * stride
@@ -84,183 +176,170 @@ def windows(total: Samples, *, window: Samples, stride: Samples, hop: Samples, f
         start += step
 
 
-def _samples(part: Utterance, whole_T: Tensor | None) -> Tensor:
-    """The samples of a part of a recording, from its file or from all its samples."""
-    if whole_T is None:
-        return read_waveform(part)
-    start = round(part.offset * SAMPLE_RATE)
-    return whole_T[start : start + round(part.duration * SAMPLE_RATE)]
-
-
-def ctc_long(
-    module: CTCModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+def transcribe_by_windows(
+    module: WindowedModule,
+    recording: Recording,
+    long_form: LongForm,
+    options: TranscribeOptions,
+    progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """What a CTC model hears in a long recording: windows encoded in batches, their middles joined, one search.
+    """Encode overlapping windows in batches, join the log-probabilities of their middles, and search once.
 
-    A recording that fits into a window gets what it gets in one pass. Samples are read a batch of windows at a time,
-    or taken from ``whole_T``, all those of the recording.
+    A recording that fits into one window gets the same text as in one pass.
     """
+    utterance = recording.utterance
     hop = round(module.frame_s * SAMPLE_RATE)
     total = round(utterance.duration * SAMPLE_RATE)
-    # Counted on a stretch that no window's limit cuts short.
-    frames = _frames(module, total, hop)
     plan = windows(
         total,
-        window=round(options.chunk_s * SAMPLE_RATE),
-        stride=round(options.stride_s * SAMPLE_RATE),
+        window=round(long_form.chunk_s * SAMPLE_RATE),
+        stride=round(long_form.stride_s * SAMPLE_RATE),
         hop=hop,
-        frames=frames,
+        frames=_frames(module, total, hop),
     )
-    size = max(1, int(options.batch_s / options.chunk_s))
-    parts: list[Tensor] = []
+    size = max(1, int(long_form.batch_s / long_form.chunk_s))
+    kept: list[Tensor] = []
     for first in range(0, len(plan), size):
         own = plan[first : first + size]
-        batch = collate([Example(part, _samples(part, whole_T), []) for part in _parts(utterance, own)])
+        batch = collate([_example(recording, window) for window in own])
         log_probs_BFV, lengths_B = module.log_probs(batch.to(module.device))
-        for one, log_probs_FV, length in zip(own, log_probs_BFV, lengths_B.tolist(), strict=True):
-            low, high = one.keep_from - one.first_frame, min(length, one.keep_to - one.first_frame)
-            parts.append(log_probs_FV[low:high])
-        told(own[-1].end / SAMPLE_RATE)
-    return module.hear(utterance.id, torch.cat(parts))
+        for window, log_probs_FV, length in zip(own, log_probs_BFV, lengths_B.tolist(), strict=True):
+            low, high = window.keep_from - window.first_frame, min(length, window.keep_to - window.first_frame)
+            kept.append(log_probs_FV[low:high])
+        progress(own[-1].end / SAMPLE_RATE)
+    return module.transcribe_log_probs(utterance.id, torch.cat(kept), options)
 
 
-def _frames(module: CTCModule, total: Samples, hop: Samples) -> int:
-    """Frames of so many samples, as if the encoder had no limit."""
-    limit = encoder_of(module).max_s
+def _example(recording: Recording, window: Window) -> Example:
+    return recording.part(window.start / SAMPLE_RATE, (window.end - window.start) / SAMPLE_RATE)
+
+
+def _frames(module: WindowedModule, total: Samples, hop: Samples) -> int:
+    """Number of frames for a number of samples, as if the encoder had no limit."""
+    limit = module.speech_encoder.max_s
+    # Counted on a stretch within the limit; beyond it, one frame for each hop.
     most = total if limit is None else min(total, int(limit * SAMPLE_RATE) // hop * hop)
     whole = int(module.frame_lengths(torch.tensor([most]))[0])
     return whole + (total - most) // hop
 
 
-def _parts(utterance: Utterance, plan: Sequence[Window]) -> Iterator[Utterance]:
-    for one in plan:
-        offset, duration = utterance.offset + one.start / SAMPLE_RATE, (one.end - one.start) / SAMPLE_RATE
-        yield replace(utterance, offset=offset, duration=duration)
+# Timestamps --------------------------------------------------------------------------------------------------
 
 
-def whisper_long(
-    module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None = None, told: Told = _nobody
+def transcribe_by_timestamps(
+    module: TimestampModule,
+    recording: Recording,
+    options: TranscribeOptions,
+    progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """What Whisper hears in a long recording, window after window, each beginning where the last phrase ended.
+    """Decode window after window with timestamps; each window starts where the last complete segment ended.
 
-    The decoder writes timestamps for it, whatever its option says. The language is heard once, at the beginning. One
-    window of samples is read at a time, or taken from ``whole_T``, all those of the recording.
+    The language is detected once, in the first window. The text is the segments' texts joined.
     """
-    plain, module.decoder = module.decoder, replace(module.decoder, timestamps=True)
-    try:
-        return _segment_by_segment(module, utterance, whole_T, told)
-    finally:
-        module.decoder = plain
-
-
-def _segment_by_segment(module: Seq2SeqModule, utterance: Utterance, whole_T: Tensor | None, told: Told) -> Hypothesis:
-    said: list[Word] = []
+    utterance = recording.utterance
+    options = replace(options, timestamps=True)
+    segments: list[Segment] = []
     words: list[Word] = []
     scores: list[float] = []
     at, lang, detected = 0.0, utterance.lang, None
-    window_s = module.model.encoder.max_s
+    window_s = module.speech_encoder.max_s
     assert window_s is not None
-    # Less than a frame of speech is none.
-    while utterance.duration - at > 0.02:
+    while utterance.duration - at > _MIN_REST_S:
         duration = min(window_s, utterance.duration - at)
-        part = replace(utterance, offset=utterance.offset + at, duration=duration, lang=lang)
-        batch = collate([Example(part, _samples(part, whole_T), [])])
-        (heard,) = module.transcribe(batch.to(module.device))
-        detected = detected or heard.detected
-        lang = lang or heard.detected
-        own, until = module.phrases(heard, duration)
-        said += [one.later(at) for one in own]
-        # What was not heard to its end is heard again by the next window.
-        words += [one.later(at) for one in heard.words if one.start < until]
-        scores.append(heard.score)
+        batch = collate([recording.part(at, duration, lang=lang)])
+        [hypothesis] = module.transcribe(batch.to(module.device), options=options)
+        detected = detected or hypothesis.detected
+        lang = lang or hypothesis.detected
+        own, until = module.segments_of(hypothesis, duration)
+        segments += [segment.later(at) for segment in own]
+        # Words after the last complete segment are decoded again in the next window.
+        words += [word.later(at) for word in hypothesis.words if word.start < until]
+        scores.append(hypothesis.score)
         at += until
-        told(at)
-    text = " ".join(one.text for one in said)
+        progress(at)
+    text = " ".join(segment.text for segment in segments)
     score = sum(scores) / max(1, len(scores))
-    return Hypothesis(utterance.id, text, score, detected=detected, segments=said, words=words)
+    return Hypothesis(utterance.id, text, score, detected=detected, segments=segments, words=words)
 
 
-def by_voice(
-    module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+# Voice activity ----------------------------------------------------------------------------------------------
+
+
+def transcribe_by_voice(
+    module: ASRModule,
+    recording: Recording,
+    long_form: LongForm,
+    options: TranscribeOptions,
+    progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """What a model hears of the stretches of speech in a long recording, in batches of like length."""
-    longest_s = too_long(module, options)
-    spans = packed(speech_spans(utterance, longest_s=longest_s, whole_T=whole_T), longest_s=longest_s)
-    parts = [
-        replace(utterance, id=f"{utterance.id}#{place}", offset=utterance.offset + start, duration=end - start)
-        for place, (start, end) in enumerate(spans)
-    ]
-    heard: dict[int, Hypothesis] = {}
-    for own in batches(module, [part.duration for part in parts], options.batch_s):
-        batch = collate([Example(parts[i], _samples(_within(parts[i], utterance, whole_T), whole_T), []) for i in own])
-        heard |= dict(zip(own, module.transcribe(batch.to(module.device)), strict=True))
-        silence_s = utterance.duration - sum(part.duration for part in parts)
-        told(silence_s + sum(parts[place].duration for place in heard))
-    ordered = [heard[place] for place in range(len(parts))]
-    starts = [start for start, _ in spans]
+    """Transcribe the stretches with speech in batches of similar length, and join their texts."""
+    utterance = recording.utterance
+    spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
+    durations = [end - start for start, end in spans]
+    silence_s = utterance.duration - sum(durations)
+    found: dict[int, Hypothesis] = {}
+    for rows in batches(module.speech_encoder, durations, long_form.batch_s):
+        parts = [recording.part(spans[row][0], durations[row], id=f"{utterance.id}#{row}") for row in rows]
+        hypotheses = module.transcribe(collate(parts).to(module.device), options=options)
+        found |= dict(zip(rows, hypotheses, strict=True))
+        progress(silence_s + sum(durations[row] for row in found))
+    ordered = [found[row] for row in range(len(spans))]
+    return _joined(utterance.id, ordered, spans)
+
+
+def _joined(
+    utterance_id: str, hypotheses: Sequence[Hypothesis], spans: Sequence[tuple[Seconds, Seconds]]
+) -> Hypothesis:
+    """One hypothesis from those of consecutive stretches. A stretch without segments of its own becomes one segment."""
+    words: list[Word] = []
+    segments: list[Segment] = []
+    for hypothesis, (start, end) in zip(hypotheses, spans, strict=True):
+        words += [word.later(start) for word in hypothesis.words]
+        whole = [Segment(hypothesis.text, 0.0, end - start, 1.0)] if hypothesis.text else []
+        segments += [segment.later(start) for segment in hypothesis.segments or whole]
     return Hypothesis(
-        utterance.id,
-        " ".join(one.text for one in ordered if one.text),
-        sum(one.score for one in ordered) / max(1, len(ordered)),
-        detected=next((one.detected for one in ordered if one.detected), None),
-        words=[word.later(start) for one, start in zip(ordered, starts, strict=True) for word in one.words],
-        segments=[
-            phrase.later(start)
-            for one, start, part in zip(ordered, starts, parts, strict=True)
-            for phrase in one.segments or ([Word(one.text, 0.0, part.duration, 1.0)] if one.text else [])
-        ],
+        utterance_id,
+        " ".join(one.text for one in hypotheses if one.text),
+        sum(one.score for one in hypotheses) / max(1, len(hypotheses)),
+        detected=next((one.detected for one in hypotheses if one.detected), None),
+        words=words,
+        segments=segments,
     )
 
 
-def _within(part: Utterance, utterance: Utterance, whole_T: Tensor | None) -> Utterance:
-    """A part as it is to be read: samples that are at hand begin with their utterance."""
-    return part if whole_T is None else replace(part, offset=part.offset - utterance.offset)
-
-
-def batches(module: ASRModule, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
-    """Places of recordings of like length, the longest first, as many as the encoder can take in ``batch_s``."""
+def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
+    """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
     left = sorted(range(len(durations)), key=durations.__getitem__)
     while left:
-        size = max(1, int(batch_s / seen_s(module, durations[left[-1]])))
+        size = max(1, int(batch_s / encoder.encoded_s(durations[left[-1]])))
         own, left = left[-size:], left[:-size]
         yield own
 
 
-def seen_s(module: ASRModule, duration: Seconds) -> Seconds:
-    """Seconds that the encoder works through for a recording of that length: Whisper's window may be longer."""
-    encoder = encoder_of(module)
-    return WINDOW_S if isinstance(encoder, WhisperEncoder) and encoder.window == "30s" else duration
-
-
-def too_long(module: ASRModule, options: LongForm) -> Seconds:
-    """Recordings of more than so many seconds are taken apart."""
-    limit: Seconds | None = encoder_of(module).max_s
-    if isinstance(module, Seq2SeqModule) and limit is not None:
-        return limit
-    return options.chunk_s if limit is None else min(limit, options.chunk_s)
+# Choice of the method ----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def hear_long(
-    module: ASRModule, utterance: Utterance, options: LongForm, whole_T: Tensor | None = None, told: Told = _nobody
+def transcribe_long(
+    module: ASRModule,
+    recording: Recording,
+    long_form: LongForm,
+    options: TranscribeOptions,
+    progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """What a model hears in a recording that is too long for one pass; ``told`` how far it has come.
+    """Transcribe a recording that is too long for one pass.
 
     Raises:
-        AudioError: it cannot be read.
-        ConfigError: the model has neither CTC nor timestamps to take it apart by.
+        AudioError: The recording cannot be read.
+        ConfigError: The model can transcribe long recordings by voice activity only.
     """
-    if options.vad:
-        return by_voice(module, utterance, options, whole_T, told)
-    if isinstance(module, Seq2SeqModule):
-        return whisper_long(module, utterance, whole_T, told)
-    if isinstance(module, JointModule) and isinstance(module.decoder, AttentionGreedy | AttentionBeam):
-        what = "the attention decoder hears no more than a window"
-        raise ConfigError("decoder", what, "vad=true, or decoder=ctc_greedy or ctc_beam, for long recordings")
-    assert isinstance(module, CTCModule)
-    return ctc_long(module, utterance, options, whole_T, told)
-
-
-def transcribe_long(module: ASRModule, utterance: Utterance, options: LongForm, told: Told = _nobody) -> Prediction:
-    """The transcript of a recording that is too long for one pass; see `hear_long`."""
-    return Prediction.of(utterance, hear_long(module, utterance, options, told=told))
+    if long_form.vad:
+        return transcribe_by_voice(module, recording, long_form, options, progress)
+    if module.long_form == "windows":
+        windowed: WindowedModule = module  # type: ignore[assignment]  # by the contract of `LongFormMethod`
+        return transcribe_by_windows(windowed, recording, long_form, options, progress)
+    if module.long_form == "timestamps":
+        timestamped: TimestampModule = module  # type: ignore[assignment]
+        return transcribe_by_timestamps(timestamped, recording, options, progress)
+    what = "the attention decoder transcribes one window at most"
+    raise ConfigError("decoder", what, "vad=true, or decoder=ctc_greedy or ctc_beam, for long recordings")

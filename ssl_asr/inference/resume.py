@@ -1,31 +1,35 @@
-"""Transcribing many recordings: what is done is kept as it comes, so that an interrupted run goes on."""
+"""Transcribe many recordings. Transcripts are written as they are finished, so that an interrupted run resumes."""
 
 import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from ssl_asr.config.options import plain, plain_option
+from ssl_asr.config.schemas import TranscribeConfig
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.batches import recognise
+from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_recordings import LongForm
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.training.module import ASRModule
+from ssl_asr.training.module import ASRModule, TranscribeOptions
 from ssl_asr.types import Seconds, Skip
 
 
 @dataclass(frozen=True, slots=True)
 class Transcribed:
-    """Transcripts in the order of the input, what could not be read, and how fast it went.
+    """Transcripts in input order, skipped recordings, and the speed of this run.
 
-    ``audio_s`` and ``busy_s`` are those of this run, reading and decoding included, loading the model not.
+    Attributes:
+        rows: Transcripts in the order of the manifest.
+        skips: Recordings that could not be transcribed.
+        audio_s: Seconds of audio transcribed in this run.
+        busy_s: Seconds this run took, reading and decoding included, loading the model not.
     """
 
     rows: list[Prediction]
@@ -35,26 +39,25 @@ class Transcribed:
 
     @property
     def rtfx(self) -> float:
-        """Seconds of audio a second, the inverse real-time factor of the Open ASR leaderboard."""
+        """Inverse real-time factor: seconds of audio per second."""
         return self.audio_s / max(1e-9, self.busy_s)
 
 
-class Progress(Callback):
-    """A file of transcripts that grows by every batch, and is gone when all are done.
+class ProgressFile:
+    """A JSON Lines file of finished transcripts. It is removed when all recordings are done.
 
     Args:
-        path: the file.
-        made_by: plain data that says what makes them; a file of something else is refused.
+        path: The file.
+        made_by: Plain data that identifies the model and its settings.
 
     Raises:
-        ConfigError: the file is there and was made by something else.
+        ConfigError: The file exists and was written by another model or with other settings.
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
         self.path = path
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
         self.done: dict[str, Prediction] = {}
-        self._written = 0
         if path.is_file():
             self._read()
 
@@ -64,45 +67,30 @@ class Progress(Callback):
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         if not lines or lines[0] != self._head():
-            what = "holds transcripts that another model, or the same with other settings, was interrupted at"
-            raise ConfigError(str(self.path), what, "go on with those settings, or delete the file")
+            what = "holds transcripts of an interrupted run of another model, or with other settings"
+            raise ConfigError(str(self.path), what, "resume with the same settings, or delete the file")
         for line in lines[1:]:
             try:
                 row = Prediction.from_record(json.loads(line))
             except (json.JSONDecodeError, TypeError):
-                # The run was stopped in the middle of a line.
+                # The run was interrupted while it wrote this line.
                 break
             self.done[row.id] = row
 
     def begin(self) -> None:
-        """Write what is there already anew: a line that was cut off goes."""
+        """Rewrite the file without a partial last line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", encoding="utf-8") as file:
             file.write(f"{self._head()}\n")
             file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in self.done.values())
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Put down what the batch gave."""
-        assert isinstance(pl_module, ASRModule)
-        new = pl_module.predictions.get("input", [])[self._written :]
-        self.add(new)
-        self._written += len(new)
-
     def add(self, rows: Sequence[Prediction]) -> None:
-        """Put down transcripts."""
+        """Append transcripts."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
 
-    def finish(self) -> None:
-        """All is done and kept elsewhere."""
+    def remove(self) -> None:
+        """Remove the file."""
         self.path.unlink(missing_ok=True)
 
 
@@ -110,61 +98,56 @@ def transcribe_manifest(
     module: ASRModule,
     manifest: Manifest,
     *,
-    progress: Progress | None,
+    run: RunOptions,
+    options: TranscribeOptions,
     long_form: LongForm,
-    max_batch_s: float,
-    num_workers: int,
-    accelerator: str,
-    precision: str,
+    progress: ProgressFile | None,
     console: Console | None,
 ) -> Transcribed:
-    """The transcripts of a manifest, read and decoded in batches of like length.
+    """Transcribe a manifest, except what a progress file already has.
 
     Args:
-        module: what transcribes.
-        manifest: what.
-        progress: where transcripts are kept as they come; None keeps none.
-        long_form: how recordings are taken apart that are too long for one pass.
-        max_batch_s, num_workers, accelerator, precision: see `ssl_asr.config.resolve.TranscribeConfig`.
-        console: shows how far it has come, and how much was there already.
+        module: The model.
+        manifest: Recordings.
+        run: How the model is run.
+        options: What is returned besides text.
+        long_form: How recordings are transcribed that are too long for one pass.
+        progress: File of finished transcripts, or None.
+        console: Shows progress; None shows nothing.
     """
     ids = [utterance.id for utterance in manifest]
     wanted = set(ids)
     done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
     left = [i for i, one in enumerate(ids) if one not in done]
     if done and console is not None:
-        console.print(f"{len(done)} of {len(ids)} were done before the run was interrupted")
-    found: list[Prediction] = []
-    skips: list[Skip] = []
+        console.print(f"{len(done)} of {len(ids)} recordings were transcribed before the run was interrupted")
+    found = Transcripts({"input": []}, {"input": []})
     began = time.monotonic()
     if left:
         if progress is not None:
             progress.begin()
-        predictions, skipped = recognise(
+        found = transcribe_manifests(
             module,
             {"input": manifest.select(left)},
-            max_batch_s=max_batch_s,
-            num_workers=num_workers,
-            on_bad_audio="skip",
-            max_skip_fraction=1.0,
-            accelerator=accelerator,
-            precision=precision,
+            run=run,
+            options=options,
+            long_form=long_form,
+            on_predictions=ignore_predictions if progress is None else progress.add,
             console=console,
             tables=False,
-            long_form=long_form,
-            on_long=(lambda _: None) if progress is None else (lambda row: progress.add([row])),
-            callbacks=[] if progress is None else [progress],
         )
-        found, skips = predictions["input"], skipped["input"]
     busy_s = time.monotonic() - began
-    by_id = done | {row.id: row for row in found}
+    new = found.predictions["input"]
+    by_id = done | {row.id: row for row in new}
     rows = [by_id[one] for one in ids if one in by_id]
-    return Transcribed(rows, skips, sum(row.duration for row in found), busy_s)
+    return Transcribed(rows, found.skips["input"], sum(row.duration for row in new), busy_s)
 
 
-def made_by(config: dict[str, Any], module: ASRModule) -> dict[str, Any]:
-    """What transcripts depend on, of a ``transcribe`` command."""
-    idle = ("input", "output", "format", "max_batch_s", "num_workers", "accelerator", "verbose")
-    settings = {key: value for key, value in config.items() if key not in idle}
-    decoder = getattr(module, "decoder", None)
-    return settings | {"decoder_used": None if decoder is None else asdict(decoder)}
+# Keys of the command that do not change transcripts.
+_NOT_IN_TRANSCRIPTS = ("input", "output", "format", "max_batch_s", "num_workers", "accelerator", "verbose")
+
+
+def made_by(config: TranscribeConfig, module: ASRModule) -> dict[str, Any]:
+    """What the transcripts of a command depend on, as plain data."""
+    settings = {key: value for key, value in plain(config).items() if key not in _NOT_IN_TRANSCRIPTS}
+    return settings | {"decoder_used": plain_option(module.decoder)}

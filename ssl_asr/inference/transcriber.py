@@ -1,4 +1,4 @@
-"""The models of this package in a few lines of Python.
+"""Transcription in Python.
 
 Example:
     >>> import ssl_asr
@@ -8,37 +8,41 @@ Example:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ssl_asr.build.assembly import InferenceOptions, ask_for_times, decoder_node, load_model
+from ssl_asr.config.nodes import option_node
+from ssl_asr.config.options import build_option
 from ssl_asr.data.audio import audio_duration_s, read_waveform, resample
 from ssl_asr.data.dataset import collate
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.errors import AudioError
-from ssl_asr.inference.long_recordings import LongForm, batches, hear_long, too_long
+from ssl_asr.inference.long_recordings import LongForm, Recording, batches, transcribe_long
+from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.models.encoder import Window
+from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Example, Hertz, Hypothesis, Seconds, Utterance
 
 Audio = str | Path | np.ndarray | torch.Tensor
+"""A file, or mono samples of shape ``(samples,)``, floats from -1 to 1."""
 
 
 class Transcriber:
-    """A model that is ready to transcribe; `ssl_asr.load` makes one.
-
-    ``module`` is the LightningModule behind it.
+    """A model that is ready to transcribe. `ssl_asr.load` makes one.
 
     Args:
-        module: of `ssl_asr.build.assembly.load_model`.
-        device: where it runs.
+        module: The model; see `ssl_asr.inference.model.load_model`.
+        device: Where it runs.
+        options: What is returned besides text.
     """
 
-    def __init__(self, module: Any, *, device: torch.device) -> None:
+    def __init__(self, module: ASRModule, *, device: torch.device, options: TranscribeOptions = TEXT_ONLY) -> None:
         self.module = module.eval().to(device)
-        self.device = device
+        self.device, self.options = device, options
 
     @torch.inference_mode()
     def transcribe(
@@ -52,46 +56,48 @@ class Transcriber:
         stride_s: Seconds = 4.0,
         vad: bool = False,
     ) -> list[Hypothesis]:
-        """What recordings say, in their order, whatever their lengths.
+        """Transcribe recordings of any length. The result has the order of the input.
 
         Args:
-            audio: files, or samples: mono, shape ``(samples,)``, floats from -1 to 1.
-            sample_rate: of samples that are given as such.
-            language: of a multilingual Whisper; None hears it.
-            max_batch_s: seconds of audio in a batch, padding included.
-            chunk_s, stride_s, vad: see `ssl_asr.inference.long_recordings.LongForm`.
+            audio: Files or samples.
+            sample_rate: Sample rate of samples; files know theirs.
+            language: Language of a multilingual Whisper; None detects it.
+            max_batch_s: Seconds of audio in a batch, padding included.
+            chunk_s, stride_s, vad: How long recordings are split; see `LongForm`.
 
         Raises:
-            AudioError: a file cannot be read, or samples are no mono floats.
+            AudioError: A file cannot be read, or samples are not mono floats.
         """
         given = [audio] if isinstance(audio, str | Path | np.ndarray | torch.Tensor) else list(audio)
-        parts = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad)
-        limit = too_long(self.module, parts)
+        long_form = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad)
+        limit = self.module.longest_pass_s(chunk_s)
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
         for place, one in enumerate(given):
             utterance, samples_T = _read(one, place, sample_rate, language)
             if utterance.duration > limit:
-                results[place] = hear_long(self.module, utterance, parts, samples_T)
+                recording = Recording(utterance, samples_T)
+                results[place] = transcribe_long(self.module, recording, long_form, self.options)
             else:
                 samples_T = read_waveform(utterance) if samples_T is None else samples_T
                 short.append((place, Example(utterance, samples_T, [])))
         lengths_s = [len(example.waveform_T) / SAMPLE_RATE for _, example in short]
-        for places in batches(self.module, lengths_s, max_batch_s):
-            own = [short[place] for place in places]
-            heard = self.module.transcribe(collate([example for _, example in own]).to(self.device))
-            results |= {place: one for (place, _), one in zip(own, heard, strict=True)}
+        for rows in batches(self.module.speech_encoder, lengths_s, max_batch_s):
+            own = [short[row] for row in rows]
+            batch = collate([example for _, example in own]).to(self.device)
+            hypotheses = self.module.transcribe(batch, options=self.options)
+            results |= {place: hypothesis for (place, _), hypothesis in zip(own, hypotheses, strict=True)}
         return [results[place] for place in range(len(given))]
 
 
 def _read(audio: Audio, place: int, sample_rate: Hertz, language: str | None) -> tuple[Utterance, torch.Tensor | None]:
-    """The recording as an utterance, and its samples where they were given."""
+    """The recording as an utterance, and its samples if they were given."""
     if isinstance(audio, str | Path):
         return Utterance(str(audio), str(audio), audio_duration_s(Path(audio)), lang=language), None
     samples = torch.as_tensor(audio)
     if samples.ndim != 1 or not samples.is_floating_point() or not len(samples) or not samples.isfinite().all():
         what = f"samples of shape {tuple(samples.shape)} and type {samples.dtype}, or not finite"
-        raise AudioError(f"audio {place}", what, "mono floats from -1 to 1, shape (samples,)")
+        raise AudioError(f"audio {place}", what, "give mono floats from -1 to 1, shape (samples,)")
     samples_T = resample(samples.float(), sample_rate)
     return Utterance(str(place), "", len(samples_T) / SAMPLE_RATE, lang=language), samples_T
 
@@ -106,33 +112,38 @@ def load(
     window: Window | None = None,
     tail_s: Seconds | None = None,
     language: str | None = None,
-    task: str = "transcribe",
+    task: Literal["transcribe", "translate"] = "transcribe",
+    extensions: Sequence[str] = (),
 ) -> Transcriber:
     """A model from a run directory, a checkpoint, a backbone option or a pretrained name.
 
     Args:
-        model: such a name.
-        device: where it runs; None takes an accelerator where there is one.
-        decoder: an option of ``conf/decoder`` such as ``ctc_beam``, or a file as ``tune_decoding`` writes it; None
-            takes the model's own.
-        decoder_options: settings of that option.
-        times: have words timed, and their confidence measured so, by a CTC or joint model.
-        window, tail_s: of Whisper's encoder, see `ssl_asr.models.whisper.WhisperBackbone`.
-        language, task: of a multilingual Whisper.
+        model: Run directory, checkpoint file, backbone option, or name of a pretrained model.
+        device: Where it runs; None takes an accelerator if there is one.
+        decoder: A ``decoder`` option such as ``ctc_beam``, or a file that ``tune_decoding`` wrote; None takes the
+            model's own.
+        decoder_options: Settings of that option.
+        times: Measure of confidence of words, which then have times; None returns no words.
+        window, tail_s: Window of Whisper's encoder; see `ssl_asr.models.whisper.WhisperBackbone`.
+        language, task: Language and task of a multilingual Whisper.
+        extensions: Packages besides this one whose classes the model or the decoder may use.
 
     Raises:
-        CheckpointError: there is no such model.
-        ConfigError: the decoder, or what is asked of it, does not go with the model.
+        CheckpointError: There is no such model.
+        ConfigError: The decoder or an option does not go with the model.
     """
+    node = None if decoder is None else option_node("decoder", str(decoder), decoder_options or {})
     options = InferenceOptions(
         window=window,
         tail_s=tail_s,
         language=language,
         whisper_task=task,
-        decoder=None if decoder is None else decoder_node(str(decoder), decoder_options or {}),
+        decoder=None if node is None else build_option(node, "decoder", extensions=extensions),
+        extensions=tuple(extensions),
     )
-    module = load_model(str(model), options, lambda _: None)
+    module = load_model(str(model), options)
+    transcribe = TranscribeOptions()
     if times is not None:
-        ask_for_times(module, times, needed=True)
+        transcribe = replace(transcribe, confidence=module.confidence_measure(times, required=True))
     found = torch.device(device) if device is not None else torch.accelerator.current_accelerator(check_available=True)
-    return Transcriber(module, device=found or torch.device("cpu"))
+    return Transcriber(module, device=found or torch.device("cpu"), options=transcribe)

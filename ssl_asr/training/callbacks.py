@@ -12,7 +12,8 @@ from rich.table import Table
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
 from ssl_asr.training.memory import peak_gb
-from ssl_asr.training.module import ASRModule, GroupRow
+from ssl_asr.training.module import ASRModule
+from ssl_asr.training.sides import GroupRow
 
 
 def _merged(rows: list[GroupRow]) -> list[GroupRow]:
@@ -114,7 +115,7 @@ class Samples(Callback):
         assert isinstance(pl_module, ASRModule)
         if trainer.sanity_checking:
             return
-        predictions = pl_module.gathered_predictions("dev")
+        predictions = pl_module.gather_dev_predictions()
         if not trainer.is_global_zero or not predictions:
             return
         write_predictions(self.folder / "predictions" / "dev.jsonl", predictions)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ssl_asr.errors import CheckpointError
@@ -114,13 +114,20 @@ class SelfDescription(Callback):
         }
 
 
-def check_resumable(checkpoint: dict[str, Any], module: ASRModule, description: dict[str, Any]) -> None:
+def best_score(trainer: L.Trainer) -> float | None:
+    """The monitored metric of ``best.ckpt``, or None if there was no dev split."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    scores = [c.best_model_score for c in callbacks if c.monitor and c.best_model_score is not None]
+    return float(scores[0]) if scores else None
+
+
+def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
     """Refuse to continue a run with another vocabulary or model.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: Names what differs.
     """
-    saved = checkpoint[KEY]
+    saved, description = checkpoint[KEY], module.description()
     differing = [] if saved["tokenizer"] == module.tokenizer.state() else ["tokenizer"]
     keys = {*saved["model"], *description} - {"config", "generation"}
     differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]

@@ -1,21 +1,24 @@
 """CTC on a pretrained encoder."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.alignment import Measure, align, listed_words, spans_at, words_of
-from ssl_asr.decoding.ctc import CtcBeam, CtcGreedy
+from ssl_asr.decoding.ctc import CtcDecoder
 from ssl_asr.decoding.ctc_beam import Found
-from ssl_asr.decoding.lexicon import CtcLexicon
-from ssl_asr.metrics.report import Normalizer
-from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
+from ssl_asr.errors import ConfigError
+from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
-from ssl_asr.training.module import ASRModule, Loss, OptimConfig
+from ssl_asr.training.module import TEXT_ONLY, ASRModule, LongFormMethod, TranscribeOptions
+from ssl_asr.training.sides import OptimConfig
+from ssl_asr.training.updates import Loss
 from ssl_asr.types import (
     BLANK_ID,
     SAMPLE_RATE,
@@ -23,25 +26,27 @@ from ssl_asr.types import (
     Batch,
     Hypothesis,
     LabelTokenizer,
+    Normalizer,
     Seconds,
     Utterance,
     Word,
 )
 
-# Frames; an alignment's table grows with the square of the length, and is 100 MB at this.
-_MOST_ALIGNED = 10_000
+# The table of a forced alignment grows with the square of the number of frames; it takes 100 MB at this number.
+_MAX_ALIGNED_FRAMES = 10_000
 
 
 def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
-    """Negative log-likelihood a label of each utterance, ``loss_B``, float32.
+    """CTC loss of each utterance divided by its number of labels, ``loss_B``, float32.
 
-    Targets that cannot fit were dropped before training; should audio turn out shorter than its manifest
-    says, its infinite loss is taken as zero rather than spoiling the batch.
+    Targets that do not fit were dropped before training. If audio turns out shorter than its manifest says, its
+    infinite loss is replaced by zero.
 
     Args:
-        log_probs_BFV: float32, the blank at `BLANK_ID`.
-        frame_lengths_B, token_lengths_B: int64 on the CPU.
-        tokens_BU: the labels, padded.
+        log_probs_BFV: Float32 log-probabilities, the blank at `BLANK_ID`.
+        frame_lengths_B: Number of frames of each utterance, int64, on the CPU.
+        tokens_BU: Labels, padded.
+        token_lengths_B: Number of labels of each utterance, int64, on the CPU.
     """
     with torch.autocast(log_probs_BFV.device.type, enabled=False):
         nll_B = functional.ctc_loss(
@@ -57,29 +62,70 @@ def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor
     return loss_B
 
 
-CtcDecoder = CtcGreedy | CtcBeam | CtcLexicon
+@dataclass(frozen=True, slots=True)
+class WordTimer:
+    """Times and confidences of the words of a hypothesis, by forced alignment.
+
+    Attributes:
+        labels: Spelling of each label, see `LabelTokenizer.labels`.
+        frame_s: Seconds from a frame to the next.
+        measure: Measure of confidence.
+    """
+
+    labels: list[str | None]
+    frame_s: Seconds
+    measure: Measure
+
+    def words(self, tokens: list[int], log_probs_FV: Tensor, found: Found | None = None) -> list[Word]:
+        """Words of a token sequence.
+
+        Args:
+            tokens: Labels of the text.
+            log_probs_FV: Log-probabilities of the utterance's frames.
+            found: The search's result for these tokens if there is one. Its frames time the words of recordings that
+                are too long for an alignment, and its lexicon words are kept as they are written.
+        """
+        if found is not None and len(log_probs_FV) > _MAX_ALIGNED_FRAMES:
+            spans = spans_at(log_probs_FV, tokens, found.frames, measure=self.measure)
+        else:
+            spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.measure) or []
+        if found is not None and found.words is not None and spans:
+            return listed_words(spans, found.words, self.labels, self.frame_s)
+        return words_of(spans, self.labels, self.frame_s)
+
+    def align(self, utterance: Utterance, tokens: list[int], log_probs_FV: Tensor) -> Hypothesis:
+        """The utterance's own text with word times. The score is the mean log-probability of its labels' frames.
+
+        A text that does not fit into the frames has no words and a score of minus infinity.
+        """
+        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.measure)
+        if spans is None:
+            return Hypothesis(utterance.id, utterance.text, -math.inf, tokens)
+        means = [float(log_probs_FV[span.begin : span.end, span.label].mean()) for span in spans]
+        words = words_of(spans, self.labels, self.frame_s)
+        return Hypothesis(utterance.id, utterance.text, sum(means) / max(1, len(means)), tokens, words=words)
 
 
 class CTCModule(ASRModule):
     """Encoder, states, head, CTC.
 
     Args:
-        encoder: the pretrained encoder.
-        states: which of its states the head reads.
-        head: from ``h_BFD, frame_lengths_B`` to ``logits_BFV``, the blank at index 0.
-        decoder: how texts are searched for.
-        tokenizer, policy, optim, normalizers: see `ASRModule`.
-
-    ``times`` is set where words are to have times and confidences, by that measure; ``forced`` where texts are not to
-    be searched for but to be found in the audio as the manifest has them.
+        encoder: The pretrained encoder.
+        states: Which of the encoder's states the head reads.
+        head: From ``h_BFD, frame_lengths_B`` to ``logits_BFV``, the blank at index 0.
+        decoder: The search.
+        tokenizer, policy, optim, normalizers: See `ASRModule`.
     """
 
+    task_name = "ctc"
+    aligns = True
+    long_form: LongFormMethod | None = "windows"
     tokenizer: LabelTokenizer
 
     def __init__(
         self,
         *,
-        encoder: Any,
+        encoder: SpeechEncoder,
         states: States,
         head: nn.Module,
         decoder: CtcDecoder,
@@ -97,23 +143,26 @@ class CTCModule(ASRModule):
             optim=optim,
             normalizers=normalizers,
         )
-        self.encoder: SpeechEncoder = encoder
+        self.encoder = encoder
         self.states = states
         self.head = head
         self.labels = tokenizer.labels()
-        self.search_with(decoder)
-        self.times: Measure | None = None
-        self.forced = False
+        self.set_decoder(decoder)
 
-    def search_with(self, decoder: CtcDecoder) -> None:
-        """Search for texts in this way from here on.
+    def set_decoder(self, decoder: CtcDecoder) -> None:
+        """Decode by this ``decoder`` option from now on.
 
         Raises:
-            LanguageModelError: a file of the decoder's is missing or wrong.
+            ConfigError: The option is for models of another task.
+            LanguageModelError: A file of the decoder is missing or wrong.
         """
-        self.search = decoder.build(self.labels)
-        self.n_best = 1 if isinstance(decoder, CtcGreedy) else decoder.n_best
-        self.rescorer = decoder.rescorer() if isinstance(decoder, CtcBeam) else None
+        check_decoder(decoder, self.task_name)
+        self.decoder = decoder
+        self._search = decoder.build(self.labels)
+        self._n_best = decoder.n_best
+        self._rescorer = decoder.rescorer()
+
+    # Frames ----------------------------------------------------------------------------------------------------
 
     @property
     def frame_s(self) -> Seconds:
@@ -122,91 +171,105 @@ class CTCModule(ASRModule):
         return 10.0 / float(twenty_s - ten_s)
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frames that CTC aligns, of so many samples."""
+        """Number of frames that CTC aligns, for a number of samples."""
         return self.states.frame_lengths(self.encoder.frame_lengths(lengths_B))
 
     @property
     def reads_layers(self) -> bool:
-        """Whether the head reads a sum of every layer's states."""
+        """Whether the head reads a sum over the states of every layer."""
         return self.states.reads_layers
 
+    def limits(self) -> Limits:
+        """Which utterances the model can take: targets must fit into the frames."""
+        shared = super().limits()
+        return Limits(
+            shared.min_s, shared.max_s, shared.max_s_why, ctc_frames=lambda samples: one_frame_length(self, samples)
+        )
+
+    # Loss and text ---------------------------------------------------------------------------------------------
+
     def log_probs(self, batch: Batch, out: EncoderOutput | None = None) -> tuple[Tensor, Tensor]:
-        """``log_probs_BFV`` in float32 and each utterance's frames (int64, CPU)."""
+        """``log_probs_BFV`` in float32, and the number of frames of each utterance (int64, CPU)."""
         out = self.encode(batch) if out is None else out
         h_BFD, frame_lengths_B = self.states(out)
         logits_BFV: Tensor = self.head(h_BFD, frame_lengths_B)
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
-        """Negative log-likelihood a label of each utterance, summed; the count is of utterances, weighted."""
+        """CTC loss per label of each utterance, weighted and summed; the count is the sum of the weights."""
         log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
         loss_B = ctc_losses(log_probs_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
         weight_B = batch.weights_B.to(loss_B.device, non_blocking=True)
         return Loss((weight_B * loss_B).sum(), weight_B.sum())
 
-    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """What the search finds, or where the manifest's texts lie."""
+    def transcribe(
+        self, batch: Batch, out: EncoderOutput | None = None, options: TranscribeOptions = TEXT_ONLY
+    ) -> list[Hypothesis]:
+        """The search's best text of each utterance, or with ``options.align`` the manifest's text with times."""
         log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
-        if self.forced:
-            pairs = zip(batch.utterances, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
-            return [self._found(utterance, own[:frames]) for utterance, own, frames in pairs]
-        found = self.search(log_probs_BFV, frame_lengths_B)
-        rows = zip(batch.utterances, found, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
-        return [
-            self._hypothesis(utterance.id, own, log_probs_FV[:frames]) for utterance, own, log_probs_FV, frames in rows
-        ]
+        rows_FV = [own[:frames] for own, frames in zip(log_probs_BFV, frame_lengths_B.tolist(), strict=True)]
+        if options.align:
+            return self._aligned(batch, rows_FV, options)
+        found = self._search(log_probs_BFV, frame_lengths_B)
+        rows = zip(batch.ids, found, rows_FV, strict=True)
+        return [self._hypothesis(*row, options) for row in rows]
 
-    def _found(self, utterance: Utterance, log_probs_FV: Tensor) -> Hypothesis:
-        """Where an utterance's own text lies; the score is the mean log-probability of its labels' frames.
+    def transcribe_log_probs(self, utterance_id: str, log_probs_FV: Tensor, options: TranscribeOptions) -> Hypothesis:
+        """The search's best text given the log-probabilities of one recording of any length."""
+        [found] = self._search(log_probs_FV[None], torch.tensor([len(log_probs_FV)]))
+        return self._hypothesis(utterance_id, found, log_probs_FV, options)
 
-        A text that does not fit into the frames has no words and a score of minus infinity.
-        """
-        assert self.times is not None
-        tokens = self.tokenizer.encode(utterance)
-        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times)
-        if spans is None:
-            return Hypothesis(utterance.id, utterance.text, -math.inf, tokens)
-        own = [float(log_probs_FV[span.begin : span.end, span.label].mean()) for span in spans]
-        words = words_of(spans, self.labels, self.frame_s)
-        return Hypothesis(utterance.id, utterance.text, sum(own) / max(1, len(own)), tokens, words=words)
+    def confidence_measure(self, measure: Measure, *, required: bool) -> Measure | None:
+        """Every measure is available, by alignment."""
+        return measure
 
-    def hear(self, utterance_id: str, log_probs_FV: Tensor) -> Hypothesis:
-        """What the search finds in the log-probabilities of one recording, however long."""
-        found = self.search(log_probs_FV[None], torch.tensor([len(log_probs_FV)]))
-        return self._hypothesis(utterance_id, found[0], log_probs_FV)
+    def _timer(self, options: TranscribeOptions) -> WordTimer | None:
+        return None if options.confidence is None else WordTimer(self.labels, self.frame_s, options.confidence)
 
-    def _hypothesis(self, utterance_id: str, found: list[Found], log_probs_FV: Tensor) -> Hypothesis:
-        """The best of what was found for an utterance, and the rest."""
+    def _aligned(self, batch: Batch, rows_FV: list[Tensor], options: TranscribeOptions) -> list[Hypothesis]:
+        timer = self._timer(options)
+        assert timer is not None, "an alignment needs a measure of confidence"
+        pairs = zip(batch.utterances, rows_FV, strict=True)
+        return [timer.align(utterance, self.tokenizer.encode(utterance), row_FV) for utterance, row_FV in pairs]
+
+    def _hypothesis(
+        self, utterance_id: str, found: list[Found], log_probs_FV: Tensor, options: TranscribeOptions
+    ) -> Hypothesis:
+        """The best of the search's results after rescoring, with the next best as alternatives."""
         frames = max(1, len(log_probs_FV))
         texts = [self._text(one) for one in found]
         scores = [one.score / frames for one in found]
         ranked = list(enumerate(scores))
-        if self.rescorer is not None:
-            ranked = self.rescorer.ranked(texts, scores, divisors=[frames] * len(found))
-        (best, score), *others = ranked[: self.n_best]
+        if self._rescorer is not None:
+            ranked = self._rescorer.ranked(texts, scores, divisors=[frames] * len(found))
+        (best, score), *others = ranked[: self._n_best]
+        timer = self._timer(options)
         return Hypothesis(
             utterance_id,
             texts[best],
             score,
             found[best].tokens,
-            words=self._words(found[best].tokens, log_probs_FV, found[best]),
+            words=[] if timer is None else timer.words(found[best].tokens, log_probs_FV, found[best]),
             alternatives=[Alternative(texts[place], other) for place, other in others],
         )
 
     def _text(self, found: Found) -> str:
-        """What was found, as the tokenizer spells it or a lexicon writes it."""
+        """The text of a result, as the tokenizer spells it or as its lexicon writes the words."""
         if found.words is None:
             return self.tokenizer.decode(found.tokens)
         return " ".join(word for word, _ in found.words)
 
-    def _words(self, tokens: list[int], log_probs_FV: Tensor, found: Found | None = None) -> list[Word]:
-        """The words of a text with times, by alignment; of a very long one by the frames the search began them in."""
-        if self.times is None:
-            return []
-        if found is not None and len(log_probs_FV) > _MOST_ALIGNED:
-            spans = spans_at(log_probs_FV, tokens, found.frames, measure=self.times)
-        else:
-            spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.times) or []
-        if found is not None and found.words is not None and spans:
-            return listed_words(spans, found.words, self.labels, self.frame_s)
-        return words_of(spans, self.labels, self.frame_s)
+    def description(self) -> dict[str, Any]:
+        """Plain data from which an untrained twin of the encoder is built."""
+        return {"task": "ctc", **self.encoder.description()}
+
+
+def check_decoder(decoder: Any, task_name: str) -> None:
+    """Refuse a decoder option that is for other tasks.
+
+    Raises:
+        ConfigError: The task is not among the option's ``tasks``.
+    """
+    if task_name not in decoder.tasks:
+        what = f"{type(decoder).__name__} does not decode models of task {task_name}"
+        raise ConfigError("decoder", what, f"it is for {', '.join(sorted(decoder.tasks))}")

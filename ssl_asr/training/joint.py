@@ -1,4 +1,7 @@
-"""Joint CTC-attention on a pretrained encoder."""
+"""Joint CTC-attention on a pretrained encoder (Kim et al., 2017, arXiv:1609.06773).
+
+loss = w * CTC + (1 - w) * cross-entropy        each the mean over the labels of an utterance
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,56 +9,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.beam import Scorer, beam_search
-from ssl_asr.decoding.coverage import CoverageScorer
-from ssl_asr.decoding.ctc import CtcGreedy
-from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
-from ssl_asr.decoding.fusion import Fusion, FusionScorer
-from ssl_asr.decoding.language_models import Rescoring
-from ssl_asr.decoding.seq2seq import (
-    AttentionBeam,
-    AttentionGreedy,
-    Decoded,
-    StepModel,
-    Suppression,
-    beams_of,
-    greedy,
-    ranking_of,
-    token_limits,
-)
-from ssl_asr.metrics.report import Normalizer
+from ssl_asr.data.filters import Limits
+from ssl_asr.decoding.ctc import CtcDecoder, CtcGreedy
+from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.seq2seq import AttentionDecoder
+from ssl_asr.decoding.step_model import Constraints, Decoded
 from ssl_asr.models.attention import JointHead, attention_loss
-from ssl_asr.models.encoder import EncoderOutput
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
-from ssl_asr.training.ctc import CtcDecoder, CTCModule, ctc_losses
-from ssl_asr.training.module import Loss, OptimConfig
+from ssl_asr.training.ctc import CTCModule, check_decoder, ctc_losses
+from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.training.seq2seq import to_hypotheses
+from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import Joint
-from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer
+from ssl_asr.training.updates import Loss
+from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer, Normalizer
 
-JointDecoder = AttentionGreedy | AttentionBeam | CtcDecoder
+JointDecoder = AttentionDecoder | CtcDecoder
 
 
 class JointModule(CTCModule):
-    """Encoder, states, a trunk with CTC on it and a decoder that attends to it.
-
-    The loss of an utterance is ``weight * CTC + (1 - weight) * cross-entropy``, each a label's mean.
+    """Encoder, states, and a trunk with a CTC layer and an attention decoder.
 
     Args:
-        encoder, states: see `CTCModule`.
-        head: trunk, CTC layer and decoder.
-        decoder: which half writes the text.
-        task: how the two losses are weighed.
-        tokenizer, policy, optim, normalizers: see `ASRModule`.
+        encoder, states: See `CTCModule`.
+        head: Trunk, CTC layer and attention decoder.
+        decoder: A ``decoder`` option for CTC or for the attention decoder.
+        task: How the two losses are weighted.
+        tokenizer, policy, optim, normalizers: See `ASRModule`.
     """
 
+    task_name = "joint"
     head: JointHead
 
     def __init__(
         self,
         *,
-        encoder: Any,
+        encoder: SpeechEncoder,
         states: States,
         head: JointHead,
         decoder: JointDecoder,
@@ -69,31 +60,36 @@ class JointModule(CTCModule):
             encoder=encoder,
             states=states,
             head=head,
-            decoder=decoder if isinstance(decoder, CtcDecoder) else CtcGreedy(),
+            decoder=CtcGreedy(),
             tokenizer=tokenizer,
             policy=policy,
             optim=optim,
             normalizers=normalizers,
         )
         self.task = task
-        self.decode_with(decoder)
+        self.set_decoder(decoder)
+
+    # Loss ------------------------------------------------------------------------------------------------------
 
     def _trunk(self, batch: Batch, out: EncoderOutput | None) -> tuple[Tensor, Tensor]:
         h_BFD, frame_lengths_B = self.states(self.encode(batch) if out is None else out)
         return self.head.trunk(h_BFD, frame_lengths_B), frame_lengths_B
 
+    def _ctc_log_probs(self, h_BFD: Tensor) -> Tensor:
+        """``log_probs_BFV`` of the CTC layer on the trunk's states, float32."""
+        log_probs_BFV: Tensor = self.head.ctc(h_BFD).float().log_softmax(-1)
+        return log_probs_BFV
+
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
-        """Both halves' losses of each utterance, weighted and summed; the count is of utterances, weighted."""
+        """Weighted loss of each utterance, summed; the count is the sum of the manifest's weights."""
         h_BFD, frame_lengths_B = self._trunk(batch, out)
-        log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
-        ctc_B = ctc_losses(log_probs_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
-        ends_B = batch.token_lengths_B + 1
+        ctc_B = ctc_losses(self._ctc_log_probs(h_BFD), frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
         inputs_BU, targets_BU = _with_sentence(batch.tokens_BU, batch.token_lengths_B)
         states_BUD = self.head.decoder(inputs_BU, h_BFD, frame_lengths_B)
         attention_B = attention_loss(
             self.head.decoder.logits(states_BUD),
             targets_BU,
-            ends_B,
+            batch.token_lengths_B + 1,
             label_smoothing=self.task.label_smoothing if self.training else 0.0,
         )
         share = self.task.ctc_share(self.trainer.global_step)
@@ -104,82 +100,95 @@ class JointModule(CTCModule):
             self.log_train("train/ctc_weight", torch.tensor(share), len(batch))
         return Loss((weight_B * (share * ctc_B + (1 - share) * attention_B)).sum(), weight_B.sum())
 
-    def decode_with(self, decoder: JointDecoder) -> None:
-        """Write texts in this way from here on.
+    def limits(self) -> Limits:
+        """Which utterances the model can take: targets must fit into the frames and into the attention decoder."""
+        return replace(super().limits(), max_tokens=self.head.decoder.max_tokens, prompt_tokens=1)
+
+    # Text ------------------------------------------------------------------------------------------------------
+
+    def set_decoder(self, decoder: Any) -> None:
+        """Decode by this ``decoder`` option from now on: by CTC, by the attention decoder, or by both.
 
         Raises:
-            LanguageModelError: a file of the decoder's is missing or wrong.
+            ConfigError: The option is for models of another task.
+            LanguageModelError: A file of the decoder is missing or wrong.
         """
-        self.decoder = decoder
-        if isinstance(decoder, CtcDecoder):
-            self.search_with(decoder)
-        self._parts = decoder.parts(self.labels) if isinstance(decoder, AttentionBeam) else []
-        self.rescorer = decoder.rescorer() if isinstance(decoder, Rescoring) else None
+        self._attention: AttentionDecoder | None = None
+        self._parts = []
         self._fusion: Fusion | None = None
+        if "ctc" in decoder.tasks:
+            super().set_decoder(decoder)
+            self.long_form = "windows"
+            return
+        check_decoder(decoder, self.task_name)
+        self.decoder = self._attention = decoder
+        self.long_form = None
+        self._parts = decoder.parts(self.labels)
+        self._rescorer = decoder.rescorer()
 
-    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """What the decoder option finds, by the half it names or by both."""
-        options = self.decoder
-        if self.forced or isinstance(options, CtcDecoder):
-            return super().transcribe(batch, out)
-        h_BFD, frame_lengths_B = self._trunk(batch, out)
-        # A text of more tokens than frames is no text: the end is sure to come.
-        limits: list[int] = frame_lengths_B.clamp(min=1).tolist()
-        asked = token_limits(options.max_tokens_per_s, batch.utterances)
-        if asked is not None:
-            limits = [min(pair) for pair in zip(limits, asked, strict=True)]
-        search: dict[str, Any] = {"end_id": BLANK_ID, "suppression": Suppression(), "limits": limits}
-        found: list[list[Decoded]]
-        prompts = [[BLANK_ID]] * len(batch)
-        if isinstance(options, AttentionBeam):
-            beams = beams_of(options)
-            scorers = self._scorers(options, h_BFD, frame_lengths_B)
-            share = 1 - options.ctc_weight
-            decoder: StepModel = self.head.decoder
-            if options.coverage_weight != 0:
-                decoder = watched = CoverageScorer(
-                    decoder,
-                    beams=options.beam_size,
-                    weight=options.coverage_weight,
-                    threshold=options.coverage_threshold,
-                )
-                scorers.append(watched)
-            search |= {"scorers": scorers}
-            found = beam_search(decoder, h_BFD, frame_lengths_B, prompts, decoder_weight=share, **beams, **search)
+    def cap_tokens(self, max_tokens_per_s: float) -> None:
+        """Limit the tokens of the attention decoder's hypotheses by the length of the utterance."""
+        if self._attention is None:
+            super().cap_tokens(max_tokens_per_s)
         else:
-            found = [[row] for row in greedy(self.head.decoder, h_BFD, frame_lengths_B, prompts, **search)]
-        ranking = ranking_of(options) if isinstance(options, AttentionBeam) else {}
-        hypotheses = to_hypotheses(batch, found, self.tokenizer, rescorer=self.rescorer, **ranking)
-        if self.times is None:
-            return hypotheses
-        log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
-        rows = zip(hypotheses, log_probs_BFV, frame_lengths_B.tolist(), strict=True)
-        return [replace(one, words=self._words(one.tokens, own[:frames])) for one, own, frames in rows]
+            self.set_decoder(self._attention.with_token_cap(max_tokens_per_s))
 
-    def _scorers(self, options: AttentionBeam, h_BFD: Tensor, frame_lengths_B: Tensor) -> list[Scorer]:
-        """What is added to the decoder's scores."""
-        scorers: list[Scorer] = []
-        if options.ctc_weight > 0:
-            log_probs_BFV = self.head.ctc(h_BFD).float().log_softmax(-1)
-            scorers.append(
-                CtcPrefixScorer(
-                    log_probs_BFV,
-                    frame_lengths_B,
-                    beams=options.beam_size,
-                    blank=BLANK_ID,
-                    weight=options.ctc_weight,
-                    candidates=options.max_labels,
-                )
-            )
-        if self._parts:
-            if self._fusion is None or self._fusion.device != h_BFD.device:
-                self._fusion = Fusion(self._parts, size=len(self.labels), device=h_BFD.device)
-            scorers.append(FusionScorer(self._fusion, rows=len(h_BFD) * options.beam_size))
-        return scorers
+    def transcribe(
+        self, batch: Batch, out: EncoderOutput | None = None, options: TranscribeOptions = TEXT_ONLY
+    ) -> list[Hypothesis]:
+        """The best text of each utterance by the decoder option, or with ``options.align`` the manifest's text."""
+        decoder = self._attention
+        if options.align or decoder is None:
+            return super().transcribe(batch, out, options)
+        h_BFD, frame_lengths_B = self._trunk(batch, out)
+        found = self._decode(decoder, h_BFD, frame_lengths_B, self._token_limits(decoder, batch, frame_lengths_B))
+        hypotheses = to_hypotheses(
+            batch,
+            found,
+            self.tokenizer,
+            n_best=decoder.n_best,
+            rescorer=self._rescorer,
+            length_penalty=decoder.length_penalty,
+        )
+        timer = self._timer(options)
+        if timer is None:
+            return hypotheses
+        rows = zip(hypotheses, self._ctc_log_probs(h_BFD), frame_lengths_B.tolist(), strict=True)
+        return [replace(one, words=timer.words(one.tokens, row_FV[:frames])) for one, row_FV, frames in rows]
+
+    def _token_limits(self, decoder: AttentionDecoder, batch: Batch, frame_lengths_B: Tensor) -> list[int]:
+        """Most tokens of each hypothesis: never more than frames, so that decoding ends."""
+        limits: list[int] = frame_lengths_B.clamp(min=1).tolist()
+        by_length = decoder.limits(batch.utterances)
+        if by_length is None:
+            return limits
+        return [min(pair) for pair in zip(limits, by_length, strict=True)]
+
+    def _decode(
+        self, decoder: AttentionDecoder, h_BFD: Tensor, frame_lengths_B: Tensor, limits: list[int]
+    ) -> list[list[Decoded]]:
+        """Texts of each utterance, best first."""
+        scorers = decoder.scorers(lambda: self._ctc_log_probs(h_BFD), frame_lengths_B, self._fusion_on(h_BFD.device))
+        return decoder.search(
+            self.head.decoder,
+            h_BFD,
+            frame_lengths_B,
+            [[BLANK_ID]] * len(h_BFD),
+            constraints=Constraints(end_id=BLANK_ID, limits=limits),
+            scorers=scorers,
+        )
+
+    def _fusion_on(self, device: torch.device) -> Fusion | None:
+        """The tables of shallow fusion, kept between batches with the scores computed so far."""
+        if not self._parts:
+            return None
+        if self._fusion is None or self._fusion.device != device:
+            self._fusion = Fusion(self._parts, size=len(self.labels), device=device)
+        return self._fusion
 
 
 def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """What the decoder is given, from the start on, and what it is to say, up to the end."""
+    """The attention decoder's inputs (start, labels) and targets (labels, end), both of shape (B, U + 1)."""
     start_B1 = tokens_BU.new_full((len(tokens_BU), 1), BLANK_ID)
     places_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
     beyond_BU = places_U >= token_lengths_B.to(tokens_BU.device, non_blocking=True)[:, None]

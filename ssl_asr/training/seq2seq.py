@@ -1,62 +1,73 @@
-"""Whisper as a whole encoder-decoder."""
+"""Whisper as an encoder-decoder.
+
+prompt    <|startoftranscript|> <|en|> <|transcribe|> <|notimestamps|>
+inputs    prompt + text                                   teacher forcing
+targets   text + <|endoftext|>                            the loss counts these positions only
+"""
 
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.data.tokenizer import CharTokenizer, WhisperTokenizer
-from ssl_asr.decoding.beam import beam_search
-from ssl_asr.decoding.fusion import CandidateScorer
-from ssl_asr.decoding.language_models import Rescorer
-from ssl_asr.decoding.seq2seq import (
-    AtLeast,
-    Decoded,
-    Suppression,
-    WhisperBeam,
-    WhisperGreedy,
-    beams_of,
-    fails,
-    fold,
-    greedy,
-    ranking_of,
-    token_limits,
-)
-from ssl_asr.decoding.timestamps import TimestampRules, phrases
+from ssl_asr.data.characters import CharTokenizer
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
+from ssl_asr.decoding.alignment import Measure
+from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.rescoring import Rescorer
+from ssl_asr.decoding.seq2seq import WhisperDecoder
+from ssl_asr.decoding.step_model import AtLeast, Constraints, Decoded, Rule, Suppression
+from ssl_asr.decoding.timestamps import TimestampRules, segments_of
 from ssl_asr.decoding.word_times import words_of_tokens
-from ssl_asr.metrics.report import Normalizer
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
-from ssl_asr.training.ctc import ctc_losses
-from ssl_asr.training.module import ASRModule, Loss, OptimConfig
-from ssl_asr.types import SAMPLE_RATE, Alternative, Batch, Hypothesis, Seconds, Tokenizer, Utterance, Word
+from ssl_asr.training.ctc import check_decoder, ctc_losses
+from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
+from ssl_asr.training.sides import OptimConfig
+from ssl_asr.training.tasks import DetectLanguage
+from ssl_asr.training.updates import Loss
+from ssl_asr.types import (
+    SAMPLE_RATE,
+    Alternative,
+    Batch,
+    Hypothesis,
+    Normalizer,
+    Seconds,
+    Segment,
+    Tokenizer,
+    Utterance,
+    Word,
+)
 
 
 class AuxiliaryCtc:
-    """CTC over characters on the encoder's states, which helps the encoder to be trained.
+    """CTC over characters on the encoder's states, a second loss that helps to train the encoder.
 
     Args:
-        layer: from states to ``logits``, the blank at 0.
-        tokenizer: spells the labels.
-        weight: its share of the loss.
-        lr_scale: of its learning rate, over the decoder's.
+        layer: From states to logits, the blank at 0.
+        tokenizer: Spells the labels.
+        weight: CTC's share of the loss.
+        lr_scale: Learning rate of the layer as a multiple of the decoder's.
     """
 
     def __init__(self, *, layer: nn.Linear, tokenizer: CharTokenizer, weight: float, lr_scale: float) -> None:
         self.layer, self.tokenizer, self.weight, self.lr_scale = layer, tokenizer, weight, lr_scale
 
     def layer_groups(self) -> list[LayerGroup]:
-        """``ctc``, at a rate of its own."""
+        """One group, ``ctc``, with a learning rate of its own."""
         return [LayerGroup("ctc", (self.layer,), lr_scale=self.lr_scale)]
 
     def losses(self, out: EncoderOutput, utterances: Sequence[Utterance]) -> Tensor:
-        """CTC's mean loss a label of each utterance, ``loss_B``; 0 where the labels do not fit the frames."""
+        """CTC loss per label of each utterance, ``loss_B``; 0 where the labels do not fit into the frames."""
         labels = [torch.tensor(self.tokenizer.encode(utterance)) for utterance in utterances]
         labels_BU = nn.utils.rnn.pad_sequence(labels, batch_first=True)
         logits_BFV = self.layer(out.h_BFD[:, : int(out.frame_lengths_B.max())])
@@ -72,29 +83,31 @@ class Seq2SeqModule(ASRModule):
     """Whisper, trained to write the transcript after its prompt.
 
     Args:
-        model: encoder and decoder.
-        decoder: how transcripts are searched for.
-        label_smoothing: share of the target's mass spread over the vocabulary.
-        auxiliary: CTC on the encoder's states, to train with; None for none.
-        tokenizer, policy, optim, normalizers: see `ASRModule`.
-
-    ``detect`` is set where languages are to be heard: of utterances that name ``missing`` ones, or of ``all``, where
-    the language that is named is the one written in all the same. ``times`` is set where words are to have times.
+        model: Encoder and decoder.
+        decoder: The search.
+        label_smoothing: Share of a target's probability mass spread over the vocabulary, in training.
+        auxiliary: CTC on the encoder's states as a second loss, or None.
+        tokenizer, policy, optim, normalizers: See `ASRModule`.
+        detect_language: For which utterances the language is detected, or None for no utterance.
     """
 
+    task_name = "seq2seq"
+    long_form = "timestamps"
+    training_only = ("ctc.",)
     tokenizer: WhisperTokenizer
 
     def __init__(
         self,
         *,
         model: WhisperSeq2Seq,
-        decoder: WhisperGreedy | WhisperBeam,
+        decoder: WhisperDecoder,
         label_smoothing: float,
         auxiliary: AuxiliaryCtc | None = None,
         tokenizer: WhisperTokenizer,
         policy: FreezePolicy,
         optim: OptimConfig | None,
         normalizers: dict[str, Normalizer],
+        detect_language: DetectLanguage | None = None,
     ) -> None:
         super().__init__(
             encoder=model.encoder,
@@ -107,47 +120,34 @@ class Seq2SeqModule(ASRModule):
         )
         self.model = model
         self.label_smoothing = label_smoothing
-        self.decode_with(decoder)
-        self.detect: Literal["missing", "all"] | None = None
-        self.times = False
         self.auxiliary = auxiliary
-        # Its weights are part of the module's; the rest of it is not.
+        # Registers the layer, so that its weights are in checkpoints.
         self.ctc = None if auxiliary is None else auxiliary.layer
-        generation = model.generation
-        self.suppression = Suppression(
-            always=tuple(generation.get("suppress_tokens") or ()),
-            first=tuple(generation.get("begin_suppress_tokens") or ()),
+        self._suppression = Suppression(
+            always=tuple(model.generation.get("suppress_tokens") or ()),
+            first=tuple(model.generation.get("begin_suppress_tokens") or ()),
         )
+        self._detect_language = _checked_detection(detect_language, tokenizer)
+        self.set_decoder(decoder)
 
-    def decode_with(self, decoder: WhisperGreedy | WhisperBeam) -> None:
-        """Write texts in this way from here on.
+    # Loss ------------------------------------------------------------------------------------------------------
 
-        Raises:
-            LanguageModelError: a file of the decoder's is missing or wrong.
-        """
-        self.decoder = decoder
-        self.rescorer = decoder.rescorer() if isinstance(decoder, WhisperBeam) else None
-        self._parts: list[Any] = []
-        if isinstance(decoder, WhisperBeam) and (decoder.lm is not None or decoder.hotwords or decoder.word_score != 0):
-            tokens = [self.tokenizer.spell([token]) for token in range(self.tokenizer.vocab_size)]
-            self._parts = decoder.fusion().parts([fold(token) for token in tokens], tokens)
-
-    def _whole(self, batch: Batch) -> Tensor:
-        """Prompt and transcript of each utterance, ``(B, P + U)``: the one start token is the prompt's."""
+    def _prompted(self, batch: Batch) -> Tensor:
+        """Prompt and transcript of each utterance, ``(B, P + U)``."""
         prompts = [self.tokenizer.prompt(utterance) for utterance in batch.utterances]
         prompt_BP = torch.tensor(prompts).to(batch.tokens_BU.device, non_blocking=True)
         return torch.cat([prompt_BP, batch.tokens_BU], dim=1)
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
-        """Cross-entropy summed over the tokens of every transcript, its end included, and their number."""
+        """Cross-entropy summed over the tokens of every transcript, end tokens included, and their number."""
         out = self.encode(batch) if out is None else out
-        whole_BU = self._whole(batch)
-        inputs_BU, targets_BU = whole_BU[:, :-1], whole_BU[:, 1:]
+        tokens_BU = self._prompted(batch)
+        inputs_BU, targets_BU = tokens_BU[:, :-1], tokens_BU[:, 1:]
         states_BUD = self.model(inputs_BU, out.h_BFD, out.context_lengths_B)
-        # What counts is a matter of position, never of the token's value: the end token is also Whisper's
-        # padding and must be learnt. Known on the CPU, the rows are picked without waiting for a device.
-        first = whole_BU.shape[1] - batch.tokens_BU.shape[1] - 1
-        rows_N = _rows(batch.token_lengths_B, first, inputs_BU.shape[1])
+        # Targets are picked by position, never by value: the end token is also Whisper's padding and must be learned.
+        # The positions are known on the CPU, so picking rows does not wait for the device.
+        first = tokens_BU.shape[1] - batch.tokens_BU.shape[1] - 1
+        rows_N = _target_rows(batch.token_lengths_B, first, inputs_BU.shape[1])
         rows_N = rows_N.to(states_BUD.device, non_blocking=True)
         logits_NV = self.model.logits(states_BUD.flatten(0, 1)[rows_N])
         loss_N = functional.cross_entropy(
@@ -157,76 +157,233 @@ class Seq2SeqModule(ASRModule):
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
         if self.auxiliary is not None:
-            loss_N = self._with_ctc(loss_N, batch, out)
+            loss_N = self._with_ctc(self.auxiliary, loss_N, batch, out)
         weight_N = batch.weights_B.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
 
-    def _with_ctc(self, loss_N: Tensor, batch: Batch, out: EncoderOutput) -> Tensor:
-        """Each token's loss, and beside it CTC's mean a label of its utterance."""
-        assert self.auxiliary is not None
-        ctc_B = self.auxiliary.losses(out, batch.utterances)
+    def _with_ctc(self, auxiliary: AuxiliaryCtc, loss_N: Tensor, batch: Batch, out: EncoderOutput) -> Tensor:
+        """The loss of each token, with its share of the CTC loss of the utterance."""
+        ctc_B = auxiliary.losses(out, batch.utterances)
         if self.training:
             self.log_train("train/loss_ctc", ctc_B.detach().mean(), len(batch))
-        share = self.auxiliary.weight
         ctc_N = ctc_B.repeat_interleave(batch.token_lengths_B.to(ctc_B.device), output_size=len(loss_N))
-        return (1 - share) * loss_N + share * ctc_N
+        return (1 - auxiliary.weight) * loss_N + auxiliary.weight * ctc_N
 
-    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
-        """What the decoder's option finds."""
+    def limits(self) -> Limits:
+        """Which utterances the model can take: one window, and prompt and transcript within the decoder's context."""
+        prompt_tokens = 4 if self.tokenizer.is_multilingual else 2
+        return replace(super().limits(), max_tokens=self.model.max_tokens, prompt_tokens=prompt_tokens)
+
+    def longest_pass_s(self, chunk_s: Seconds) -> Seconds:
+        """Whisper's window, whatever the chunk length."""
+        limit = self.speech_encoder.max_s
+        return chunk_s if limit is None else limit
+
+    # Decoder ---------------------------------------------------------------------------------------------------
+
+    def set_decoder(self, decoder: Any) -> None:
+        """Decode by this ``decoder`` option from now on.
+
+        Raises:
+            ConfigError: The option is for models of another task.
+            LanguageModelError: A file of the decoder is missing or wrong.
+        """
+        check_decoder(decoder, self.task_name)
+        self.decoder: WhisperDecoder = decoder
+        self._rescorer = decoder.rescorer()
+        self._parts: list[Automaton[Any]] = decoder.parts(self.tokenizer.vocab_size, self.tokenizer.spell)
+
+    def cap_tokens(self, max_tokens_per_s: float) -> None:
+        """Limit the tokens of each hypothesis by the length of its utterance."""
+        self.set_decoder(self.decoder.with_token_cap(max_tokens_per_s))
+
+    def confidence_measure(self, measure: Measure, *, required: bool) -> Measure | None:
+        """``max_prob``, the token probability, if the checkpoint names the heads that follow the speech."""
+        if measure != "max_prob":
+            raise ConfigError("times", f"is {measure}, but Whisper has token probabilities only", "times=max_prob")
+        if self.model.generation.get("alignment_heads"):
+            return measure
+        if required:
+            what = "this checkpoint's generation config has no alignment_heads, which word times are computed from"
+            raise ConfigError("format", what, "another checkpoint, or srt")
+        return None
+
+    # Text ------------------------------------------------------------------------------------------------------
+
+    def transcribe(
+        self, batch: Batch, out: EncoderOutput | None = None, options: TranscribeOptions = TEXT_ONLY
+    ) -> list[Hypothesis]:
+        """The best text of each utterance, with segments if it was decoded with timestamps."""
         assert not self.model.net.training, "decoding in train mode keeps dropout on"
         out = self.encode(batch) if out is None else out
-        options = self.decoder
+        decoder = replace(self.decoder, timestamps=True) if options.timestamps else self.decoder
         detected = self._detect(batch, out)
         utterances = [
             utterance if utterance.lang else replace(utterance, lang=lang)
             for utterance, lang in zip(batch.utterances, detected, strict=True)
         ]
-        prompts = [self._prompt(utterance, options) for utterance in utterances]
+        found = self._decode(decoder, out, utterances)
+        hypotheses = to_hypotheses(
+            batch,
+            found,
+            self.tokenizer,
+            n_best=decoder.n_best,
+            rescorer=self._rescorer,
+            length_penalty=decoder.length_penalty,
+        )
+        rows = enumerate(zip(hypotheses, detected, utterances, strict=True))
+        return [
+            replace(
+                hypothesis,
+                detected=lang,
+                segments=self.segments_of(hypothesis, utterance.duration)[0] if decoder.timestamps else [],
+                words=[] if options.confidence is None else self._words(hypothesis, utterance, out, row),
+            )
+            for row, (hypothesis, lang, utterance) in rows
+        ]
+
+    def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
+        """Segments of a hypothesis with timestamps, and up to where they cover the window.
+
+        See `ssl_asr.decoding.timestamps.segments_of`.
+        """
+        return segments_of(
+            hypothesis.tokens,
+            begin=self.tokenizer.timestamp_begin_id,
+            duration=duration,
+            decode=self.tokenizer.decode,
+            score=math.exp(hypothesis.score),
+        )
+
+    def _decode(
+        self, decoder: WhisperDecoder, out: EncoderOutput, utterances: Sequence[Utterance]
+    ) -> list[list[Decoded]]:
+        """Texts of each utterance, best first. Utterances with prompts of equal length are decoded together."""
+        prompts = [self._prompt(utterance, decoder) for utterance in utterances]
         found: dict[int, list[Decoded]] = {}
-        # Prompts of a length are searched together.
         for length in sorted({len(prompt) for prompt in prompts}):
             rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
             own = out if len(rows) == len(prompts) else out.rows(rows)
-            part = self._find(options, own, [utterances[row] for row in rows], [prompts[row] for row in rows])
+            part = self._search(decoder, own, [utterances[row] for row in rows], [prompts[row] for row in rows])
             found |= dict(zip(rows, part, strict=True))
-        in_order = [found[row] for row in range(len(batch))]
-        ranking = ranking_of(options) if isinstance(options, WhisperBeam) else {}
-        hypotheses = to_hypotheses(batch, in_order, self.tokenizer, rescorer=self.rescorer, **ranking)
-        return [
-            replace(
-                one,
-                detected=lang,
-                segments=self.phrases(one, utterance.duration)[0],
-                words=self._words(one, utterance, out, row) if self.times else [],
-            )
-            for row, (one, lang, utterance) in enumerate(zip(hypotheses, detected, utterances, strict=True))
-        ]
+        return [found[row] for row in range(len(utterances))]
 
-    def _prompt(self, utterance: Utterance, options: WhisperGreedy | WhisperBeam) -> list[int]:
-        """What the decoder is given before an utterance's text."""
-        before = utterance.tags.get("prompt", options.prompt)
+    def _prompt(self, utterance: Utterance, decoder: WhisperDecoder) -> list[int]:
+        """The tokens before an utterance's text: the previous text if there is any, then the task's tokens."""
+        before = utterance.tags.get("prompt", decoder.prompt)
         previous = self.tokenizer.previous(before) if before else []
-        return [*previous, *self.tokenizer.prompt(utterance, timestamps=options.timestamps)]
+        return [*previous, *self.tokenizer.prompt(utterance, timestamps=decoder.timestamps)]
 
-    def _find(
+    def _search(
         self,
-        options: WhisperGreedy | WhisperBeam,
+        decoder: WhisperDecoder,
         out: EncoderOutput,
         utterances: Sequence[Utterance],
         prompts: list[list[int]],
     ) -> list[list[Decoded]]:
-        """The texts of utterances whose prompts have one length, best first."""
-        if not isinstance(options, WhisperBeam):
-            return [[row] for row in self._greedy(options, out, utterances, prompts)]
-        beams = beams_of(options)
-        search = self._search(options, utterances)
-        if self._parts:
-            rows = len(utterances) * options.beam_size
-            search["scorers"] = [CandidateScorer(self._parts, rows=rows, candidates=options.max_labels)]
-        return beam_search(self.model, out.h_BFD, out.context_lengths_B, prompts, **beams, **search)
+        """Texts of utterances whose prompts have one length, best first."""
+        first, *others = decoder.temperatures
+        if first == 0:
+            found = decoder.search(
+                self.model,
+                out.h_BFD,
+                out.context_lengths_B,
+                prompts,
+                constraints=self._constraints(decoder, utterances),
+                scorers=decoder.scorers(self._parts, len(utterances)),
+            )
+        else:
+            found = [[self._sampled(decoder, out, row, utterances, prompts, first)] for row in range(len(utterances))]
+        return self._with_fallback(decoder, found, others, out, utterances, prompts)
+
+    def _constraints(self, decoder: WhisperDecoder, utterances: Sequence[Utterance]) -> Constraints:
+        """What restricts the tokens of both searches: suppression, limits, timestamp rules, a minimum length."""
+        tokenizer = self.tokenizer
+        timestamp_rules = TimestampRules(
+            begin=tokenizer.timestamp_begin_id,
+            no_timestamps=tokenizer.no_timestamps_id,
+            end=tokenizer.end_id,
+            latest_first=self.model.generation.get("max_initial_timestamp_index"),
+        )
+        rules: list[Rule] = [timestamp_rules] if decoder.timestamps else []
+        if decoder.min_tokens is not None:
+            rules.append(AtLeast(tokens=decoder.min_tokens, end_id=tokenizer.end_id))
+        return Constraints(
+            end_id=tokenizer.end_id,
+            suppression=self._suppression if decoder.suppress else Suppression(),
+            limits=decoder.limits(utterances),
+            rules=rules,
+        )
+
+    # Temperature fallback --------------------------------------------------------------------------------------
+
+    def _with_fallback(
+        self,
+        decoder: WhisperDecoder,
+        found: list[list[Decoded]],
+        temperatures: Sequence[float],
+        out: EncoderOutput,
+        utterances: Sequence[Utterance],
+        prompts: list[list[int]],
+    ) -> list[list[Decoded]]:
+        """The texts. A text that fails its tests is sampled again at the next of the temperatures."""
+        silence = self._no_speech(out) if decoder.no_speech is not None else [0.0] * len(found)
+        for row, share in enumerate(silence):
+            silent = decoder.no_speech is not None and share > decoder.no_speech
+            for temperature in temperatures:
+                best = found[row][0]
+                if silent or not decoder.fails(self.tokenizer.decode(best.tokens), best.score):
+                    break
+                found[row] = [self._sampled(decoder, out, row, utterances, prompts, temperature)]
+            score = found[row][0].score
+            if silent and decoder.is_unlikely(score):
+                found[row] = [Decoded([], score)]
+        return found
+
+    def _sampled(
+        self,
+        decoder: WhisperDecoder,
+        out: EncoderOutput,
+        row: int,
+        utterances: Sequence[Utterance],
+        prompts: list[list[int]],
+        temperature: float,
+    ) -> Decoded:
+        """A text sampled for one utterance. Its seed depends on the utterance alone, not on the batch."""
+        utterance = utterances[row]
+        name = f"{utterance.id} {utterance.offset:.3f} {temperature}".encode()
+        generator = torch.Generator(out.h_BFD.device).manual_seed(zlib.crc32(name))
+        length = out.context_lengths_B[row : row + 1]
+        [sampled] = greedy_decode(
+            self.model,
+            out.h_BFD[row : row + 1, : int(length)],
+            length,
+            [prompts[row]],
+            constraints=self._constraints(decoder, [utterance]),
+            temperature=temperature,
+            generator=generator,
+        )
+        return sampled
+
+    def _no_speech(self, out: EncoderOutput) -> list[float]:
+        """Probability of the no-speech token for each utterance."""
+        probabilities_BV = first_logits(self.model, out, self.tokenizer).float().softmax(-1)
+        probabilities: list[float] = probabilities_BV[:, self.tokenizer.no_speech_id].tolist()
+        return probabilities
+
+    # Languages and word times ----------------------------------------------------------------------------------
+
+    def _detect(self, batch: Batch, out: EncoderOutput) -> list[str | None]:
+        """The detected language of each utterance, or None where it is not detected."""
+        unknown = any(utterance.lang is None for utterance in batch.utterances)
+        if self._detect_language is None or (self._detect_language == "missing" and not unknown):
+            return [None] * len(batch)
+        found = detect_languages(self.model, out, self.tokenizer)
+        wanted = [self._detect_language == "all" or utterance.lang is None for utterance in batch.utterances]
+        return [lang if detect else None for (lang, _), detect in zip(found, wanted, strict=True)]
 
     def _words(self, hypothesis: Hypothesis, utterance: Utterance, out: EncoderOutput, row: int) -> list[Word]:
-        """The words of a hypothesis with times, by where the decoder's heads that follow speech looked."""
+        """The words of a hypothesis with times, from the cross-attention of the decoder's alignment heads."""
         tokenizer = self.tokenizer
         tokens = [token for token in hypothesis.tokens if token < tokenizer.end_id]
         prompt = tokenizer.prompt(utterance)
@@ -236,7 +393,7 @@ class Seq2SeqModule(ASRModule):
         weights_BHUF, states_BUD = self.model.cross_weights(
             inputs_BU, out.h_BFD[row : row + 1, : int(length)], length, heads
         )
-        # From the last of the prompt on, each place foretells the next token, the last one the end.
+        # Position i predicts token i + 1. The predictions of the text start at the prompt's last position.
         first, frames = len(prompt) - 1, max(1, int(out.frame_lengths_B[row]))
         log_probs_UV = self.model.logits(states_BUD[0, first:-1]).float().log_softmax(-1)
         chosen = torch.tensor(tokens, dtype=torch.int64, device=log_probs_UV.device)
@@ -249,111 +406,37 @@ class Seq2SeqModule(ASRModule):
             lang=utterance.lang,
         )
 
-    def phrases(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Word], Seconds]:
-        """The phrases of a hypothesis with times, and how far it heard; none and all where it was asked for no times.
+    def description(self) -> dict[str, Any]:
+        """Plain data from which an untrained twin of the encoder-decoder is built."""
+        return {"task": "seq2seq", **self.model.description()}
 
-        See `ssl_asr.decoding.timestamps.phrases`.
-        """
-        if not self.decoder.timestamps:
-            return [], duration
-        return phrases(
-            hypothesis.tokens,
-            begin=self.tokenizer.timestamp_begin_id,
-            duration=duration,
-            decode=self.tokenizer.decode,
-            score=math.exp(hypothesis.score),
-        )
 
-    def _search(self, options: WhisperGreedy | WhisperBeam, utterances: Sequence[Utterance]) -> dict[str, Any]:
-        """What both searches are told."""
-        tokenizer = self.tokenizer
-        rules = TimestampRules(
-            begin=tokenizer.timestamp_begin_id,
-            no_timestamps=tokenizer.no_timestamps_id,
-            end=tokenizer.end_id,
-            latest_first=self.model.generation.get("max_initial_timestamp_index"),
-        )
-        return {
-            "end_id": tokenizer.end_id,
-            "suppression": self.suppression if options.suppress else Suppression(),
-            "limits": token_limits(options.max_tokens_per_s, utterances, options.max_tokens),
-            "rules": [
-                *([rules] if options.timestamps else []),
-                *([] if options.min_tokens is None else [AtLeast(options.min_tokens, tokenizer.end_id)]),
-            ],
-        }
+def _checked_detection(detect: DetectLanguage | None, tokenizer: WhisperTokenizer) -> DetectLanguage | None:
+    """For which utterances the language is detected: none if the model is English-only or its language is given.
 
-    def _greedy(
-        self, options: WhisperGreedy, out: EncoderOutput, utterances: Sequence[Utterance], prompts: list[list[int]]
-    ) -> list[Decoded]:
-        """Greedy texts; those that fail are drawn again at the next temperature, each by a seed of its own."""
-        inputs = (self.model, out.h_BFD, out.context_lengths_B)
-        first, *others = options.temperatures
-        if first == 0:
-            found = greedy(*inputs, prompts, **self._search(options, utterances))
-        else:
-            found = [self._drawn(options, out, i, utterances, prompts, first) for i in range(len(utterances))]
-        silence = self._silence(out) if options.no_speech is not None else [0.0] * len(found)
-        for i, share in enumerate(silence):
-            for temperature in others:
-                silent = options.no_speech is not None and share > options.no_speech
-                if silent or not fails(self.tokenizer.decode(found[i].tokens), found[i].score, options):
-                    break
-                found[i] = self._drawn(options, out, i, utterances, prompts, temperature)
-            unlikely = options.min_log_prob is not None and found[i].score < options.min_log_prob
-            if options.no_speech is not None and share > options.no_speech and unlikely:
-                found[i] = Decoded([], found[i].score)
-        return found
-
-    def _drawn(
-        self,
-        options: WhisperGreedy,
-        out: EncoderOutput,
-        row: int,
-        utterances: Sequence[Utterance],
-        prompts: list[list[int]],
-        temperature: float,
-    ) -> Decoded:
-        """A text drawn for one utterance, the same whatever is beside it."""
-        own = utterances[row]
-        name = f"{own.id} {own.offset:.3f} {temperature}".encode()
-        generator = torch.Generator(out.h_BFD.device).manual_seed(zlib.crc32(name))
-        length = out.context_lengths_B[row : row + 1]
-        h_BFD = out.h_BFD[row : row + 1, : int(length)]
-        search = self._search(options, [own])
-        return greedy(
-            self.model, h_BFD, length, [prompts[row]], temperature=temperature, generator=generator, **search
-        )[0]
-
-    def _silence(self, out: EncoderOutput) -> list[float]:
-        """How likely each utterance is no speech at all, as Whisper hears it."""
-        probabilities_BV = first_logits(self.model, out, self.tokenizer).float().softmax(-1)
-        share: list[float] = probabilities_BV[:, self.tokenizer.no_speech_id].tolist()
-        return share
-
-    def _detect(self, batch: Batch, out: EncoderOutput) -> list[str | None]:
-        """The language of each utterance where it is to be heard, else None."""
-        unknown = any(utterance.lang is None for utterance in batch.utterances)
-        if self.detect is None or (self.detect == "missing" and not unknown):
-            return [None] * len(batch)
-        heard = detect_languages(self.model, out, self.tokenizer)
-        wanted = [self.detect == "all" or utterance.lang is None for utterance in batch.utterances]
-        return [lang if listen else None for (lang, _), listen in zip(heard, wanted, strict=True)]
+    Raises:
+        ConfigError: Detection was requested for all utterances, but the model is English-only.
+    """
+    if detect == "all" and not tokenizer.is_multilingual:
+        raise ConfigError("detect_language", "this model knows English only", "a multilingual Whisper")
+    if detect == "missing" and (not tokenizer.is_multilingual or tokenizer.language is not None):
+        return None
+    return detect
 
 
 def first_logits(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> Tensor:
-    """What Whisper would say after the start alone, ``logits_BV``: a language, or that there is no speech."""
+    """Logits after the start token alone, ``logits_BV``: they predict the language, or no speech."""
     start_B1 = torch.full((len(out.h_BFD), 1), tokenizer.start_id, device=out.h_BFD.device)
     return model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
 
 
 def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> list[tuple[str, float]]:
-    """The likeliest language of each utterance and its probability among all of them, as Whisper hears it.
+    """The most probable language of each utterance, and its probability among all languages.
 
     Args:
-        model: a multilingual checkpoint.
-        out: its encoder's states.
-        tokenizer: names the languages.
+        model: A multilingual checkpoint.
+        out: The encoder's output.
+        tokenizer: Names the languages.
     """
     logits_BV = first_logits(model, out, tokenizer)
     names = list(tokenizer.languages)
@@ -371,15 +454,15 @@ def to_hypotheses(
     rescorer: Rescorer | None = None,
     length_penalty: float = 1.0,
 ) -> list[Hypothesis]:
-    """The best of what was found for each utterance, the others beside it.
+    """The best text of each utterance, with the next best as alternatives.
 
     Args:
-        batch: the utterances.
-        found: texts of each, best first.
-        tokenizer: spells them.
-        n_best: texts given of each.
-        rescorer: ranks them anew; None for nobody.
-        length_penalty: the power of the length, its end counted, that scores were divided by.
+        batch: The utterances.
+        found: Texts of each utterance, best first.
+        tokenizer: Spells the texts.
+        n_best: Number of texts of each utterance.
+        rescorer: Ranks the texts again, or None.
+        length_penalty: Exponent of the length, end token included, that scores were divided by.
     """
     hypotheses = []
     for utterance, own in zip(batch.utterances, found, strict=True):
@@ -394,8 +477,8 @@ def to_hypotheses(
     return hypotheses
 
 
-def _rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:
-    """Flat indices of the places that count: ``token_lengths_B[b]`` from ``first`` on in row ``b``."""
+def _target_rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:
+    """Flat indices of the target positions: ``token_lengths_B[b]`` positions from ``first`` on in row ``b``."""
     starts_B = torch.arange(len(token_lengths_B)) * width + first
     ends_B = token_lengths_B.cumsum(0)
     within_N = torch.arange(int(ends_B[-1])) - (ends_B - token_lengths_B).repeat_interleave(token_lengths_B)

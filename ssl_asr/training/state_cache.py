@@ -1,53 +1,84 @@
-"""A frozen encoder's states, made once and read in every later epoch."""
+"""A frozen encoder's states, computed once and read from disk in later epochs and runs."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ssl_asr.data.state_store import StateStore, state_digest
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
-from ssl_asr.types import Batch, Skip
+from ssl_asr.types import Batch
 
 StateDtype = Literal["float32", "float16"]
 _DTYPES: dict[StateDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+# Settings of transformers' configs that do not change states.
+_NOT_IN_STATES = ("transformers_version", "dtype", "torch_dtype")
+
+
+class StateCacheOption(Protocol):
+    """A ``state_cache`` option: where the states of a frozen encoder are kept."""
+
+    def build(self, encoder: SpeechEncoder, *, reads_layers: bool, silence: bool, downmix: str) -> "StateCache | None":
+        """The cache for an encoder, or None to encode in every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoStateCache:
-    """Every epoch encodes anew."""
+    """Every epoch encodes again."""
+
+    def build(self, encoder: SpeechEncoder, *, reads_layers: bool, silence: bool, downmix: str) -> None:
+        """No cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiskStateCache:
-    """The ``features`` option of a frozen encoder: the first epoch encodes, later ones read.
+    """The first epoch encodes and writes to disk; later epochs read. For frozen encoders.
 
     Attributes:
-        folder: where the states are kept; another run of the same encoder on the same audio reads them too, and
-            so it may be one that ``extract`` wrote.
-        dtype: float32 trains as without; float16 takes half the room.
+        folder: Where the states are kept. Another run of the same encoder on the same audio reads them too, and
+            ``extract`` can write them beforehand.
+        dtype: float32 trains as without a cache; float16 takes half the space.
     """
 
     folder: str
     dtype: StateDtype
 
+    def build(self, encoder: SpeechEncoder, *, reads_layers: bool, silence: bool, downmix: str) -> "StateCache":
+        """The cache for an encoder.
+
+        Args:
+            encoder: The frozen encoder.
+            reads_layers: Keep the states of every layer, not only of the last one.
+            silence: Keep the frames after the speech that Whisper's encoder computes, which its decoder reads.
+            downmix: How several channels were mixed.
+
+        Raises:
+            CheckpointError: The folder holds states of another encoder or of other audio.
+        """
+        top = encoder.top_layer
+        return StateCache(
+            encoder,
+            folder=Path(self.folder),
+            layers=list(range(top + 1)) if reads_layers else [top],
+            dtype=self.dtype,
+            silence=silence,
+            downmix=downmix,
+        )
+
 
 def states_origin(
-    encoder: Any, *, layers: Sequence[int], dtype: StateDtype, silence: bool, downmix: str
+    encoder: SpeechEncoder, *, layers: Sequence[int], dtype: StateDtype, silence: bool, downmix: str
 ) -> dict[str, Any]:
     """What states depend on besides the audio, as plain data for `StateStore`."""
     description = encoder.description() | {"train_tail_s": None}
-    # Where the weights came from and who wrote the config says nothing about the states.
-    aside = ("transformers_version", "dtype", "torch_dtype")
-    settings = {k: v for k, v in description["config"].items() if not k.startswith("_") and k not in aside}
-    described = json.dumps(description | {"config": settings}, sort_keys=True, default=str)
+    config = {k: v for k, v in description["config"].items() if not k.startswith("_") and k not in _NOT_IN_STATES}
+    described = json.dumps(description | {"config": config}, sort_keys=True, default=str)
     return {
         "weights": state_digest(encoder.state_dict().items()),
         "encoder": hashlib.sha256(described.encode()).hexdigest(),
@@ -58,27 +89,20 @@ def states_origin(
     }
 
 
-def top_layer(encoder: Any) -> int:
-    """The number of the encoder's last layer; 0 is what the first one reads."""
-    cut_to: int | None = encoder.cut_to
-    return encoder.n_layers if cut_to is None else cut_to
-
-
 class StateCache:
-    """Between a frozen encoder and what reads its states.
+    """Returns an encoder's output for a batch, computing only the states that the store does not have.
 
     Args:
-        encoder: frozen whole, so that its states depend on the audio alone.
-        folder: of the store.
-        layers: which states are kept: 0 is the input of the first transformer layer, ``n`` the output of the
-            ``n``-th.
-        dtype: of the store.
-        silence: whether to keep the frames after the speech that Whisper's encoder sees, as its decoder needs.
-        downmix: what became of several channels.
-        rank: of this process.
+        encoder: A frozen encoder, so that its states depend on the audio alone.
+        folder: Folder of the store.
+        layers: Which states are kept: 0 is the input of the first transformer layer, ``n`` the output of layer ``n``.
+        dtype: Of the stored states.
+        silence: Keep the frames after the speech that Whisper's encoder computes, which its decoder reads.
+        downmix: How several channels were mixed.
+        rank: Rank of this process.
 
     Raises:
-        CheckpointError: the folder holds states of something else.
+        CheckpointError: The folder holds states of another encoder or of other audio.
     """
 
     def __init__(
@@ -94,16 +118,16 @@ class StateCache:
     ) -> None:
         self.encoder, self.layers, self.silence = encoder, list(layers), silence
         self._dtype = _DTYPES[dtype]
-        self._reads_all = self.layers != [top_layer(encoder)]
+        self._reads_all = self.layers != [encoder.top_layer]
         origin = states_origin(encoder, layers=layers, dtype=dtype, silence=silence, downmix=downmix)
         self.store = StateStore(folder, origin=origin, rank=rank)
 
     def encode(self, batch: Batch) -> EncoderOutput:
-        """States of a batch: those that are there are read, the others made and kept.
+        """The states of a batch, read from the store.
 
-        Also what was just made is read, so that the first epoch sees what the later ones see.
+        States that were just computed are read back too, so that the first epoch gets the same values as later ones.
         """
-        self.make(batch)
+        self.fill(batch)
         rows = [self.store[utterance_id] for utterance_id in batch.ids]
         device = batch.waveform_BT.device
         states = [states_LFD.transpose(0, 1) for states_LFD, _ in rows]
@@ -116,8 +140,8 @@ class StateCache:
             layers=kept if self._reads_all else None,
         )
 
-    def make(self, batch: Batch) -> None:
-        """Encode and keep those of a batch that are not there."""
+    def fill(self, batch: Batch) -> None:
+        """Encode the utterances of a batch whose states are not in the store, and store them."""
         new = [row for row, utterance_id in enumerate(batch.ids) if utterance_id not in self.store]
         if not new:
             return
@@ -135,28 +159,3 @@ class StateCache:
         for place, row in enumerate(new):
             states_LFD = states_BLFD[place, :, : int(kept_lengths_B[place])]
             self.store.put(batch.utterances[row], states_LFD, int(out.frame_lengths_B[place]))
-
-
-class Extraction(L.LightningModule):
-    """Puts the states of every batch into a cache's store.
-
-    Args:
-        cache: with an encoder in eval mode.
-    """
-
-    def __init__(self, cache: StateCache) -> None:
-        super().__init__()
-        self.cache = cache
-        # Known to Lightning, which moves it to the device.
-        self.encoder: Any = cache.encoder
-        self.skipped: list[Skip] = []
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Encode and keep."""
-        self.skipped += batch.skipped
-        if len(batch):
-            self.cache.make(batch)
-
-    def on_test_end(self) -> None:
-        """Write what still waits."""
-        self.cache.store.flush()

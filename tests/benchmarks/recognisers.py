@@ -92,10 +92,11 @@ def _padded(paths, last=None):
 
 def ours_ctc(*, labels, options):
     """`CtcBeam`, or with no options `CtcGreedy`, the batch in one go; ``labels`` begin with blank and unknown."""
-    from ssl_asr.build.assembly import decoder_node, make_decoder
+    from ssl_asr.config.nodes import option_node
+    from ssl_asr.config.options import build_option
 
-    node = decoder_node("ctc_greedy", {}) if options is None else decoder_node("ctc_beam", options)
-    search = make_decoder(node).build([None, None, *labels[2:]])
+    node = option_node("decoder", "ctc_greedy") if options is None else option_node("decoder", "ctc_beam", options)
+    search = build_option(node, "decoder").build([None, None, *labels[2:]])
 
     def run(paths):
         return ["".join(labels[i] for i in found[0].tokens) for found in search(*_padded(paths))]

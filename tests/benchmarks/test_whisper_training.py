@@ -25,7 +25,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ssl_asr.build.assembly import build_training
+from ssl_asr.build.training import build_training
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer

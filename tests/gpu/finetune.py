@@ -19,7 +19,7 @@ import soundfile
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ssl_asr.build.assembly import build_training
+from ssl_asr.build.training import build_training
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.inference.batches import run_test
 from ssl_asr.metrics.report import score_predictions

@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from ssl_asr.build.assembly import InferenceOptions, load_model, restore_module
+from ssl_asr.build.restore import restore_module
+from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.adapters import Adapters
 from ssl_asr.models.freezing import apply_policy
@@ -79,7 +80,7 @@ def test_only_adapters_and_head_train_and_checkpoint_restores(mms, toy_corpus, t
     assert {key for key in moved if not key.startswith("_metrics")} == {
         key for key, _ in run.module.named_parameters() if "adapter_layer" in key or key.startswith("head.")
     }
-    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     batch = next(iter(run.data.val_dataloader()[0]))
     torch.testing.assert_close(twin.log_probs(batch)[0], run.module.eval().log_probs(batch)[0])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_asr.build.assembly import InferenceOptions, restore_module
+from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.training.checkpointing import read_checkpoint
@@ -49,7 +49,7 @@ def test_compiled_run_gives_the_weights_of_a_plain_run(toy_checkpoints, toy_corp
     for key, value in weights[0].items():
         if torch.is_floating_point(value):
             torch.testing.assert_close(weights[1][key], value, atol=1e-4, rtol=1e-3)
-    restore_module(read_checkpoint(tmp_path / "r1" / "checkpoints" / "last.ckpt"), InferenceOptions())
+    restore_module(read_checkpoint(tmp_path / "r1" / "checkpoints" / "last.ckpt"))
 
 
 def test_unknown_backend_is_refused(toy_checkpoints):

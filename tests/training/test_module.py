@@ -86,11 +86,11 @@ def no_dropout(monkeypatch):
         (2, None, "adadelta"),
     ],
 )
-def test_training_equals_the_loop_by_hand(toy_checkpoints, toy_corpus, tmp_path, no_dropout, accumulate, clip, new):
+def test_training_equals_the_loop_by_hand(toy_checkpoints, toy_corpus, tmp_path, no_dropout, accumulate, clip, rest):
     more = [
         f"trainer.accumulate_grad_batches={accumulate}",
         f"trainer.gradient_clip_val={clip if clip is not None else 'null'}",
-        f"optimizer@optimizers.rest={new}",
+        f"optimizer@optimizers.rest={rest}",
         "scheduler@schedulers.rest=cosine",
         "freeze=false",
     ]

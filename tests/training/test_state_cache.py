@@ -38,7 +38,7 @@ def losses_of(run):
 
 
 def count_encodings(run):
-    encoder = run.module._sides["encoder"][0]
+    encoder = run.module.speech_encoder
     calls = []
     encoder.register_forward_hook(lambda *_: calls.append(run.trainer.current_epoch))
     return calls
@@ -111,7 +111,7 @@ def test_other_weights_windows_and_audio_are_refused(toy_checkpoints, toy_corpus
     rows[3]["duration"] -= 0.1
     moved = tmp_path / "train.jsonl"
     moved.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(CheckpointError, match="had other audio when its states were made"):
+    with pytest.raises(CheckpointError, match="has changed since its states were computed"):
         build(tmp_path / "b", *whisper, f"data.train={moved}", "data.check_audio=false")
 
 

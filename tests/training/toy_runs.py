@@ -4,17 +4,22 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from ssl_asr.build.assembly import TrainingRun, build_training
+from ssl_asr.build.training import TrainingRun, build_training
 from ssl_asr.config.nodes import config_folder, register_schemas
 from ssl_asr.config.options import plain
 from ssl_asr.config.resolve import resolve
+from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import hush
 
 
-def config_of(*overrides: str) -> dict:
+def resolved(*overrides: str) -> TrainConfig:
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain(resolve(compose("train", overrides=[*overrides, "run_dir=unused"])))
+        return resolve(compose("train", overrides=[*overrides, "run_dir=unused"]))
+
+
+def config_of(*overrides: str) -> dict:
+    return plain(resolved(*overrides))
 
 
 def toy_overrides(checkpoint: Path, corpus: dict[str, Path], task: str = "ctc") -> list[str]:
@@ -38,4 +43,4 @@ def toy_overrides(checkpoint: Path, corpus: dict[str, Path], task: str = "ctc") 
 
 def build(folder: Path, *overrides: str) -> TrainingRun:
     hush()
-    return build_training(config_of(*overrides), folder, None)
+    return build_training(resolved(*overrides), folder, None)

@@ -1,0 +1,38 @@
+"""From the configuration of a command to the options of inference."""
+
+from typing import Any
+
+from ssl_asr.config.schemas import Decoding, Languages, LongRecordings, ModelInput, Running
+from ssl_asr.inference.batches import RunOptions
+from ssl_asr.inference.long_recordings import LongForm
+from ssl_asr.inference.model import InferenceOptions
+
+
+def inference_options(config: ModelInput) -> InferenceOptions:
+    """What a command changes in the model that it loads."""
+    options: dict[str, Any] = {"window": config.window, "tail_s": config.tail_s, "extensions": tuple(config.extensions)}
+    if isinstance(config, Languages):
+        options |= {"language": config.language, "whisper_task": config.whisper_task}
+    if isinstance(config, Decoding):
+        options |= {"decoder": config.decoder}
+    # Keys of `evaluate` alone.
+    more = ("max_tokens_per_s", "detect_language")
+    options |= {key: getattr(config, key) for key in more if hasattr(config, key)}
+    return InferenceOptions(**options)
+
+
+def run_options(config: Running) -> RunOptions:
+    """How a command runs the model over manifests."""
+    skipping = {key: getattr(config, key) for key in ("on_bad_audio", "max_skip_fraction") if hasattr(config, key)}
+    return RunOptions(
+        max_batch_s=config.max_batch_s,
+        num_workers=config.num_workers,
+        accelerator=config.accelerator,
+        precision=config.precision,
+        **skipping,
+    )
+
+
+def long_form(config: LongRecordings, max_batch_s: float) -> LongForm:
+    """How a command transcribes recordings that are too long for one pass."""
+    return LongForm(chunk_s=config.chunk_s, stride_s=config.stride_s, batch_s=max_batch_s, vad=config.vad)

@@ -1,0 +1,279 @@
+"""Updates of two optimizers, equal to a hand-written loop.
+
+One update covers a window of ``accumulate`` batches on every rank:
+
+    for batch in window:                 grad += d(sum of losses / 64)          no synchronization but in the last
+    count  = number of tokens (or utterances) in the window, summed over ranks
+    grad  *= 64 * world_size / count                                            mean over the whole window
+    norm   = global norm over the parameters of both optimizers
+    grad  *= min(1, clip_norm / norm)                                           one clip over everything
+    step both optimizers, update the loss scale once, step both schedulers      global_step += 1
+
+DDP averages gradients over ranks, hence the factor ``world_size``. The constant 64 keeps summed losses in the range
+of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from ssl_asr.errors import TrainingError
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
+from ssl_asr.models.freezing import Progress
+from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
+from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
+from ssl_asr.types import Batch, Skip
+
+# Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
+_LOSS_DIVISOR = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A sum over ``count`` tokens (seq2seq) or utterances (CTC), each a scalar tensor.
+
+    Accumulation windows and ranks are averaged over everything that they sum.
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+class UpdateLoop(L.LightningModule):
+    """A LightningModule that updates two optimizers by manual optimization. A subclass defines `loss`.
+
+    Args:
+        encoder: The pretrained encoder.
+        sides: Layer groups of the encoder and of the rest, and the freeze policy.
+        optim: How updates are made, or None for a module that only transcribes.
+    """
+
+    def __init__(self, *, encoder: SpeechEncoder, sides: Sides, optim: OptimConfig | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.sides, self.optim = sides, optim
+        self.nonfinite_updates = 0
+        self.skipped_audio: dict[str, list[Skip]] = {}
+        self._pretrained = (encoder,)  # in a tuple: the task's module registers the encoder under its own name
+        self._total_updates = 0
+        self._nonfinite_in_a_row = 0
+        self._window: list[tuple[Tensor, list[str]]] = []
+        self._schedulers: list[UpdateScheduler | MetricScheduler] = []
+
+    def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
+        """The summed loss of a batch, and the number it is divided by.
+
+        Args:
+            batch: Utterances with targets.
+            out: The encoder's output for the batch if it is already computed.
+        """
+        raise NotImplementedError
+
+    @property
+    def speech_encoder(self) -> SpeechEncoder:
+        """The pretrained encoder."""
+        return self._pretrained[0]
+
+    def set_total_updates(self, total_updates: int) -> None:
+        """Set the length of the run in updates, which learning-rate schedules need."""
+        self._total_updates = total_updates
+
+    @property
+    def total_updates(self) -> int:
+        """The length of the run in updates."""
+        return self._total_updates
+
+    def group_table(self) -> list[GroupRow]:
+        """What trains: one row for each layer group."""
+        return self.sides.table(self.optim)
+
+    # Modes and thawing ---------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "UpdateLoop":
+        """Set train mode on everything but frozen modules, which stay in eval mode."""
+        super().train(mode)
+        self.sides.freeze_modes()
+        return self
+
+    def on_train_start(self) -> None:
+        """Freeze before the first batch, since Lightning restores modes after a validation by its own record."""
+        self.train()
+        self._thaw()
+
+    def _thaw(self) -> None:
+        progress = Progress(self.trainer.global_step, self.trainer.current_epoch)
+        thawed = self.sides.thaw(progress)
+        if thawed is None:
+            return
+        self.train()
+        if thawed:
+            self.print(f"update {progress.update}: {', '.join(thawed)} thawed")
+
+    # Optimizers ------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+        """Two optimizers and two schedulers; a side with nothing to train has neither."""
+        assert self.optim is not None
+        optimizers, configs = [], []
+        self._schedulers = []
+        for side, groups in self.sides.groups():
+            if not any(p.requires_grad for group in groups for p in group.parameters()):
+                continue
+            optimizer = self.optim.optimizers[side].build(groups)
+            scheduler = self.optim.schedulers[side].build(optimizer, self.total_updates)
+            optimizers.append(optimizer)
+            self._schedulers.append(scheduler)
+            config: dict[str, Any] = {"scheduler": scheduler.scheduler, "name": f"lr/{side}"}
+            if isinstance(scheduler, MetricScheduler):
+                config |= {"monitor": scheduler.monitor, "reduce_on_plateau": True}
+            configs.append(config)
+        return optimizers, configs
+
+    def _wrapped_optimizers(self) -> list[Any]:
+        """Lightning's wrappers, which count updates."""
+        wrapped = self.optimizers()
+        return list(wrapped) if isinstance(wrapped, list) else [wrapped]
+
+    def _bare_optimizers(self) -> list[Optimizer]:
+        return [wrapper.optimizer for wrapper in self._wrapped_optimizers()]
+
+    def _optimized(self) -> Iterator[nn.Parameter]:
+        for optimizer in self._bare_optimizers():
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    @property
+    def _scaler(self) -> GradScaler | None:
+        scaler: GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler
+
+    # The training step -----------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the gradients of a batch; at the end of a window, make one update."""
+        assert self.optim is not None
+        if self.sides.policy.thaws and not self._window:
+            self._thaw()
+        loss = self.loss(batch) if len(batch) else self._empty_loss()
+        ends = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
+        with nullcontext() if ends else self._without_sync():
+            self.manual_backward(loss.total / _LOSS_DIVISOR)
+        self._window.append((loss.count.detach(), batch.ids))
+        self.skipped_audio.setdefault("train", []).extend(batch.skipped)
+        if len(batch):
+            self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
+            masked_share = self.speech_encoder.masked_share
+            if masked_share is not None:
+                self.log_train("train/masked_share", torch.tensor(masked_share), len(batch))
+        if ends:
+            self._update()
+
+    def _empty_loss(self) -> Loss:
+        """A loss of zero over all parameters, for a batch of which no audio could be read: all ranks run backward."""
+        total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
+        return Loss(total, torch.zeros((), device=self.device))
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        model: Any = self.trainer.strategy.model
+        context: AbstractContextManager[None] = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+        return context
+
+    def _update(self) -> None:
+        """One update of both optimizers; see the module docstring."""
+        assert self.optim is not None
+        window, self._window = self._window, []
+        optimizers, scaler = self._bare_optimizers(), self._scaler
+        if scaler is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+        gradients = [p.grad for p in self._optimized() if p.grad is not None]
+        to_mean = self._to_mean(torch.stack([count for count, _ in window]).sum())
+        norm = nn.utils.get_total_norm(gradients) * to_mean
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            # Mean and clip in one pass over the gradients.
+            clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, to_mean * clip)
+            self._step(optimizers, scaler)
+            self.log_train("train/grad_norm", norm, 1)
+        elif scaler is not None:
+            # `unscale_` has recorded the overflow, so this halves the loss scale.
+            scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
+
+    def _to_mean(self, count: Tensor) -> Tensor:
+        """The factor from gradients as DDP averages them to those of the mean over the window."""
+        world_size = self.trainer.world_size
+        if world_size > 1:
+            torch.distributed.all_reduce(count)
+        return _LOSS_DIVISOR * world_size / count.clamp(min=1)
+
+    def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
+        # Lightning counts an update in these two hooks of its wrapper. Called once per update, whatever the number
+        # of optimizers, they make `global_step` the number of updates.
+        counter = self._wrapped_optimizers()[0]
+        counter._on_before_step()
+        for optimizer in optimizers:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+        counter._on_after_step()
+        for scheduler in self._schedulers:
+            if isinstance(scheduler, UpdateScheduler):
+                scheduler.scheduler.step()
+        for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
+
+    def _count_nonfinite(self, finite: bool, ids: list[str], *, overflow: bool) -> None:
+        assert self.optim is not None
+        if finite:
+            self._nonfinite_in_a_row = 0
+            return
+        self.nonfinite_updates += 1
+        self._nonfinite_in_a_row += 1
+        why = "overflow in fp16 or a non-finite loss" if overflow else "not finite"
+        self.print(f"update skipped, gradients {why}; utterances: {', '.join(ids)}")
+        if self._nonfinite_in_a_row >= self.optim.max_nonfinite:
+            what = f"{self._nonfinite_in_a_row} consecutive updates were not finite; the last had {', '.join(ids[:8])}"
+            remedy = "check these utterances, lower the learning rate, or use bf16 or fp32"
+            raise TrainingError("training", what, remedy)
+
+    def step_on_metrics(self) -> None:
+        """Step the schedulers that follow a validation metric.
+
+        Raises:
+            TrainingError: The metric was not logged.
+        """
+        for scheduler in self._schedulers:
+            if isinstance(scheduler, MetricScheduler):
+                metrics = self.trainer.callback_metrics
+                if scheduler.monitor not in metrics:
+                    what, remedy = f"no metric '{scheduler.monitor}'", f"one of {', '.join(sorted(metrics))}"
+                    raise TrainingError("schedulers.monitor", what, remedy)
+                scheduler.scheduler.step(float(metrics[scheduler.monitor]))
+
+    # Logging ---------------------------------------------------------------------------------------------------
+
+    def log_train(self, name: str, value: Tensor, batch_size: int) -> None:
+        """Log a number of a training batch or update."""
+        self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep the loggers' x axis in updates: with manual optimization Lightning counts batches there."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.trainer.global_step - 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log how many updates were skipped so far."""
+        self.log("train/nonfinite_updates", float(self.nonfinite_updates))

@@ -1,0 +1,93 @@
+"""Validation during training: corpus-level error rates over all ranks, and the mean loss."""
+
+import torch
+from torch import Tensor, nn
+
+from ssl_asr.metrics.edit import char_edits, word_edits
+from ssl_asr.metrics.error_rate import ErrorRate
+from ssl_asr.metrics.report import Prediction
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
+from ssl_asr.training.sides import OptimConfig, Sides
+from ssl_asr.training.updates import UpdateLoop
+from ssl_asr.types import Batch, Hypothesis, Normalizer
+
+_KINDS = {"wer": word_edits, "cer": char_edits}
+
+
+class ValidationLoop(UpdateLoop):
+    """An `UpdateLoop` that scores the dev split. A subclass defines `encode` and `decode`.
+
+    Logged, for each normalizer NAME: ``val/wer/NAME`` and ``val/cer/NAME``, and as ``val/wer`` and ``val/cer`` the
+    first normalizer's; ``val/loss`` is the mean over all tokens or utterances of the split.
+
+    Args:
+        encoder, sides, optim: See `UpdateLoop`.
+        normalizers: Text normalizers by name. The first one's WER is ``val/wer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: SpeechEncoder,
+        sides: Sides,
+        optim: OptimConfig | None,
+        normalizers: dict[str, Normalizer],
+    ) -> None:
+        super().__init__(encoder=encoder, sides=sides, optim=optim)
+        self.normalizers = normalizers
+        self.dev_predictions: list[Prediction] = []
+        self._val_loss: list[tuple[Tensor, Tensor]] = []
+        self._metrics = nn.ModuleDict(
+            {f"{kind}_{name}": ErrorRate(edits) for name in normalizers for kind, edits in _KINDS.items()}
+        )
+
+    def encode(self, batch: Batch) -> EncoderOutput:
+        """The encoder's output for a batch."""
+        raise NotImplementedError
+
+    def transcribe(self, batch: Batch, out: EncoderOutput | None = None) -> list[Hypothesis]:
+        """One hypothesis for each utterance, in batch order."""
+        raise NotImplementedError
+
+    def on_validation_epoch_start(self) -> None:
+        """Discard the results of the last validation."""
+        self.dev_predictions, self._val_loss = [], []
+        self.skipped_audio.pop("dev", None)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and hypotheses of a dev batch, which is encoded once."""
+        self.skipped_audio.setdefault("dev", []).extend(batch.skipped)
+        if len(batch):
+            out = self.encode(batch)
+            loss = self.loss(batch, out)
+            self._val_loss.append((loss.total.detach(), loss.count.detach()))
+            pairs = zip(batch.utterances, self.transcribe(batch, out), strict=True)
+            self.dev_predictions += [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log error rates over all ranks, and step the schedulers that follow a metric."""
+        for name, normalize in self.normalizers.items():
+            refs = [normalize(p.ref, p.lang) for p in self.dev_predictions]
+            hyps = [normalize(p.hyp, p.lang) for p in self.dev_predictions]
+            for kind in _KINDS:
+                metric = self._metrics[f"{kind}_{name}"]
+                assert isinstance(metric, ErrorRate)
+                metric.update(refs, hyps)
+                value = metric.compute()
+                metric.reset()
+                self.log(f"val/{kind}/{name}", value.float(), rank_zero_only=True)
+                if name == next(iter(self.normalizers)):
+                    self.log(f"val/{kind}", value.float(), prog_bar=True)
+        self.log("val/loss", self._mean_val_loss())
+        if not self.trainer.sanity_checking:
+            self.step_on_metrics()
+
+    def _mean_val_loss(self) -> Tensor:
+        # Summed on the CPU, since not every accelerator has float64.
+        pairs = [torch.stack(pair) for pair in self._val_loss]
+        sums = torch.stack(pairs).cpu().double().sum(0) if pairs else torch.zeros(2, dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            shares = sums.float().to(self.device)
+            torch.distributed.all_reduce(shares)
+            sums = shares.cpu().double()
+        return (sums[0] / sums[1].clamp(min=1)).float()
