@@ -1,0 +1,1 @@
+"""From a resolved configuration or a checkpoint to objects."""

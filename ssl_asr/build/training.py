@@ -1,0 +1,162 @@
+"""From a resolved configuration to everything a training run needs."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ssl_asr.build.parts import PretrainedCheckpoint
+from ssl_asr.config.options import plain
+from ssl_asr.config.schemas import TrainConfig
+from ssl_asr.console import say_to
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.module import ASRDataModule, read_manifests
+from ssl_asr.data.text import get_normalizers
+from ssl_asr.models.compiling import compile_layers
+from ssl_asr.models.loading import backbone_folder
+from ssl_asr.textfiles import written_whole
+from ssl_asr.training.averaging import EMA
+from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
+from ssl_asr.training.checkpointing import RandomStates, SelfDescription
+from ssl_asr.training.module import ASRModule
+from ssl_asr.training.schedulers import total_updates
+from ssl_asr.training.sides import OptimConfig
+from ssl_asr.training.tasks import ModuleParts
+from ssl_asr.training.trainer import make_trainer, seed_everything
+
+if TYPE_CHECKING:
+    from lightning import Callback, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Everything a training run needs.
+
+    Attributes:
+        module: The model, its pretrained weights loaded.
+        data: The manifests, filtered.
+        trainer: Lightning's trainer.
+        config: The configuration that runs.
+    """
+
+    module: ASRModule
+    data: ASRDataModule
+    trainer: "Trainer"
+    config: TrainConfig
+
+
+def build_training(config: TrainConfig, folder: Path, console: Console | None) -> TrainingRun:
+    """Build a training run. Errors in manifests are raised before pretrained weights are loaded.
+
+    Args:
+        config: The resolved configuration.
+        folder: Folder of the run.
+        console: Where tables are printed; None prints nothing.
+    """
+    seed_everything(config.seed)
+    manifests = read_manifests(config.data)
+    module = _build_module(config, manifests["train"], console)
+    data = ASRDataModule(
+        config=config.data,
+        manifests=manifests,
+        tokenizer=module.tokenizer,
+        limits=_limits(module, config),
+        seed=config.seed,
+        console=console,
+    )
+    data.select()
+    cache = config.state_cache.build(
+        module.speech_encoder,
+        reads_layers=module.reads_layers,
+        silence=module.task_name == "seq2seq",
+        downmix=config.data.downmix,
+    )
+    if cache is not None:
+        module.use_state_cache(cache)
+        data.read_states(cache.store)
+        if console is not None:
+            console.print(f"states are kept in {cache.store.folder}, which has {len(cache.store)} utterances")
+    if config.trainer.compile is not None:
+        compile_layers(module, config.trainer.compile)
+    trainer = _build_trainer(config, folder, module, console)
+    batches = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
+    accumulate, max_steps = config.trainer.accumulate_grad_batches, config.trainer.max_steps
+    module.set_total_updates(total_updates(batches, accumulate, max_steps))
+    return TrainingRun(module, data, trainer, config)
+
+
+def _build_module(config: TrainConfig, train: Manifest, console: Console | None) -> ASRModule:
+    say = say_to(console)
+    backbone = config.backbone
+    source = PretrainedCheckpoint(backbone=backbone, folder=backbone_folder(backbone, say), say=say)
+    tokenizer = config.tokenizer.build(train=train, checkpoint=source)
+    parts = ModuleParts(
+        source=source,
+        tokenizer=tokenizer,
+        decoder=config.decoder,
+        policy=config.freeze_policy,
+        states=config.states,
+        head=config.head,
+        augment=config.augment,
+        optim=OptimConfig(
+            optimizers=dict(config.optimizers.items()),
+            schedulers=dict(config.schedulers.items()),
+            accumulate=config.trainer.accumulate_grad_batches,
+            clip_norm=config.trainer.gradient_clip_val,
+            max_nonfinite=config.trainer.max_nonfinite,
+        ),
+        normalizers=get_normalizers(config.normalizers),
+        train=train,
+    )
+    return config.task.build(parts)
+
+
+def _limits(module: ASRModule, config: TrainConfig) -> Limits:
+    """What the model can take, narrowed by the user's own limits."""
+    limits, data = module.limits(), config.data
+    limits = replace(limits, min_s=max(limits.min_s, data.min_s))
+    if data.max_s is not None and (limits.max_s is None or data.max_s < limits.max_s):
+        limits = replace(limits, max_s=data.max_s, max_s_why="data.max_s")
+    return limits
+
+
+def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console: Console | None) -> "Trainer":
+    name = config.run_name or folder.name
+    loggers, logger_callbacks = config.logger.build(folder=folder, name=name, config=plain(config))
+    options = config.trainer
+    callbacks: list[Callback] = [
+        SelfDescription(config=plain(config), description=module.description()),
+        RandomStates(),
+        Throughput(),
+        Samples(folder=folder, console=console, count=config.samples),
+        *logger_callbacks,
+        *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
+        *checkpointing(
+            folder / "checkpoints",
+            monitor=options.monitor if config.data.dev is not None else None,
+            every_n_updates=options.checkpoint_every_n_updates,
+            average_best=options.average_best,
+        ),
+    ]
+    return make_trainer(
+        options,
+        folder=folder,
+        loggers=loggers,
+        callbacks=callbacks,
+        verbose=console is not None,
+        thaws=config.freeze_policy.thaws,
+    )
+
+
+def write_beginning(run: TrainingRun, folder: Path) -> None:
+    """Write what is known before training: ``config.yaml`` as it runs, and ``skipped.jsonl``."""
+    from omegaconf import OmegaConf
+
+    with written_whole(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))))
+    rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
+    with written_whole(folder / "skipped.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
