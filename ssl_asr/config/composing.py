@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
@@ -84,7 +85,9 @@ def hydra_ready(arguments: Arguments) -> Iterator[None]:
     main = config_folder() if arguments.config_path is None else Path(arguments.config_path).resolve()
     path = create_config_search_path(str(main))
     if arguments.config_dir is not None:
-        path.append("command-line", f"file://{Path(arguments.config_dir).resolve()}")
+        folder = f"file://{Path(arguments.config_dir).resolve()}"
+        # Hydra requires that the source of the schemas is the last one.
+        path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2(task_name=arguments.config, config_search_path=path)
