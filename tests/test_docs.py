@@ -1,22 +1,45 @@
-"""The README is true: its commands compose, its files exist, and the first run is really run."""
+"""The documentation is true: commands compose, examples run, and every file and link exists."""
 
 import os
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from ssl_asr.config import launch
+from ssl_asr.__main__ import COMMANDS as SUBCOMMANDS
+from ssl_asr.config.check import preflight
 from ssl_asr.config.launch import name_arguments
+from ssl_asr.config.schemas import SCHEMAS
 
 REPO = Path(__file__).parent.parent
-README = (REPO / "README.md").read_text()
-BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-STARTS = ("python -m ssl_asr.train ", "ssl-asr ")
-COMMANDS = sorted({line for line in LINES if line.startswith(STARTS)})
+DOCS = ["README.md", "CHANGELOG.md", "tests/benchmarks/README.md", "tests/gpu/README.md"]
+TEXTS = {name: (REPO / name).read_text() for name in DOCS}
+README = TEXTS["README.md"]
+STARTS = ("python -m ssl_asr.train", "ssl-asr ")
+MOST_README_BYTES = 10_240
+
+
+def blocks(text, *languages):
+    """Contents of the code blocks in one of the languages."""
+    return re.findall(rf"^ *```(?:{'|'.join(languages)})\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def lines(text):
+    """Lines of the shell blocks, with continued lines joined."""
+    joined = "\n".join(blocks(text, "bash", "sh")).replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip()]
+
+
+def section(text, title):
+    """The text between a heading and the next one of the same level."""
+    [found] = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    return found
+
+
+COMMANDS = sorted({line for text in TEXTS.values() for line in lines(text) if line.startswith(STARTS)})
 YAML_COMMANDS = sorted(
     {
         line.lstrip("# ").strip()
@@ -35,75 +58,179 @@ def _words(command):
 
 def _check(command):
     name, *given = _words(command)
-    given = [word for word in given if word != "--help"]
-    if name == "train" and not any(word.startswith(("data.train=", "data=", "experiment=")) for word in given):
+    if name.startswith("-"):
+        assert name in ("--help", "--version"), command
+        return
+    assert name in SUBCOMMANDS, command
+    given = [word for word in given if word not in ("--help", "--cfg", "job")]
+    data = ("data.train=", "data=", "experiment=an4", "experiment=librispeech")
+    if name == "train" and not any(word.startswith(data) for word in given):
         given.append("data.train=train.jsonl")
-    if name == "train" and "experiment=none" in given:
-        given.append("data.train=train.jsonl")
-    launch.preflight(name, name_arguments(given) if name == "compare" else given)
+    preflight(name, name_arguments(given, getattr(SCHEMAS[name], "positional", ())))
+
+
+def _write_extension(folder):
+    """The files of the README's example of an extension, each named in its first line."""
+    for block in blocks(section(README, "Extending"), "python", "yaml"):
+        name = re.match(r"# (\S+)", block).group(1)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(block)
 
 
 @pytest.fixture
 def made_before(tmp_path, monkeypatch):
-    """The files that commands name and other commands make."""
+    """A folder with the files that commands name and that users or other commands write."""
     monkeypatch.setenv("SSL_ASR_DATA", os.environ.get("SSL_ASR_DATA", str(REPO.parent / "shared" / "data")))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "lm.arpa").touch()
     beam = (REPO / "conf" / "decoder" / "ctc_beam.yaml").read_text()
     (tmp_path / "decoder.yaml").write_text(beam)
+    _write_extension(tmp_path)
 
 
 @pytest.mark.usefixtures("made_before")
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_composes(command):
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_command_of_the_documentation_composes(command):
     _check(command)
 
 
 @pytest.mark.usefixtures("made_before")
-@pytest.mark.parametrize("command", YAML_COMMANDS)
+@pytest.mark.parametrize("command", YAML_COMMANDS, ids=str)
 def test_every_command_in_a_config_composes(command):
     _check(command)
 
 
 def test_there_are_commands_to_check():
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 40
     assert len(YAML_COMMANDS) >= 8
+
+
+def test_the_two_main_commands_are_in_the_readme():
+    assert any(
+        line.startswith("python -m ssl_asr.train backbone=whisper_medium freeze=false") for line in lines(README)
+    )
+    sweep = "python -m ssl_asr.train -m backbone=wav2vec2_base,wavlm_base_plus freeze=true,false"
+    assert any(line.startswith(sweep) for line in lines(README))
+    assert {"make demo", "make test"} <= {line.partition("#")[0].strip() for line in lines(README)}
 
 
 def test_every_make_target_named_exists():
     targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {line.split()[1] for line in LINES if line.startswith("make ")}
-    assert named
+    named = {found for text in TEXTS.values() for found in re.findall(r"\bmake ([a-z-]+)", "\n".join(lines(text)))}
+    named |= {found for text in TEXTS.values() for found in re.findall(r"`make ([a-z-]+)`", text)}
+    assert len(named) >= 3
     assert named <= targets
 
 
-def test_every_file_named_exists():
-    named = set(re.findall(r"`((?:ssl_asr|conf|tests|notebooks)/[\w./]*)`", README))
-    assert len(named) >= 8
-    for name in named:
-        assert (REPO / name).exists(), name
+def test_every_extra_named_exists():
+    extras = set(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    lists = [found for text in TEXTS.values() for found in re.findall(r"ssl_asr\[([\w,]+)\]", text)]
+    named = {name for found in lists for name in found.split(",")}
+    assert named
+    assert named <= extras
 
 
-def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, toy_corpus, tmp_path):
-    """The first block of the README's own-data section, word for word, on a toy model."""
-    [section] = re.findall(r"## Your own data(.*?)\n## ", README, flags=re.DOTALL)
-    commands = [
-        _words(c)
-        for block in re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[:1]
-        for c in block.replace("\\\n", " ").splitlines()
-        if c.startswith(STARTS)
+def test_every_row_named_is_in_the_gpu_table():
+    from tests.gpu.bench import ROWS
+
+    named = [
+        word
+        for text in TEXTS.values()
+        for line in lines(text)
+        if line.startswith("python -m tests.gpu.bench")
+        for word in line.split()[3:]
     ]
-    for path in toy_corpus["train"].parent.iterdir():
-        shutil.copy(path, tmp_path)
-    small = {
-        "train": [f"backbone.source={toy_checkpoints['whisper']}", "data.num_workers=0", "decoder.max_tokens_per_s=3"],
-        "evaluate": ["num_workers=0", "max_tokens_per_s=3"],
-        "transcribe": [],
-    }
+    assert named
+    assert set(named) <= set(ROWS)
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= MOST_README_BYTES
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_file_named_exists(name):
+    named = set(re.findall(r"`((?:ssl_asr|conf|tests|notebooks)/[\w./]*)`", TEXTS[name]))
+    for path in named - {"tests/benchmarks/results/"}:
+        assert (REPO / path).exists(), path
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_link_leads_to_a_file_and_a_heading(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (REPO / name).parent / path if path else REPO / name
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_the_file_tree_is_complete():
+    """Every path exists, and every package of ssl_asr has a line."""
+    [tree] = blocks(section(README, "Files"), "text")
+    named, folders = set(), []
+    for line in tree.splitlines():
+        depth, path = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [path.rstrip("/")]
+        named.add("/".join(folders))
+    assert len(named) > 15
+    for path in named:
+        assert (REPO / path).exists(), path
+    packages = {path.parent for path in (REPO / "ssl_asr").rglob("*.py")} - {REPO / "ssl_asr"}
+    assert {path.relative_to(REPO).as_posix() for path in packages} <= named
+
+
+def test_every_python_example_compiles():
+    examples = [block for text in TEXTS.values() for block in blocks(text, "python")]
+    assert len(examples) >= 2
+    for example in examples:
+        compile(example, "README.md", "exec")
+
+
+SMALL = {
+    "train": ["data.num_workers=0"],
+    "evaluate": ["num_workers=0"],
+    "transcribe": [],
+}
+
+
+def _run_all(run_command, commands, folder, more):
+    """Run commands of the documentation on the toy corpus. Returns their names."""
     seen = []
-    for name, *arguments in commands:
-        given = [w.replace("recording.wav", "test0.wav") for w in arguments]
-        done = run_command(name, *given, *small[name], cwd=tmp_path)
+    for name, *arguments in map(_words, commands):
+        given = [word.replace("recording.wav", "test0.wav") for word in arguments]
+        done = run_command(name, *given, *SMALL[name], *more.get(name, []), cwd=folder)
         assert done.returncode == 0, done.stderr[-2000:]
         seen.append(name)
-    assert seen == ["train", "evaluate", "transcribe"]
+    return seen
+
+
+@pytest.fixture
+def own_data(toy_corpus, tmp_path):
+    """A folder with train.jsonl, dev.jsonl and test.jsonl."""
+    for path in toy_corpus["train"].parent.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, own_data):
+    """The first block of the README's section on own data, word for word, on a toy model."""
+    first = blocks(section(README, "Your own data"), "bash")[0].replace("\\\n", " ")
+    commands = [line.strip() for line in first.splitlines() if line.startswith(STARTS)]
+    more = {
+        "train": [f"backbone.source={toy_checkpoints['whisper']}", "decoder.max_tokens_per_s=3"],
+        "evaluate": ["max_tokens_per_s=3"],
+    }
+    assert _run_all(run_command, commands, own_data, more) == ["train", "evaluate", "transcribe"]
+
+
+def test_the_extension_of_the_readme_trains_and_transcribes(run_command, toy_checkpoints, own_data):
+    """The README's example of an extension, word for word, on a toy model."""
+    _write_extension(own_data)
+    commands = [line for line in lines(section(README, "Extending")) if line.startswith(STARTS)]
+    more = {"train": [f"backbone.source={toy_checkpoints['wav2vec2_group']}", "trainer.max_epochs=1"]}
+    assert _run_all(run_command, commands, own_data, more) == ["train", "transcribe"]
