@@ -8,7 +8,7 @@ from typing import Any
 from ssl_asr.decoding.neural_lm import NeuralLM
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.word_model import WordModel
-from ssl_asr.errors import LanguageModelError
+from ssl_asr.errors import LanguageModelError, missing_extra
 from ssl_asr.textfiles import is_hub_name
 
 _KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
@@ -21,15 +21,14 @@ class KenLM(WordModel[Any]):
         path: Path of the binary.
 
     Raises:
-        LanguageModelError: The package is not installed.
+        ConfigError: The package is not installed.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             import kenlm
         except ImportError:
-            remedy = "pip install kenlm (needs a C++ compiler), or give the ARPA file instead"
-            raise LanguageModelError(str(path), "is a KenLM binary, but kenlm is not installed", remedy) from None
+            raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "give the ARPA file") from None
         self._kenlm: Any = kenlm
         self._model = kenlm.Model(str(path))
 
@@ -64,6 +63,7 @@ def read_language_model(source: str | Path) -> NGram | KenLM | NeuralLM:
 
     Raises:
         LanguageModelError: There is no such model, or it cannot be read.
+        ConfigError: It is a KenLM binary, and kenlm is not installed.
     """
     path = Path(source)
     if path.is_file():

@@ -24,7 +24,7 @@ from torch import Tensor
 from ssl_asr.decoding.ctc_beam import Found
 from ssl_asr.decoding.fusion.automata import lm_token
 from ssl_asr.decoding.rescoring import Rescorer
-from ssl_asr.errors import LanguageModelError
+from ssl_asr.errors import LanguageModelError, missing_extra
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"
@@ -67,7 +67,8 @@ class CtcLexicon:
             labels: Spelling of each label, a space as word boundary. None for the blank and the unknown label.
 
         Raises:
-            LanguageModelError: A file is missing or wrong, or flashlight or KenLM is not installed.
+            LanguageModelError: A file is missing or wrong, or KenLM is not installed.
+            ConfigError: flashlight is not installed.
         """
         return LexiconSearch(self, labels)
 
@@ -119,7 +120,8 @@ class LexiconSearch:
                     unk_word="<unk>",
                 )
             except (ImportError, RuntimeError) as error:
-                raise LanguageModelError(str(options.lm), str(error).splitlines()[0], "pip install kenlm") from None
+                message = str(error).splitlines()[0]
+                raise LanguageModelError(str(options.lm), message, "pip install 'ssl_asr[kenlm]'") from None
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
         """The n-best list of each utterance. If no word fits, it is one empty hypothesis."""
@@ -172,13 +174,13 @@ class LexiconSearch:
 
 
 def _import_decoder() -> Any:
-    """The constructor of torchaudio's decoder. Raises LanguageModelError if flashlight is not installed."""
+    """The constructor of torchaudio's decoder. Raises ConfigError if flashlight is not installed."""
     try:
         import flashlight.lib.text  # noqa: F401
         from torchaudio.models.decoder import ctc_decoder
     except ImportError:
-        remedy = "pip install flashlight-text, or set decoder=ctc_beam decoder.unknown_score=null"
-        raise LanguageModelError("decoder", "flashlight-text is not installed", remedy) from None
+        otherwise = "decoder=ctc_beam decoder.unknown_score=null"
+        raise missing_extra("decoder=ctc_lexicon", "flashlight-text", "lexicon", otherwise) from None
     return ctc_decoder
 
 
