@@ -9,7 +9,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from ssl_asr.decoding.ctc_beam import Found, prefix_beam_search
+from ssl_asr.decoding.ctc_beam import CtcHypothesis, prefix_beam_search
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
 from ssl_asr.decoding.fusion.tables import Fusion
@@ -20,7 +20,7 @@ from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 class CtcSearch(Protocol):
     """A search over CTC log-probabilities."""
 
-    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
+    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """For each utterance its hypotheses, best first. There is at least one; it may be empty.
 
         Results must not depend on frames beyond an utterance's length, nor on the other utterances of the batch.
@@ -149,7 +149,7 @@ class BeamSearch:
         self.options, self.parts, self.size = options, parts, size
         self._fusion: Fusion | None = None
 
-    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
+    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance. See `CtcSearch`."""
         device = log_probs_BFV.device
         if self.parts and (self._fusion is None or self._fusion.device != device):
@@ -196,10 +196,10 @@ def greedy_paths(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> tuple[list[l
     return paths, scores
 
 
-def greedy_search(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
+def greedy_search(log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
     """The collapsed best path of each utterance. See `CtcSearch`."""
-    found = []
+    results = []
     for path, score in zip(*greedy_paths(log_probs_BFV, frame_lengths_B), strict=True):
         begins = [t for t, label in enumerate(path) if label != BLANK_ID and (t == 0 or path[t - 1] != label)]
-        found.append([Found([path[t] for t in begins], begins, score, 0.0)])
-    return found
+        results.append([CtcHypothesis([path[t] for t in begins], begins, score, 0.0)])
+    return results

@@ -19,7 +19,7 @@ _HASH_FACTOR = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CtcHypothesis:
     """A hypothesis of a CTC search.
 
     Attributes:
@@ -53,7 +53,7 @@ def prefix_beam_search(
     blank_collapse: float | None,
     beam_threshold: float | None,
     n_best: int,
-) -> list[list[Found]]:
+) -> list[list[CtcHypothesis]]:
     """Batched CTC prefix beam search (Hannun et al., 2014, arXiv:1408.2873), with optional shallow fusion.
 
     For each prefix ``l`` the search keeps two log-probabilities per frame ``t``::
@@ -86,7 +86,7 @@ def prefix_beam_search(
     log_probs_BFV = log_probs_BFV.float().clamp(min=_LOG_ZERO)
     starts = _step_starts(log_probs_BFV[..., blank], frame_lengths_B, blank_collapse)
     if not any(len(own) for own in starts):
-        return [[Found([], [], 0.0, _fused_empty(fusion))] for _ in starts]
+        return [[CtcHypothesis([], [], 0.0, _fused_empty(fusion))] for _ in starts]
     inputs_BSV = _step_log_probs(log_probs_BFV, starts, frame_lengths_B, blank)
     search = _Search(inputs_BSV, beam_size, blank, fusion, max_labels, beam_threshold)
     beams = search.initial_beams()
@@ -302,7 +302,7 @@ class _Search:
             return _LOG_ZERO / 2
         return (scores_BK[:, :1] - self.beam_threshold).clamp(min=_LOG_ZERO / 2)
 
-    def backtrace(self, beams: _Beams, starts: list[Int64s], n_best: int) -> list[list[Found]]:
+    def backtrace(self, beams: _Beams, starts: list[Int64s], n_best: int) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance, its labels read from the last step to the first."""
         acoustic_BK, fused_BK = torch.logaddexp(beams.blank_BK, beams.label_BK), beams.fused_BK
         if self.fusion is not None:
@@ -321,14 +321,14 @@ class _Search:
         scores = zip(*(x.gather(1, best.indices).tolist() for x in (acoustic_BK, fused_BK)), strict=True)
         results = []
         for row, (acoustic_N, fused_N) in enumerate(scores):
-            found = []
+            hypotheses = []
             for n, score in enumerate(best.values[row].tolist()):
                 if n > 0 and score <= _LOG_ZERO / 2:
                     break
                 steps = np.flatnonzero(path_SBN[:, row, n] >= 0)
                 tokens, frames = path_SBN[steps, row, n].tolist(), starts[row][steps].tolist()
-                found.append(Found(tokens, frames, acoustic_N[n], fused_N[n]))
-            results.append(found)
+                hypotheses.append(CtcHypothesis(tokens, frames, acoustic_N[n], fused_N[n]))
+            results.append(hypotheses)
         return results
 
 

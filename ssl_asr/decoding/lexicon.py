@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.ctc_beam import Found
+from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.decoding.fusion.automata import lm_token
 from ssl_asr.decoding.rescoring import Rescorer
 from ssl_asr.errors import LanguageModelError, missing_extra
@@ -123,7 +123,7 @@ class LexiconSearch:
                 message = str(error).splitlines()[0]
                 raise LanguageModelError(str(options.lm), message, "pip install 'ssl_asr[kenlm]'") from None
 
-    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
+    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance. If no word fits, it is one empty hypothesis."""
         inputs_BFV = log_probs_BFV.float().clamp(min=_LOG_ZERO).cpu()
         # Silence ends each word in flashlight, but texts do not end in a space: append a frame of certain silence.
@@ -133,11 +133,11 @@ class LexiconSearch:
         for row, frames in enumerate(frame_lengths_B.tolist()):
             inputs_FV = torch.cat([inputs_BFV[row, :frames], last_V[None]])
             hypotheses = self._decoder(inputs_FV[None].contiguous(), torch.tensor([frames + 1]))[0] if frames else []
-            found = sorted((self._found(one) for one in hypotheses), key=lambda one: -one.score)
-            results.append(found[: self.n_best] or [Found([], [], 0.0, 0.0, words=())])
+            best = sorted((self._hypothesis(one) for one in hypotheses), key=lambda one: -one.score)
+            results.append(best[: self.n_best] or [CtcHypothesis([], [], 0.0, 0.0, words=())])
         return results
 
-    def _found(self, hypothesis: Any) -> Found:
+    def _hypothesis(self, hypothesis: Any) -> CtcHypothesis:
         """A hypothesis of flashlight without silence at both ends. Each word counts its labels, silence included."""
         pairs = zip(hypothesis.tokens.tolist(), hypothesis.timesteps.tolist(), strict=True)
         # flashlight puts a silence before the first frame.
@@ -156,7 +156,7 @@ class LexiconSearch:
             labels += [token for token, _ in spoken[at : at + length]]
             frames += [frame for _, frame in spoken[at : at + length]]
             at += length
-        return Found(labels, frames, float(hypothesis.score), 0.0, words=tuple(zip(words, counts, strict=True)))
+        return CtcHypothesis(labels, frames, float(hypothesis.score), 0.0, words=tuple(zip(words, counts, strict=True)))
 
     def _word_lengths(self, tokens: list[int], words: list[str]) -> list[int]:
         """Number of the tokens that spell each word."""

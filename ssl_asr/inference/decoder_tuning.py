@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
-from ssl_asr.decoding.ctc_beam import Found
+from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, transcribe_manifests
 from ssl_asr.metrics.edit import Edits, word_edits
@@ -54,7 +54,7 @@ class Recorder:
     def rescorer(self) -> None:
         """No rescoring."""
 
-    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[Found]]:
+    def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """Keep the log-probabilities of each utterance, and search greedily."""
         for log_probs_FV, frames in zip(log_probs_BFV, frame_lengths_B.tolist(), strict=True):
             self.log_probs.append(log_probs_FV[:frames].to("cpu", copy=True))
@@ -118,7 +118,7 @@ class Trials:
         self._rows = sorted(recording.rows, key=lambda row: -len(row[0]))
         self._normalize = normalize
 
-    def _found(self, options: CtcBeam) -> Iterator[tuple[Prediction, list[Found]]]:
+    def _found(self, options: CtcBeam) -> Iterator[tuple[Prediction, list[CtcHypothesis]]]:
         """The search's results for each utterance, best first."""
         search = options.build(self.tokenizer.labels())
         for first in range(0, len(self._rows), _BATCH_SIZE):

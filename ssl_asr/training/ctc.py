@@ -11,7 +11,7 @@ from torch.nn import functional
 from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.alignment import Measure, align, listed_words, spans_at, words_of
 from ssl_asr.decoding.ctc import CtcDecoder
-from ssl_asr.decoding.ctc_beam import Found
+from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
@@ -76,7 +76,7 @@ class WordTimer:
     frame_s: Seconds
     measure: Measure
 
-    def words(self, tokens: list[int], log_probs_FV: Tensor, found: Found | None = None) -> list[Word]:
+    def words(self, tokens: list[int], log_probs_FV: Tensor, found: CtcHypothesis | None = None) -> list[Word]:
         """Words of a token sequence.
 
         Args:
@@ -233,7 +233,7 @@ class CTCModule(ASRModule):
         return [timer.align(utterance, self.tokenizer.encode(utterance), row_FV) for utterance, row_FV in pairs]
 
     def _hypothesis(
-        self, utterance_id: str, found: list[Found], log_probs_FV: Tensor, options: TranscribeOptions
+        self, utterance_id: str, found: list[CtcHypothesis], log_probs_FV: Tensor, options: TranscribeOptions
     ) -> Hypothesis:
         """The best of the search's results after rescoring, with the next best as alternatives."""
         frames = max(1, len(log_probs_FV))
@@ -253,7 +253,7 @@ class CTCModule(ASRModule):
             alternatives=[Alternative(texts[place], other) for place, other in others],
         )
 
-    def _text(self, found: Found) -> str:
+    def _text(self, found: CtcHypothesis) -> str:
         """The text of a result, as the tokenizer spells it or as its lexicon writes the words."""
         if found.words is None:
             return self.tokenizer.decode(found.tokens)
