@@ -12,6 +12,7 @@ from torch import Tensor
 from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.ctc import CtcDecoder, CtcGreedy
 from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.seq2seq import AttentionDecoder
 from ssl_asr.decoding.step_model import Constraints, Decoded
 from ssl_asr.models.attention import JointHead, attention_loss
@@ -20,7 +21,6 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
 from ssl_asr.training.ctc import CTCModule, check_decoder, ctc_losses
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
-from ssl_asr.training.seq2seq import to_hypotheses
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import Joint
 from ssl_asr.training.updates import Loss

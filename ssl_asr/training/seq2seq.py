@@ -6,7 +6,6 @@ targets   text + <|endoftext|>                            the loss counts these 
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,12 +18,9 @@ from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
-from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.greedy import greedy_decode
-from ssl_asr.decoding.rescoring import Rescorer
+from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.seq2seq import WhisperDecoder
-from ssl_asr.decoding.step_model import AtLeast, Constraints, Decoded, Rule, Suppression
-from ssl_asr.decoding.timestamps import TimestampRules, segments_of
+from ssl_asr.decoding.timestamps import segments_of
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
@@ -35,15 +31,14 @@ from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import DetectLanguage
 from ssl_asr.training.updates import Loss
+from ssl_asr.training.whisper_search import WhisperSearch, detect_languages
 from ssl_asr.types import (
     SAMPLE_RATE,
-    Alternative,
     Batch,
     Hypothesis,
     Normalizer,
     Seconds,
     Segment,
-    Tokenizer,
     Utterance,
     Word,
 )
@@ -123,10 +118,6 @@ class Seq2SeqModule(ASRModule):
         self.auxiliary = auxiliary
         # Registers the layer, so that its weights are in checkpoints.
         self.ctc = None if auxiliary is None else auxiliary.layer
-        self._suppression = Suppression(
-            always=tuple(model.generation.get("suppress_tokens") or ()),
-            first=tuple(model.generation.get("begin_suppress_tokens") or ()),
-        )
         self._detect_language = _checked_detection(detect_language, tokenizer)
         self.set_decoder(decoder)
 
@@ -191,7 +182,8 @@ class Seq2SeqModule(ASRModule):
         check_decoder(decoder, self.task_name)
         self.decoder: WhisperDecoder = decoder
         self._rescorer = decoder.rescorer()
-        self._parts: list[Automaton[Any]] = decoder.parts(self.tokenizer.vocab_size, self.tokenizer.spell)
+        parts = decoder.parts(self.tokenizer.vocab_size, self.tokenizer.spell)
+        self._search = WhisperSearch(self.model, self.tokenizer, parts)
 
     def cap_tokens(self, max_tokens_per_s: float) -> None:
         """Limit the tokens of each hypothesis by the length of its utterance."""
@@ -222,7 +214,7 @@ class Seq2SeqModule(ASRModule):
             utterance if utterance.lang else replace(utterance, lang=lang)
             for utterance, lang in zip(batch.utterances, detected, strict=True)
         ]
-        found = self._decode(decoder, out, utterances)
+        found = self._search(decoder, out, utterances)
         hypotheses = to_hypotheses(
             batch,
             found,
@@ -254,122 +246,6 @@ class Seq2SeqModule(ASRModule):
             decode=self.tokenizer.decode,
             score=math.exp(hypothesis.score),
         )
-
-    def _decode(
-        self, decoder: WhisperDecoder, out: EncoderOutput, utterances: Sequence[Utterance]
-    ) -> list[list[Decoded]]:
-        """Texts of each utterance, best first. Utterances with prompts of equal length are decoded together."""
-        prompts = [self._prompt(utterance, decoder) for utterance in utterances]
-        found: dict[int, list[Decoded]] = {}
-        for length in sorted({len(prompt) for prompt in prompts}):
-            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
-            own = out if len(rows) == len(prompts) else out.rows(rows)
-            part = self._search(decoder, own, [utterances[row] for row in rows], [prompts[row] for row in rows])
-            found |= dict(zip(rows, part, strict=True))
-        return [found[row] for row in range(len(utterances))]
-
-    def _prompt(self, utterance: Utterance, decoder: WhisperDecoder) -> list[int]:
-        """The tokens before an utterance's text: the previous text if there is any, then the task's tokens."""
-        before = utterance.tags.get("prompt", decoder.prompt)
-        previous = self.tokenizer.previous(before) if before else []
-        return [*previous, *self.tokenizer.prompt(utterance, timestamps=decoder.timestamps)]
-
-    def _search(
-        self,
-        decoder: WhisperDecoder,
-        out: EncoderOutput,
-        utterances: Sequence[Utterance],
-        prompts: list[list[int]],
-    ) -> list[list[Decoded]]:
-        """Texts of utterances whose prompts have one length, best first."""
-        first, *others = decoder.temperatures
-        if first == 0:
-            found = decoder.search(
-                self.model,
-                out.h_BFD,
-                out.context_lengths_B,
-                prompts,
-                constraints=self._constraints(decoder, utterances),
-                scorers=decoder.scorers(self._parts, len(utterances)),
-            )
-        else:
-            found = [[self._sampled(decoder, out, row, utterances, prompts, first)] for row in range(len(utterances))]
-        return self._with_fallback(decoder, found, others, out, utterances, prompts)
-
-    def _constraints(self, decoder: WhisperDecoder, utterances: Sequence[Utterance]) -> Constraints:
-        """What restricts the tokens of both searches: suppression, limits, timestamp rules, a minimum length."""
-        tokenizer = self.tokenizer
-        timestamp_rules = TimestampRules(
-            begin=tokenizer.timestamp_begin_id,
-            no_timestamps=tokenizer.no_timestamps_id,
-            end=tokenizer.end_id,
-            latest_first=self.model.generation.get("max_initial_timestamp_index"),
-        )
-        rules: list[Rule] = [timestamp_rules] if decoder.timestamps else []
-        if decoder.min_tokens is not None:
-            rules.append(AtLeast(tokens=decoder.min_tokens, end_id=tokenizer.end_id))
-        return Constraints(
-            end_id=tokenizer.end_id,
-            suppression=self._suppression if decoder.suppress else Suppression(),
-            limits=decoder.limits(utterances),
-            rules=rules,
-        )
-
-    # Temperature fallback --------------------------------------------------------------------------------------
-
-    def _with_fallback(
-        self,
-        decoder: WhisperDecoder,
-        found: list[list[Decoded]],
-        temperatures: Sequence[float],
-        out: EncoderOutput,
-        utterances: Sequence[Utterance],
-        prompts: list[list[int]],
-    ) -> list[list[Decoded]]:
-        """The texts. A text that fails its tests is sampled again at the next of the temperatures."""
-        silence = self._no_speech(out) if decoder.no_speech is not None else [0.0] * len(found)
-        for row, share in enumerate(silence):
-            silent = decoder.no_speech is not None and share > decoder.no_speech
-            for temperature in temperatures:
-                best = found[row][0]
-                if silent or not decoder.fails(self.tokenizer.decode(best.tokens), best.score):
-                    break
-                found[row] = [self._sampled(decoder, out, row, utterances, prompts, temperature)]
-            score = found[row][0].score
-            if silent and decoder.is_unlikely(score):
-                found[row] = [Decoded([], score)]
-        return found
-
-    def _sampled(
-        self,
-        decoder: WhisperDecoder,
-        out: EncoderOutput,
-        row: int,
-        utterances: Sequence[Utterance],
-        prompts: list[list[int]],
-        temperature: float,
-    ) -> Decoded:
-        """A text sampled for one utterance. Its seed depends on the utterance alone, not on the batch."""
-        utterance = utterances[row]
-        name = f"{utterance.id} {utterance.offset:.3f} {temperature}".encode()
-        generator = torch.Generator(out.h_BFD.device).manual_seed(zlib.crc32(name))
-        length = out.context_lengths_B[row : row + 1]
-        [sampled] = greedy_decode(
-            self.model,
-            out.h_BFD[row : row + 1, : int(length)],
-            length,
-            [prompts[row]],
-            constraints=self._constraints(decoder, [utterance]),
-            temperature=temperature,
-            generator=generator,
-        )
-        return sampled
-
-    def _no_speech(self, out: EncoderOutput) -> list[float]:
-        """Probability of the no-speech token for each utterance."""
-        probabilities_BV = first_logits(self.model, out, self.tokenizer).float().softmax(-1)
-        probabilities: list[float] = probabilities_BV[:, self.tokenizer.no_speech_id].tolist()
-        return probabilities
 
     # Languages and word times ----------------------------------------------------------------------------------
 
@@ -422,59 +298,6 @@ def _checked_detection(detect: DetectLanguage | None, tokenizer: WhisperTokenize
     if detect == "missing" and (not tokenizer.is_multilingual or tokenizer.language is not None):
         return None
     return detect
-
-
-def first_logits(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> Tensor:
-    """Logits after the start token alone, ``logits_BV``: they predict the language, or no speech."""
-    start_B1 = torch.full((len(out.h_BFD), 1), tokenizer.start_id, device=out.h_BFD.device)
-    return model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
-
-
-def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> list[tuple[str, float]]:
-    """The most probable language of each utterance, and its probability among all languages.
-
-    Args:
-        model: A multilingual checkpoint.
-        out: The encoder's output.
-        tokenizer: Names the languages.
-    """
-    logits_BV = first_logits(model, out, tokenizer)
-    names = list(tokenizer.languages)
-    ids = torch.tensor([tokenizer.languages[name] for name in names], device=logits_BV.device)
-    best = logits_BV[:, ids].float().softmax(-1).max(-1)
-    return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-def to_hypotheses(
-    batch: Batch,
-    found: Sequence[Sequence[Decoded]],
-    tokenizer: Tokenizer,
-    *,
-    n_best: int = 1,
-    rescorer: Rescorer | None = None,
-    length_penalty: float = 1.0,
-) -> list[Hypothesis]:
-    """The best text of each utterance, with the next best as alternatives.
-
-    Args:
-        batch: The utterances.
-        found: Texts of each utterance, best first.
-        tokenizer: Spells the texts.
-        n_best: Number of texts of each utterance.
-        rescorer: Ranks the texts again, or None.
-        length_penalty: Exponent of the length, end token included, that scores were divided by.
-    """
-    hypotheses = []
-    for utterance, own in zip(batch.utterances, found, strict=True):
-        texts, scores = [tokenizer.decode(one.tokens) for one in own], [one.score for one in own]
-        ranked = list(enumerate(scores))
-        if rescorer is not None:
-            divisors = [(len(one.tokens) + 1) ** length_penalty for one in own]
-            ranked = rescorer.ranked(texts, scores, divisors=divisors)
-        (best, score), *others = ranked[:n_best]
-        alternatives = [Alternative(texts[place], other) for place, other in others]
-        hypotheses.append(Hypothesis(utterance.id, texts[best], score, own[best].tokens, alternatives=alternatives))
-    return hypotheses
 
 
 def _target_rows(token_lengths_B: Tensor, first: int, width: int) -> Tensor:
