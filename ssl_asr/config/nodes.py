@@ -78,6 +78,9 @@ def _hydra_schema(schema: type) -> type:
 def _copy_default(field: Field[Any], missing: Any) -> Any:
     from dataclasses import field as new_field
 
+    if field.default_factory is dict:
+        # Hydra would accept no new names in an empty dict.
+        return new_field(default=None)
     if field.default_factory is not MISSING:
         return new_field(default_factory=field.default_factory)
     return new_field(default=missing if field.default is MISSING else field.default)
