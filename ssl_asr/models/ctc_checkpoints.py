@@ -84,10 +84,10 @@ def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabul
 def _check_fine_tuned(folder: Path) -> None:
     if not has_ctc_head(folder):
         what = "is not fine-tuned with CTC, so it has no output layer and no vocabulary"
-        raise CheckpointError(str(folder), what, "Use head=linear and tokenizer=char")
+        raise CheckpointError(str(folder), what, "use head=linear and tokenizer=char")
     if not is_ctc_checkpoint(folder):
         what = "has no vocab.json, so the tokens of its output layer are not characters"
-        raise CheckpointError(str(folder), what, "Use head=linear and tokenizer=char or bpe")
+        raise CheckpointError(str(folder), what, "use head=linear and tokenizer=char or bpe")
 
 
 def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:
@@ -99,7 +99,7 @@ def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:
         what = f"got language {language}, expected one of the {len(ids)} languages of the checkpoint"
         few = len(ids) < _LISTED_LANGUAGES or language is not None
         near = did_you_mean(language or "", list(ids)) if few else "use an ISO 639-3 code"
-        raise CheckpointError(str(path), what, f"Set backbone.adapter_language or language: {near}")
+        raise CheckpointError(str(path), what, f"set backbone.adapter_language or language: {near}")
     own: dict[str, int] = ids[language]
     return own
 
@@ -125,7 +125,7 @@ def _character_rows(path: Path, ids: dict[str, int], specials: _Specials) -> dic
     rows = {" " if token == specials.delimiter else token: row for token, row in ids.items() if token not in special}
     if longer := [token for token in rows if len(token) != 1]:
         what = f"has tokens that are not single characters: {', '.join(longer[:5])}"
-        raise CheckpointError(str(path), what, "Use head=linear to train a new output layer")
+        raise CheckpointError(str(path), what, "use head=linear to train a new output layer")
     if not any(character.islower() for character in rows):
         rows = {character.lower(): row for character, row in rows.items()}
     return rows

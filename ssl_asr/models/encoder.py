@@ -165,7 +165,7 @@ class SpeechEncoder(nn.Module, ABC):
         """
         if window is not None or tail_s is not None:
             key, value = ("window", window) if window is not None else ("tail_s", tail_s)
-            raise ConfigError(key, f"got {value}, and only Whisper encoders have a window", "Remove window and tail_s")
+            raise ConfigError(key, f"got {value}, and only Whisper encoders have a window", "remove window and tail_s")
 
 
 class Backbone(Protocol):

@@ -45,7 +45,7 @@ def backbone_folder(backbone: Backbone, say: Say) -> Path:
     found = model_type(folder)
     if found not in backbone.model_types:
         what = f"'{backbone.source}' is a {found} model, this backbone option runs {', '.join(backbone.model_types)}"
-        raise ConfigError("backbone.source", what, "Choose the backbone option of the same family")
+        raise ConfigError("backbone.source", what, "choose the backbone option of the same family")
     return folder
 
 
@@ -66,7 +66,7 @@ def backbone_class_for(folder: Path, candidates: Iterable[type[Backbone]]) -> ty
             return candidate
     supported = ", ".join(sorted({name for candidate in known for name in candidate.model_types}))
     what = f"model_type is {found}, supported are {supported}"
-    raise CheckpointError(str(folder / "config.json"), what, "Choose another checkpoint, or add a backbone option")
+    raise CheckpointError(str(folder / "config.json"), what, "choose another checkpoint, or add a backbone option")
 
 
 def load_pretrained(
@@ -88,11 +88,11 @@ def load_pretrained(
     if missing or info["mismatched_keys"]:
         shown = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
         what = f"has missing or mismatched weights: {shown}"
-        raise CheckpointError(str(folder), what, "Check that the file is complete")
+        raise CheckpointError(str(folder), what, "check that the file is complete")
     stray = _stray(info["unexpected_keys"], model)
     if stray:
         what = f"has weights that its config does not describe: {', '.join(stray[:5])}"
-        raise CheckpointError(str(folder), what, "Check that config.json and the weights belong together")
+        raise CheckpointError(str(folder), what, "check that config.json and the weights belong together")
     loaded: nn.Module = model
     return loaded
 

@@ -344,7 +344,7 @@ class SSLBackbone:
         config = read_json(folder / "config.json")
         if config.get("add_adapter"):
             what = "has convolutions after its encoder that change the number of frames (add_adapter)"
-            raise CheckpointError(self.source, what, "Choose a checkpoint without them")
+            raise CheckpointError(self.source, what, "choose a checkpoint without them")
         self._check_adapters(config)
         new = ("masked_spec_embed", *(["adapter_layer"] if self.adapter_dim is not None else []))
         net: Any = load_pretrained(AutoModel, folder, new, self._overrides())
@@ -370,13 +370,13 @@ class SSLBackbone:
         if self.adapter_dim is not None:
             if not (config["model_type"] == "wav2vec2" and config.get("do_stable_layer_norm")):
                 what = "only wav2vec 2.0 models with layer norm first (MMS, XLS-R, large-lv60) have room for adapters"
-                raise ConfigError("backbone.adapter_dim", what, "Use freeze_policy=lora, which works with any model")
+                raise ConfigError("backbone.adapter_dim", what, "use freeze_policy=lora, which works with any model")
             if found is not None and self.adapter_dim != found:
                 what = f"got {self.adapter_dim}, and the adapters of the checkpoint have {found}"
-                raise ConfigError("backbone.adapter_dim", what, "Set it to null")
+                raise ConfigError("backbone.adapter_dim", what, "set it to null")
         if self.adapter_language is not None and found is None:
             what = f"got {self.adapter_language}, and this checkpoint has no adapters for languages"
-            raise ConfigError("backbone.adapter_language", what, "Set it to null, or use backbone=mms_1b_all")
+            raise ConfigError("backbone.adapter_language", what, "set it to null, or use backbone=mms_1b_all")
 
     def _load_adapters(self, net: nn.Module, folder: Path, language: str) -> None:
         """Loads the adapters of a language into every layer."""
@@ -389,5 +389,5 @@ class SSLBackbone:
         if set(weights) != expected:
             odd = sorted(expected.symmetric_difference(weights))
             what = f"has missing or unexpected weights: {', '.join(odd[:5])}"
-            raise CheckpointError(str(path), what, "Check that the file is complete")
+            raise CheckpointError(str(path), what, "check that the file is complete")
         net.load_state_dict(weights, strict=False)
