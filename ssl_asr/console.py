@@ -1,4 +1,4 @@
-"""Where our tables go, and how other libraries are kept from talking over them."""
+"""Console output, and silencing of other libraries."""
 
 import logging
 import warnings
@@ -8,13 +8,13 @@ from rich.console import Console
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal, and wide enough for our tables where there is none."""
+    """A console with the width of the terminal, or 120 columns if there is no terminal."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def hush() -> None:
-    """Leave errors, drop the chatter of Lightning and of loaders about choices that are ours."""
+    """Silence messages of Lightning and DataLoaders about intended settings. Errors stay visible."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -1,7 +1,7 @@
-"""Errors meant for people: what is wrong, where, and what to do about it.
+"""Errors for users: where the error is, what is wrong, and what to do.
 
-Everything a user can cause derives from `UserError`; the entry points print it without a traceback and exit
-with code 2. Broken invariants of our own are `assert`ions instead.
+All errors that a user can cause derive from `UserError`. Commands print them without a traceback and exit with code 2.
+Invariants of the framework itself are checked by `assert`.
 """
 
 import difflib
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Something the user can mend, said as one message.
+    """An error that the user can correct.
 
     Args:
-        where: the config key, ``file:line``, path or utterance id at fault.
-        what: what is wrong there, with the value seen.
-        remedy: what to do about it.
+        where: Config key, ``file:line``, path or utterance id.
+        what: What is wrong, with the value seen and the values allowed.
+        remedy: What to do. Default: "" (nothing to suggest).
     """
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
@@ -26,15 +26,15 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A config key is unknown, missing, of the wrong type, or at odds with another."""
+    """A config key is unknown, missing, of the wrong type, or in conflict with another key."""
 
 
 class ManifestError(UserError):
-    """A manifest cannot be read or a line of it is wrong."""
+    """A manifest cannot be read, or has an invalid line."""
 
 
 class AudioError(UserError):
-    """An audio file cannot be used; ``reason`` is the short name the kept-and-dropped table counts by."""
+    """An audio file cannot be used. ``reason`` is a short name, by which dropped utterances are counted."""
 
     def __init__(self, where: str, what: str, remedy: str = "", reason: str = "bad_audio") -> None:
         super().__init__(where, what, remedy)
@@ -45,19 +45,23 @@ class AudioError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint, run directory or pretrained name cannot be found or read."""
+    """A checkpoint, run directory or pretrained model cannot be found or read."""
 
 
 class LanguageModelError(UserError):
-    """A language model, lexicon or list of hotwords cannot be read or does not fit the vocabulary."""
+    """A language model, lexicon or list of hotwords cannot be read, or does not match the vocabulary."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on, for instance after several non-finite updates in a row."""
+    """Training cannot continue, for example after several non-finite updates in a row."""
 
 
 class UserErrors(UserError):
-    """Several errors found in one look, reported together.
+    """Several errors, reported together.
+
+    Args:
+        errors: At least one error.
+        shown: Maximum number of errors in the message. Default: 20.
 
     Example:
         >>> raise UserErrors([ConfigError("a", "unknown key"), ConfigError("b", "missing")])
@@ -79,7 +83,7 @@ class UserErrors(UserError):
 
 
 def raise_all(errors: Sequence[UserError]) -> None:
-    """Raise nothing for an empty list, the error itself for one, `UserErrors` for several."""
+    """Raise a list of errors: nothing if it is empty, the error itself if there is one, otherwise `UserErrors`."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -103,6 +107,6 @@ def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> 
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """A remedy for an unknown name: the nearest one, or all of them."""
+    """Remedy for an unknown name: the most similar known name, or all known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or 'none'}"

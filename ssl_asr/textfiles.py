@@ -1,4 +1,4 @@
-"""Files of text: gzipped or not, written whole or not at all; and names that are no files."""
+"""Text files: plain or gzipped, and written atomically; and names on the Hugging Face Hub."""
 
 import gzip
 import re
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-# What language models in files are called.
+# File name endings of language models.
 _FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
 
 
 def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
-    """A UTF-8 text file, gzipped where ``.gz`` is among its suffixes."""
+    """Open a UTF-8 text file. It is gzipped if one of its suffixes is ``.gz``."""
     if ".gz" not in path.suffixes:
         return path.open(mode, encoding="utf-8")
     opened: Any = gzip.open(path, mode, encoding="utf-8")  # noqa: SIM115
@@ -22,11 +22,13 @@ def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its name only once all is written; its folder is made.
+    """Open a text file for writing. The file gets its name at the end of the block, and only if there is no error.
+
+    The folder is created if it does not exist.
 
     Example:
         >>> with written_whole(Path("/tmp/ssl_asr_example/text.txt")) as file:
-        ...     _ = file.write("whole")
+        ...     _ = file.write("text")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -40,7 +42,7 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name may be one on the Hugging Face Hub, and is not that of a file.
+    """Whether a name can be a name on the Hugging Face Hub, and is not the name of a file.
 
     Example:
         >>> [is_hub_name(name) for name in ("gpt2", "openai-community/gpt2", "words.arpa", "models/a.arpa.gz")]

@@ -1,6 +1,6 @@
 """Read audio files as float32 mono waveforms at 16 kHz.
 
-soundfile reads WAV, FLAC, OGG (Vorbis and Opus) and MP3; torchaudio resamples.
+soundfile reads WAV, FLAC, OGG (Vorbis and Opus) and MP3. torchaudio resamples.
 """
 
 from collections.abc import Iterator
@@ -21,26 +21,26 @@ from ssl_asr.types import SAMPLE_RATE, Hertz, Seconds, Utterance
 Downmix = Literal["mean", "first", "refuse"]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
-# A header may round the length; more missing than this means the file was cut off.
+# Headers may round the duration. If more than this is missing, the file is truncated.
 DURATION_TOLERANCE_S: Seconds = 0.1
 
 
 @contextmanager
 def _open(utterance: Utterance) -> Iterator[soundfile.SoundFile]:
-    """The open file, its faults told apart: libsndfile itself says 'System error' to most."""
-    path, where = Path(utterance.audio_filepath), f"{utterance.id} ({utterance.where or 'no manifest'})"
+    """The open file. Distinguishes errors for which libsndfile reports only 'System error'."""
+    path, where = Path(utterance.audio_filepath), _where(utterance)
     if not path.is_file():
         raise AudioError(where, f"no such file: {path}", "check audio_filepath", "missing_file")
     if path.stat().st_size == 0:
-        raise AudioError(where, f"empty file (0 bytes): {path}", "fetch it again", "empty_file")
+        raise AudioError(where, f"empty file (0 bytes): {path}", "get the file again", "empty_file")
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
-        remedy = f"readable are {', '.join(AUDIO_SUFFIXES)}"
-        raise AudioError(where, f"not audio: {path}: {error}", remedy, "not_audio") from None
+        remedy = f"use one of {', '.join(AUDIO_SUFFIXES)}"
+        raise AudioError(where, f"not an audio file: {path}: {error}", remedy, "not_audio") from None
     with file:
         if file.frames == 0:
-            raise AudioError(where, f"no samples in {path}", "leave it out", "no_samples")
+            raise AudioError(where, f"no samples in {path}", "remove it from the manifest", "no_samples")
         yield file
 
 
@@ -49,27 +49,28 @@ def _missing_s(file: soundfile.SoundFile, utterance: Utterance) -> Seconds:
     return missing
 
 
-def _cut_off(utterance: Utterance, missing_s: Seconds) -> AudioError:
-    return AudioError(
-        f"{utterance.id} ({utterance.where or 'no manifest'})",
-        f"{utterance.audio_filepath} ends {missing_s:.2f} s before the manifest says",
-        "the file is cut off, or duration/offset are wrong",
-        "duration_mismatch",
-    )
+def _truncated(utterance: Utterance, missing_s: Seconds) -> AudioError:
+    what = f"{utterance.audio_filepath} ends {missing_s:.2f} s before the manifest says"
+    remedy = "get the file again if it is truncated, or correct 'duration' and 'offset'"
+    return AudioError(_where(utterance), what, remedy, "duration_mismatch")
+
+
+def _where(utterance: Utterance) -> str:
+    return f"{utterance.id} ({utterance.where or 'no manifest'})"
 
 
 def check_header(utterance: Utterance) -> None:
-    """Raise `AudioError` where the header alone shows that the audio cannot be what the manifest says."""
+    """Raise AudioError if the file cannot be opened, or if its header contradicts the manifest."""
     with _open(utterance) as file:
         if _missing_s(file, utterance) > DURATION_TOLERANCE_S:
-            raise _cut_off(utterance, _missing_s(file, utterance))
+            raise _truncated(utterance, _missing_s(file, utterance))
 
 
 def audio_duration_s(path: Path) -> Seconds:
-    """Seconds of audio in a file, from its header.
+    """Duration of an audio file in seconds, from its header.
 
     Raises:
-        AudioError: the file is missing, empty or not audio.
+        AudioError: The file does not exist, is empty or is not audio.
     """
     with _open(Utterance(id=path.name, audio_filepath=str(path), duration=0.0)) as file:
         seconds: float = file.frames / file.samplerate
@@ -77,18 +78,21 @@ def audio_duration_s(path: Path) -> Seconds:
 
 
 def read_waveform(utterance: Utterance, *, downmix: Downmix = "mean", speed: float = 1.0) -> Tensor:
-    """The utterance's samples, ``waveform_T`` float32 mono at 16 kHz.
+    """Samples of an utterance, float32 mono at 16 kHz.
 
     Args:
-        utterance: what to read; ``channel`` picks one channel, whatever ``downmix`` says.
-        downmix: several channels become their ``mean``, the ``first``, or an error (``refuse``).
-        speed: above 1 it is faster, shorter and higher, as if recorded at a rate so many times as high.
+        utterance: Its ``channel`` selects one channel and overrides ``downmix``.
+        downmix: What several channels become: their ``mean``, the ``first`` channel, or an error (``refuse``).
+        speed: Speed factor. Above 1, speech is faster, shorter and higher.
+
+    Returns:
+        ``waveform_T`` of shape (T,).
 
     Raises:
-        AudioError: the file is missing, empty, not audio, cut off, silent of samples or not finite, or has
-            channels that ``downmix`` refuses.
+        AudioError: The file does not exist, is empty, truncated or not audio, has samples that are not finite, or
+            has channels that ``downmix`` refuses.
     """
-    where = f"{utterance.id} ({utterance.where or 'no manifest'})"
+    where = _where(utterance)
     with _open(utterance) as file:
         rate = file.samplerate
         try:
@@ -97,18 +101,20 @@ def read_waveform(utterance: Utterance, *, downmix: Downmix = "mean", speed: flo
             samples_TC = file.read(wanted, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError) as error:
             what = f"cannot decode {utterance.audio_filepath}: {error}"
-            raise AudioError(where, what, "the file is damaged: fetch it again", "decode_error") from None
+            raise AudioError(where, what, "the file is damaged, get it again", "decode_error") from None
     missing_s = utterance.duration - len(samples_TC) / rate
     if missing_s > DURATION_TOLERANCE_S:
-        raise _cut_off(utterance, missing_s)
+        raise _truncated(utterance, missing_s)
     if len(samples_TC) == 0:
-        raise AudioError(where, f"no samples in {utterance.audio_filepath}", "leave it out", "no_samples")
+        raise AudioError(
+            where, f"no samples in {utterance.audio_filepath}", "remove it from the manifest", "no_samples"
+        )
     samples_T = _mono(samples_TC, utterance, downmix, where)
     if not np.isfinite(samples_T).all():
         what = f"NaN or infinite samples in {utterance.audio_filepath}"
-        raise AudioError(where, what, "make the file again", "non_finite")
+        raise AudioError(where, what, "export the file again", "non_finite")
     waveform_T = resample(torch.from_numpy(np.ascontiguousarray(samples_T)), rate)
-    # In two steps: the ratio of 44.1 kHz times a factor to 16 kHz would need filters of a hundred megabytes.
+    # Two steps, because one step from 44.1 kHz times the factor to 16 kHz would need filters of 100 MB.
     return resample(waveform_T, round(speed * SAMPLE_RATE))
 
 
@@ -117,7 +123,7 @@ def _mono(samples_TC: NDArray[np.float32], utterance: Utterance, downmix: Downmi
     if utterance.channel is not None:
         if utterance.channel >= channels:
             what = f"channel {utterance.channel} of {channels} in {utterance.audio_filepath}"
-            raise AudioError(where, what, "channels count from 0", "no_such_channel")
+            raise AudioError(where, what, "channels are numbered from 0", "no_such_channel")
         return samples_TC[:, utterance.channel]
     if channels == 1 or downmix == "first":
         return samples_TC[:, 0]
@@ -137,7 +143,7 @@ def _resampler(rate: Hertz) -> nn.Module:
 
 
 def resample(waveform_T: Tensor, rate: Hertz) -> Tensor:
-    """Samples at 16 kHz of those at another rate."""
+    """Resample a waveform from ``rate`` Hz to 16 kHz."""
     if rate == SAMPLE_RATE:
         return waveform_T
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Utterance to example: read the audio, spell the text. Padding happens in `collate` and nowhere else."""
+"""From utterances to examples, and from examples to padded batches."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,16 @@ from ssl_asr.types import Batch, Example, Skip, Tokenizer, Utterance
 
 
 class SpeechDataset(Dataset["Example | Skip"]):
-    """Examples of a sequence of utterances, read when asked for.
+    """Examples of utterances, read on access.
 
     Args:
-        utterances: a `Manifest` (packed, shared by workers) or any sequence.
-        tokenizer: spells the targets; None leaves them empty, for transcribing.
-        downmix: what to do with several channels.
-        skip_bad_audio: give a `Skip` for audio that cannot be read, instead of raising.
-        state_store: states that need no audio any more; those utterances come without samples.
-        speeds_N: how many times as fast each utterance is to be; None leaves all as they are.
+        utterances: A `Manifest` (its memory is shared by workers) or any other sequence.
+        tokenizer: Encodes the targets. None for transcription, which has no targets.
+        downmix: How several channels become one.
+        skip_bad_audio: Return a `Skip` for audio that cannot be read, instead of raising AudioError.
+        state_store: Cached encoder states. The audio of utterances in the store is not read, and their waveform is
+            empty. Default: None (read all audio).
+        speeds_N: float64, speed factor of each utterance. Default: None (all 1.0).
     """
 
     def __init__(
@@ -47,23 +48,27 @@ class SpeechDataset(Dataset["Example | Skip"]):
 
     def __getitem__(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
-        if self.state_store is not None and utterance.id in self.state_store:
-            waveform_T = torch.zeros(0)
-        else:
-            try:
-                speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
-                waveform_T = read_waveform(utterance, downmix=self.downmix, speed=speed)
-            except AudioError as error:
-                if not self.skip_bad_audio:
-                    raise
-                detail = str(error)
-                return Skip(utterance.id, utterance.where, error.reason, detail, utterance.duration)
+        try:
+            waveform_T = self._waveform(utterance, index)
+        except AudioError as error:
+            if not self.skip_bad_audio:
+                raise
+            return Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration)
         tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
         return Example(utterance, waveform_T, tokens)
 
+    def _waveform(self, utterance: Utterance, index: int) -> torch.Tensor:
+        if self.state_store is not None and utterance.id in self.state_store:
+            return torch.zeros(0)
+        speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
+        return read_waveform(utterance, downmix=self.downmix, speed=speed)
+
 
 def collate(items: Sequence[Example | Skip]) -> Batch:
-    """Put examples side by side, padded with zeros; skips travel along, so that they are counted and named."""
+    """Pad examples with zeros to a batch. This is the only place where padding is made.
+
+    Skips are passed on in the batch, so that the main process can count and name them.
+    """
     examples = [item for item in items if isinstance(item, Example)]
     lengths_B = torch.tensor([len(example.waveform_T) for example in examples], dtype=torch.int64)
     token_lengths_B = torch.tensor([len(example.tokens) for example in examples], dtype=torch.int64)

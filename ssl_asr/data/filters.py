@@ -1,4 +1,4 @@
-"""Which utterances a run can use, found out before it starts, with a reason for every other."""
+"""Filter the utterances of a manifest before a run, with a reason for each dropped utterance."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -16,12 +16,22 @@ from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
+# Threads that read audio headers.
+_HEADER_THREADS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model can take, and what the user asked for.
+    """Limits of the model and of the config on utterances.
 
-    ``ctc_frames`` maps samples to encoder frames where a CTC target must fit into them; None otherwise.
+    Attributes:
+        min_s, max_s: Minimum and maximum duration in seconds. None for no maximum.
+        max_s_why: Where ``max_s`` comes from, for messages.
+        max_tokens: Maximum number of target tokens, prompt included. None for no limit.
+        prompt_tokens: Number of tokens in front of the target.
+        ctc_frames: Number of encoder frames for a number of samples, if targets must fit the frames (CTC). None if
+            they need not.
+        allow_empty_text: Whether utterances with empty text are kept.
     """
 
     min_s: Seconds = 0.0
@@ -35,7 +45,14 @@ class Limits:
 
 @dataclass(slots=True)
 class Selection:
-    """A manifest's usable part, and the rest with reasons."""
+    """Result of filtering a manifest.
+
+    Attributes:
+        name: Name of the split.
+        manifest: All utterances.
+        kept: Usable utterances.
+        skips: Dropped utterances with reasons.
+    """
 
     name: str
     manifest: Manifest
@@ -44,7 +61,7 @@ class Selection:
 
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
-    """Frames a CTC path needs at least: one a label, and a blank between equal neighbours.
+    """Minimum number of frames of a CTC path: one for each label, and a blank between equal neighbors.
 
     Example:
         >>> ctc_frames_needed([5, 5, 6])
@@ -64,11 +81,11 @@ def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
 
 def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> Skip | None:
     if not utterance.text.strip() and not limits.allow_empty_text:
-        return _skip(utterance, "empty_text", "nothing to learn from")
+        return _skip(utterance, "empty_text", "the text is empty")
     tokens = tokenizer.encode(utterance)
     total = len(tokens) + limits.prompt_tokens
     if limits.max_tokens is not None and total > limits.max_tokens:
-        return _skip(utterance, "too_many_tokens", f"{total} tokens with the prompt > {limits.max_tokens}")
+        return _skip(utterance, "too_many_tokens", f"{total} tokens, prompt included > {limits.max_tokens}")
     if limits.ctc_frames is not None:
         frames = limits.ctc_frames(round(utterance.duration * SAMPLE_RATE))
         needed = ctc_frames_needed(tokens)
@@ -79,7 +96,13 @@ def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> S
 
 
 def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) -> Skip | None:
-    """Why an utterance is outside the limits of length or, where a tokenizer spells its target, of tokens."""
+    """The reason why an utterance exceeds the limits, or None.
+
+    Args:
+        utterance: The utterance.
+        limits: Limits on duration, tokens and frames.
+        tokenizer: Encodes the target. None checks the duration only.
+    """
     fault = _length_fault(utterance, limits)
     if fault is None and tokenizer is not None:
         fault = _text_fault(utterance, limits, tokenizer)
@@ -107,23 +130,22 @@ def select(
     check_audio: bool,
     progress: bool = True,
 ) -> Selection:
-    """Sort a manifest's utterances into usable and not.
+    """Filter the utterances of a manifest.
 
     Args:
-        name: the split, for the table.
-        manifest: what to sort.
-        limits: of length, tokens and frames.
-        tokenizer: spells the targets to be measured; None where text plays no part (evaluation, where the
-            reference may be anything).
-        check_audio: whether to open every file and compare its header with the manifest.
-        progress: whether to show a bar.
+        name: Name of the split.
+        manifest: All utterances.
+        limits: Limits on duration, tokens and frames.
+        tokenizer: Encodes the targets. None for evaluation, where any reference is allowed.
+        check_audio: Whether to open each file and compare its header with the manifest.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ManifestError: nothing is left, with the reasons.
+        ManifestError: No utterance is left.
     """
     kept: list[int] = []
     skips: list[Skip] = []
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
         faults = pool.map(_audio_fault, manifest) if check_audio else (None for _ in manifest)
         rows = zip(manifest, faults, strict=True)
         bar = track(rows, f"check {name}", total=len(manifest), transient=True, disable=not progress)
@@ -135,40 +157,45 @@ def select(
                 skips.append(fault)
     if not kept:
         counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
-        what = f"0 of {len(manifest)} utterances can be used: {counts}; first: {skips[0].detail}"
-        raise ManifestError(str(manifest.path), what, "mend the manifest or the limits under data")
+        what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
+        raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
     return Selection(name, manifest, manifest.select(np.asarray(kept)), skips)
 
 
 def check_skips(selection: Selection, max_skip_fraction: float) -> None:
-    """Refuse a split that lost too much.
+    """Check the number of dropped utterances of a split.
 
     Raises:
-        ManifestError: more than ``max_skip_fraction`` of its utterances were dropped.
+        ManifestError: More than ``max_skip_fraction`` of the utterances were dropped.
     """
     fraction = len(selection.skips) / len(selection.manifest)
     if fraction > max_skip_fraction:
         first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in selection.skips[:5])
         what = f"{len(selection.skips)} of {len(selection.manifest)} utterances dropped: {first}"
-        remedy = f"mend them, or raise data.max_skip_fraction (now {max_skip_fraction:g})"
+        remedy = f"correct them, or raise data.max_skip_fraction (now {max_skip_fraction:g})"
         raise ManifestError(str(selection.manifest.path), what, remedy)
 
 
 def print_selections(selections: Sequence[Selection], console: Console) -> None:
-    """Print what was kept and what was dropped, and why."""
+    """Print a table of kept and dropped utterances, with a row for each reason."""
     table = Table(title="Data", title_justify="left")
-    for column, right in (("split", False), ("utterances", True), ("hours", True), ("which", False)):
-        table.add_column(column, justify="right" if right else "left")
+    for column in ("split", "utterances", "hours", "kept or dropped"):
+        table.add_column(column, justify="right" if column in ("utterances", "hours") else "left")
     for selection in selections:
         hours = selection.kept.total_s / 3600
         table.add_row(
             selection.name, f"{len(selection.kept):,}", f"{hours:.2f}", f"kept of {len(selection.manifest):,}"
         )
-        by_reason: dict[str, list[Skip]] = defaultdict(list)
-        for skip in selection.skips:
-            by_reason[skip.reason].append(skip)
-        for reason, skips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        for reason, skips in _by_reason(selection.skips):
             names = ", ".join(skip.id for skip in skips[:3]) + (" …" if len(skips) > 3 else "")
             dropped = sum(skip.duration for skip in skips) / 3600
             table.add_row("", f"{len(skips):,}", f"{dropped:.2f}", f"dropped, {reason}: {names}")
     console.print(table)
+
+
+def _by_reason(skips: Sequence[Skip]) -> list[tuple[str, list[Skip]]]:
+    """Skips grouped by reason, the most frequent reason first."""
+    groups: dict[str, list[Skip]] = defaultdict(list)
+    for skip in skips:
+        groups[skip.reason].append(skip)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))

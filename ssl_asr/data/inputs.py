@@ -36,13 +36,15 @@ def _lines(stream: Iterable[str]) -> list[str]:
 
 
 def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
-    """The utterances of files, folders (searched to the bottom) and manifests (``.jsonl``, text not needed).
+    """Collect the utterances of audio files, folders (searched recursively) and manifests (``.jsonl``).
+
+    Manifests need no text. Inputs with the same id are taken once.
 
     Returns:
-        The manifest, and the files that cannot be read.
+        A manifest of all utterances, and the files that cannot be read.
 
     Raises:
-        ManifestError: an input does not exist or is of no known kind, or nothing is left.
+        ManifestError, UserErrors: An input does not exist, or no utterance is found.
     """
     rows: list[dict[str, Any]] = []
     skips: list[Skip] = []
@@ -51,7 +53,7 @@ def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
             if not files:
-                errors.append(ManifestError(str(path), "holds no audio", f"looked for {' '.join(AUDIO_SUFFIXES)}"))
+                errors.append(ManifestError(str(path), "has no audio files", f"supported: {' '.join(AUDIO_SUFFIXES)}"))
             for file in files:
                 _add(file, rows, skips)
         elif path.suffix == ".jsonl" and path.is_file():
@@ -63,7 +65,7 @@ def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
     raise_all(errors)
     if not rows:
         reasons = "; ".join(skip.detail for skip in skips[:5])
-        raise ManifestError("input", f"nothing can be read: {reasons}", "give audio files, folders or manifests")
+        raise ManifestError("input", f"no file can be read: {reasons}", "give audio files, folders or manifests")
     return pack_rows(_unique(rows), Path()), skips
 
 
@@ -92,6 +94,6 @@ def _manifest_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with every id once: the same input named twice is transcribed once."""
+    """Rows without duplicate ids, so that an input that is given twice is transcribed once."""
     by_id = {row["id"]: row for row in rows}
     return list(by_id.values())

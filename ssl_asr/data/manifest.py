@@ -1,13 +1,14 @@
-"""Read JSON Lines manifests, packed so that worker processes share the memory.
+"""JSON Lines manifests, kept in two arrays so that worker processes share the memory.
 
-A manifest is a superset of NeMo's: one JSON object a line with ``audio_filepath`` (relative to the manifest),
-``duration`` in seconds and ``text``; optionally ``id offset lang task channel weight``; any other key is kept
-in ``Utterance.tags``.
+The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest),
+``duration`` in seconds and ``text``. Optional keys: ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``.
+All other keys are kept in ``Utterance.tags``.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +25,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# field -> (is it right?, what it should be)
+# key -> (check of its value, what the value should be)
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "audio_filepath": (lambda v: isinstance(v, str) and v != "", "a path"),
     "duration": (lambda v: _is_number(v) and v > 0, "a positive number of seconds"),
@@ -42,21 +43,21 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestError]:
-    """Every mistake of one parsed line."""
+    """All errors of one parsed line."""
     if not isinstance(row, dict):
-        return [ManifestError(where, f"is a JSON {type(row).__name__}", "write one {…} object a line")]
+        return [ManifestError(where, f"is a JSON {type(row).__name__}", "write one JSON object per line")]
     errors = []
     required = ("audio_filepath", "duration", "text") if require_text else ("audio_filepath", "duration")
     for name, (is_right, expected) in _FIELDS.items():
         if row.get(name) is None:
             if name in required:
-                errors.append(ManifestError(where, f"lacks '{name}'", f"add {expected}"))
+                errors.append(ManifestError(where, f"has no '{name}'", f"add {expected}"))
         elif not is_right(row[name]):
-            errors.append(ManifestError(where, f"'{name}' is {row[name]!r}", f"it should be {expected}"))
+            errors.append(ManifestError(where, f"'{name}' is {row[name]!r}, expected {expected}"))
     return errors
 
 
-def _default_id(row: dict[str, Any]) -> str:
+def _default_id(row: Mapping[str, Any]) -> str:
     stem = Path(row["audio_filepath"]).with_suffix("").as_posix()
     offset = row.get("offset")
     return stem if offset is None else f"{stem}@{offset}"
@@ -79,17 +80,17 @@ def _utterance(row: dict[str, Any], where: str, folder: Path) -> Utterance:
 
 
 class Manifest(Sequence[Utterance]):
-    """The utterances of a manifest, held as one byte array and one offset array.
+    """Utterances of a manifest, stored as the bytes of the file and the offset of each line.
 
-    A list of dicts would be copied page by page into every worker process; two arrays are shared. A line is
-    parsed when it is asked for.
+    Worker processes share the arrays. A list of dicts would be copied into every worker, because reading it changes
+    reference counts. Lines are parsed on access.
 
     Args:
-        path: the file the lines came from; relative audio paths start at its folder.
-        data_N: the file's bytes (uint8).
-        starts_N: the byte where each kept line starts (int64).
-        lines_N: the 1-based number of each kept line (int64).
-        durations_N: seconds of each kept line (float64).
+        path: Path of the manifest. Relative audio paths start at its folder.
+        data_N: uint8, bytes of the file.
+        starts_N: int64, byte offset of each line.
+        lines_N: int64, number of each line, from 1.
+        durations_N: float64, duration of each line in seconds.
     """
 
     def __init__(
@@ -132,11 +133,11 @@ class Manifest(Sequence[Utterance]):
 
     @property
     def total_s(self) -> Seconds:
-        """Seconds of speech in all."""
+        """Sum of the durations, in seconds."""
         return float(self.durations_N.sum())
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Manifest":
-        """The manifest with only these rows, sharing the bytes."""
+        """Manifest with the utterances at ``indices``. The bytes are shared."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Manifest(
             path=self.path,
@@ -148,7 +149,7 @@ class Manifest(Sequence[Utterance]):
 
 
 def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
-    """A manifest of rows that come from no file; relative audio paths start at ``folder``."""
+    """Manifest of rows that do not come from a file. Relative audio paths start at ``folder``."""
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     starts = np.cumsum([0, *map(len, lines)])[:-1]
     return Manifest(
@@ -161,70 +162,95 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
 
 
 def read_manifest(path: str | Path, *, require_text: bool = True, only: Mapping[str, Any] | None = None) -> Manifest:
-    """Read a manifest whole, reporting every bad line.
+    """Read a manifest and check every line.
 
     Args:
-        path: a JSON Lines file in UTF-8; blank lines are passed over.
-        require_text: whether a line without ``text`` is wrong (it is, but for transcribing).
-        only: keys and the values that lines must have to be taken; ids need be unique among those only.
+        path: A JSON Lines file in UTF-8. Blank lines are ignored.
+        require_text: Whether ``text`` is mandatory. Transcription does not need it.
+        only: Keys and values. Lines with other values are left out, and their ids do not count as duplicates.
+            Default: None (all lines).
 
     Raises:
-        ManifestError: the file is missing or empty, or lines are wrong: all of them, each as ``file:line``,
-            duplicate ids included.
-        ConfigError: no line has the values of ``only``.
+        ManifestError: The file does not exist or has no utterance.
+        ManifestError, UserErrors: Lines are invalid or have duplicate ids. Lists all errors, with ``file:line``.
+        ConfigError: No line has the values of ``only``.
     """
-    wanted = {key: str(value) for key, value in (only or {}).items()}
-    path = Path(path)
+    path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
     if not path.is_file():
         raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
     data = path.read_bytes()
-    starts: list[int] = []
-    lines: list[int] = []
-    durations: list[float] = []
+    index = _LineIndex(path)
     errors: list[ManifestError] = []
-    first_line_of: dict[str, int] = {}
-    start = passed_over = 0
+    left_out = 0
+    for number, start, line in _lines(data):
+        row, invalid = _parse(line, f"{path}:{number}", require_text=require_text)
+        if invalid:
+            errors += invalid
+        elif not _has(row, wanted):
+            left_out += 1
+        else:
+            errors += index.add(row, number, start)
+    raise_all(errors)
+    if not index.starts and left_out > 0:
+        raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
+    if not index.starts:
+        raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
+    return index.manifest(data)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), byte offset and content of each line that is not blank."""
+    start = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
-            row, found = _parse(line, f"{path}:{number}", require_text=require_text)
-            if not found and any(str(row.get(key)) != value for key, value in wanted.items()):
-                passed_over += 1
-            elif not found:
-                identity = row.get("id") or _default_id(row)
-                if identity in first_line_of:
-                    found = [
-                        ManifestError(
-                            f"{path}:{number}",
-                            f"id '{identity}' is already at {path}:{first_line_of[identity]}",
-                            "ids name utterances in every report, so each must be its own",
-                        )
-                    ]
-                first_line_of.setdefault(identity, number)
-                starts.append(start)
-                lines.append(number)
-                durations.append(float(row["duration"]))
-            errors += found
+            yield number, start, line
         start += len(line) + 1
-    raise_all(errors)
-    if not starts and passed_over:
-        raise ConfigError("only", f"no line of {path} has {wanted}", "check the manifest's keys")
-    if not starts:
-        raise ManifestError(str(path), "holds no utterance", "write one JSON object a line")
-    return Manifest(
-        path=path,
-        data_N=np.frombuffer(data, dtype=np.uint8),
-        starts_N=np.asarray(starts, dtype=np.int64),
-        lines_N=np.asarray(lines, dtype=np.int64),
-        durations_N=np.asarray(durations, dtype=np.float64),
-    )
 
 
 def _parse(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, Any], list[ManifestError]]:
+    """The JSON object of a line, and all its errors."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         return {}, [ManifestError(where, f"is not UTF-8 (byte {error.start})", "save the file as UTF-8")]
     except json.JSONDecodeError as error:
-        remedy = "write one JSON object a line"
+        remedy = "write one JSON object per line"
         return {}, [ManifestError(where, f"is not valid JSON: {error.msg} at column {error.colno}", remedy)]
     return row, _check_row(row, where, require_text=require_text)
+
+
+def _has(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    return all(str(row.get(key)) == value for key, value in wanted.items())
+
+
+@dataclass(slots=True)
+class _LineIndex:
+    """Offsets, numbers and durations of the lines that a manifest keeps."""
+
+    path: Path
+    starts: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    line_of_id: dict[str, int] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any], number: int, start: int) -> list[ManifestError]:
+        """Add a line. Returns an error if its id is a duplicate."""
+        utterance_id = row.get("id") or _default_id(row)
+        first = self.line_of_id.setdefault(utterance_id, number)
+        self.starts.append(start)
+        self.numbers.append(number)
+        self.durations.append(float(row["duration"]))
+        if first == number:
+            return []
+        what = f"id '{utterance_id}' is already used at {self.path}:{first}"
+        return [ManifestError(f"{self.path}:{number}", what, "give each utterance an id of its own")]
+
+    def manifest(self, data: bytes) -> Manifest:
+        """The manifest of all added lines."""
+        return Manifest(
+            path=self.path,
+            data_N=np.frombuffer(data, dtype=np.uint8),
+            starts_N=np.asarray(self.starts, dtype=np.int64),
+            lines_N=np.asarray(self.numbers, dtype=np.int64),
+            durations_N=np.asarray(self.durations, dtype=np.float64),
+        )

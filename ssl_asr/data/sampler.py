@@ -1,4 +1,4 @@
-"""Batches of similar length under a budget in seconds, as a pure function of seed, epoch and rank."""
+"""Batches of similar length within a budget in seconds. A pure function of seed, epoch and rank."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,10 +9,10 @@ from torch.utils.data import Sampler
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import Seconds
 
-# Utterances are sorted within windows of about this many batches: wide enough for little padding, narrow
-# enough that every epoch has other batches.
+# Utterances are sorted by length within windows of about this many batches. Wide windows have little padding, narrow
+# windows give different batches in each epoch.
 WINDOW_BATCHES = 250
-# Half the range, as a share of the length, by which lengths are blurred before sorting.
+# Lengths are multiplied by a random factor in [1 - JITTER, 1 + JITTER] before sorting.
 JITTER = 0.04
 
 
@@ -25,12 +25,27 @@ def plan_epoch(
     epoch: int,
     world_size: int = 1,
 ) -> list[list[int]]:
-    """The batches of one epoch, a multiple of ``world_size``, every utterance in exactly one.
+    """Batches of one epoch. Each utterance is in exactly one batch.
 
-    A batch costs its count times its longest utterance (what is computed, padding included) and stays within
-    ``max_batch_s``; an utterance longer than that is a batch of its own. Consecutive groups of ``world_size``
-    batches are of similar cost, so ranks wait little for each other. Where the batches do not divide evenly,
-    the largest are halved; none is dropped and none given twice.
+        permute -> windows -> sort each by jittered length -> cut by budget -> group by rank -> shuffle groups
+
+    The cost of a batch is its size times its longest utterance, which includes the padding. It is at most
+    ``max_batch_s``, except for a single utterance that is longer. The number of batches is a multiple of
+    ``world_size``: the largest batches are halved until it is. Each group of ``world_size`` consecutive batches has
+    similar costs, so ranks wait little for each other.
+
+    Args:
+        durations_N: float64, duration of each utterance in seconds.
+        max_batch_s: Maximum cost of a batch, in seconds.
+        max_batch_size: Maximum number of utterances in a batch. None for no limit.
+        seed, epoch: Equal pairs give equal batches.
+        world_size: Number of ranks.
+
+    Returns:
+        Indices of the utterances of each batch. Rank r takes every ``world_size``-th batch, from the r-th.
+
+    Raises:
+        ConfigError: There are fewer utterances than ranks.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(durations_N))
@@ -42,7 +57,7 @@ def plan_epoch(
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
-        # Sorted by a length that is a little off, an epoch that fits one window has other batches as well.
+        # Without jitter, all epochs of a corpus that fits one window would have the same batches.
         jittered_N = durations_N[part] * rng.uniform(1 - JITTER, 1 + JITTER, len(part))
         from_longest = part[np.argsort(-jittered_N, kind="stable")]
         batches += _cut(from_longest, durations_N, max_batch_s, max_batch_size)
@@ -59,7 +74,7 @@ def _cut(
     max_batch_s: Seconds,
     max_batch_size: int | None,
 ) -> list[list[int]]:
-    """Cut utterances, in this order, into batches as large as the budget lets them be."""
+    """Cut a sequence of utterances into batches, each as large as the limits allow."""
     batches: list[list[int]] = [[]]
     longest_s = 0.0
     for index, duration_s in zip(order.tolist(), durations_N[order].tolist(), strict=True):
@@ -78,7 +93,7 @@ def _halve_until_divisible(batches: list[list[int]], world_size: int) -> None:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[largest]
         if len(batch) < 2:
-            what = f"{sum(map(len, batches))} utterances cannot be shared by {world_size} ranks"
+            what = f"has {sum(map(len, batches))} utterances for {world_size} ranks"
             raise ConfigError("data.train", what, "use fewer devices or more data")
         middle = len(batch) // 2
         batches[largest] = batch[:middle]
@@ -86,15 +101,15 @@ def _halve_until_divisible(batches: list[list[int]], world_size: int) -> None:
 
 
 class TrainBatchSampler(Sampler[list[int]]):
-    """This rank's batches of one epoch.
+    """Batches of one rank in one epoch, see `plan_epoch`.
 
     Args:
-        durations_N: seconds of each utterance.
-        max_batch_s: the most seconds a batch may hold, padding included.
-        max_batch_size: the most utterances a batch may hold; None for no limit.
-        seed, epoch: the same pair always gives the same batches.
-        rank, world_size: which share of them.
-        start: batches of this rank to leave out at the front, to resume within an epoch.
+        durations_N: float64, duration of each utterance in seconds.
+        max_batch_s: Maximum cost of a batch in seconds, padding included.
+        max_batch_size: Maximum number of utterances in a batch. Default: None (no limit).
+        seed, epoch: Equal pairs give equal batches.
+        rank, world_size: Rank of this process and number of ranks.
+        start: Number of batches of this rank to skip, to resume within an epoch.
     """
 
     def __init__(
@@ -129,10 +144,16 @@ class TrainBatchSampler(Sampler[list[int]]):
 
 
 class EvalBatchSampler(Sampler[list[int]]):
-    """Every utterance once, longest first, ``world_size`` ranks sharing the batches.
+    """Batches of one rank for evaluation. Each utterance is in exactly one batch of one rank.
 
-    The longest batch comes first, so too little memory shows at once; ranks may have unequal numbers of
-    batches, because nothing is repeated to even them out.
+    The longest utterances come first, so running out of memory shows in the first batch. Ranks can have different
+    numbers of batches, because no utterance is repeated.
+
+    Args:
+        durations_N: float64, duration of each utterance in seconds.
+        max_batch_s: Maximum cost of a batch in seconds, padding included.
+        max_batch_size: Maximum number of utterances in a batch. Default: None (no limit).
+        rank, world_size: Rank of this process and number of ranks.
     """
 
     def __init__(
@@ -161,7 +182,12 @@ class EvalBatchSampler(Sampler[list[int]]):
 def batching_report(
     batches: Sequence[Sequence[int]], durations_N: NDArray[np.float64], max_batch_s: Seconds
 ) -> tuple[float, float]:
-    """``(fill, padding)``: the share of the budget that batches cost, and the share of that cost that is padding."""
+    """How well batches use the budget.
+
+    Returns:
+        ``(fill, padding)``: mean cost of a batch as a fraction of ``max_batch_s``, and padding as a fraction of the
+        cost of all batches.
+    """
     cost_s = np.array([len(batch) * durations_N[list(batch)].max() for batch in batches])
     speech_s = sum(float(durations_N[list(batch)].sum()) for batch in batches)
     return float(np.mean(cost_s / max_batch_s)), float(1.0 - speech_s / cost_s.sum())

@@ -1,4 +1,4 @@
-"""Sentences of manifests and text files, to make language models from."""
+"""Sentences from manifests and text files, as training text of language models."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,19 +11,25 @@ from ssl_asr.types import Utterance
 
 
 def check_sources(paths: Sequence[Path], key: str) -> None:
-    """Refuse files that are not there, all at once.
+    """Check that all files exist.
+
+    Args:
+        paths: Manifests and text files.
+        key: Config key for the error message.
 
     Raises:
-        ManifestError: one is not.
+        ManifestError, UserErrors: Files are missing. Lists all of them.
     """
     raise_all([ManifestError(str(path), "no such file", f"check {key}") for path in paths if not path.is_file()])
 
 
 def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Utterance]:
-    """The normalised texts of manifests (``.jsonl``) and of text files, a sentence a line; empty ones are left out.
+    """Normalized texts of manifests (``.jsonl``) and of text files with one sentence per line.
+
+    Empty texts are left out.
 
     Raises:
-        ManifestError: a file is not what its name says.
+        ManifestError: A manifest is invalid, or a text file is not UTF-8.
     """
     normalize = get_normalizer(normalizer, key="normalizer")
     for path in paths:
@@ -42,4 +48,5 @@ def _utterances(path: Path) -> Iterator[Utterance]:
             for number, line in enumerate(lines, start=1):
                 yield Utterance(f"{path}:{number}", "", 0.0, text=line.strip())
     except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise ManifestError(str(path), f"is no text: {error}", "UTF-8 text with a sentence on each line") from None
+        remedy = "give UTF-8 text with one sentence per line"
+        raise ManifestError(str(path), f"is not a text file: {error}", remedy) from None

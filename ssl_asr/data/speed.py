@@ -1,4 +1,4 @@
-"""Changes to the audio of training: speed perturbation (Ko et al., Interspeech 2015, "Audio augmentation")."""
+"""Speed perturbation of training audio (Ko et al., Interspeech 2015, "Audio augmentation for speech recognition")."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,17 +11,17 @@ from ssl_asr.types import Tokenizer, Utterance
 
 
 class SpeedPerturbation:
-    """A factor for each utterance in each epoch: above 1 it is faster, shorter and higher.
+    """A random speed factor for each utterance and epoch. A factor above 1 makes speech faster, shorter and higher.
 
-    A factor under which an utterance would no longer be within the limits (30 s, frames for its labels) is
-    never drawn for it; where none is left, it stays as it is.
+    A factor is never drawn for an utterance that would exceed the limits with it (maximum duration, CTC frames for
+    its labels). If no factor is within the limits, the utterance keeps its speed.
 
     Args:
-        factors: what is drawn from, each as likely as any other.
-        utterances: those of the training split, each within the limits as it is.
-        limits: what the model can take.
-        tokenizer: spells targets, which have to fit into the frames.
-        seed: the same seed and epoch always draw the same.
+        factors: Factors with equal probability.
+        utterances: Training utterances, all within the limits at their own speed.
+        limits: Limits of the model.
+        tokenizer: Encodes the targets, which must fit the frames. None for no targets.
+        seed: Seed of the draws. Equal seed and epoch give equal factors.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class SpeedPerturbation:
         seed: int,
     ) -> None:
         self._factors_K = np.asarray(factors, dtype=np.float64)
-        self._fits_NK = np.array(
+        self._allowed_NK = np.array(
             [
-                [_fits(utterance, factor, limits, tokenizer) for factor in self._factors_K.tolist()]
+                [_is_within_limits(utterance, factor, limits, tokenizer) for factor in self._factors_K.tolist()]
                 for utterance in utterances
             ]
         )
         self._seed = seed
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
-        """``factors_N``: by how much each utterance is faster in this epoch."""
+        """Speed factor of each utterance in an epoch, float64 of shape (N,)."""
         rng = np.random.default_rng([self._seed, epoch, 1])
-        counts_N = self._fits_NK.sum(axis=1)
+        counts_N = self._allowed_NK.sum(axis=1)
         nth_N = (rng.random(len(counts_N)) * counts_N).astype(np.int64)
-        fitting_first_NK = np.argsort(~self._fits_NK, axis=1, kind="stable")
-        drawn_N = self._factors_K[fitting_first_NK[np.arange(len(counts_N)), nth_N]]
+        allowed_first_NK = np.argsort(~self._allowed_NK, axis=1, kind="stable")
+        drawn_N = self._factors_K[allowed_first_NK[np.arange(len(counts_N)), nth_N]]
         factors_N: NDArray[np.float64] = np.where(counts_N > 0, drawn_N, 1.0)
         return factors_N
 
 
-def _fits(utterance: Utterance, factor: float, limits: Limits, tokenizer: Tokenizer | None) -> bool:
+def _is_within_limits(utterance: Utterance, factor: float, limits: Limits, tokenizer: Tokenizer | None) -> bool:
     changed = replace(utterance, duration=utterance.duration / factor)
     return fault_of(changed, limits, tokenizer) is None

@@ -1,4 +1,4 @@
-"""States of utterances on disk: safetensors shards and an index that grows as they are made."""
+"""Encoder states on disk: safetensors shards, and an index that grows with them."""
 
 import hashlib
 import json
@@ -22,9 +22,10 @@ _SHARD_BYTES = 256 << 20
 
 
 def audio_key(utterance: Utterance) -> str:
-    """What an utterance's audio is known by: it is the same after a folder moved, another after an edit.
+    """Key of the audio of an utterance: name and size of the file, offset, duration and channel.
 
-    The file's name and size, offset, duration and channel; not the text, of which states do not depend.
+    The key stays equal if the folder moves, and changes if the audio is edited. The text is not part of it, because
+    encoder states do not depend on it.
     """
     path = Path(utterance.audio_filepath)
     size = path.stat().st_size if path.is_file() else None
@@ -33,9 +34,13 @@ def audio_key(utterance: Utterance) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the index: which audio, where its states are, and how many frames of speech they begin with.
+    """A line of the index.
 
-    Frames of silence may follow those of speech.
+    Attributes:
+        id: Utterance id.
+        audio: Result of `audio_key`.
+        shard: Name of the file with the states.
+        frames: Number of frames of speech. Frames of silence may follow them.
     """
 
     id: str
@@ -45,20 +50,22 @@ class Entry:
 
 
 class StateStore:
-    """A folder of states, float32 or float16, written once and read by id.
+    """A folder of encoder states, float32 or float16, written once and read by utterance id.
 
-    ``origin.json`` says what they are states of; ``index-R.jsonl`` has a line for each utterance that process
-    ``R`` wrote and ``states-R-NNNNN.safetensors`` its tensors, ``(layers, frames, features)`` by id. A line is
-    written after its shard is whole, so that a crash loses the last shard at most and the rest stays.
+        origin.json                    the model, layers and settings that the states come from
+        index-R.jsonl                  a line for each utterance that rank R wrote
+        states-R-NNNNN.safetensors     shards of rank R: tensors (layers, frames, features) by utterance id
+
+    Lines are written after their shard is complete, so a crash loses at most one shard.
 
     Args:
-        folder: made where there is none.
-        origin: plain data; a folder of another origin is refused. None reads whatever there is.
-        rank: of the writing process.
-        shard_bytes: a shard is closed once it has so many.
+        folder: Created if it does not exist.
+        origin: Plain data for ``origin.json``. A folder with another origin is refused. Default: None (any origin).
+        rank: Rank of the writing process.
+        shard_bytes: Size in bytes at which a shard is closed.
 
     Raises:
-        CheckpointError: the folder holds states of something else, or cannot be read.
+        CheckpointError: The folder has another origin, or ``origin`` is None and the folder has no states.
     """
 
     def __init__(
@@ -68,14 +75,16 @@ class StateStore:
         self._entries: dict[str, Entry] = {}
         self._waiting: dict[str, tuple[Entry, Tensor]] = {}
         self._waiting_bytes = 0
-        self.origin = self._agree(origin)
+        self.origin = self._check_origin(origin)
         self.refresh()
 
-    def _agree(self, origin: dict[str, Any] | None) -> dict[str, Any]:
+    def _check_origin(self, origin: dict[str, Any] | None) -> dict[str, Any]:
         path = self.folder / "origin.json"
         if not path.is_file():
             if origin is None:
-                raise CheckpointError(str(self.folder), "holds no states (no origin.json)", "write some with extract")
+                raise CheckpointError(
+                    str(self.folder), "has no states (no origin.json)", "write states with ssl-asr extract"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".origin.{os.getpid()}.partial")
             partial.write_text(json.dumps({"format": FORMAT, **origin}, indent=1) + "\n", encoding="utf-8")
@@ -85,51 +94,57 @@ class StateStore:
         wanted = found if origin is None else json.loads(json.dumps({"format": FORMAT, **origin}))
         differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         if differing:
-            shown = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
-            raise CheckpointError(str(self.folder), f"holds states of something else ({shown})", "use another folder")
+            shown = "; ".join(f"{key} is {found.get(key)!r}, expected {wanted.get(key)!r}" for key in differing)
+            raise CheckpointError(str(self.folder), f"has states with another origin ({shown})", "use another folder")
         return found
 
     def refresh(self) -> None:
-        """Read what every process has written so far."""
+        """Read the index lines that all ranks have written so far."""
         for path in sorted(self.folder.glob("index-*.jsonl")):
             text = path.read_text(encoding="utf-8")
-            # A crash may leave half a line at the end.
+            # A crash may leave an incomplete last line.
             for line in text[: text.rfind("\n") + 1].splitlines():
                 entry = Entry(**json.loads(line))
                 self._entries[entry.id] = entry
 
     def __contains__(self, utterance_id: str) -> bool:
-        """Whether the utterance's states are here, on disk or about to be."""
+        """Whether the store has states of the utterance, on disk or waiting to be written."""
         return utterance_id in self._entries or utterance_id in self._waiting
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._waiting)
 
     def totals(self) -> tuple[int, int]:
-        """Utterances on disk, and their frames of speech."""
+        """Number of utterances on disk, and number of their frames of speech."""
         return len(self._entries), sum(entry.frames for entry in self._entries.values())
 
     def gigabytes(self) -> float:
-        """The size of the shards."""
+        """Size of all shards, in GB."""
         return sum(path.stat().st_size for path in self.folder.glob("states-*.safetensors")) / 1e9
 
     def check(self, utterances: Iterable[Utterance]) -> None:
-        """Compare the audio of those that are here with what it was when their states were made.
+        """Check that the audio of utterances in the store has not changed since their states were computed.
 
         Raises:
-            CheckpointError: one has other audio now.
+            CheckpointError: The audio of an utterance has changed.
         """
         for utterance in utterances:
             entry = self._entries.get(utterance.id)
             if entry is not None and entry.audio != audio_key(utterance):
-                what = f"'{utterance.id}' ({utterance.where}) had other audio when its states were made"
-                raise CheckpointError(str(self.folder), what, "use another folder, or remove this one")
+                what = f"the audio of '{utterance.id}' ({utterance.where}) has changed since its states were computed"
+                raise CheckpointError(str(self.folder), what, "use another folder, or delete this one")
 
     def put(self, utterance: Utterance, states_LFD: Tensor, frames: int) -> None:
-        """Keep an utterance's states, without padding; on disk with the shard they are in."""
+        """Add the states of an utterance. They are written to disk when their shard is full.
+
+        Args:
+            utterance: An utterance that is already in the store is ignored.
+            states_LFD: Its states without padding.
+            frames: Number of frames of speech.
+        """
         if utterance.id in self:
             return
-        # A copy: a slice would keep the whole batch alive, and safetensors refuses tensors that share memory.
+        # Copy: a slice would keep the whole batch in memory, and safetensors refuses tensors that share memory.
         states_LFD = states_LFD.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         entry = Entry(utterance.id, audio_key(utterance), self._next_shard(), frames)
         self._waiting[utterance.id] = (entry, states_LFD)
@@ -143,7 +158,7 @@ class StateStore:
         return f"{own}{len(used):05d}.safetensors"
 
     def flush(self) -> None:
-        """Write what waits: the shard whole, then its lines."""
+        """Write all waiting states: first the shard, then its index lines."""
         if not self._waiting:
             return
         path = self.folder / self._next_shard()
@@ -165,10 +180,10 @@ class StateStore:
         self._waiting, self._waiting_bytes = {}, 0
 
     def __getitem__(self, utterance_id: str) -> tuple[Tensor, int]:
-        """States ``(layers, frames, features)`` of an utterance, and its frames of speech.
+        """States of shape (layers, frames, features), and the number of frames of speech.
 
         Raises:
-            KeyError: there are none.
+            KeyError: The store has no states of the utterance.
         """
         if utterance_id in self._waiting:
             entry, states_LFD = self._waiting[utterance_id]
@@ -178,19 +193,19 @@ class StateStore:
         return states_LFD, entry.frames
 
     def __iter__(self) -> Iterator[str]:
-        """Ids of the utterances whose states are here."""
+        """Ids of all utterances in the store."""
         yield from self._entries
         yield from self._waiting
 
 
 @lru_cache(maxsize=64)
 def _opened(shard: Path) -> Any:
-    # Opened once: reading the header of a shard costs more than reading an utterance from it.
+    # Cached, because reading the header of a shard takes longer than reading one utterance.
     return safe_open(shard, framework="pt", device="cpu")
 
 
 def _end_last_line(index: Path) -> None:
-    """Drop half a line that a crash left at the end, so that the next one begins at a line's start."""
+    """Remove an incomplete last line, which a crash may have left."""
     if index.is_file():
         content = index.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -200,7 +215,7 @@ def _end_last_line(index: Path) -> None:
 
 
 def state_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Sha256 over names and values, so that other weights are known for others."""
+    """SHA-256 over names and values of tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors):
         digest.update(name.encode())

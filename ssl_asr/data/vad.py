@@ -1,4 +1,4 @@
-"""Where there is speech in a recording, by Silero's voice activity detector, in flat memory."""
+"""Voice activity detection with Silero VAD, in constant memory."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +11,10 @@ from ssl_asr.data.audio import read_waveform
 from ssl_asr.errors import missing_extra
 from ssl_asr.types import SAMPLE_RATE, Seconds, Utterance
 
-# Samples looked at at a time.
+# Audio in memory at a time.
 _BLOCK_S: Seconds = 300.0
-# Speech that goes on over the end of a block is one stretch.
-_JOINED_S: Seconds = 0.1
+# Spans with a shorter pause between them are merged, so that a block edge does not split a span.
+_MIN_PAUSE_S: Seconds = 0.1
 
 
 @lru_cache(maxsize=1)
@@ -29,15 +29,16 @@ def _detector() -> Any:
 def speech_spans(
     utterance: Utterance, *, longest_s: Seconds, whole_T: Tensor | None = None
 ) -> list[tuple[Seconds, Seconds]]:
-    """Beginnings and ends of speech, in seconds from the utterance's own beginning, none longer than ``longest_s``.
+    """Spans of speech as ``(start, end)``, in seconds from the start of the utterance.
 
     Args:
-        utterance: what to listen to.
-        longest_s: speech that goes on for longer is parted where it is quietest.
-        whole_T: its samples, where they are at hand.
+        utterance: The recording.
+        longest_s: Maximum length of a span, in seconds. Longer speech is split at its longest pause.
+        whole_T: float32, samples of the utterance at 16 kHz. Default: None (read them block by block).
 
     Raises:
-        AudioError: it cannot be read.
+        AudioError: The audio cannot be read.
+        ConfigError: silero-vad is not installed.
     """
     detector = _detector()
     from silero_vad import get_speech_timestamps
@@ -49,7 +50,7 @@ def speech_spans(
         )
         for one in found:
             start, end = (start_s + one[key] / SAMPLE_RATE for key in ("start", "end"))
-            if spans and start - spans[-1][1] < _JOINED_S and end - spans[-1][0] <= longest_s:
+            if spans and start - spans[-1][1] < _MIN_PAUSE_S and end - spans[-1][0] <= longest_s:
                 start = spans.pop()[0]
             spans.append((start, end))
     return spans
@@ -68,16 +69,16 @@ def _blocks(utterance: Utterance, whole_T: Tensor | None) -> Iterator[tuple[Seco
 
 
 def packed(spans: list[tuple[Seconds, Seconds]], *, longest_s: Seconds) -> list[tuple[Seconds, Seconds]]:
-    """Neighbouring spans joined, the silence between them included, as far as they fit into ``longest_s``.
+    """Merge neighboring spans, with the pauses between them, into spans of at most ``longest_s`` seconds.
 
     Example:
         >>> packed([(0.0, 2.0), (3.0, 9.0), (12.0, 13.0)], longest_s=10.0)
         [(0.0, 9.0), (12.0, 13.0)]
     """
-    joined: list[tuple[Seconds, Seconds]] = []
+    merged: list[tuple[Seconds, Seconds]] = []
     for start, end in spans:
-        if joined and end - joined[-1][0] <= longest_s:
-            joined[-1] = (joined[-1][0], end)
+        if merged and end - merged[-1][0] <= longest_s:
+            merged[-1] = (merged[-1][0], end)
         else:
-            joined.append((start, end))
-    return joined
+            merged.append((start, end))
+    return merged

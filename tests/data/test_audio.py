@@ -27,12 +27,12 @@ def utterance(path, duration=1.0, **more):
         ("a.mp3", {"format": "MP3"}, 0.2),
     ],
 )
-def test_reads_every_format(tmp_path, name, options, tolerance):
+def test_supported_formats_are_read(tmp_path, name, options, tolerance):
     soundfile.write(tmp_path / name, TONE, RATE, **options)
     waveform = read_waveform(utterance(tmp_path / name))
     assert waveform.dtype == torch.float32
     assert len(waveform) == RATE
-    # Lossy codecs are compared in level; the others sample for sample.
+    # Lossy codecs are compared by level, all other codecs sample by sample.
     if tolerance < 0.1:
         assert (waveform - torch.from_numpy(TONE)).abs().max() <= tolerance
     else:
@@ -47,14 +47,14 @@ def test_resampling_equals_torchaudio(tmp_path, rate):
     torch.testing.assert_close(read_waveform(utterance(tmp_path / "a.wav")), expected)
 
 
-def test_offset_and_duration_cut_exactly(tmp_path):
+def test_offset_and_duration_select_exact_samples(tmp_path):
     ramp = np.arange(2 * RATE, dtype=np.float32) / (2 * RATE)
     soundfile.write(tmp_path / "a.wav", ramp, RATE, subtype="FLOAT")
     piece = read_waveform(utterance(tmp_path / "a.wav", duration=0.5, offset=0.25))
     np.testing.assert_array_equal(piece.numpy(), ramp[RATE // 4 : RATE // 4 + RATE // 2])
 
 
-def test_channels(tmp_path):
+def test_channels_are_mixed_selected_or_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([TONE, -0.5 * TONE], 1), RATE, subtype="FLOAT")
     tone = torch.from_numpy(TONE)
     one = utterance(tmp_path / "a.wav")
@@ -104,7 +104,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_a_fault_names_utterance_manifest_line_and_reason(tmp_path, reason):
+def test_error_names_utterance_manifest_line_and_reason(tmp_path, reason):
     path = tmp_path / "a.wav"
     FAULTS[reason](path)
     with pytest.raises(AudioError) as caught:
@@ -117,7 +117,7 @@ def test_a_fault_names_utterance_manifest_line_and_reason(tmp_path, reason):
             check_header(utterance(path))
 
 
-def test_a_flac_cut_in_the_middle_is_found_when_it_is_decoded(tmp_path):
+def test_truncated_flac_is_detected_when_decoded(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 4 * RATE), RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -126,6 +126,6 @@ def test_a_flac_cut_in_the_middle_is_found_when_it_is_decoded(tmp_path):
     assert caught.value.reason in ("decode_error", "duration_mismatch")
 
 
-def test_duration_from_the_header(tmp_path):
+def test_duration_is_read_from_header(tmp_path):
     soundfile.write(tmp_path / "a.flac", TONE, 8000)
     assert audio_duration_s(tmp_path / "a.flac") == 2.0

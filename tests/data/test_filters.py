@@ -34,7 +34,7 @@ LIMITS = Limits(min_s=0.1, max_s=30.0, max_s_why="Whisper's window", max_tokens=
 TOKENIZER = CharTokenizer(characters=" ab", normalizer="none")
 
 
-def test_every_reason_is_found_and_named(manifest):
+def test_each_reason_is_detected_and_named(manifest):
     selection = select("train", manifest, LIMITS, tokenizer=TOKENIZER, check_audio=True, progress=False)
     assert [u.id for u in selection.kept] == ["good"]
     assert {skip.id: skip.reason for skip in selection.skips} == {
@@ -67,13 +67,13 @@ def test_evaluation_keeps_references_of_any_length(manifest):
     assert {skip.id for skip in selection.skips} == {"long"}
 
 
-def test_nothing_left_is_an_error_with_the_reasons(manifest):
-    with pytest.raises(ManifestError, match=r"0 of 9 utterances can be used: too_long 9"):
+def test_error_lists_reasons_if_nothing_is_left(manifest):
+    with pytest.raises(ManifestError, match=r"0 of 9 utterances are usable: too_long 9"):
         select("t", manifest, Limits(max_s=0.001), tokenizer=None, check_audio=False, progress=False)
 
 
 @pytest.mark.parametrize(("labels", "frames"), [([], 0), ([1], 1), ([1, 1], 3), ([1, 2, 1], 3), ([1, 1, 1], 5)])
-def test_frames_needed_is_the_least_with_a_finite_loss(labels, frames):
+def test_frames_needed_is_the_minimum_with_finite_ctc_loss(labels, frames):
     assert ctc_frames_needed(labels) == frames
     for count in range(max(1, frames - 1), frames + 2):
         loss = torch.nn.functional.ctc_loss(
@@ -86,7 +86,7 @@ def test_frames_needed_is_the_least_with_a_finite_loss(labels, frames):
         assert bool(torch.isfinite(loss)) == (count >= frames)
 
 
-def test_bad_audio_is_skipped_and_named_or_raised(manifest):
+def test_bad_audio_is_skipped_with_reason_or_raised(manifest):
     items = [SpeechDataset(manifest, tokenizer=TOKENIZER, skip_bad_audio=True)[i] for i in (0, 7)]
     batch = collate(items)
     assert batch.ids == ["good"]

@@ -1,3 +1,5 @@
+"""Manifests: fields and defaults, errors with file and line, memory shared by workers, and filters."""
+
 import json
 import os
 import pickle
@@ -16,7 +18,7 @@ def write(tmp_path, *lines):
     return path
 
 
-def test_reads_what_was_written(tmp_path):
+def test_fields_and_defaults_of_lines(tmp_path):
     path = write(
         tmp_path,
         GOOD,
@@ -45,7 +47,7 @@ def test_reads_what_was_written(tmp_path):
     assert manifest[0:2] == [first, second]
 
 
-def test_a_last_line_without_newline_and_a_very_long_line(tmp_path):
+def test_last_line_without_newline_and_very_long_line(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps({**GOOD, "text": "w " * 20_000}) + "\n" + json.dumps({**GOOD, "id": "last"}))
     manifest = read_manifest(path)
@@ -54,13 +56,13 @@ def test_a_last_line_without_newline_and_a_very_long_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{not json", "not valid JSON"),
         ("[1, 2]", "JSON list"),
-        ({"duration": 1, "text": "x"}, "lacks 'audio_filepath'"),
-        ({"audio_filepath": "a.wav", "text": "x"}, "lacks 'duration'"),
-        ({"audio_filepath": "a.wav", "duration": 1}, "lacks 'text'"),
+        ({"duration": 1, "text": "x"}, "has no 'audio_filepath'"),
+        ({"audio_filepath": "a.wav", "text": "x"}, "has no 'duration'"),
+        ({"audio_filepath": "a.wav", "duration": 1}, "has no 'text'"),
         ({**GOOD, "duration": "abc"}, "'duration' is 'abc'"),
         ({**GOOD, "duration": True}, "'duration' is True"),
         ({**GOOD, "duration": -1}, "'duration' is -1"),
@@ -71,35 +73,35 @@ def test_a_last_line_without_newline_and_a_very_long_line(tmp_path):
         ({**GOOD, "task": "sing"}, "'task' is 'sing'"),
     ],
 )
-def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, said):
+def test_error_names_file_and_line(tmp_path, line, message):
     path = write(tmp_path, {**GOOD, "id": "fine"}, line)
     with pytest.raises(ManifestError) as caught:
         read_manifest(path)
     assert f"{path}:2" in str(caught.value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_every_bad_line_is_reported_at_once(tmp_path):
+def test_all_invalid_lines_are_reported_together(tmp_path):
     path = write(tmp_path, "{", {**GOOD, "text": 1, "duration": 0}, GOOD, GOOD)
     with pytest.raises(UserErrors) as caught:
         read_manifest(path)
-    said = str(caught.value)
-    assert [f"{path}:{n}" in said for n in (1, 2, 3, 4)] == [True, True, True, True]
-    assert len(caught.value.errors) == 4, "one JSON fault, two wrong fields, one duplicate id"
-    assert f"is already at {path}:3" in said
+    message = str(caught.value)
+    assert [f"{path}:{n}" in message for n in (1, 2, 3, 4)] == [True, True, True, True]
+    assert len(caught.value.errors) == 4, "one JSON error, two wrong fields, one duplicate id"
+    assert f"is already used at {path}:3" in message
 
 
-def test_not_utf8_empty_and_missing(tmp_path):
+def test_undecodable_empty_and_missing_files_are_refused(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"text": "\xff"}\n')
     with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
         read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(ManifestError, match="holds no utterance"):
+    with pytest.raises(ManifestError, match="has no utterance"):
         read_manifest(write(tmp_path, ""))
     with pytest.raises(ManifestError, match="no such manifest"):
         read_manifest(tmp_path / "none.jsonl")
 
 
-def test_packed_rows_are_shared_not_copied_by_workers(tmp_path):
+def test_workers_share_the_memory_of_rows(tmp_path):
     rows = [{**GOOD, "id": f"u{i}"} for i in range(200_000)]
     manifest = pack_rows(rows, tmp_path)
     del rows
@@ -118,19 +120,19 @@ def test_packed_rows_are_shared_not_copied_by_workers(tmp_path):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     grown = float(os.read(reader, 100))
-    assert grown < 20, f"a worker that read every row grew by {grown:.0f} MB"
+    assert grown < 20, f"a worker that read all rows grew by {grown:.0f} MB"
 
 
-def test_a_manifest_travels_to_spawned_workers(tmp_path):
+def test_manifest_can_be_pickled(tmp_path):
     manifest = read_manifest(write(tmp_path, GOOD))
     assert pickle.loads(pickle.dumps(manifest))[0] == manifest[0]
 
 
-def test_only_some_lines_are_taken_and_their_ids_are_what_must_differ(tmp_path):
-    """A recording that is translated into two languages stands twice, under one name."""
+def test_only_selects_lines_and_checks_duplicate_ids_among_them(tmp_path):
+    """A recording with translations into two languages has two lines with one id."""
     pairs = [("es", "en"), ("es", "fr"), ("en", "es")]
     path = write(tmp_path, *({**GOOD, "id": "one", "lang": lang, "target_lang": target} for lang, target in pairs))
-    with pytest.raises((ManifestError, UserErrors), match="already at"):
+    with pytest.raises((ManifestError, UserErrors), match="already used at"):
         read_manifest(path)
     manifest = read_manifest(path, only={"lang": "es", "target_lang": "fr"})
     assert [(u.lang, u.tags["target_lang"], u.where) for u in manifest] == [("es", "fr", f"{path}:2")]

@@ -15,7 +15,7 @@ def librispeech_like(count=20_000, seed=0):
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
 @pytest.mark.parametrize("budget", [100.0, 200.0])
-def test_fill_padding_budget_and_completeness(world_size, budget):
+def test_batches_fill_budget_with_little_padding_and_cover_all_utterances(world_size, budget):
     durations = librispeech_like()
     batches = plan_epoch(durations, max_batch_s=budget, max_batch_size=None, seed=0, epoch=0, world_size=world_size)
     fill, padding = batching_report(batches, durations, budget)
@@ -27,7 +27,7 @@ def test_fill_padding_budget_and_completeness(world_size, budget):
 
 
 @pytest.mark.parametrize("count", [40, 845, 6000])
-def test_epochs_differ_and_repeat_exactly(count):
+def test_epochs_differ_and_are_reproducible(count):
     durations = librispeech_like(count)
 
     def plan(seed, epoch):
@@ -36,23 +36,23 @@ def test_epochs_differ_and_repeat_exactly(count):
     first, again, second, other = plan(0, 0), plan(0, 0), plan(0, 1), plan(1, 0)
     assert first == again
     sets = [{frozenset(batch) for batch in p} for p in (first, second, other)]
-    # Utterances far from any other in length can only ever be batched one way.
+    # Utterances with an isolated length can be batched in one way only.
     share = 0.1 if count > 100 else 0.7
-    assert len(sets[0] & sets[1]) <= share * len(sets[0]), "an epoch must not train on the batches of the one before"
+    assert len(sets[0] & sets[1]) <= share * len(sets[0]), "consecutive epochs must not have the same batches"
     assert len(sets[0] & sets[2]) <= share * len(sets[0])
 
 
-def test_ranks_share_without_overlap_and_with_like_costs():
+def test_ranks_get_disjoint_batches_of_similar_cost():
     durations = librispeech_like(4001)
     ranks = [TrainBatchSampler(durations, max_batch_s=100.0, rank=r, world_size=4) for r in range(4)]
     assert len({len(rank) for rank in ranks}) == 1
     seen = [i for rank in ranks for batch in rank for i in batch]
     assert sorted(seen) == list(range(4001))
     costs = np.array([[len(b) * durations[b].max() for b in rank] for rank in ranks])
-    assert (costs.mean(0) / costs.max(0)).mean() > 0.9, "ranks of one step cost about the same"
+    assert (costs.mean(0) / costs.max(0)).mean() > 0.9, "batches of one step have similar costs on all ranks"
 
 
-def test_resuming_gives_the_rest_of_the_epoch():
+def test_resume_yields_the_rest_of_the_epoch():
     durations = librispeech_like(500)
     whole = list(TrainBatchSampler(durations, max_batch_s=60.0, seed=3, epoch=2))
     rest = TrainBatchSampler(durations, max_batch_s=60.0, seed=3, epoch=2, start=7)
@@ -60,19 +60,19 @@ def test_resuming_gives_the_rest_of_the_epoch():
     assert len(rest) == len(whole)
 
 
-def test_limits_on_count_and_single_long_utterances():
+def test_max_batch_size_and_utterance_over_budget():
     durations = np.array([50.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     batches = plan_epoch(durations, max_batch_s=10.0, max_batch_size=2, seed=0, epoch=0)
-    assert [0] in batches, "an utterance over the budget is a batch of its own, not lost"
+    assert [0] in batches, "an utterance over the budget is a batch by itself"
     assert max(map(len, batches)) <= 2
 
 
-def test_too_few_utterances_for_the_ranks_is_said():
-    with pytest.raises(ConfigError, match="3 utterances cannot be shared by 4 ranks"):
+def test_fewer_utterances_than_ranks_is_an_error():
+    with pytest.raises(ConfigError, match="has 3 utterances for 4 ranks"):
         plan_epoch(np.ones(3), max_batch_s=10.0, max_batch_size=None, seed=0, epoch=0, world_size=4)
 
 
-def test_evaluation_sees_each_utterance_once_longest_first():
+def test_evaluation_has_each_utterance_once_longest_first():
     durations = librispeech_like(777)
     ranks = [EvalBatchSampler(durations, max_batch_s=100.0, rank=r, world_size=3) for r in range(3)]
     assert sorted(i for rank in ranks for batch in rank for i in batch) == list(range(777))

@@ -29,7 +29,7 @@ def perturbation(rows, limits=None, seed=0, tokenizer=None):
     return SpeedPerturbation(FACTORS, rows, limits or Limits(), tokenizer=tokenizer, seed=seed)
 
 
-def test_factors_are_drawn_evenly_anew_each_epoch_and_repeat_exactly():
+def test_factors_are_uniform_differ_by_epoch_and_are_reproducible():
     speeds = perturbation(utterances(*[2.0] * 3000))
     first, second = speeds.draw(0), speeds.draw(1)
     assert (first == perturbation(utterances(*[2.0] * 3000)).draw(0)).all()
@@ -39,7 +39,7 @@ def test_factors_are_drawn_evenly_anew_each_epoch_and_repeat_exactly():
     assert (first != perturbation(utterances(*[2.0] * 3000), seed=1).draw(0)).any()
 
 
-def test_a_factor_that_breaks_a_limit_is_never_drawn():
+def test_factor_outside_limits_is_never_drawn():
     # 28 s / 0.9 is over 30 s; 1.05 s / 1.1 is under 1 s; 20 frames a second hold "abababab" in 0.4 s, not less.
     limits = Limits(min_s=1.0, max_s=30.0, ctc_frames=lambda samples: samples // 800)
     rows = [*utterances(28.0, 1.05), *utterances(1.2, text="ab" * 12), *utterances(10.0)]
@@ -51,14 +51,14 @@ def test_a_factor_that_breaks_a_limit_is_never_drawn():
     assert set(seen[:, 3]) == set(FACTORS)
 
 
-def test_where_no_factor_fits_the_utterance_stays_as_it_is():
+def test_utterance_keeps_its_speed_if_no_factor_is_within_limits():
     speeds = SpeedPerturbation([0.5], utterances(20.0, 4.0), Limits(max_s=30.0), tokenizer=None, seed=0)
     assert speeds.draw(0).tolist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 8000])
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
-def test_audio_equals_torchaudios_speed_of_what_was_read(tmp_path, rate, factor):
+def test_audio_equals_torchaudio_speed(tmp_path, rate, factor):
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, rate).astype(np.float32), rate)
     row = Utterance(id="a", audio_filepath=str(tmp_path / "a.wav"), duration=1.0)
     plain, changed = read_waveform(row), read_waveform(row, speed=factor)
@@ -67,7 +67,7 @@ def test_audio_equals_torchaudios_speed_of_what_was_read(tmp_path, rate, factor)
     assert len(changed) == pytest.approx(16000 / factor, abs=2)
 
 
-def test_half_of_an_utterance_is_cut_before_its_speed_changes(tmp_path):
+def test_offset_and_duration_apply_before_speed(tmp_path):
     tone = np.sin(2 * np.pi * 400 * np.arange(32000) / 16000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", np.concatenate([tone, 0 * tone]), 16000)
     row = Utterance(id="a", audio_filepath=str(tmp_path / "a.wav"), duration=2.0)
@@ -77,7 +77,7 @@ def test_half_of_an_utterance_is_cut_before_its_speed_changes(tmp_path):
     assert peak == pytest.approx(500, abs=1)
 
 
-def test_training_audio_changes_with_the_epoch_and_evaluation_never_does(toy_checkpoints, toy_corpus, tmp_path):
+def test_speed_changes_by_epoch_in_training_and_never_in_evaluation(toy_checkpoints, toy_corpus, tmp_path):
     overrides = toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus)
     run = build(tmp_path, *overrides, "data.speed_factors=[0.5,2.0]", "data.max_batch_s=4.0", "trainer.max_epochs=2")
     seen, plain = [], run.module.loss
@@ -99,7 +99,7 @@ def test_training_audio_changes_with_the_epoch_and_evaluation_never_does(toy_che
             else:
                 assert heard_s == pytest.approx(manifest_s, abs=1e-3)
         if training and len(lengths) > 1:
-            assert cost_s <= 4.0 + 1e-3, "the budget is of the audio as it is heard"
+            assert cost_s <= 4.0 + 1e-3, "the budget counts the perturbed audio"
     assert set(ratios[0].values()) | set(ratios[1].values()) <= {0.5, 1.0, 2.0}
     assert {0.5, 2.0} <= set(ratios[0].values())
     assert ratios[0] != ratios[1]

@@ -1,4 +1,4 @@
-"""The store of states: what was put is there again, after a crash too, and never for other audio."""
+"""The state store: states are read back, survive a crash, and are never used for changed audio."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def fill(store, numbers):
         store.put(utterance(number), states(number), 4 + number)
 
 
-def test_what_was_put_is_there_waiting_and_on_disk(tmp_path):
+def test_states_are_readable_before_and_after_they_are_written(tmp_path):
     store = StateStore(tmp_path / "new", origin=ORIGIN, shard_bytes=300)
     fill(store, range(7))
     for seen in (store, StateStore(tmp_path / "new", origin=ORIGIN)):
@@ -41,7 +41,7 @@ def seen_numbers(store):
     return sorted(int(key.removeprefix("u/").split()[0]) for key in store)
 
 
-def test_rows_of_one_batch_are_kept_apart(tmp_path):
+def test_slices_of_one_batch_are_stored_separately(tmp_path):
     batch = torch.randn(3, 1, 9, 4)
     store = StateStore(tmp_path, origin=ORIGIN)
     for number in range(3):
@@ -54,12 +54,12 @@ def test_rows_of_one_batch_are_kept_apart(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1500
 
 
-def test_a_crash_loses_what_waited_and_nothing_else(tmp_path):
+def test_crash_loses_only_states_that_were_not_written(tmp_path):
     store = StateStore(tmp_path, origin=ORIGIN)
     fill(store, [0, 1])
     store.flush()
     fill(store, [2])
-    # It got as far as the shard and half of its line.
+    # The crash came after the shard and half of its index line.
     (tmp_path / "states-0-00001.safetensors").write_bytes(b"half")
     with (tmp_path / "index-0.jsonl").open("a") as index:
         index.write('{"id": "u/2')
@@ -73,7 +73,7 @@ def test_a_crash_loses_what_waited_and_nothing_else(tmp_path):
         assert torch.equal(last[utterance(number).id][0], states(number))
 
 
-def test_ranks_write_beside_each_other_and_see_each_other_after_a_refresh(tmp_path):
+def test_ranks_see_states_of_other_ranks_after_refresh(tmp_path):
     first, second = (StateStore(tmp_path, origin=ORIGIN, rank=rank) for rank in (0, 1))
     fill(first, [0, 2])
     fill(second, [1, 3])
@@ -85,36 +85,36 @@ def test_ranks_write_beside_each_other_and_see_each_other_after_a_refresh(tmp_pa
     assert torch.equal(first[utterance(3).id][0], states(3))
 
 
-def test_states_of_something_else_are_refused(tmp_path):
+def test_folder_with_another_origin_is_refused(tmp_path):
     StateStore(tmp_path, origin=ORIGIN)
-    with pytest.raises(CheckpointError, match="weights: 'w' there, 'v' here"):
+    with pytest.raises(CheckpointError, match="weights is 'w', expected 'v'"):
         StateStore(tmp_path, origin={**ORIGIN, "weights": "v"})
     with pytest.raises(CheckpointError, match=r"no origin\.json"):
         StateStore(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("changed", [{"duration": 9.0}, {"offset": 0.5}, {"channel": 1}, {"audio_filepath": "b.wav"}])
-def test_other_audio_under_the_same_id_is_refused(tmp_path, changed):
+def test_changed_audio_with_equal_id_is_refused(tmp_path, changed):
     store = StateStore(tmp_path, origin=ORIGIN)
     fill(store, [0])
     store.flush()
     store.check([utterance(0), utterance(1), utterance(0, text="new words", where="m:3")])
-    with pytest.raises(CheckpointError, match=r"'u/0 é' \(m:7\) had other audio"):
+    with pytest.raises(CheckpointError, match=r"audio of 'u/0 é' \(m:7\) has changed"):
         store.check([utterance(0, where="m:7", **changed)])
 
 
-def test_an_edited_file_is_other_audio(tmp_path):
+def test_edited_file_is_refused(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"12345")
     store = StateStore(tmp_path / "s", origin=ORIGIN)
     store.put(utterance(0, audio_filepath=str(path)), states(0), 4)
     store.flush()
     path.write_bytes(b"123456")
-    with pytest.raises(CheckpointError, match="had other audio"):
+    with pytest.raises(CheckpointError, match="has changed"):
         store.check([utterance(0, audio_filepath=str(path))])
 
 
-def test_a_digest_tells_names_and_values_apart():
+def test_digest_depends_on_names_and_values():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
     digests = [state_digest(pairs) for pairs in ([("a", a)], [("b", a)], [("a", b)], [("a", a), ("c", torch.zeros(0))])]
     assert len(set(digests)) == 4

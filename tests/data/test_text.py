@@ -26,13 +26,13 @@ from ssl_asr.errors import ConfigError
         ("by_language", None, "Hello!", "hello"),
     ],
 )
-def test_examples(name, lang, text, expected):
+def test_examples_of_each_normalizer(name, lang, text, expected):
     assert get_normalizer(name)(text, lang) == expected
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 @pytest.mark.parametrize("text", ["", "  ", "Hello, wörld! It's 5 o'clock.", "ÇA VA? naïve", "ที่นี่", "..."])
-def test_every_normalizer_is_stable_and_single_spaced(name, text):
+def test_normalizers_are_idempotent_and_give_single_spaces(name, text):
     normalize = get_normalizer(name)
     once = normalize(text, "en")
     assert once == " ".join(once.split())
@@ -40,7 +40,7 @@ def test_every_normalizer_is_stable_and_single_spaced(name, text):
         assert normalize(once, "en") == once
 
 
-def test_basic_keeps_every_letter_and_mark():
+def test_basic_keeps_letters_and_combining_marks():
     text = "हिन्दी ไทย العربية ελληνικά русский"
     assert get_normalizer("basic")(text, None) == text
 
@@ -56,6 +56,6 @@ def test_whisper_english_equals_transformers():
         assert get_normalizer("whisper_english")(text, None) == " ".join(reference(text).split())
 
 
-def test_an_unknown_name_lists_the_known():
+def test_unknown_normalizer_error_lists_known_names():
     with pytest.raises(ConfigError, match="normalizers: no normalizer 'fancy' .*whisper_english"):
         get_normalizer("fancy", key="normalizers")

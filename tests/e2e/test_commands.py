@@ -214,7 +214,7 @@ def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
         texts = [before["hyp"], *(other["text"] for other in before.get("alternatives", []))]
         others = [other["text"] for other in after.get("alternatives", [])]
         assert {after["hyp"], *others} == set(texts), "the same search found them"
-        assert after["hyp"] == texts[max(range(len(texts)), key=model.texts(texts).__getitem__)] or task == "seq2seq"
+        assert after["hyp"] == texts[max(range(len(texts)), key=model.text_log_probs(texts).__getitem__)] or task == "seq2seq"
 
 
 def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):
@@ -238,7 +238,7 @@ def test_a_sweep_runs_every_job_and_fails_if_one_did(run_command, toy_checkpoint
         "verbose=false",
     )
     assert done.returncode == 2
-    assert "0 of 10 utterances can be used: too_long 10" in done.stderr
+    assert "0 of 10 utterances are usable: too_long 10" in done.stderr
     assert "1 of the jobs failed" in done.stderr
     assert not (tmp_path / "0" / "results.json").exists()
     assert (tmp_path / "1" / "results.json").exists()
@@ -247,11 +247,11 @@ def test_a_sweep_runs_every_job_and_fails_if_one_did(run_command, toy_checkpoint
 BAD = {
     "manifest": (["data.train={broken}"], "broken.jsonl:1: is not valid JSON"),
     "missing manifest": (["data.train=nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
-    "checkpoint": (["backbone.source=nobody/nothing"], "nobody/nothing: cannot be had"),
+    "checkpoint": (["backbone.source=nobody/nothing"], "nobody/nothing: not found"),
     "folder": (["backbone.source={empty}"], "has no config.json"),
     "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "'whisper' backbone"),
     "resume": (["resume={broken}"], "cannot be read"),
-    "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids are in two splits"),
+    "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids occur in two splits"),
     "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the vocabulary"),
     "several": (["seeed=1", "head=bogus"], "did you mean 'seed'?"),
 }

@@ -33,7 +33,7 @@ def test_states_of_every_layer_are_those_of_transformers(run_command, toy_checkp
     assert {path: path.stat().st_mtime_ns for path in out.glob("states-*")} == made
     other = run_command("extract", *[a.replace("all", "last") for a in arguments])
     assert other.returncode == 2
-    assert "holds states of something else (layers: [0, 1, 2] there, [2] here)" in other.stderr
+    assert "has states with another origin (layers is [0, 1, 2], expected [2])" in other.stderr
     assert "Traceback" not in other.stderr
 
 

@@ -1,8 +1,8 @@
-"""A spoken corpus of a narrow domain, made on the spot: medication orders on a ward.
+"""A synthetic speech corpus of a narrow domain: medication orders in a hospital.
 
-Sentences come from a small grammar, voices from espeak-ng (the ``espeakng-loader`` wheel carries its library
-and data, so neither root nor a Hub is needed). No sentence and no voice is in two splits. It is made to
-try things out on, not to claim anything from.
+Sentences come from a small grammar and voices from espeak-ng. The wheel ``espeakng-loader`` contains its library and
+data, so neither root access nor the Hub is needed. Splits share no sentence and no voice. The corpus is for smoke
+tests, not for measurements.
 """
 
 import ctypes
@@ -122,7 +122,7 @@ _CHECKS = ("potassium", "creatinine", "blood glucose", "inr", "white count", "tr
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSizes:
-    """Sentences in each split."""
+    """Number of sentences in each split."""
 
     train: int
     dev: int
@@ -130,7 +130,7 @@ class CorpusSizes:
 
 
 def sentences(rng: random.Random) -> Iterator[str]:
-    """Orders without end and without a repeat."""
+    """Infinite stream of orders without duplicates."""
     seen: set[str] = set()
     while True:
         drug, other = rng.sample(_DRUGS, 2)
@@ -150,10 +150,10 @@ def sentences(rng: random.Random) -> Iterator[str]:
 
 
 class Espeak:
-    """espeak-ng through its C interface; one at a time in a process.
+    """Speech synthesis with the C interface of espeak-ng. Only one instance can be used in a process.
 
     Raises:
-        ConfigError: the ``espeakng-loader`` package is not there, or its library does not start.
+        ConfigError: The package ``espeakng-loader`` is not installed, or its library does not start.
     """
 
     _SYNCHRONOUS = 2
@@ -175,19 +175,19 @@ class Espeak:
         self._callback = self._CALLBACK(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples: Any, count: int, events: Any) -> int:
+    def _receive(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
 
     def say(self, text: str, *, voice: str, words_per_minute: int, pitch: int) -> NDArray[np.float32]:
-        """The spoken text, float32 at ``self.rate``.
+        """Synthesize a text. Returns float32 samples at ``self.rate`` Hz.
 
         Raises:
-            ConfigError: there is no such voice.
+            ConfigError: espeak-ng does not have the voice.
         """
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ConfigError("corpus", f"espeak-ng has no voice '{voice}'", "see corpus.VOICES")
+            raise ConfigError("corpus", f"espeak-ng has no voice '{voice}'", "see data/corpora/spoken.py")
         self._library.espeak_SetParameter(self._RATE, words_per_minute, 0)
         self._library.espeak_SetParameter(self._PITCH, pitch, 0)
         self._pieces = []
@@ -206,7 +206,7 @@ def _at_16_khz(samples_T: NDArray[np.float32], rate: Hertz) -> NDArray[np.float3
 
 
 def _room(samples_T: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech with a little silence around it, at a level and a signal-to-noise ratio of its own."""
+    """Add silence at both ends and white noise, with random level and signal-to-noise ratio (20 to 35 dB)."""
     before, after = rng.integers(800, 4800, size=2)
     padded_T = np.pad(samples_T, (int(before), int(after)))
     padded_T *= rng.uniform(0.2, 0.8) / max(1e-6, float(np.abs(padded_T).max()))
@@ -219,16 +219,16 @@ def _room(samples_T: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
 def make_corpus(
     folder: Path, sizes: CorpusSizes, *, seed: int, progress: Callable[[int, int], None] = lambda _, __: None
 ) -> dict[str, Path]:
-    """Speak a corpus and write ``SPLIT.jsonl`` with FLAC files beside, each manifest last of its split.
+    """Synthesize a corpus and write FLAC files and a manifest ``SPLIT.jsonl`` for each split.
 
     Args:
-        folder: where to; made if need be.
-        sizes: of the splits.
-        seed: equal seeds give equal sentences, voices and noise.
-        progress: is told how many utterances are done, of how many.
+        folder: Output folder. Created if it does not exist.
+        sizes: Number of sentences in each split.
+        seed: Equal seeds give equal sentences, voices and noise.
+        progress: Called with the number of finished utterances and the number of all utterances.
 
     Returns:
-        The manifests by split.
+        Paths of the manifests by split.
     """
     espeak, text = Espeak(), sentences(random.Random(seed))
     rng = np.random.default_rng(seed)
