@@ -3,6 +3,8 @@
 No other module imports wandb.
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 from pathlib import Path
@@ -45,7 +47,7 @@ def run_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
-def make_wandb_logger(options: "WandbLog", *, folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
+def make_wandb_logger(options: WandbLog, *, folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
     """Builds the logger of a run folder.
 
     A W&B run that is still open is finished first, so each job of a sweep has a separate W&B run.
