@@ -10,13 +10,10 @@ from torch import nn
 from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.freezing import ConstantPolicy
+from ssl_asr.types import Dropout, PositiveFloat, PositiveInt
 
-# Linear layers that get LoRA adapters by default: queries and values of attention.
-_TARGETS = ["q_proj", "v_proj"]
-# Exceptions, by the `model_type` of transformers' config.
-_TARGETS_OF = {"wavlm": ["intermediate_dense", "output_dense"], "wav2vec2-bert": ["linear_q", "linear_v"]}
-# WavLM's attention reads the weights of these layers without calling their modules, so adapters get no gradient.
-_BYPASSED_IN = {"wavlm": {"q_proj", "k_proj", "v_proj", "out_proj"}}
+# Linear layers of a decoder that get LoRA adapters by default: queries and values of attention.
+_DECODER_TARGETS = ("q_proj", "v_proj")
 
 
 def _transformer_layers(names: Sequence[str]) -> set[str]:
@@ -51,9 +48,9 @@ class LoRA(ConstantPolicy):
             of the size; to load the checkpoint, the pretrained weights must be available.
     """
 
-    rank: int
-    alpha: float
-    dropout: float
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Dropout
     targets: list[str] | None
     encoder: bool
     decoder: bool
@@ -89,28 +86,27 @@ class LoRA(ConstantPolicy):
                 bypasses their modules.
         """
         if self.encoder:
-            self._insert(encoder.net)
+            targets = self.targets if self.targets is not None else list(encoder.lora_targets)
+            if bypassed := sorted(encoder.lora_bypassed & set(targets)):
+                what = f"the attention of this encoder bypasses adapters in {', '.join(bypassed)}"
+                raise ConfigError("freeze_policy.targets", what, f"use targets=[{','.join(encoder.lora_targets)}]")
+            _insert(encoder.net, self, targets)
         if self.decoder and decoder is not None:
-            self._insert(decoder)
+            _insert(decoder, self, self.targets if self.targets is not None else list(_DECODER_TARGETS))
 
-    def _insert(self, net: Any) -> None:
-        """Inserts adapters into a model of transformers."""
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise missing_extra("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit") from None
-        family = net.config.model_type
-        defaults = _TARGETS_OF.get(family, _TARGETS)
-        targets = self.targets if self.targets is not None else defaults
-        if bypassed := sorted(_BYPASSED_IN.get(family, set()) & set(targets)):
-            what = f"the attention of {family} bypasses adapters in {', '.join(bypassed)}"
-            raise ConfigError("freeze_policy.targets", what, f"use targets=[{','.join(defaults)}]")
-        known = {name.rpartition(".")[2] for name, module in net.named_modules() if isinstance(module, nn.Linear)}
-        if unknown := sorted(set(targets) - known):
-            what = f"no linear layers named {', '.join(unknown)}"
-            raise ConfigError("freeze_policy.targets", what, f"known: {', '.join(sorted(known))}")
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)  # type: ignore[arg-type]
-        inject_adapter_in_model(config, net)
+
+def _insert(net: nn.Module, options: LoRA, targets: list[str]) -> None:
+    """Inserts adapters into a model of transformers."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise missing_extra("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit") from None
+    known = {name.rpartition(".")[2] for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := sorted(set(targets) - known):
+        what = f"no linear layers named {', '.join(unknown)}"
+        raise ConfigError("freeze_policy.targets", what, f"known: {', '.join(sorted(known))}")
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, net)
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -83,12 +83,18 @@ class SpeechEncoder(nn.Module, ABC):
         max_s: Longest utterance that the encoder can take, in seconds. None if there is no limit.
         masked_share: Fraction of frames hidden by SpecAugment in the last forward pass. None before masking.
         cut_to: Number of layers kept by `cut`. None if the encoder is whole.
+        net: The model of transformers with the weights.
+        lora_targets: Names of the linear layers that get LoRA adapters by default: queries and values of attention.
+        lora_bypassed: Names of linear layers that run without calling their modules, so adapters would get no gradient.
     """
 
     dim: int
     max_s: Seconds | None = None
     masked_share: float | None = None
     cut_to: int | None = None
+    net: Any
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    lora_bypassed: frozenset[str] = frozenset()
 
     if TYPE_CHECKING:
 

@@ -75,7 +75,7 @@ class SSLEncoder(SpeechEncoder):
 
     def __init__(self, *, net: nn.Module, normalize: bool) -> None:
         super().__init__()
-        self.net: Any = net
+        self.net = net
         self.normalize = normalize
         config: Any = net.config
         self.dim: int = config.hidden_size
@@ -90,6 +90,10 @@ class SSLEncoder(SpeechEncoder):
         # The mask vector trains only if SpecAugment is used.
         if getattr(self.net, "masked_spec_embed", None) is not None:
             self.net.masked_spec_embed.requires_grad_(False)
+        if config.model_type == "wavlm":
+            # The attention of WavLM reads the weights of its projections without calling their modules.
+            self.lora_targets = ("intermediate_dense", "output_dense")
+            self.lora_bypassed = frozenset({"q_proj", "k_proj", "v_proj", "out_proj"})
         self.augment: SpecAugment | None = None
 
     def _mask_positions(self) -> None:

@@ -97,6 +97,8 @@ class W2vBertEncoder(SSLEncoder):
         net: ``Wav2Vec2BertModel`` of transformers.
     """
 
+    lora_targets = ("linear_q", "linear_v")
+
     def __init__(self, *, net: nn.Module) -> None:
         super().__init__(net=net, normalize=False)
         self.filter_banks = FilterBanks()

@@ -121,7 +121,7 @@ class WhisperEncoder(SpeechEncoder):
         train_tail_s: Sequence[float] | None,
     ) -> None:
         super().__init__()
-        self.net: Any = net
+        self.net = net
         self.window: Window = window
         self.tail_s = tail_s
         self.train_tail_s = None if train_tail_s is None else (train_tail_s[0], train_tail_s[1])

@@ -64,7 +64,7 @@ def test_merged_adapters_keep_the_output_and_the_original_keys(toy_checkpoints, 
 @pytest.mark.parametrize("target", ["q_proj", "k_proj", "v_proj", "out_proj"])
 def test_adapters_in_wavlm_attention_raise_config_error(toy_checkpoints, target):
     with pytest.raises(
-        ConfigError, match=f"freeze_policy.targets: the attention of wavlm bypasses adapters in {target}"
+        ConfigError, match=f"freeze_policy.targets: the attention of this encoder bypasses adapters in {target}"
     ):
         lora(targets=[target]).prepare(toy_encoder("wavlm_layer", toy_checkpoints), None)
 
