@@ -41,7 +41,7 @@ class LoRA(ConstantPolicy):
         alpha: float, scale of the adapters in units of ``1 / rank``.
         dropout: float in [0, 1), dropout probability of the adapters' input.
         targets: list of str, names of the linear layers within a transformer layer. None selects the queries and values
-            of attention, or the feed-forward layers of WavLM, whose attention would bypass adapters.
+            of attention. For WavLM it selects the feed-forward layers, because its attention bypasses adapters.
         encoder: bool, insert adapters in the encoder.
         decoder: bool, insert adapters in Whisper's decoder. Ignored for models without a pretrained decoder.
         checkpoint: ``whole`` writes complete checkpoints. ``adapter`` writes only the weights that train, a few percent

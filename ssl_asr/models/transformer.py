@@ -1,6 +1,6 @@
 """Forward passes over the weights of transformers' Whisper layers.
 
-The layers are those of Whisper and BART, with normalization first:
+The layers have the form of Whisper and BART, with normalization first:
 
     x = x + self_attention(norm(x))
     x = x + cross_attention(norm(x), encoder states)     decoder only
@@ -34,7 +34,7 @@ class DropoutModule(Protocol):
 
 
 class AttentionModule(DropoutModule, Protocol):
-    """An attention module of transformers, such as ``WhisperAttention``."""
+    """An attention module of transformers, for example ``WhisperAttention``."""
 
     num_heads: int
     q_proj: nn.Module
@@ -44,7 +44,7 @@ class AttentionModule(DropoutModule, Protocol):
 
 
 class LayerModule(DropoutModule, Protocol):
-    """The feed-forward part of a transformer layer, such as ``WhisperEncoderLayer``."""
+    """The feed-forward part of a transformer layer, for example of ``WhisperEncoderLayer``."""
 
     activation_dropout: float
     activation_fn: Callable[[Tensor], Tensor]
@@ -142,7 +142,7 @@ def keys_values(attention: AttentionModule, x_BND: Tensor) -> tuple[Tensor, Tens
 
 
 def drop(layer: DropoutModule, x: Tensor, p: float | None = None) -> Tensor:
-    """Applies dropout with probability ``p`` in train mode. Default: the layer's own probability."""
+    """Applies dropout with probability ``p`` in train mode. Default: ``layer.dropout``."""
     return functional.dropout(x, p=layer.dropout if p is None else p, training=layer.training)
 
 

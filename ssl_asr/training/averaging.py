@@ -26,7 +26,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def updated(average: Tensor, current: Tensor, _: Any) -> Tensor:
+        def updated(average: Tensor, current: Tensor, _: object) -> Tensor:
             return average + (current - average) * (1.0 - decay)
 
         super().__init__(avg_fn=updated)
@@ -54,7 +54,7 @@ class BestCheckpoints(ModelCheckpoint):
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     """Returns the first checkpoint with the mean weights of all checkpoints.
 
-    The mean is computed in float64. Integer tensors are those of the first checkpoint.
+    The mean is computed in float64. Integer tensors are taken from the first checkpoint.
     """
     checkpoint = read_checkpoint(paths[0])
     weights: dict[str, Tensor] = checkpoint["state_dict"]
@@ -76,8 +76,8 @@ def final_checkpoints(trainer: L.Trainer, folder: Path) -> dict[str, Path | None
         folder: Folder of the checkpoints.
 
     Returns:
-        Checkpoints by suffix of their results: ``""`` for the best one, None if there was no validation (the weights
-        are then those at the end of the run), and ``"_average"`` if `BestCheckpoints` is used.
+        Checkpoints by suffix of their results: ``""`` for the best one, ``"_average"`` if `BestCheckpoints` is used.
+        Without validation there is no best checkpoint: the value is None, for the weights at the end of the run.
     """
     best = folder / "best.ckpt"
     found: dict[str, Path | None] = {"": best if best.is_file() else None}

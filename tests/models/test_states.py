@@ -1,4 +1,4 @@
-"""Encoder states for the head: equal to those of transformers, and independent of other utterances."""
+"""Encoder states for the head: equal to transformers, and independent of other utterances."""
 
 import pytest
 import torch

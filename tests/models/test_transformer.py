@@ -1,4 +1,4 @@
-"""Linear layers with few rows: equal to those of torch."""
+"""Linear layers with few rows: equal to torch."""
 
 import pytest
 import torch
