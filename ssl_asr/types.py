@@ -34,9 +34,9 @@ the device.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Len, Predicate
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +58,41 @@ Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
+def is_rising(values: list[float]) -> bool:
+    """Whether no number is smaller than the one before it."""
+    return sorted(values) == values
+
+
+def is_length(value: float) -> bool:
+    """Whether a number is a fraction of a run, or a whole number of updates."""
+    return 0 <= value < 1 or (value >= 1 and value == int(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """Words for the values that an annotation allows, used in error messages: ``Annotated[str, Expected("…")]``."""
 
     text: str
 
+
+TailSeconds = Annotated[float, Interval(ge=0, lt=30), Expected("a number of seconds from 0 to less than 30")]
+TailRange = Annotated[
+    list[TailSeconds],
+    Len(2, 2),
+    Predicate(is_rising),
+    Expected("[shortest, longest] in seconds, both from 0 to less than 30"),
+]
+Betas = Annotated[list[Dropout], Len(2, 2), Expected("two numbers from 0 to less than 1")]
+LayerDecay = Annotated[float, Interval(gt=0, le=1)]
+Length = Annotated[
+    float,
+    Predicate(is_length),
+    Expected("a fraction of the run from 0 to less than 1, or a whole number of updates"),
+]
+VocabularySize = Annotated[int, Ge(2)]
+RecommendedFreeze = Literal["none", "feature_encoder", "encoder"]
+NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_english", "by_language"]
+Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 SAMPLE_RATE: Hertz = 16_000
 
@@ -77,17 +106,17 @@ class Utterance:
     """One line of a manifest: where the speech is, and its reference text.
 
     Attributes:
-        id: unique in its manifest.
-        audio_filepath: path of the audio file.
-        duration: seconds.
-        text: reference transcript.
-        offset: seconds from the start of the file.
-        lang: language code. None if the manifest does not name one.
+        id: Unique in its manifest.
+        audio_filepath: Path of the audio file.
+        duration: Seconds.
+        text: Reference transcript.
+        offset: Seconds from the start of the file.
+        lang: Language code. None if the manifest does not name one.
         task: ``transcribe`` or ``translate`` (Whisper). None for the tokenizer's default.
-        channel: index of the channel to read, from 0. None mixes or picks as the data option ``downmix`` says.
-        weight: weight in the loss.
+        channel: Index of the channel to read, from 0. None mixes or picks as the data option ``downmix`` says.
+        weight: Weight in the loss.
         where: ``file:line`` of the manifest, for messages.
-        tags: keys of the line that the framework does not use itself.
+        tags: Keys of the line that the framework does not use itself.
     """
 
     id: str
@@ -128,12 +157,12 @@ class Batch:
     """Utterances padded with zeros at the end to one length. `ssl_asr.data.dataset.collate` builds it.
 
     Attributes:
-        waveform_BT: float32, 16 kHz.
-        lengths_B: samples of each utterance, int64 on the CPU.
-        tokens_BU: target tokens, int64.
-        token_lengths_B: target tokens of each utterance, int64 on the CPU.
-        utterances: in batch order.
-        skipped: utterances of this batch that could not be read.
+        waveform_BT: Float32, 16 kHz.
+        lengths_B: Samples of each utterance, int64 on the CPU.
+        tokens_BU: Target tokens, int64.
+        token_lengths_B: Target tokens of each utterance, int64 on the CPU.
+        utterances: In batch order.
+        skipped: Utterances of this batch that could not be read.
     """
 
     waveform_BT: "Tensor"
@@ -226,10 +255,10 @@ class Segment:
     """A phrase with its times in seconds and a confidence in [0, 1].
 
     Attributes:
-        text: the words joined by single spaces, if there are words.
-        start, end: seconds from the start of the utterance.
-        confidence: in [0, 1].
-        words: of this segment, in order. Empty if words have no times.
+        text: The words joined by single spaces, if there are words.
+        start, end: Seconds from the start of the utterance.
+        confidence: In [0, 1].
+        words: Of this segment, in order. Empty if words have no times.
     """
 
     text: str
@@ -272,15 +301,15 @@ class Hypothesis:
     """The transcript of one utterance.
 
     Attributes:
-        id: of the utterance.
-        text: the best text.
-        score: natural logarithm. Autoregressive decoders give the mean log-probability of a token, CTC decoders the
+        id: Of the utterance.
+        text: The best text.
+        score: Natural logarithm. Autoregressive decoders give the mean log-probability of a token, CTC decoders the
             score they rank by, divided by the number of frames.
-        tokens: ids of the text.
-        words: with times, if times are requested.
-        alternatives: the rest of the n-best list, best first.
-        detected: language code, if the model detected the language.
-        segments: phrases with times, if the model writes timestamps.
+        tokens: Ids of the text.
+        words: With times, if times are requested.
+        alternatives: The rest of the n-best list, best first.
+        detected: Language code, if the model detected the language.
+        segments: Phrases with times, if the model writes timestamps.
     """
 
     id: str

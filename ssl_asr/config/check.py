@@ -67,6 +67,9 @@ def composed_job(arguments: Arguments, overrides: list[str]) -> tuple[DictConfig
     cfg = try_compose(arguments.config, overrides, hydra=True)
     if isinstance(cfg, DictConfig):
         return without_hydra(cfg), []
+    nothing = try_compose(arguments.config, [], hydra=True)
+    if not isinstance(nothing, DictConfig):
+        return None, [ConfigError("config", *_renamed_in(said(nothing)))]
     errors: list[UserError] = []
     good: list[str] = []
     for override in overrides:

@@ -68,6 +68,8 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
     if value is None or value == NOT_GIVEN:
         return Checked(object(), [ConfigError(field.name, "is missing", f"choose an option: {field.name}=…")])
     kind = field.metadata["kind"]
+    if str(field.type).startswith("dict["):
+        return _checked_named(field.name, value, extensions)
     if not str(field.type).startswith("Sides["):
         return _checked_option(value, field.name, kind, extensions)
     sides = {
@@ -76,6 +78,16 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
     errors = [error for checked in sides.values() for error in checked.errors]
     errors += [unknown_side(field.name, side) for side in value if side not in sides]
     return Checked(Sides(**{side: checked.option for side, checked in sides.items()}), errors)
+
+
+def _checked_named(name: str, value: Any, extensions: Sequence[str]) -> Checked:
+    """Options by name. A class that is not an option becomes a `ssl_asr.config.options.Call`."""
+    nodes = value if isinstance(value, dict) else {}
+    found = {
+        each: check_option(node, f"{name}.{each}", extensions=extensions, calls=True) for each, node in nodes.items()
+    }
+    errors = [error for checked in found.values() for error in checked.errors]
+    return Checked({each: checked.option for each, checked in found.items()}, errors)
 
 
 def _checked_option(node: Any, key: str, kind: str, extensions: Sequence[str]) -> Checked:

@@ -19,7 +19,7 @@ from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.types import Expected, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from ssl_asr.data.module import DataConfig
+    from ssl_asr.data.options import DataConfig
     from ssl_asr.data.tokenizer import TokenizerOption
     from ssl_asr.decoding.ctc import CtcBeam
     from ssl_asr.models.encoder import Backbone
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ssl_asr.models.heads import Head
     from ssl_asr.models.spec_augment import Augment
     from ssl_asr.models.states import StatesOption
+    from ssl_asr.training.callback_options import CallbackOption
     from ssl_asr.training.loggers import LoggerConfig
     from ssl_asr.training.optimizers import OptimizerConfig
     from ssl_asr.training.schedulers import SchedulerConfig
@@ -223,6 +224,7 @@ class TrainConfig(Extended):
         schedulers: Learning-rate schedule of the encoder and of the rest.
         trainer: Epochs, precision, devices, checkpoints.
         logger: Where metrics are logged.
+        callbacks: Lightning callbacks. Several options may be chosen: callbacks=[early_stopping,lr_monitor].
         freeze: false trains every weight. true applies freeze_policy, and the policy ``encoder`` if none is named. null
             applies the named policy, and the recommendation of the backbone if none is named.
         seed: Seed of everything random.
@@ -254,6 +256,7 @@ class TrainConfig(Extended):
     )
     trainer: TrainerConfig = field(metadata=group("trainer", "ssl_asr.training.trainer.TrainerConfig"))
     logger: LoggerConfig = field(metadata=group("logger", "ssl_asr.training.loggers.LoggerConfig"))
+    callbacks: dict[str, CallbackOption] = field(default_factory=dict, metadata=group("callbacks"))
     freeze: bool | None = None
     seed: NonNegativeInt = 0
     normalizers: Normalizers = field(default_factory=lambda: ["lower", "whisper_english"])
@@ -267,6 +270,10 @@ class TrainConfig(Extended):
         """Names of the metrics that a validation logs."""
         named = [f"val/{kind}/{name}" for kind in ("wer", "cer") for name in self.normalizers]
         return ["val/loss", "val/wer", "val/cer", *named]
+
+    def callback_name(self, option: object) -> str:
+        """Name of the callback that has this very option."""
+        return next(name for name, each in self.callbacks.items() if each is option)
 
     def check_monitor(self, key: str, monitor: str) -> Iterator[ConfigError]:
         """An error if no validation logs the metric that the key names."""

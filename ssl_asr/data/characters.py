@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Utterance
+from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, NormalizerName, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
@@ -102,7 +102,7 @@ class Characters:
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
     characters: str | None
-    normalizer: str
+    normalizer: NormalizerName
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> CharTokenizer:
         """Tokenizer with the given alphabet, or with the alphabet of ``train`` if none is given."""
@@ -121,7 +121,7 @@ class PretrainedCharacters:
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
-    normalizer: str
+    normalizer: NormalizerName
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> CharTokenizer:
         """Tokenizer with the alphabet of ``checkpoint``.

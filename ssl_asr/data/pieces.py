@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, Utterance
+from ssl_asr.types import BLANK_ID, NormalizerName, Utterance, VocabularySize
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
@@ -112,8 +112,8 @@ class Pieces:
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
     model: Literal["bpe", "unigram"]
-    size: int
-    normalizer: str
+    size: VocabularySize
+    normalizer: NormalizerName
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> PieceTokenizer:
         """Tokenizer trained on the texts of ``train``."""

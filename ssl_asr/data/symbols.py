@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Utterance
+from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, NormalizerName, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
@@ -99,7 +99,7 @@ class Symbols:
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
     symbols: list[str] | None
-    normalizer: str
+    normalizer: NormalizerName
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> SymbolTokenizer:
         """Tokenizer with the given inventory, or with the inventory of ``train`` if none is given."""

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import CheckpointError, ConfigError
-from ssl_asr.types import Utterance
+from ssl_asr.types import NormalizerName, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
@@ -197,8 +197,8 @@ class WhisperTokens:
     tasks: ClassVar[frozenset[str]] = frozenset({"seq2seq"})
 
     language: str | None
-    task: str
-    normalizer: str
+    task: Literal["transcribe", "translate"]
+    normalizer: NormalizerName
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> WhisperTokenizer:
         """Tokenizer of ``checkpoint``.

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
-from ssl_asr.data.module import ASRDataModule, DataConfig
+from ssl_asr.data.module import ASRDataModule
+from ssl_asr.data.options import DataConfig
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import LongForm, ProgressCallback, Recording, transcribe_long
 from ssl_asr.metrics.report import Prediction

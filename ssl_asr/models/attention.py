@@ -17,6 +17,7 @@ from torch.nn import functional
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.heads import CtcHead, DnnHead, FrameWise
 from ssl_asr.models.transformer import TransformerDecoder, beam_rows
+from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
 
 
 class LocationAttention(nn.Module):
@@ -250,18 +251,18 @@ class GruAttentionHead:
         kernel: int, frames of context of the convolution on either side.
     """
 
-    blocks: int
-    width: int
+    blocks: NonNegativeInt
+    width: PositiveInt
     norm: Literal["layer", "batch"]
     activation: Literal["leaky_relu", "relu", "gelu"]
-    dropout: float
-    embedding: int
-    decoder_width: int
-    decoder_layers: int
-    decoder_dropout: float
-    attention_width: int
-    channels: int
-    kernel: int
+    dropout: Dropout
+    embedding: PositiveInt
+    decoder_width: PositiveInt
+    decoder_layers: PositiveInt
+    decoder_dropout: Dropout
+    attention_width: PositiveInt
+    channels: PositiveInt
+    kernel: PositiveInt
 
     tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
     copies_checkpoint: ClassVar[bool] = False
@@ -296,16 +297,16 @@ class TransformerAttentionHead:
         max_tokens: int, number of positions, the start token included.
     """
 
-    blocks: int
-    width: int
+    blocks: NonNegativeInt
+    width: PositiveInt
     norm: Literal["layer", "batch"]
     activation: Literal["leaky_relu", "relu", "gelu"]
-    dropout: float
-    decoder_layers: int
-    heads: int
-    feed_forward: int
-    decoder_dropout: float
-    max_tokens: int
+    dropout: Dropout
+    decoder_layers: PositiveInt
+    heads: PositiveInt
+    feed_forward: PositiveInt
+    decoder_dropout: Dropout
+    max_tokens: PositiveInt
 
     tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
     copies_checkpoint: ClassVar[bool] = False

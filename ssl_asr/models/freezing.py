@@ -19,6 +19,7 @@ from torch import nn
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import LayerGroup, SpeechEncoder
+from ssl_asr.types import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ class TrainTopK(ConstantPolicy):
         k: int, number of transformer layers that train. The final norm trains with them.
     """
 
-    k: int
+    k: PositiveInt
 
     def trainable(self, encoder: Sequence[str], rest: Sequence[str]) -> frozenset[str]:
         """Returns the top ``k`` transformer layers, the groups above them, and the groups outside the encoder.
@@ -233,7 +234,7 @@ class HeadFirst(WholeGroups):
         updates: int, number of updates before the encoder trains.
     """
 
-    updates: int
+    updates: PositiveInt
 
     thaws: ClassVar[bool] = True
 
@@ -262,8 +263,8 @@ class GradualThaw(WholeGroups):
         unit: ``update`` or ``epoch``, the unit of ``wait`` and ``every``.
     """
 
-    wait: int
-    every: int
+    wait: NonNegativeInt
+    every: PositiveInt
     unit: Literal["update", "epoch"]
 
     thaws: ClassVar[bool] = True

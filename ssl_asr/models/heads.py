@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ssl_asr.models.encoder import padding_mask
+from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
 
 
 class CtcHead(nn.Module, ABC):
@@ -185,7 +186,7 @@ class LinearHead:
         dropout: float in [0, 1), dropout probability before the linear layer.
     """
 
-    dropout: float
+    dropout: Dropout
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc"})
     copies_checkpoint: ClassVar[bool] = False
@@ -205,7 +206,7 @@ class PretrainedHead:
         dropout: float in [0, 1), dropout probability before the linear layer.
     """
 
-    dropout: float
+    dropout: Dropout
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc"})
     copies_checkpoint: ClassVar[bool] = True
@@ -235,11 +236,11 @@ class DnnHead:
         dropout: float in [0, 1), dropout probability after each block.
     """
 
-    blocks: int
-    width: int
+    blocks: NonNegativeInt
+    width: PositiveInt
     norm: Literal["layer", "batch"]
     activation: Literal["leaky_relu", "relu", "gelu"]
-    dropout: float
+    dropout: Dropout
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc"})
     copies_checkpoint: ClassVar[bool] = False
@@ -300,9 +301,9 @@ class BiLstmHead:
         dropout: float in [0, 1), dropout probability between the layers and before the linear layer.
     """
 
-    layers: int
-    width: int
-    dropout: float
+    layers: PositiveInt
+    width: PositiveInt
+    dropout: Dropout
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc"})
     copies_checkpoint: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """Encoder states that a head reads: the last layer, one chosen layer, or a weighted sum of all layers."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class LastLayer:
         stride: 1, 2 or 3, number of neighboring frames that are stacked into one wider frame.
     """
 
-    stride: int
+    stride: Literal[1, 2, 3]
 
     @property
     def as_is(self) -> bool:
@@ -119,7 +119,7 @@ class ChosenLayer:
     """
 
     layer: int
-    stride: int
+    stride: Literal[1, 2, 3]
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
@@ -152,7 +152,7 @@ class WeightedSum:
     """
 
     layer_norm: bool
-    stride: int
+    stride: Literal[1, 2, 3]
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 

@@ -1,13 +1,18 @@
 """Logger options: CSV, TensorBoard, Weights & Biases."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ssl_asr.errors import missing_extra
+from ssl_asr.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    # Imported where loggers are built, so that a command line is checked without Lightning.
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import CSVLogger, Logger
 
 
 class LoggerConfig(Protocol):
@@ -52,6 +57,8 @@ class LoggerConfig(Protocol):
 
 
 def _csv(folder: Path, config: dict[str, Any]) -> CSVLogger:
+    from lightning.pytorch.loggers import CSVLogger
+
     logger = CSVLogger(save_dir=folder, name="", version="metrics")
     logger.log_hyperparams(config)
     return logger
@@ -85,6 +92,8 @@ class TensorBoardLog:
         Raises:
             ConfigError: If tensorboard is not installed.
         """
+        from lightning.pytorch.loggers import TensorBoardLogger
+
         try:
             board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
         except ModuleNotFoundError:
@@ -111,7 +120,7 @@ class WandbLog:
     group: str | None
     tags: list[str]
     offline: bool | None
-    audio_samples: int
+    audio_samples: NonNegativeInt
 
     def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
         """Builds both loggers, and the callback that logs the table."""

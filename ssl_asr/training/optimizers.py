@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.models.encoder import LayerGroup
+from ssl_asr.types import Betas, Fraction, LayerDecay, NonNegativeFloat, PositiveFloat
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
@@ -147,11 +148,11 @@ class AdamW(_AnyAdam):
         layer_decay: float in (0, 1], learning-rate factor between one layer group and the group above it. 1 for none.
     """
 
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    layer_decay: float
+    lr: NonNegativeFloat
+    betas: Betas
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    layer_decay: LayerDecay
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """Builds the optimizer over the trainable parameters of ``groups``."""
@@ -168,11 +169,11 @@ class AdamW8bit(_AnyAdam):
         lr, betas, eps, weight_decay, layer_decay: See `AdamW`.
     """
 
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    layer_decay: float
+    lr: NonNegativeFloat
+    betas: Betas
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    layer_decay: LayerDecay
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """Builds the optimizer over the trainable parameters of ``groups``.
@@ -200,11 +201,11 @@ class Adam(_AnyAdam):
         weight_decay: float, L2 weight decay of matrices.
     """
 
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    layer_decay: float
+    lr: NonNegativeFloat
+    betas: Betas
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    layer_decay: LayerDecay
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """Builds the optimizer over the trainable parameters of ``groups``."""
@@ -223,11 +224,11 @@ class Adadelta(_ByLayer):
         layer_decay: See `AdamW`.
     """
 
-    lr: float
-    rho: float
-    eps: float
-    weight_decay: float
-    layer_decay: float
+    lr: NonNegativeFloat
+    rho: Fraction
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    layer_decay: LayerDecay
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """Builds the optimizer over the trainable parameters of ``groups``."""
@@ -246,11 +247,11 @@ class SGD(_ByLayer):
         layer_decay: See `AdamW`.
     """
 
-    lr: float
-    momentum: float
+    lr: NonNegativeFloat
+    momentum: NonNegativeFloat
     nesterov: bool
-    weight_decay: float
-    layer_decay: float
+    weight_decay: NonNegativeFloat
+    layer_decay: LayerDecay
 
     def build(self, groups: Sequence[LayerGroup]) -> Optimizer:
         """Builds the optimizer over the trainable parameters of ``groups``.

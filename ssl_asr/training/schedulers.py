@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ssl_asr.errors import ConfigError
+from ssl_asr.types import Length, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class UpdateScheduler:
 
 
 class FollowsMetric(Protocol):
-    """A scheduler that is stepped with a metric, such as `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
+    """A scheduler that is stepped with a metric, for example `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
 
     def step(self, metrics: float) -> None:
         """Updates the learning rates after a validation."""
@@ -157,7 +158,7 @@ class Constant(_WithWarmup):
         warmup: float, updates (1 or more) or fraction of the run (below 1).
     """
 
-    warmup: float
+    warmup: Length
 
     def shape(self, done: float) -> float:
         """Returns 1."""
@@ -173,8 +174,8 @@ class Linear(_WithWarmup):
         final: float, factor of the learning rate at the end.
     """
 
-    warmup: float
-    final: float
+    warmup: Length
+    final: NonNegativeFloat
 
     def shape(self, done: float) -> float:
         """Returns the factor of the learning rate."""
@@ -190,8 +191,8 @@ class Cosine(_WithWarmup):
         final: float, factor of the learning rate at the end.
     """
 
-    warmup: float
-    final: float
+    warmup: Length
+    final: NonNegativeFloat
 
     def shape(self, done: float) -> float:
         """Returns the factor of the learning rate."""
@@ -215,10 +216,10 @@ class TriStage(ByUpdate):
         final: float, factor of the learning rate at the end, above 0.
     """
 
-    warmup: float
-    hold: float
-    initial: float
-    final: float
+    warmup: Length
+    hold: Length
+    initial: NonNegativeFloat
+    final: PositiveFloat
 
     def factor(self, update: int, total: int) -> float:
         """Returns the factor of the learning rate.
@@ -252,7 +253,7 @@ class InverseSqrt(ByUpdate):
         warmup: float, updates (1 or more) or fraction of the run (below 1).
     """
 
-    warmup: float
+    warmup: Length
 
     def factor(self, update: int, total: int) -> float:
         """Returns the factor of the learning rate."""
@@ -276,8 +277,8 @@ class Noam(ByUpdate):
         width: int, features of the model.
     """
 
-    warmup: float
-    width: int
+    warmup: Length
+    width: PositiveInt
 
     def factor(self, update: int, total: int) -> float:
         """Returns the factor of the learning rate."""
@@ -294,7 +295,7 @@ class NewBobLR:
         if improvement < threshold, more than ``patience`` times since the last reduction:  lr = lr * factor
 
     Args:
-        optimizer: Optimizer whose learning rates are reduced.
+        optimizer: Optimizer that gets the reduced learning rates.
         factor: float, factor of the learning rates at each reduction.
         threshold: float, smallest relative improvement.
         patience: int, number of validations without improvement that are tolerated.
@@ -338,9 +339,9 @@ class NewBob:
         monitor: str, name of the logged metric, lower is better.
     """
 
-    factor: float
+    factor: PositiveFloat
     threshold: float
-    patience: int
+    patience: NonNegativeInt
     monitor: str
 
     def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:
@@ -359,8 +360,8 @@ class Plateau:
         monitor: str, name of the logged metric, lower is better.
     """
 
-    factor: float
-    patience: int
+    factor: PositiveFloat
+    patience: NonNegativeInt
     monitor: str
 
     def build(self, optimizer: Optimizer, total_updates: int) -> MetricScheduler:

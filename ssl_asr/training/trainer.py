@@ -1,67 +1,126 @@
-"""The Lightning Trainer of a run."""
+"""The Lightning Trainer of a run. Lightning is imported in functions, so that a command line is checked quickly."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lightning as L
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.plugins.precision import MixedPrecision
+from annotated_types import Ge, Interval
 from rich.console import Console
-from torch.amp.grad_scaler import GradScaler
 
-from ssl_asr.training.checkpointing import AtomicCheckpointIO
-from ssl_asr.training.memory import keep_freed_memory
+from ssl_asr.errors import ConfigError
+from ssl_asr.types import Expected, NonNegativeInt, PositiveFloat, PositiveInt, Precision
+
+if TYPE_CHECKING:
+    from lightning import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.profilers import Profiler
+
+    from ssl_asr.config.schemas import TrainConfig
+
+_SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
+Batches = Annotated[NonNegativeInt | Annotated[float, Interval(ge=0, le=1)], _SHARE_OR_NUMBER]
+ValidationInterval = Annotated[PositiveInt | Annotated[float, Interval(gt=0, le=1)], _SHARE_OR_NUMBER]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """The ``trainer`` group: Lightning's names for Lightning's things.
+    """The ``trainer`` group. Names that Lightning's Trainer has mean the same here.
 
     Attributes:
-        accelerator, devices, num_nodes, strategy, precision: as Lightning's.
-        max_epochs: passes over the training data.
-        max_steps: updates, whichever comes first; -1 for no limit.
-        accumulate_grad_batches: batches an update; the mean is over everything in them.
-        gradient_clip_val: the most the global norm over all parameters may be; null for no limit.
-        check_val_every_n_epoch: epochs between validations.
-        log_every_n_steps: updates between log lines.
-        checkpoint_every_n_updates: updates between checkpoints within an epoch; null saves after epochs.
-        max_nonfinite: updates in a row that may be skipped as not finite before the run ends with an error.
-        monitor: the metric, lower is better, that chooses ``best.ckpt``.
-        ema_decay: share that each update keeps of a moving average of the weights, which then is what is
-            validated, tested and saved; null for none.
-        average_best: also test the mean of the best so many checkpoints; null for none.
-        compile: a backend of torch.compile, usually ``inductor``, that the transformer's layers are compiled with;
-            null for none.
-        deterministic: as Lightning's.
+        accelerator: As in Lightning: auto, cpu, gpu, …
+        devices: Number of devices, a list of their numbers, or auto.
+        num_nodes: Number of machines.
+        strategy: As in Lightning: auto, ddp, …
+        precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, …
+        max_epochs: Number of epochs.
+        max_steps: Number of updates after which training stops, or -1 for no limit.
+        accumulate_grad_batches: Batches in an update. The mean is over everything in them.
+        gradient_clip_val: Largest global gradient norm over all parameters, or None for no limit.
+        val_check_interval: Validate after this fraction of an epoch, or after this number of batches.
+        check_val_every_n_epoch: Validate in every n-th epoch. None counts the batches of ``val_check_interval`` over
+            epochs.
+        limit_train_batches: Fraction or number of an epoch's training batches that are used.
+        limit_val_batches: Fraction or number of the dev batches that are used.
+        limit_test_batches: Fraction or number of the batches of each test set that are used.
+        num_sanity_val_steps: Dev batches before training starts. -1 is all of them.
+        log_every_n_steps: Updates between log entries.
+        checkpoint_every_n_updates: Updates between checkpoints in an epoch. None saves only after epochs.
+        max_nonfinite: Consecutive non-finite updates that are skipped before training stops with an error.
+        monitor: Metric that chooses ``best.ckpt``. Lower is better.
+        ema_decay: Decay of an exponential moving average of the weights, which is then validated, tested and saved.
+            None for no average.
+        average_best: Also test the mean of this number of best checkpoints. None for no mean.
+        compile: Backend of torch.compile for the transformer layers, usually ``inductor``. None does not compile.
+        deterministic: Use only deterministic algorithms.
+        detect_anomaly: Find the operation that made a gradient non-finite. Slow.
+        profiler: ``simple``, ``advanced`` or ``pytorch``: measure where time goes, and write it to ``profile/`` in the
+            run's folder. None measures nothing.
+        fast_dev_run: Run this number of train, dev and test batches, without loggers and checkpoints. True for one
+            batch, False for a normal run.
     """
 
     accelerator: str
     devices: int | str | list[int]
-    num_nodes: int
+    num_nodes: PositiveInt
     strategy: str
-    precision: str
-    max_epochs: int
-    max_steps: int
-    accumulate_grad_batches: int
-    gradient_clip_val: float | None
-    check_val_every_n_epoch: int
-    log_every_n_steps: int
-    checkpoint_every_n_updates: int | None
-    max_nonfinite: int
+    precision: Precision
+    max_epochs: PositiveInt
+    max_steps: Annotated[int, Ge(-1)]
+    accumulate_grad_batches: PositiveInt
+    gradient_clip_val: PositiveFloat | None
+    val_check_interval: ValidationInterval = 1.0
+    check_val_every_n_epoch: PositiveInt | None
+    limit_train_batches: Batches = 1.0
+    limit_val_batches: Batches = 1.0
+    limit_test_batches: Batches = 1.0
+    num_sanity_val_steps: Annotated[int, Ge(-1)] = 0
+    log_every_n_steps: PositiveInt
+    checkpoint_every_n_updates: PositiveInt | None
+    max_nonfinite: PositiveInt
     monitor: str
-    ema_decay: float | None
-    average_best: int | None
+    ema_decay: Annotated[float, Interval(gt=0, lt=1)] | None
+    average_best: Annotated[int, Ge(2)] | None
     compile: str | None
     deterministic: bool
+    detect_anomaly: bool = False
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    fast_dev_run: bool | PositiveInt = False
+
+    def train_batches(self, batches_per_epoch: Iterable[int]) -> Iterable[int]:
+        """The number of training batches that each epoch uses, from the number that it has."""
+        if self.fast_dev_run is not False:
+            yield min(int(self.fast_dev_run), next(iter(batches_per_epoch)))
+            return
+        for batches in batches_per_epoch:
+            limit = self.limit_train_batches
+            yield min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def conflicts(self, run: "TrainConfig") -> Iterable[ConfigError]:
+        """Values that do not go together, and values that the data or the metrics do not allow."""
+        yield from run.check_monitor("trainer.monitor", self.monitor)
+        if self.average_best is not None and run.data.dev is None:
+            what = "needs a validation, and there is no dev split"
+            yield ConfigError("trainer.average_best", what, "give data.dev=…, or trainer.average_best=null")
+        if self.average_best is not None and self.fast_dev_run is not False:
+            what = "needs checkpoints, and fast_dev_run writes none"
+            yield ConfigError("trainer.average_best", what, "trainer.average_best=null")
+        if self.check_val_every_n_epoch is None and not isinstance(self.val_check_interval, int):
+            what = f"is null, and val_check_interval={self.val_check_interval} is a fraction of an epoch"
+            yield ConfigError("trainer.check_val_every_n_epoch", what, "give val_check_interval a number of batches")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and the workers of data loaders."""
+    from lightning import seed_everything as seed_all
+
+    seed_all(seed, workers=True, verbose=False)
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that prints and writes, before there is a Trainer to ask."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     rank: int | None = getattr(rank_zero_only, "rank", None)
     return rank in (None, 0)
 
@@ -70,24 +129,29 @@ def make_trainer(
     config: TrainerConfig,
     *,
     folder: Path,
-    loggers: Sequence[Any],
-    callbacks: Sequence[Callback],
+    loggers: "Sequence[Logger]",
+    callbacks: "Sequence[Callback]",
     verbose: bool,
     thaws: bool = False,
-) -> L.Trainer:
-    """A Trainer whose checkpoints are whole and whose loaders are made anew each epoch.
+) -> "Trainer":
+    """The Trainer of a run.
 
-    Clipping and accumulation are the module's: Lightning refuses both where there are two optimizers. A model
-    that ``thaws`` has parameters that are not in the graph yet, which DDP has to look for.
+    Clipping and accumulation are done by the module, since Lightning refuses both for two optimizers.
+
+    Args:
+        config: The ``trainer`` option.
+        folder: Folder of the run.
+        loggers: Lightning loggers.
+        callbacks: Lightning callbacks.
+        verbose: Show a progress bar.
+        thaws: Whether the freeze policy thaws layers later. DDP then has to look for unused parameters.
     """
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    precision: Any = config.precision
-    if config.precision == "16-mixed" and config.accelerator == "cpu":
-        # Lightning would quietly take bf16 without a scaler here.
-        plugins.append(MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu")))
-        precision = None
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+    precision, plugins = _precision(config)
     bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
-    trainer = L.Trainer(
+    trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -95,32 +159,70 @@ def make_trainer(
         precision=precision,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps,
+        val_check_interval=config.val_check_interval,
         check_val_every_n_epoch=config.check_val_every_n_epoch,
+        limit_train_batches=config.limit_train_batches,
+        limit_val_batches=config.limit_val_batches,
+        limit_test_batches=config.limit_test_batches,
+        num_sanity_val_steps=config.num_sanity_val_steps,
         log_every_n_steps=config.log_every_n_steps,
         deterministic=config.deterministic,
+        detect_anomaly=config.detect_anomaly,
+        profiler=_profiler(config.profiler, folder / "profile"),
+        fast_dev_run=config.fast_dev_run,
         default_root_dir=folder,
         logger=list(loggers),
         callbacks=[*callbacks, *bar],
         plugins=plugins,
-        num_sanity_val_steps=0,
-        # Epochs have their own batches, and so their own number of them.
+        # Batches are planned for each epoch, so their number differs.
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         enable_progress_bar=verbose,
         enable_model_summary=False,
-        enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     )
     return _ready(trainer)
 
 
+def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:
+    """Lightning's ``precision`` and ``plugins``."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+    from torch.amp.grad_scaler import GradScaler
+
+    from ssl_asr.training.checkpointing import AtomicCheckpointIO
+
+    if config.precision == "16-mixed" and config.accelerator == "cpu":
+        # On a CPU, Lightning would use bf16 and no scaler.
+        return None, [AtomicCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu"))]
+    return config.precision, [AtomicCheckpointIO()]
+
+
+def _profiler(name: str | None, folder: Path) -> "Profiler | None":
+    """A Lightning profiler that writes to a folder."""
+    from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+
+    kinds: dict[str, type[Profiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+        "pytorch": PyTorchProfiler,
+    }
+    if name is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return kinds[name](dirpath=folder, filename=name)
+
+
 def make_inference_trainer(
-    *, accelerator: str, precision: str, console: Console | None, callbacks: Sequence[Callback] = ()
-) -> L.Trainer:
-    """A Trainer that only runs test loops, on one device; a console shows how far it has come."""
+    *, accelerator: str, precision: str, console: Console | None, callbacks: "Sequence[Callback]" = ()
+) -> "Trainer":
+    """A Trainer that only runs test loops, on one device. A console shows the progress."""
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import RichProgressBar
+
     bar: list[Callback] = []
     if console is not None:
         bar = [RichProgressBar(leave=False, console_kwargs={"stderr": console.stderr})]
-    trainer = L.Trainer(
+    trainer = Trainer(
         accelerator=accelerator,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
@@ -135,7 +237,11 @@ def make_inference_trainer(
     return _ready(trainer)
 
 
-def _ready(trainer: L.Trainer) -> L.Trainer:
+def _ready(trainer: "Trainer") -> "Trainer":
+    from lightning.pytorch.accelerators import CPUAccelerator
+
+    from ssl_asr.training.memory import keep_freed_memory
+
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return trainer

@@ -1,0 +1,51 @@
+"""The ``data`` option. Imports no Lightning, so that a command line is checked quickly."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from ssl_asr.data.audio import Downmix
+from ssl_asr.types import Expected, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+SpeedFactor = Annotated[float, Interval(ge=0.5, le=2), Expected("a factor from 0.5 to 2")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The ``data`` group: manifests, which utterances are kept, and how they are batched.
+
+    Attributes:
+        train: Manifest of the train split.
+        dev: Manifest of the dev split, or None for no validation.
+        test: Manifests of test splits by name. A config may also give a path, or a list of paths.
+        max_batch_s: Seconds of audio in a training batch, padding included.
+        max_batch_size: Utterances in a training batch, or None for no limit.
+        eval_batch_s: Seconds of audio in an evaluation batch.
+        min_s: Shorter utterances are dropped, in seconds.
+        max_s: Longer utterances are dropped, in seconds. None leaves the limit to the model.
+        speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
+            empty list leaves the audio unchanged.
+        num_workers: Processes that read audio. 0 reads in the main process.
+        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``.
+        check_audio: Open every file at the start, and compare its header with the manifest.
+        on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
+        max_skip_fraction: Largest fraction of a split that may be dropped.
+        allow_duplicate_ids: Whether train, dev and test may share utterance ids.
+    """
+
+    train: str | None
+    dev: str | None
+    test: dict[str, str]
+    max_batch_s: PositiveFloat
+    max_batch_size: PositiveInt | None
+    eval_batch_s: PositiveFloat
+    min_s: NonNegativeFloat
+    max_s: PositiveFloat | None
+    speed_factors: list[SpeedFactor]
+    num_workers: NonNegativeInt
+    downmix: Downmix
+    check_audio: bool
+    on_bad_audio: Literal["skip", "error"]
+    max_skip_fraction: Fraction
+    allow_duplicate_ids: bool
