@@ -15,10 +15,9 @@
 
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
-from typing import Any
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import Normalizer
@@ -52,7 +51,7 @@ def _basic(text: str, lang: str | None = None) -> str:
 
 
 @lru_cache(maxsize=1)
-def _english_normalizer() -> Any:
+def _english_normalizer() -> Callable[[str], str]:
     """OpenAI's English normalizer, as ported to transformers.
 
     The table of British spellings comes from the data of the package whisper_normalizer. The code of that package
@@ -61,14 +60,16 @@ def _english_normalizer() -> Any:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     table = resources.files("whisper_normalizer").joinpath("normalizers/english.json")
-    return EnglishTextNormalizer(json.loads(table.read_text(encoding="utf-8")))
+    normalize: Callable[[str], str] = EnglishTextNormalizer(json.loads(table.read_text(encoding="utf-8")))
+    return normalize
 
 
 @lru_cache(maxsize=1)
-def _basic_normalizer() -> Any:
+def _basic_normalizer() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-    return BasicTextNormalizer()
+    normalize: Callable[[str], str] = BasicTextNormalizer()
+    return normalize
 
 
 def _whisper_english(text: str, lang: str | None = None) -> str:  # noqa: ARG001

@@ -127,9 +127,9 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
                       D[i-1, j] + 1,                      deletion
                       D[i, j-1] + 1)                      insertion
 
-    The alignment is traced from the end, and prefers the three cases in this order. A sequence whose table would be
-    too large is split in two at a point of a minimal alignment (Hirschberg, 1975), so an hour of characters needs no
-    more memory than a sentence.
+    The alignment is traced from the end, and prefers the three cases in this order. If the table would be too
+    large, both sequences are split in two at a point of a minimal alignment (Hirschberg, 1975), so an hour of
+    characters needs no more memory than a sentence.
 
     Returns:
         ``(operation, reference token, hypothesis token)`` tuples. The missing token of an insertion or deletion is "".

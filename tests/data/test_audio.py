@@ -1,3 +1,5 @@
+"""Reading audio: formats, resampling, offsets, channels, and errors with their reasons."""
+
 import numpy as np
 import pytest
 import soundfile

@@ -1,3 +1,5 @@
+"""Filtering of utterances, skipped audio, and padding of batches."""
+
 import numpy as np
 import pytest
 import soundfile

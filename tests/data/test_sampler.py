@@ -1,3 +1,5 @@
+"""Batches: budget, padding, determinism, ranks and resume."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Speed perturbation: draws, limits, audio, and its use in training only."""
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,11 +95,11 @@ def test_speed_changes_by_epoch_in_training_and_never_in_evaluation(toy_checkpoi
     run.trainer.fit(run.module, datamodule=run.data)
     ratios = {0: {}, 1: {}}
     for training, epoch, cost_s, lengths in seen:
-        for name, (manifest_s, heard_s) in lengths.items():
+        for name, (manifest_s, read_s) in lengths.items():
             if training:
-                ratios[epoch][name] = round(manifest_s / heard_s, 2)
+                ratios[epoch][name] = round(manifest_s / read_s, 2)
             else:
-                assert heard_s == pytest.approx(manifest_s, abs=1e-3)
+                assert read_s == pytest.approx(manifest_s, abs=1e-3)
         if training and len(lengths) > 1:
             assert cost_s <= 4.0 + 1e-3, "the budget counts the perturbed audio"
     assert set(ratios[0].values()) | set(ratios[1].values()) <= {0.5, 1.0, 2.0}

@@ -1,3 +1,5 @@
+"""Text normalizers."""
+
 import json
 import unicodedata
 
