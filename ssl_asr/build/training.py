@@ -82,7 +82,8 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
     trainer = _build_trainer(config, folder, module, console)
-    batches = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
+    planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
+    batches = config.trainer.train_batches(planned)
     accumulate, max_steps = config.trainer.accumulate_grad_batches, config.trainer.max_steps
     module.set_total_updates(total_updates(batches, accumulate, max_steps))
     return TrainingRun(module, data, trainer, config)
@@ -133,6 +134,7 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
         Throughput(),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
+        *(option.build() for option in config.callbacks.values()),
         *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         *checkpointing(
             folder / "checkpoints",
