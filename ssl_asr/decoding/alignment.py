@@ -59,10 +59,10 @@ def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: M
     """The span of each label on the best path. Returns None if the labels do not fit the frames.
 
     Args:
-        log_probs_FV: float32 log-probabilities of the utterance's valid frames.
-        tokens: labels without blanks.
-        blank: id of the blank.
-        measure: of confidence. The confidence of a label is the mean over its frames.
+        log_probs_FV: Float32 log-probabilities of the utterance's valid frames.
+        tokens: Labels without blanks.
+        blank: Id of the blank.
+        measure: Confidence of a frame. The confidence of a label is the mean over its frames.
     """
     if not tokens:
         return []
@@ -119,9 +119,9 @@ def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Secon
     """Words and labels with times. The confidence of a word is the lowest confidence of its labels.
 
     Args:
-        spans: of all labels of a text, in order.
-        labels: spelling of each id, None for the unknown label. A space ends the word before it.
-        frame_s: seconds per frame.
+        spans: Spans of all labels of a text, in order.
+        labels: Spelling of each id, None for the unknown label. A space ends the word before it.
+        frame_s: Seconds per frame.
     """
     words: list[list[Token]] = [[]]
     for span in spans:
@@ -140,9 +140,9 @@ def listed_words(
     """Words of a lexicon with times. The confidence of a word is the lowest confidence of its labels.
 
     Args:
-        spans: of all labels of a text, in order.
-        words: each word, and the number of labels that spell it, a space after it included.
-        labels, frame_s: see `words_of`.
+        spans: Spans of all labels of a text, in order.
+        words: Each word, and the number of labels that spell it, a space after it included.
+        labels, frame_s: See `words_of`.
     """
     found = []
     at = 0

@@ -47,15 +47,15 @@ def beam_search(
     Results are independent of the batch composition. Finished utterances are removed from the batch.
 
     Args:
-        model: gives the logits.
-        h_BFD, context_lengths_B: encoder states, and the number of valid states per utterance.
-        prompts: one per utterance, of equal length.
-        constraints: end token, suppressed tokens, limits and rules.
-        beam_size: number of hypotheses kept per utterance.
-        length_penalty: exponent of the length that scores are divided by.
-        n_best: number of hypotheses returned per utterance, at most ``beam_size``.
-        decoder_weight: weight of the decoder's log-probabilities.
-        scorers: add their own weighted scores.
+        model: The decoder.
+        h_BFD, context_lengths_B: Encoder states, and the number of valid states per utterance.
+        prompts: Token ids, one list per utterance, of equal length.
+        constraints: End token, suppressed tokens, limits and rules.
+        beam_size: Number of hypotheses kept per utterance.
+        length_penalty: Exponent of the length that scores are divided by.
+        n_best: Number of hypotheses returned per utterance, at most ``beam_size``.
+        decoder_weight: Weight of the decoder's log-probabilities.
+        scorers: Their scores are added to the log-probabilities. They have weights of their own.
     """
     device = h_BFD.device
     start = start_search(model, h_BFD, context_lengths_B, prompts, constraints.limits)
@@ -156,12 +156,13 @@ class _Search:
             chosen_BK = self._continue(best, tokens_BCU)
             done_B = self._done(length)
             done = done_B.tolist()
-            for row, utterance in enumerate(active):
-                if done[row]:
-                    results[utterance] = self.finished.decoded(row, self.end_id, n_best)
-            active = [utterance for utterance, is_done in zip(active, done, strict=True) if not is_done]
-            if not active:
-                break
+            if any(done):
+                for row, utterance in enumerate(active):
+                    if done[row]:
+                        results[utterance] = self.finished.decoded(row, self.end_id, n_best)
+                active = [utterance for utterance, is_done in zip(active, done, strict=True) if not is_done]
+                if not active:
+                    break
             tokens_N = self._reorder(best.beams_BC.gather(1, chosen_BK), best.tokens_BC.gather(1, chosen_BK))
             # Indexing the cache copies it, so it is left alone while all utterances go on.
             if any(done):
@@ -230,7 +231,8 @@ class _Search:
     def _done(self, length: int) -> Tensor:
         """Step 4: whether each utterance is done."""
         hope_B = self.running.scores_BK[:, 0] / length**self.length_penalty
-        return (self.finished.scores_BK.amin(1) >= hope_B) | (self.limit_B <= length)
+        done_B: Tensor = (self.finished.scores_BK.amin(1) >= hope_B) | (self.limit_B <= length)
+        return done_B
 
     def _reorder(self, parents_BK: Tensor, tokens_BK: Tensor) -> Tensor:
         """Move the cache and the scorers to the parents of the running hypotheses. Returns their last tokens."""

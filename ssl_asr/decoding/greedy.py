@@ -39,12 +39,12 @@ def greedy_decode(
     """Decodes all utterances of a batch at once. Results are independent of the batch composition.
 
     Args:
-        model: gives the logits.
-        h_BFD, context_lengths_B: encoder states, and the number of valid states per utterance.
-        prompts: one per utterance, of equal length.
-        constraints: end token, suppressed tokens, limits and rules.
-        temperature: divides the logits before sampling. 0 for the most probable token.
-        generator: random generator for sampling, on the device. None for torch's default.
+        model: The decoder.
+        h_BFD, context_lengths_B: Encoder states, and the number of valid states per utterance.
+        prompts: Token ids, one list per utterance, of equal length.
+        constraints: End token, suppressed tokens, limits and rules.
+        temperature: Divides the logits before sampling. 0 for the most probable token.
+        generator: Random generator for sampling, on the device. None for torch's default.
     """
     start = start_search(model, h_BFD, context_lengths_B, prompts, constraints.limits)
     device, state, inputs_BU = h_BFD.device, start.state, start.prompt_BU

@@ -71,14 +71,14 @@ def estimate(sentences: Iterable[Sequence[str]], *, order: int, prune: Sequence[
     """Estimates an n-gram model.
 
     Args:
-        sentences: the text, a sequence of words per sentence, without start and end marks.
-        order: length of the longest n-grams.
-        prune: one threshold per order. N-grams that occur no more often than the threshold are left out. The last
+        sentences: The text, a sequence of words per sentence, without start and end marks.
+        order: Length of the longest n-grams.
+        prune: One threshold per order. N-grams that occur no more often than the threshold are left out. The last
             threshold holds for all longer n-grams, and thresholds do not decrease. Unigrams are always kept. Empty
             for no pruning.
 
     Raises:
-        LanguageModelError: the text is empty, or a word is a mark.
+        LanguageModelError: The text is empty, or a word is a mark.
     """
     words, flat_T, ends_T = _flatten(sentences)
     grams = _count(flat_T, ends_T, len(words), order)
@@ -194,9 +194,9 @@ class Perplexity:
     """Perplexity of a text. Sentence ends count as words.
 
     Attributes:
-        sentences, words, unknown: number of sentences, of words, and of out-of-vocabulary (OOV) words.
-        known: perplexity without OOV words.
-        all_words: perplexity with OOV words at the probability of ``<unk>``.
+        sentences, words, unknown: Number of sentences, of words, and of out-of-vocabulary (OOV) words.
+        known: Perplexity without OOV words.
+        all_words: Perplexity with OOV words at the probability of ``<unk>``.
     """
 
     sentences: int
@@ -210,7 +210,7 @@ def perplexity(model: NGram, sentences: Iterable[Sequence[str]]) -> Perplexity:
     """The perplexity of a model on sentences.
 
     Raises:
-        LanguageModelError: there are no sentences.
+        LanguageModelError: There are no sentences.
     """
     count = words = unknown = 0
     known_total = unknown_total = 0.0

@@ -1,8 +1,14 @@
-"""Causal language models of transformers, asked about words and labels a batch at a time.
+"""Causal language models of transformers, scored over words or over labels, in batches.
 
-A text is scored from the model's start token on, an n-gram model's way: a word after the words before it, by all the
-tokens it is cut into. States are the tokens read so far, and every question is answered from the beginning of its
-text: searches come back to texts they left, so nothing but answers is kept.
+Let ``t[1..n]`` be the tokens of the words so far, after the model's start token::
+
+    log p(word | t[1..n]) = sum of log p(t[n+i] | start, t[1..n+i-1]) over the tokens t[n+1..n+m] of the word
+
+A state is the tuple of all tokens read so far. Every forward pass starts at the beginning of the text, without a cache
+of keys and values: a search returns to earlier states in any order. Only the results are kept.
+
+If a text is longer than the context of the model, its last tokens are read: half of the context, the start token
+included, so that there is room for a word.
 """
 
 from collections import OrderedDict
@@ -20,22 +26,23 @@ from ssl_asr.errors import LanguageModelError
 
 Tokens = tuple[int, ...]
 
-# Texts asked about at once, and words and rows of which the answers are kept.
+# Texts per forward pass.
 _BATCH = 64
+# Results that are kept at most: words after states, and cells of rows.
 _KEPT_WORDS = 200_000
 _KEPT_CELLS = 50_000_000
 
 
 class NeuralLM(WordModel[Tokens]):
-    """A causal language model behind the `ssl_asr.decoding.word_model.WordModel` contract; a state is what was read.
+    """A causal language model as a `WordModel`.
 
     Args:
-        model: transformers' ``…ForCausalLM``, in float32 or as its checkpoint has it.
-        tokenizer: its own.
-        source: its name in messages.
+        model: A ``…ForCausalLM`` of transformers, in float32 or in the dtype of its checkpoint.
+        tokenizer: The tokenizer of the model.
+        source: Name in messages.
 
     Raises:
-        LanguageModelError: its tokenizer names neither a start nor an end of text.
+        LanguageModelError: The tokenizer has neither a start nor an end token.
     """
 
     batched = True
@@ -44,22 +51,24 @@ class NeuralLM(WordModel[Tokens]):
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
         end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
         if start is None and end is None:
-            raise LanguageModelError(source, "has neither a start nor an end token", "another language model")
-        # GPT-2 and its like begin after the end of the text before.
+            what = "its tokenizer has neither a start nor an end token"
+            raise LanguageModelError(source, what, "use another language model")
+        # GPT-2 has no start token: a text follows the end token of another text.
         self.start_id: int = end if start is None else start
         self.end_id: int | None = end
-        # A text may be longer than what the model reads: its last tokens count then, and leave room for a word.
-        self._most: int | None = getattr(model.config, "max_position_embeddings", None)
+        context: int | None = getattr(model.config, "max_position_embeddings", None)
+        # Longest text that is read whole, and longest piece that is scored in one pass.
+        self._most: int | None = None if context is None else context // 2
         self._words: OrderedDict[tuple[Tokens, str], tuple[float, Tokens]] = OrderedDict()
         self._rows: OrderedDict[Tokens, Tensor] = OrderedDict()
-        self._spelt: dict[tuple[bool, str], Tokens] = {}
+        self._spelled: dict[tuple[bool, str], Tokens] = {}
 
     @classmethod
     def load(cls, source: str) -> "NeuralLM":
-        """The model of a folder or of a name on the Hugging Face Hub, on the accelerator where there is one.
+        """Load a model from a folder or from the Hugging Face Hub, onto the accelerator if there is one.
 
         Raises:
-            LanguageModelError: there is none, or it is of another kind.
+            LanguageModelError: There is no such model, or it is not a causal language model.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,32 +76,32 @@ class NeuralLM(WordModel[Tokens]):
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            what = f"is no causal language model of transformers that can be read: {str(error).splitlines()[0]}"
-            raise LanguageModelError(source, what, "an ARPA file, or a folder with model and tokenizer") from None
+            what = f"cannot be read as a causal language model of transformers: {str(error).splitlines()[0]}"
+            raise LanguageModelError(source, what, "give an ARPA file, or a folder with model and tokenizer") from None
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(model.to(device), tokenizer, source=source)
 
     @property
     def begin(self) -> Tokens:
-        """The start of a text."""
+        """State before the first word."""
         return (self.start_id,)
 
     def spell(self, word: str, *, first: bool) -> Tokens:
-        """The tokens of a word, with the space before it unless it is the first."""
-        found = self._spelt.get((first, word))
+        """Tokens of a word, with a space before it unless it is the first."""
+        found = self._spelled.get((first, word))
         if found is None:
             if first:
                 found = tuple(self.tokenizer.encode(word, add_special_tokens=False))
             else:
-                # Some tokenizers put a space of their own before a text: what follows another word is certain.
+                # Some tokenizers add a space before a text, so the word is encoded after another word.
                 before = self.tokenizer.encode("a", add_special_tokens=False)
                 whole = self.tokenizer.encode(f"a {word}", add_special_tokens=False)
                 found = tuple(whole[len(before) :])
-            self._spelt[first, word] = found
+            self._spelled[first, word] = found
         return found
 
     def score(self, state: Tokens, word: str) -> tuple[float, Tokens]:
-        """Log-probability of a word after a state, and the state after it."""
+        """Log-probability of a word after a state, and the next state."""
         found = self._words.get((state, word))
         if found is None:
             self.prefetch([(state, word)])
@@ -100,7 +109,7 @@ class NeuralLM(WordModel[Tokens]):
         return found
 
     def prefetch(self, pairs: Sequence[tuple[Tokens, str]]) -> None:
-        """Find out at once about words after states that are to be asked for."""
+        """Compute the scores of words after states in batches."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._words]
         pieces = [self.spell(word, first=len(state) == 1) for state, word in unknown]
         totals = self._continued([state for state, _ in unknown], pieces)
@@ -110,21 +119,21 @@ class NeuralLM(WordModel[Tokens]):
             self._words.popitem(last=False)
 
     def end(self, state: Tokens) -> float:
-        """Log-probability of the end; 0 for a model that knows none."""
+        """Log-probability of the end of the text. 0 if the model has no end token."""
         return 0.0 if self.end_id is None else float(self.row(state)[self.end_id])
 
     def has_word(self, word: str) -> bool:
-        """Every word can be cut into tokens."""
+        """True: every word can be split into tokens."""
         return True
 
     def text_log_probs(self, texts: Sequence[str]) -> list[float]:
-        """Log-probability of each whole text, its end included."""
+        """Log-probability of each whole text with its end."""
         end = () if self.end_id is None else (self.end_id,)
         tokens = [(*self.tokenizer.encode(text, add_special_tokens=False), *end) for text in texts]
         return self._continued([self.begin] * len(texts), tokens)
 
     def row(self, state: Tokens) -> Tensor:
-        """Log-probabilities of every token after a state, float32 on the CPU, ``(V,)``."""
+        """Log-probabilities of all tokens after a state, float32 on the CPU, shape (V,)."""
         found = self._rows.get(state)
         if found is None:
             self.prefetch_rows([state])
@@ -132,7 +141,7 @@ class NeuralLM(WordModel[Tokens]):
         return found
 
     def prefetch_rows(self, states: Sequence[Tokens]) -> None:
-        """Find out at once about the tokens after states that are to be asked for."""
+        """Compute the rows of states in batches."""
         unknown = [state for state in dict.fromkeys(states) if state not in self._rows]
         for first in range(0, len(unknown), _BATCH):
             own = unknown[first : first + _BATCH]
@@ -145,14 +154,14 @@ class NeuralLM(WordModel[Tokens]):
             self._rows.popitem(last=False)
 
     def _recent(self, state: Tokens) -> Tokens:
-        """A text as far as the model is given it: whole, or its start token and the last it has room for."""
-        if self._most is None or len(state) <= self._most // 2:
+        """The tokens that the model reads: all of a text, or its start token and its last tokens."""
+        if self._most is None or len(state) <= self._most:
             return state
-        return (state[0], *state[len(state) - self._most // 2 + 1 :])
+        return (state[0], *state[len(state) - self._most + 1 :])
 
     @torch.inference_mode()
     def _log_probs(self, states: Sequence[Tokens]) -> Tensor:
-        """``log_probs_BUV`` after every token of these texts; places beyond a text mean nothing."""
+        """``log_probs_BUV`` after every token of these texts. Values beyond the end of a text are arbitrary."""
         device = next(self.model.parameters()).device
         tokens_BU = pad_sequence([torch.tensor(state) for state in states], batch_first=True).to(device)
         lengths_B1 = torch.tensor([len(state) for state in states])[:, None]
@@ -162,27 +171,27 @@ class NeuralLM(WordModel[Tokens]):
         return log_probs_BUV
 
     def _continued(self, states: Sequence[Tokens], tokens: Sequence[Tokens]) -> list[float]:
-        """Log-probability of tokens after states, in as many pieces as the model reads at once."""
-        places: list[int] = []
+        """Log-probability of tokens after states. Tokens that are too many for one pass are scored in pieces."""
+        owners: list[int] = []
         pieces: list[tuple[Tokens, Tokens]] = []
-        for place, (state, own) in enumerate(zip(states, tokens, strict=True)):
-            size = max(1, len(own)) if self._most is None else self._most // 2
+        for owner, (state, own) in enumerate(zip(states, tokens, strict=True)):
+            size = max(1, len(own)) if self._most is None else self._most
             for first in range(0, len(own), size):
-                places.append(place)
+                owners.append(owner)
                 pieces.append((self._recent(state + own[:first]), own[first : first + size]))
         totals = [0.0] * len(states)
         for first in range(0, len(pieces), _BATCH):
             part = slice(first, first + _BATCH)
-            for place, log_prob in zip(places[part], self._pieces(pieces[part]), strict=True):
-                totals[place] += log_prob
+            for owner, log_prob in zip(owners[part], self._score_pieces(pieces[part]), strict=True):
+                totals[owner] += log_prob
         return totals
 
-    def _pieces(self, pieces: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Log-probability of each second part after its first, in one pass."""
-        wholes = [state + own for state, own in pieces]
-        # The last token of a text is foretold and foretells nothing.
-        log_probs_BUV = self._log_probs([whole[:-1] for whole in wholes])
-        targets_BU = pad_sequence([torch.tensor(whole[1:]) for whole in wholes], batch_first=True)
+    def _score_pieces(self, pieces: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        """Log-probability of the second part of each pair after its first part, in one forward pass."""
+        texts = [state + own for state, own in pieces]
+        # The last token of a text is a target only.
+        log_probs_BUV = self._log_probs([text[:-1] for text in texts])
+        targets_BU = pad_sequence([torch.tensor(text[1:]) for text in texts], batch_first=True)
         chosen_BU = log_probs_BUV.gather(2, targets_BU.to(log_probs_BUV.device)[..., None])[..., 0].cpu()
         totals = []
         for row, (state, own) in enumerate(pieces):
@@ -191,37 +200,38 @@ class NeuralLM(WordModel[Tokens]):
         return totals
 
     def tokens_like(self, labels: Sequence[str | None]) -> list[int]:
-        """The token that is spelt like each label, -1 where there is none.
+        """The token with the spelling of each label. -1 if there is no such token.
 
         Raises:
-            LanguageModelError: there is none for any.
+            LanguageModelError: No label has a token.
         """
         by_text: dict[str, int] = {}
-        for token, text in enumerate(self._texts_of_tokens()):
+        for token, text in enumerate(self._spellings()):
             by_text.setdefault(text, token)
         found = [-1 if label is None else by_text.get(label, -1) for label in labels]
         if all(token < 0 for token in found):
             shown = [label for label in labels if label][:3]
-            what = f"has a token for none of the labels, such as {shown}"
-            raise LanguageModelError(self.source, what, "decoder.lm_unit=word")
+            what = f"has no token for any label (first labels: {shown})"
+            raise LanguageModelError(self.source, what, "use decoder.lm_unit=word")
         return found
 
-    def _texts_of_tokens(self) -> list[str]:
+    def _spellings(self) -> list[str]:
+        """Text of each token, with a space where a word starts."""
         names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         if any(name.startswith("Ġ") for name in names):
             return [str(self.tokenizer.convert_tokens_to_string([name])) for name in names]
-        # The characters that stand for a space in vocabularies of other kinds.
+        # Vocabularies of words or of sentencepiece mark spaces with these characters.
         return [" " if name == "|" else name.replace("▁", " ") for name in names]
 
 
 class LabelNeural(Automaton[Tokens]):
-    """A causal language model over the labels themselves, weighted.
+    """A causal language model over labels, weighted. Keys are the states of the model.
 
     Args:
-        model: of which a token is spelt like each label.
-        labels: of the vocabulary, by id, spelt as text; None for ids that no text contains.
-        weight: of log-probabilities.
-        missing: what labels get that the model has no token for, a log-probability.
+        model: Language model with a token for each label.
+        labels: Spelling of each label. None for ids that no text contains (blank, unknown).
+        weight: Weight of the log-probabilities.
+        missing: Log-probability of labels that the model has no token for.
     """
 
     def __init__(self, model: NeuralLM, labels: Sequence[str | None], *, weight: float, missing: float = -20.0) -> None:
@@ -233,23 +243,23 @@ class LabelNeural(Automaton[Tokens]):
 
     @property
     def begin(self) -> Tokens:
-        """The start of a text."""
+        """Key before the first label."""
         return self.model.begin
 
     def prefetch(self, keys: Sequence[Tokens]) -> None:
-        """Ask about all of them at once."""
+        """Compute the rows of keys in batches."""
         self.model.prefetch_rows(keys)
 
     def rows(self, keys: Sequence[Tokens]) -> Float64s:
-        """Weighted log-probabilities."""
+        """Weighted log-probability of each label after each key, ``(N, V)``."""
         log_probs_NV = torch.stack([self.model.row(key)[self._ids_V] for key in keys])
         rows: Float64s = torch.where(self._has_V, self.weight * log_probs_NV, self._missing_V).double().numpy()
         return rows
 
     def advance(self, key: Tokens, label: int) -> Tokens:
-        """The text with a label more; one the model has no token for is passed over."""
+        """Key after one more label. A label that the model has no token for is skipped."""
         return (*key, int(self._ids_V[label])) if self._has_V[label] else key
 
     def end(self, key: Tokens) -> float:
-        """Weighted log-probability of the end."""
+        """Weighted log-probability of the end of the text."""
         return self.weight * self.model.end(key)

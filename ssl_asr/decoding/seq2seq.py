@@ -1,7 +1,7 @@
 """The ``decoder`` options of autoregressive models: Whisper's, and the attention decoder of joint models."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,8 +16,10 @@ from ssl_asr.decoding.fusion.options import FusionOptions
 from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.greedy import greedy_decode
-from ssl_asr.decoding.rescoring import Rescoring
+from ssl_asr.decoding.rescoring import Rescoring, n_best_conflicts
 from ssl_asr.decoding.step_model import Constraints, Decoded, Scorer, StepModel
+from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import LanguageModelName
 from ssl_asr.types import BLANK_ID, NonNegativeFloat, PositiveInt, Utterance
 
 # Tokens that every utterance may have, however short it is, when tokens are limited by its length.
@@ -96,6 +98,10 @@ class _Beam(Rescoring):
         """The model and the scorers of a search. A subclass may add scorers that watch the model."""
         return model, scorers
 
+    def conflicts(self, run: object) -> Iterator[ConfigError]:  # noqa: ARG002
+        """An n-best list that is longer than the beam."""
+        return n_best_conflicts(self.beam_size, self.n_best)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Limited:
@@ -144,18 +150,18 @@ class WhisperGreedy(_Greedy, _WhisperText):
     the next temperature.
 
     Attributes:
-        suppress: apply the suppression lists of the checkpoint, as in its published results.
-        max_tokens_per_s: limits an utterance to 8 tokens plus this number per second, which ends repetition loops
+        suppress: Apply the suppression lists of the checkpoint, as in its published results.
+        max_tokens_per_s: Limits an utterance to 8 tokens plus this number per second, which ends repetition loops
             early. null for the limit of the model.
-        timestamps: write segments with timestamps. Only for models that have not lost timestamps in fine-tuning.
-        temperatures: tried in order. Above 0, tokens are sampled, with a seed that depends on the utterance.
-        max_compression: a text that zlib compresses by more than this ratio fails. null for no test.
-        min_log_prob: a text with a lower mean log-probability per token fails. null for no test.
-        no_speech: if the no-speech probability is higher and the text fails ``min_log_prob``, the text is empty.
+        timestamps: Write segments with timestamps. Only for models that have not lost timestamps in fine-tuning.
+        temperatures: Tried in order. Above 0, tokens are sampled, with a seed that depends on the utterance.
+        max_compression: A text that zlib compresses by more than this ratio fails. null for no test.
+        min_log_prob: A text with a lower mean log-probability per token fails. null for no test.
+        no_speech: If the no-speech probability is higher and the text fails ``min_log_prob``, the text is empty.
             null for no test.
-        prompt: previous text, or a text in the style to follow. It is read and not written. ``prompt`` in the
+        prompt: Previous text, or a text in the style to follow. It is read and not written. ``prompt`` in the
             manifest replaces it. null for none.
-        min_tokens, max_tokens: bounds on the tokens of a text. null for no bound.
+        min_tokens, max_tokens: Bounds on the tokens of a text. null for no bound.
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.0])
@@ -187,7 +193,7 @@ class AttentionGreedy(_Greedy, _Limited):
     """The ``attention_greedy`` decoder of joint models.
 
     Attributes:
-        max_tokens_per_s: limits an utterance to 8 tokens plus this number per second. null for the number of its
+        max_tokens_per_s: Limits an utterance to 8 tokens plus this number per second. null for the number of its
             frames.
     """
 
@@ -209,23 +215,23 @@ class WhisperBeam(_Beam, _WhisperText):
     Rescoring adds to the log-probability of a text before the division by its length.
 
     Attributes:
-        suppress, max_tokens_per_s, timestamps, prompt, min_tokens, max_tokens: see `WhisperGreedy`.
-        beam_size: number of hypotheses kept.
-        length_penalty: exponent of the length that scores are divided by. 0 ranks by log-probability.
-        n_best: number of texts per utterance.
-        max_labels: language models and hotwords score this number of most probable tokens per hypothesis.
-        lm: a language model (see `FusionOptions`).
+        suppress, max_tokens_per_s, timestamps, prompt, min_tokens, max_tokens: See `WhisperGreedy`.
+        beam_size: Number of hypotheses kept.
+        length_penalty: Exponent of the length that scores are divided by. 0 ranks by log-probability.
+        n_best: Number of texts per utterance.
+        max_labels: Language models and hotwords score this number of most probable tokens per hypothesis.
+        lm: A language model (see `FusionOptions`).
         lm_unit: ``word`` for a model over words in lower case without punctuation, ``label`` for a causal model over
             Whisper's own tokens (GPT-2's, for the English checkpoints).
-        lm_weight, word_score, unknown_score: see `FusionOptions`.
-        hotwords, hotword_score: see `FusionOptions`. Case and punctuation are ignored.
+        lm_weight, word_score, unknown_score: See `FusionOptions`.
+        hotwords, hotword_score: See `FusionOptions`. Case and punctuation are ignored.
     """
 
     temperatures: ClassVar[tuple[float, ...]] = (0.0,)
     no_speech: ClassVar[float | None] = None
 
     max_labels: PositiveInt = 20
-    lm: str | None = None
+    lm: LanguageModelName | None = None
     lm_unit: Literal["word", "label"] = "word"
     lm_weight: float = 0.1
     word_score: float = 0.0
@@ -245,11 +251,11 @@ class WhisperBeam(_Beam, _WhisperText):
         """The automata of shallow fusion over Whisper's tokens. Empty if nothing is to be fused.
 
         Args:
-            vocab_size: number of tokens.
-            spell: converts tokens to text, with a space before each word.
+            vocab_size: Number of tokens.
+            spell: Converts tokens to text, with a space before each word.
 
         Raises:
-            LanguageModelError: a file is missing or wrong, or none of its words can be spelled.
+            LanguageModelError: A file is missing or wrong, or none of its words can be spelled.
         """
         if self.lm is None and not self.hotwords and self.word_score == 0:
             return []
@@ -265,8 +271,8 @@ class WhisperBeam(_Beam, _WhisperText):
         """The scorers of one search.
 
         Args:
-            parts: automata of `parts`.
-            utterances: number of utterances in the batch.
+            parts: Automata of `parts`.
+            utterances: Number of utterances in the batch.
         """
         if not parts:
             return []
@@ -278,13 +284,13 @@ class AttentionBeam(FusionOptions, _Beam, _Limited):
     """The ``attention_beam`` decoder of joint models: attention decoder, CTC, coverage and shallow fusion.
 
     Attributes:
-        max_tokens_per_s: see `AttentionGreedy`.
-        beam_size, length_penalty, n_best: see `WhisperBeam`.
-        ctc_weight: weight of CTC's prefix log-probabilities. The attention decoder has the rest, 1 - ``ctc_weight``.
+        max_tokens_per_s: See `AttentionGreedy`.
+        beam_size, length_penalty, n_best: See `WhisperBeam`.
+        ctc_weight: Weight of CTC's prefix log-probabilities. The attention decoder has the rest, 1 - ``ctc_weight``.
             0 for no CTC.
         max_labels: CTC scores this number of most probable labels per hypothesis. null for all labels.
-        coverage_weight: score of each covered frame (see `ssl_asr.decoding.coverage`).
-        coverage_threshold: total attention weight from which a frame is covered.
+        coverage_weight: Score of each covered frame (see `ssl_asr.decoding.coverage`).
+        coverage_threshold: Total attention weight from which a frame is covered.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"joint"})
@@ -298,9 +304,9 @@ class AttentionBeam(FusionOptions, _Beam, _Limited):
         """The scorers of one search, besides coverage.
 
         Args:
-            ctc: returns CTC log-probabilities, ``log_probs_BFV``. Called only if CTC has a weight.
-            frame_lengths_B: number of valid frames, int64 on the CPU.
-            fusion: tables of `parts`. None for no shallow fusion.
+            ctc: Returns CTC log-probabilities, ``log_probs_BFV``. Called only if CTC has a weight.
+            frame_lengths_B: Number of valid frames, int64 on the CPU.
+            fusion: Tables of `parts`. None for no shallow fusion.
         """
         scorers: list[Scorer] = []
         if self.ctc_weight > 0:

@@ -75,10 +75,10 @@ class Constraints:
     """Restricts the tokens of a search.
 
     Attributes:
-        end_id: id of the end token.
-        suppression: tokens that are never chosen.
-        limits: maximum number of tokens per utterance. None for the limit of the model.
-        rules: change the logits depending on the tokens so far.
+        end_id: Id of the end token.
+        suppression: Tokens that are never chosen.
+        limits: Maximum number of tokens per utterance. None for the limit of the model.
+        rules: Change the logits depending on the tokens so far.
     """
 
     end_id: int
@@ -133,10 +133,10 @@ def start_search(
     """Makes the cache of a search, with room for the longest text that the limits allow.
 
     Args:
-        model: gives the logits.
-        h_BFD, context_lengths_B: encoder states, and the number of valid states per utterance.
-        prompts: one per utterance, of equal length.
-        limits: maximum number of tokens after the prompt, per utterance. None for the limit of the model.
+        model: The decoder.
+        h_BFD, context_lengths_B: Encoder states, and the number of valid states per utterance.
+        prompts: Token ids, one list per utterance, of equal length.
+        limits: Maximum number of tokens after the prompt, per utterance. None for the limit of the model.
     """
     prompt_BU = torch.tensor(prompts, device=h_BFD.device)
     batch, prompt_length = prompt_BU.shape

@@ -27,10 +27,10 @@ class TimestampRules:
     probable than any text token, text is forbidden.
 
     Attributes:
-        begin: id of the timestamp 0.00.
-        no_timestamps: id of the token that requests no timestamps.
-        end: id of the end token.
-        latest_first: largest first timestamp, in timestamp tokens after 0.00. None for no limit.
+        begin: Id of the timestamp 0.00.
+        no_timestamps: Id of the token that requests no timestamps.
+        end: Id of the end token.
+        latest_first: Largest first timestamp, in timestamp tokens after 0.00. None for no limit.
     """
 
     begin: int
@@ -73,11 +73,11 @@ def segments_of(
     timestamp or has no pair of timestamps, the next window starts at its end.
 
     Args:
-        tokens: chosen by the decoder, without the end token.
-        begin: id of the timestamp 0.00.
-        duration: seconds of audio in the window.
-        decode: converts tokens to text and leaves timestamps out.
-        score: confidence of every segment, in [0, 1].
+        tokens: Chosen by the decoder, without the end token.
+        begin: Id of the timestamp 0.00.
+        duration: Seconds of audio in the window.
+        decode: Converts tokens to text and leaves timestamps out.
+        score: Confidence of every segment, in [0, 1].
     """
     is_time = [token >= begin for token in tokens]
     cuts = [i + 1 for i, pair in enumerate(itertools.pairwise(is_time)) if all(pair)]

@@ -87,13 +87,13 @@ def words_of_tokens(
     """Words and tokens with times. The confidence of a word is the lowest probability of its tokens.
 
     Args:
-        tokens: text tokens only.
-        weights_HUF: attention weights of the heads, over the frames of the speech. One row per token, at the step
+        tokens: Text tokens only.
+        weights_HUF: Attention weights of the heads, over the frames of the speech. One row per token, at the step
             that predicts the token, and one row for the end token.
-        probabilities: of each token.
-        spell: converts tokens to text, with a space before each word.
-        frame_s: seconds per frame.
-        lang: language code of the text. Some languages are written without spaces.
+        probabilities: Of each token.
+        spell: Converts tokens to text, with a space before each word.
+        frame_s: Seconds per frame.
+        lang: Language code of the text. Some languages are written without spaces.
     """
     if not tokens:
         return []

@@ -223,9 +223,9 @@ def test_options_load_the_model_from_its_folder(folder):
 
 def test_missing_and_unsuitable_models_are_errors(tmp_path, folder):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(LanguageModelError, match="no causal language model"):
+    with pytest.raises(LanguageModelError, match="cannot be read as a causal language model"):
         read_language_model(str(tmp_path))
     with pytest.raises(LanguageModelError, match="no such language model"):
         read_language_model(str(tmp_path / "missing.arpa"))
-    with pytest.raises(LanguageModelError, match="token for none of the labels"):
+    with pytest.raises(LanguageModelError, match="no token for any label"):
         LabelNeural(NeuralLM.load(str(folder)), [None, "ж"], weight=1.0)

@@ -1,12 +1,16 @@
 """Greedy search against a plain loop and transformers, and the decoder options."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
 from ssl_asr.decoding.greedy import greedy_decode
+from ssl_asr.decoding.seq2seq import WhisperBeam, WhisperGreedy
 from ssl_asr.decoding.step_model import Constraints, Suppression
 from ssl_asr.models.whisper import WhisperBackbone
+from ssl_asr.types import Utterance
 from tests.toys import END, NO_TIMESTAMPS, START
 
 PROMPT = [START, NO_TIMESTAMPS]
@@ -89,3 +93,43 @@ def test_texts_stay_within_the_limit_of_the_model(model, states):
         constraints = Constraints(end_id=END, suppression=Suppression(always=(END,)))
         rows = greedy_decode(model, h[:2], lengths[:2], [PROMPT] * 2, constraints=constraints)
     assert [len(row.tokens) for row in rows] == [446, 446]
+
+
+def _options(name):
+    return {
+        "greedy": WhisperGreedy(suppress=False, max_tokens_per_s=None),
+        "beam": WhisperBeam(suppress=False, max_tokens_per_s=None, beam_size=3, length_penalty=0.0, n_best=2),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam"])
+def test_options_search_return_n_best_texts(model, states, name):
+    h, lengths = states
+    option = _options(name)
+    with torch.inference_mode():
+        constraints = Constraints(end_id=END, limits=[9] * 7)
+        found = option.search(model, h, lengths, [PROMPT] * 7, constraints=constraints)
+        plain = greedy_decode(model, h, lengths, [PROMPT] * 7, constraints=constraints)
+    assert all(len(texts) == option.n_best for texts in found)
+    if name == "greedy":
+        assert found == [[decoded] for decoded in plain]
+    else:
+        assert all(first.score >= second.score for first, second in found)
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam"])
+def test_limits_are_the_lower_of_tokens_per_second_and_max_tokens(name):
+    option = _options(name)
+    utterances = [Utterance("a", "a.wav", 1.0), Utterance("b", "b.wav", 10.0)]
+    assert option.limits(utterances) is None
+    assert option.with_token_cap(2.5).limits(utterances) == [10, 33]
+    assert replace(option, max_tokens=12).limits(utterances) == [12, 12]
+    assert replace(option, max_tokens=12).with_token_cap(2.5).limits(utterances) == [10, 12]
+
+
+def test_text_fails_if_it_repeats_itself_or_is_improbable():
+    option = replace(_options("greedy"), max_compression=2.4, min_log_prob=-1.0)
+    assert not option.fails("an ordinary sentence", -0.5)
+    assert option.fails("an ordinary sentence", -1.5)
+    assert option.fails("again " * 40, -0.5)
+    assert not _options("beam").fails("again " * 40, -1.5)
