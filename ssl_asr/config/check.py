@@ -64,21 +64,21 @@ def named_folder(overrides: list[str]) -> str | None:
 
 def composed_job(arguments: Arguments, overrides: list[str]) -> tuple[DictConfig | None, list[UserError]]:
     """The config of a job, and an error for each override that cannot be composed. None if nothing can be composed."""
-    cfg = try_compose(arguments.config, overrides, hydra=True)
+    cfg = try_compose(arguments.config, overrides)
     if isinstance(cfg, DictConfig):
         return without_hydra(cfg), []
-    nothing = try_compose(arguments.config, [], hydra=True)
+    nothing = try_compose(arguments.config, [])
     if not isinstance(nothing, DictConfig):
         return None, [ConfigError("config", *_renamed_in(said(nothing)))]
     errors: list[UserError] = []
     good: list[str] = []
     for override in overrides:
-        tried = try_compose(arguments.config, [*good, override], hydra=True)
+        tried = try_compose(arguments.config, [*good, override])
         if isinstance(tried, DictConfig):
             good.append(override)
         else:
             errors.append(_explain(arguments.config, override, tried, good))
-    cfg = try_compose(arguments.config, good, hydra=True)
+    cfg = try_compose(arguments.config, good)
     if isinstance(cfg, DictConfig):
         return without_hydra(cfg), errors
     return None, [*errors, ConfigError("config", *_renamed_in(said(cfg)))]
@@ -133,7 +133,7 @@ def _keys_of(config: str, overrides: list[str], parent: str) -> list[str]:
     """Keys of a node of the config, for suggestions."""
     cfg = try_compose(config, overrides)
     node: Any = OmegaConf.select(cfg, parent) if parent and isinstance(cfg, DictConfig) else cfg
-    return [str(key) for key in node if key != "_target_"] if isinstance(node, DictConfig) else []
+    return [str(key) for key in node if key not in ("_target_", "hydra")] if isinstance(node, DictConfig) else []
 
 
 def _renamed(key: str, value: str) -> ConfigError | None:

@@ -84,7 +84,7 @@ def describe(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return _either(annotation)
     if get_origin(annotation) is Literal:
-        return _listed([repr(value) for value in get_args(annotation)])
+        return listed([repr(value) for value in get_args(annotation)])
     if get_origin(annotation) in (list, tuple) and get_args(annotation):
         return f"a list, each item {describe(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
@@ -92,7 +92,8 @@ def describe(annotation: Any) -> str:
     return _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
 
 
-def _listed(words: list[str]) -> str:
+def listed(words: list[str]) -> str:
+    """Alternatives in words: ``a, b or c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 

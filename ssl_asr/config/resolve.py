@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_asr.config.expected import check_value
+from ssl_asr.config.expected import check_value, listed
 from ssl_asr.config.nodes import annotation_of, config_folder, prepare, unknown_side
 from ssl_asr.config.options import (
     NOT_GIVEN,
@@ -160,9 +160,9 @@ def _options_for(task: str, key: str) -> str:
     for path in sorted((config_folder() / key).glob("*.yaml")):
         node: Any = OmegaConf.load(path)
         target = str(node.get("_target_", ""))
-        if target.startswith(f"{OWN_PACKAGE}.") and task in getattr(load_class(target, key), "tasks", ()):
+        if target.startswith(f"{OWN_PACKAGE}.") and task in getattr(load_class(target, key), "tasks", (task,)):
             names.append(path.stem)
-    return f"{key}={' or '.join(names)}" if names else "choose another task"
+    return f"{key}={listed(names)}" if names else f"choose another {key}, or another task"
 
 
 def _each_once(errors: Sequence[UserError]) -> list[UserError]:

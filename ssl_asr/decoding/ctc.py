@@ -1,6 +1,6 @@
 """CTC decoders: greedy search, and prefix beam search with shallow fusion."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Protocol
@@ -13,7 +13,8 @@ from ssl_asr.decoding.ctc_beam import CtcHypothesis, prefix_beam_search
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
 from ssl_asr.decoding.fusion.tables import Fusion
-from ssl_asr.decoding.rescoring import Rescorer
+from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 
@@ -134,6 +135,10 @@ class CtcBeam(FusionOptions):
             LanguageModelError: A file is missing or wrong.
         """
         return BeamSearch(self, self.parts(labels), size=len(labels))
+
+    def conflicts(self, run: object) -> Iterator[ConfigError]:
+        """An n-best list that is longer than the beam."""
+        return n_best_conflicts(self.beam_size, self.n_best)
 
 
 class BeamSearch:

@@ -12,7 +12,7 @@ A line of the lexicon is a word and its labels. A silence ``|``, the label that 
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.decoding.fusion.automata import lm_token
-from ssl_asr.decoding.rescoring import Rescorer
-from ssl_asr.errors import LanguageModelError, missing_extra
+from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
+from ssl_asr.errors import ConfigError, LanguageModelError, missing_extra
+from ssl_asr.textfiles import LanguageModelName, TextFile
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"
@@ -51,8 +52,8 @@ class CtcLexicon:
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
-    lexicon: str
-    lm: str | None
+    lexicon: TextFile
+    lm: LanguageModelName | None
     lm_weight: float
     word_score: float
     beam_size: PositiveInt
@@ -75,6 +76,10 @@ class CtcLexicon:
     def rescorer(self) -> Rescorer | None:
         """None: this decoder has no rescoring."""
         return None
+
+    def conflicts(self, run: object) -> Iterator[ConfigError]:
+        """An n-best list that is longer than the beam."""
+        return n_best_conflicts(self.beam_size, self.n_best)
 
 
 class LexiconSearch:

@@ -8,13 +8,22 @@ Each text is scored as a whole::
 tokens for autoregressive decoders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ssl_asr.decoding.language_models import read_language_model
 from ssl_asr.decoding.word_model import WordModel
+from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import LanguageModelName
 from ssl_asr.types import PositiveInt
+
+
+def n_best_conflicts(beam_size: int, n_best: int) -> Iterator[ConfigError]:
+    """An error if an n-best list is longer than the beam."""
+    if n_best > beam_size:
+        what = f"is {n_best}, and the beam has {beam_size} hypotheses"
+        yield ConfigError("decoder.n_best", what, f"decoder.beam_size={n_best}, or a smaller decoder.n_best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,7 @@ class Rescoring:
         rescore_lower: whether the language model reads the texts in lower case.
     """
 
-    rescore_lm: str | None = None
+    rescore_lm: LanguageModelName | None = None
     rescore_best: PositiveInt = 16
     rescore_weight: float = 0.5
     rescore_word_score: float = 0.0

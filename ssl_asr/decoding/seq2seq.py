@@ -98,7 +98,7 @@ class _Beam(Rescoring):
         """The model and the scorers of a search. A subclass may add scorers that watch the model."""
         return model, scorers
 
-    def conflicts(self, run: object) -> Iterator[ConfigError]:  # noqa: ARG002
+    def conflicts(self, run: object) -> Iterator[ConfigError]:
         """An n-best list that is longer than the beam."""
         return n_best_conflicts(self.beam_size, self.n_best)
 

@@ -17,6 +17,9 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.types import Samples, Seconds
 
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
+
 Window = Literal["real", "30s"]
 
 
@@ -207,6 +210,22 @@ class Backbone(Protocol):
     @classmethod
     def pretrained(cls, source: str, language: str | None) -> Self:
         """Options for inference with a checkpoint as published, in ``language`` if the checkpoint has several."""
+
+
+def frozen_conflicts(backbone: object, names: Iterable[str], run: "TrainConfig") -> Iterator[ConfigError]:
+    """An error for each dropout that is set although the encoder is frozen, and so stays in eval mode.
+
+    Args:
+        backbone: The ``backbone`` option.
+        names: Fields of the option that have an effect in training only.
+        run: The config of the run.
+    """
+    if run.freeze_policy.freezes_encoder:
+        for name in names:
+            value = getattr(backbone, name)
+            if value is not None and value > 0:
+                what = f"is {value}, and has no effect on a frozen encoder"
+                yield ConfigError(f"backbone.{name}", what, f"backbone.{name}=null, or freeze=false")
 
 
 def class_path(described: type) -> str:

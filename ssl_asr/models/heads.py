@@ -1,6 +1,7 @@
 """Heads: modules that turn encoder states into CTC logits."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -8,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 
 class CtcHead(nn.Module, ABC):
@@ -214,6 +219,12 @@ class PretrainedHead:
     def build(self, *, dim: int, vocab_size: int) -> CtcHead:
         """Builds the module with random weights; see `Head.build`."""
         return LinearHead(dropout=self.dropout).build(dim=dim, vocab_size=vocab_size)
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """States that the head of the checkpoint was not trained on."""
+        if not run.states.as_is:
+            what = "reads the last states unchanged, as the checkpoint's head did"
+            yield ConfigError("head", what, "states=last states.stride=1, or another head")
 
 
 def last_layer(head: nn.Module) -> nn.Linear:

@@ -4,15 +4,18 @@ Spans are drawn on the CPU, where the lengths are, and copied to the device with
 spans of an utterance do not depend on the other utterances of the batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import Fraction, PositiveInt
 
 if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
     from ssl_asr.models.encoder import SpeechEncoder
 
 
@@ -128,6 +131,11 @@ class SpecAugment:
         if band_BM is not None:
             mel_BMF = mel_BMF.masked_fill(band_BM.to(mel_BMF.device, non_blocking=True)[..., None], 0.0)
         return mel_BMF, masked_share(time_BF, lengths_B)
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """A frozen encoder, which is never masked."""
+        if run.freeze_policy.freezes_encoder:
+            yield ConfigError("augment", "has no effect on a frozen encoder", "augment=none, or freeze=false")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from ssl_asr.models.encoder import (
     LayerGroup,
     SpeechEncoder,
     class_path,
+    frozen_conflicts,
     padding_mask,
     zero_gradient,
 )
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.types import Dropout, PositiveInt, RecommendedFreeze, Samples
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 
 def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -395,3 +399,8 @@ class SSLBackbone:
             what = f"has missing or unexpected weights: {', '.join(odd[:5])}"
             raise CheckpointError(str(path), what, "check that the file is complete")
         net.load_state_dict(weights, strict=False)
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Dropouts that have no effect because the encoder is frozen."""
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
+        return frozen_conflicts(self, names, run)

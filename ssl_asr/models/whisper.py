@@ -4,15 +4,16 @@ The weights are in transformers' modules. The forward passes are our own: transf
 seconds only, and its decoder has no padding mask for the encoder states.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.checkpoints import read_json
 from ssl_asr.models.encoder import (
     EncoderOutput,
@@ -20,6 +21,7 @@ from ssl_asr.models.encoder import (
     SpeechEncoder,
     Window,
     class_path,
+    frozen_conflicts,
     padding_mask,
     run_layers,
 )
@@ -35,6 +37,9 @@ from ssl_asr.types import (
     TailRange,
     TailSeconds,
 )
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 N_FFT: Samples = 400
 HOP: Samples = 160
@@ -380,3 +385,9 @@ class WhisperBackbone:
         encoder.gradient_checkpointing = self.gradient_checkpointing
         encoder.drop_layers(self.layerdrop or 0.0)
         return encoder, whole.model.decoder
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Dropouts that have no effect because the encoder is frozen."""
+        # In seq2seq, dropouts are also the decoder's.
+        dropouts = ("dropout", "attention_dropout", "activation_dropout") if run.task.name != "seq2seq" else ()
+        return frozen_conflicts(self, (*dropouts, "layerdrop"), run)

@@ -5,15 +5,18 @@ Most schedules follow updates. `NewBob` and `Plateau` follow a validation metric
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import Length, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 
 @dataclass(slots=True)
@@ -328,6 +331,15 @@ class NewBobLR:
         self.previous, self.waited = state_dict["previous"], state_dict["waited"]
 
 
+def _monitor_conflicts(option: object, monitor: str, run: "TrainConfig") -> Iterator[ConfigError]:
+    """Errors of a schedule that follows a metric."""
+    key = f"schedulers.{run.schedulers.side_of(option)}.monitor"
+    yield from run.check_monitor(key, monitor)
+    if run.data.dev is None:
+        what = f"is {monitor}, and there is no dev split"
+        yield ConfigError(key, what, "give data.dev=…, or choose a schedule that follows updates")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewBob:
     """Multiplies the learning rate by ``factor`` if a metric improves too little on the previous validation.
@@ -349,6 +361,10 @@ class NewBob:
         newbob = NewBobLR(optimizer, factor=self.factor, threshold=self.threshold, patience=self.patience)
         return MetricScheduler(newbob, self.monitor)
 
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """A metric that is never logged."""
+        return _monitor_conflicts(self, self.monitor, run)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
@@ -368,6 +384,10 @@ class Plateau:
         """Builds the scheduler; see `SchedulerConfig.build`."""
         plateau = ReduceLROnPlateau(optimizer, factor=self.factor, patience=self.patience)
         return MetricScheduler(plateau, self.monitor)
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """A metric that is never logged."""
+        return _monitor_conflicts(self, self.monitor, run)
 
 
 def total_updates(batches_per_epoch: Iterable[int], accumulate: int, max_updates: int) -> int:

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ssl_asr.data.state_store import StateStore, state_digest
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.types import Batch
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 StateDtype = Literal["float32", "float16"]
 _DTYPES: dict[StateDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
@@ -70,6 +74,15 @@ class DiskStateCache:
             silence=silence,
             downmix=downmix,
         )
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """An encoder or audio that changes during the run."""
+        if not run.freeze_policy.freezes_encoder:
+            what = "keeps the states of a frozen encoder, and this encoder trains"
+            yield ConfigError("state_cache", what, "freeze=true, or state_cache=none")
+        if run.data.speed_factors:
+            what = f"is {run.data.speed_factors}, and state_cache needs the same audio in every epoch"
+            yield ConfigError("data.speed_factors", what, "data.speed_factors=[], or state_cache=none")
 
 
 def states_origin(

@@ -3,7 +3,7 @@
 Modules are imported when they are built, so that checking a configuration does not import Lightning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -30,6 +30,7 @@ from ssl_asr.types import (
 )
 
 if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
     from ssl_asr.training.ctc import CTCModule
     from ssl_asr.training.joint import JointModule
     from ssl_asr.training.module import ASRModule
@@ -170,6 +171,14 @@ class Joint:
 
         return JointModule(task=self, **_states_and_head(_augmented(parts.source.encoder(), parts), parts))
 
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Weights that leave the CTC layer untrained, or that end nowhere."""
+        if self.ctc_weight == 0:
+            yield ConfigError("task.ctc_weight", "is 0, so the CTC layer would not train", "task.ctc_weight=0.2")
+        if (self.ctc_weight_end is None) != (self.ctc_weight_updates is None):
+            what = f"is {self.ctc_weight_end}, and task.ctc_weight_updates is {self.ctc_weight_updates}"
+            yield ConfigError("task.ctc_weight_end", what, "give both, or neither")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2Seq:
@@ -215,3 +224,12 @@ class Seq2Seq:
         tokenizer = CharTokenizer.from_texts(train, normalizer="lower")
         layer = nn.Linear(encoder.dim, tokenizer.vocab_size)
         return AuxiliaryCtc(layer=layer, tokenizer=tokenizer, weight=self.ctc_weight, lr_scale=self.ctc_lr_scale)
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """An auxiliary CTC for an encoder that does not train, or states that the decoder cannot read."""
+        if self.ctc_weight > 0 and run.freeze_policy.freezes_encoder:
+            what = f"is {self.ctc_weight}, and has no effect on a frozen encoder"
+            yield ConfigError("task.ctc_weight", what, "task.ctc_weight=0, or freeze=false")
+        if not run.states.as_is:
+            what = "Whisper's decoder reads the encoder's last states unchanged"
+            yield ConfigError("states", what, "states=last states.stride=1")

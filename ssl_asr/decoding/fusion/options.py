@@ -15,6 +15,7 @@ from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.rescoring import Rescoring
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
+from ssl_asr.textfiles import LanguageModelName, TextFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,13 @@ class FusionOptions(Rescoring):
         hotword_score: score added for each character of an expected phrase.
     """
 
-    lm: str | None
+    lm: LanguageModelName | None
     lm_unit: Literal["word", "label"]
     lm_weight: float
     word_score: float
     label_score: float
     unknown_score: float | None
-    lexicon: str | None
+    lexicon: TextFile | None
     hotwords: list[str]
     hotword_score: float
 
