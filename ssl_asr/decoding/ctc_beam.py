@@ -85,7 +85,7 @@ def prefix_beam_search(
     """
     log_probs_BFV = log_probs_BFV.float().clamp(min=_LOG_ZERO)
     starts = _step_starts(log_probs_BFV[..., blank], frame_lengths_B, blank_collapse)
-    if not any(len(own) for own in starts):
+    if all(len(own) == 0 for own in starts):
         return [[CtcHypothesis([], [], 0.0, _fused_empty(fusion))] for _ in starts]
     inputs_BSV = _step_log_probs(log_probs_BFV, starts, frame_lengths_B, blank)
     search = _Search(inputs_BSV, beam_size, blank, fusion, max_labels, beam_threshold)
@@ -126,7 +126,7 @@ class _Candidates:
         last_log_prob_BK: Log-probability of each beam's last label in the step.
         stay_blank_BK, stay_label_BK: ``p_b`` and ``p_n`` of the beams that stay.
         labels_BC, extend_BKC: Candidate labels, and ``p_n`` of the beams extended by them.
-        repeat_BK, repeats_BK: Index of each beam's last label among the candidates, and whether it is one of them.
+        last_index_BK, can_repeat_BK: Index of each beam's last label among the candidates, and whether there is one.
     """
 
     total_BK: Tensor
@@ -135,8 +135,8 @@ class _Candidates:
     stay_label_BK: Tensor
     labels_BC: Tensor
     extend_BKC: Tensor
-    repeat_BK: Tensor
-    repeats_BK: Tensor
+    last_index_BK: Tensor
+    can_repeat_BK: Tensor
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class _Merged:
 
     Attributes:
         stay_label_BK: ``p_n`` of the beams that stay, the absorbed extensions included.
-        parent_BK: Parent of each beam. Arbitrary if the parent is no beam any more.
+        parent_BK: Parent of each beam. Arbitrary if the parent is no longer a beam.
         begins_BK: Whether the last label of a beam now begins in this step.
         absorbed_BK: Index of the absorbed extension among all extensions, K * C for none.
     """
@@ -177,8 +177,9 @@ class _Search:
         # Index of each label in the step's candidate list, or `width` if the label is not a candidate.
         self._index_BV = torch.empty(batch, size, dtype=torch.int64, device=device)
         self._order_BC = torch.arange(width, device=device).expand(batch, -1)
-        # Scores of all candidates: K beams as they are, K * C extensions, and a last place that is never a beam.
+        # Scores of all candidates: K beams as they are, K * C extensions, and a last place that stays log 0.
         self._scores_BN = torch.empty(batch, beam_size + beam_size * width + 1, device=device)
+        self._scores_BN[:, -1] = _LOG_ZERO
         self._extend_scores_BKC = self._scores_BN[:, beam_size:-1].view(batch, beam_size, width)
         # Pruned beams get a hash that matches no prefix, so no candidate can have them as a parent.
         self._no_hash_BK = (-2 - torch.arange(beam_size, device=device)).expand(batch, -1)
@@ -214,14 +215,21 @@ class _Search:
         stay_label_BK = torch.where(beams.last_BK < 0, _LOG_ZERO, beams.label_BK + last_log_prob_BK)
         # Case 2, prefix extended by one label. A repeated label requires a blank in between.
         extend_BKC = total_BK[..., None] + self._log_probs_BSC[:, step, None]
-        repeat_BK = self._index_BV.fill_(self.width).scatter_(1, labels_BC, self._order_BC).gather(1, last_BK)
-        repeats_BK = (beams.last_BK >= 0) & (repeat_BK < self.width)
+        last_index_BK = self._index_BV.fill_(self.width).scatter_(1, labels_BC, self._order_BC).gather(1, last_BK)
+        can_repeat_BK = (beams.last_BK >= 0) & (last_index_BK < self.width)
         # Beams whose last label is no candidate write their first column back unchanged.
-        column_BK1 = repeat_BK.masked_fill(~repeats_BK, 0)[..., None]
-        after_blank_BK = torch.where(repeats_BK, beams.blank_BK + last_log_prob_BK, extend_BKC[..., 0])
+        column_BK1 = last_index_BK.masked_fill(~can_repeat_BK, 0)[..., None]
+        after_blank_BK = torch.where(can_repeat_BK, beams.blank_BK + last_log_prob_BK, extend_BKC[..., 0])
         extend_BKC.scatter_(2, column_BK1, after_blank_BK[..., None])
         return _Candidates(
-            total_BK, last_log_prob_BK, stay_blank_BK, stay_label_BK, labels_BC, extend_BKC, repeat_BK, repeats_BK
+            total_BK,
+            last_log_prob_BK,
+            stay_blank_BK,
+            stay_label_BK,
+            labels_BC,
+            extend_BKC,
+            last_index_BK,
+            can_repeat_BK,
         )
 
     def merge_duplicates(self, beams: _Beams, candidates: _Candidates) -> _Merged:
@@ -233,19 +241,19 @@ class _Search:
             repeated_BJ, beams.blank_BK.gather(1, parent_BJ), candidates.total_BK.gather(1, parent_BJ)
         )
         extended_BJ = torch.where(has_parent_BJ, parent_total_BJ + candidates.last_log_prob_BK, 2 * _LOG_ZERO)
-        # Where the parent contributes most of the probability, the last label is timed at this step.
+        # If most of the probability now comes from the parent, the last label begins in this step.
         begins_BJ = extended_BJ > torch.logaddexp(candidates.stay_blank_BK, candidates.stay_label_BK)
         absorbed_BJ = torch.where(
-            has_parent_BJ & candidates.repeats_BK,
-            parent_BJ * self.width + candidates.repeat_BK,
+            has_parent_BJ & candidates.can_repeat_BK,
+            parent_BJ * self.width + candidates.last_index_BK,
             self.beam_size * self.width,
         )
         stay_label_BJ = torch.logaddexp(candidates.stay_label_BK, extended_BJ)
         return _Merged(stay_label_BJ, parent_BJ, begins_BJ, absorbed_BJ)
 
     def keep_best(self, beams: _Beams, candidates: _Candidates, merged: _Merged, step: int) -> _Beams:
-        """The best candidates as the next beams. Notes the parents and labels for the backtrace."""
-        gains_BKC = self._rank(beams, candidates, merged)
+        """The best candidates as the next beams. Stores their parents and labels for the backtrace."""
+        extend_fused_BKC = self._rank(beams, candidates, merged)
         scores_BK, index_BK = self._scores_BN.topk(self.beam_size, dim=1)
         stays_BK = index_BK < self.beam_size
         # The last place is no beam: its score is log 0, so it is pruned below.
@@ -257,8 +265,8 @@ class _Search:
         label_BK = torch.where(stays_BK, merged.stay_label_BK.gather(1, parent_BK), extend_BK)
         last_BK = torch.where(stays_BK, beams.last_BK.gather(1, parent_BK), token_BK)
         fused_BK = beams.fused_BK.gather(1, parent_BK)
-        if gains_BKC is not None:
-            fused_BK = torch.where(stays_BK, fused_BK, gains_BKC.flatten(1).gather(1, place_BK))
+        if extend_fused_BKC is not None:
+            fused_BK = torch.where(stays_BK, fused_BK, extend_fused_BKC.flatten(1).gather(1, place_BK))
         hash_BK = beams.hash_BK.gather(1, parent_BK)
         parent_hash_BK = torch.where(stays_BK, beams.parent_hash_BK.gather(1, parent_BK), hash_BK)
         hash_BK = torch.where(stays_BK, hash_BK, (hash_BK + token_BK + 2) * _HASH_FACTOR)
@@ -284,17 +292,16 @@ class _Search:
         """Fill the scores of all candidates. Returns the fused scores of the extensions, None without fusion."""
         stay_BK = torch.logaddexp(candidates.stay_blank_BK, merged.stay_label_BK)
         torch.add(stay_BK, beams.fused_BK, out=self._scores_BN[:, : self.beam_size])
-        gains_BKC = None
+        extend_fused_BKC = None
         if self.fusion is None:
             torch.add(candidates.extend_BKC, beams.fused_BK[..., None], out=self._extend_scores_BKC)
         else:
             labels_BKC = candidates.labels_BC[:, None].expand(-1, self.beam_size, -1)
-            gains_BKC = self.fusion.rows(beams.state_BK).gather(2, labels_BKC) + beams.fused_BK[..., None]
-            torch.add(candidates.extend_BKC, gains_BKC, out=self._extend_scores_BKC)
+            extend_fused_BKC = self.fusion.rows(beams.state_BK).gather(2, labels_BKC) + beams.fused_BK[..., None]
+            torch.add(candidates.extend_BKC, extend_fused_BKC, out=self._extend_scores_BKC)
         # Absorbed extensions are no candidates of their own. Beams that absorb nothing strike out the last place.
         self._scores_BN[:, self.beam_size :].scatter_(1, merged.absorbed_BK, _LOG_ZERO)
-        self._scores_BN[:, -1] = _LOG_ZERO
-        return gains_BKC
+        return extend_fused_BKC
 
     def _floor(self, scores_BK: Tensor) -> Tensor | float:
         """Score below which beams are pruned."""
@@ -312,12 +319,12 @@ class _Search:
             fused_BK = torch.where(may_end_B1, ended_BK, fused_BK)
         best = (acoustic_BK + fused_BK).clamp(min=_LOG_ZERO).topk(min(n_best, self.beam_size), dim=1)
         parents_SBK, added_SBK = self._parents_SBK.cpu().numpy(), self._added_SBK.cpu().numpy()
-        at_BN = best.indices.cpu().numpy()
-        rows_B1 = np.arange(len(at_BN))[:, None]
-        path_SBN = np.empty((self.steps, *at_BN.shape), dtype=np.int64)
+        beam_BN = best.indices.cpu().numpy()
+        rows_B1 = np.arange(len(beam_BN))[:, None]
+        path_SBN = np.empty((self.steps, *beam_BN.shape), dtype=np.int64)
         for step in range(self.steps - 1, -1, -1):
-            path_SBN[step] = added_SBK[step][rows_B1, at_BN]
-            at_BN = parents_SBK[step][rows_B1, at_BN]
+            path_SBN[step] = added_SBK[step][rows_B1, beam_BN]
+            beam_BN = parents_SBK[step][rows_B1, beam_BN]
         scores = zip(*(x.gather(1, best.indices).tolist() for x in (acoustic_BK, fused_BK)), strict=True)
         results = []
         for row, (acoustic_N, fused_N) in enumerate(scores):
