@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from ssl_asr.build.assembly import InferenceOptions, load_model
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.errors import CheckpointError, UserError
+from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.models.ctc_checkpoints import read_ctc_vocabulary
 from tests.toys import FAMILIES
 from tests.training.toy_runs import build, toy_overrides
@@ -110,8 +110,8 @@ def test_unsupported_vocabulary_is_refused(fine_tuned, vocabulary, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["tokenizer=bpe", "tokenizer.size=8"], "the pretrained head is one of characters"),
-        (["tokenizer=pretrained", "states=weighted_sum"], "reads the last states as they are"),
+        (["tokenizer=bpe", "tokenizer.size=8"], "the pretrained head has characters as labels"),
+        (["tokenizer=pretrained", "states=weighted_sum"], "last states unchanged"),
     ],
 )
 def test_pretrained_head_refuses_unsupported_tokenizers_and_states(fine_tuned, toy_corpus, tmp_path, more, message):
