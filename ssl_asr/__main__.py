@@ -5,15 +5,15 @@ import sys
 
 COMMANDS = {
     "train": "fine-tune a pretrained speech model and report its WER",
-    "evaluate": "score a run, a checkpoint or a pretrained Whisper on manifests",
-    "transcribe": "write down what files, folders or manifests say",
-    "align": "say when each word of known texts was said",
+    "evaluate": "score a run, a checkpoint or a pretrained model on manifests",
+    "transcribe": "transcribe files, folders or manifests",
+    "align": "find the time of each word of known texts",
     "extract": "write the states of an encoder's layers",
-    "compare": "say whether one system is better than another, or luckier",
-    "lm": "make an n-gram language model from text",
+    "compare": "test whether one system is better than another",
+    "lm": "estimate an n-gram language model",
     "tune_decoding": "find the weights of a beam search on dev data",
-    "corpus": "speak a small corpus of a narrow domain, for smoke tests",
-    "demo": "all of the above on a corpus made on the spot",
+    "corpus": "synthesize a small corpus for smoke tests",
+    "demo": "synthesize a corpus, evaluate, fine-tune and transcribe",
 }
 
 
@@ -28,14 +28,52 @@ def run_command(name: str) -> None:
     launch.run(name, load)
 
 
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    ending = ["ssl-asr COMMAND --help explains a command. ssl-asr --completion bash prints a completion script."]
+    return "\n".join(["usage: ssl-asr COMMAND [key=value …]", "", *lines, "", *ending])
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ssl_asr")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _complete(arguments: list[str]) -> None:
+    """Print the completion script of a shell, or the candidates for a command line."""
+    from ssl_asr.config.completion import BASH, complete
+
+    if arguments[0] == "--complete":
+        print("\n".join(complete(" ".join(arguments[1:]), list(COMMANDS))))
+    elif arguments[1:] == ["bash"]:
+        print(BASH, end="")
+    else:
+        print("usage: ssl-asr --completion bash", file=sys.stderr)
+        sys.exit(2)
+
+
 def main() -> None:
-    """Hand the rest of the command line to the command named first."""
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        width = max(map(len, COMMANDS))
-        print("usage: ssl-asr COMMAND [key=value …]\n")
-        print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
-        sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"], []) else 2)
-    run_command(sys.argv.pop(1))
+    """Run the command that is named first."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        run_command(sys.argv.pop(1))
+    elif arguments and arguments[0] in ("--completion", "--complete"):
+        _complete(arguments)
+    elif arguments == ["--version"]:
+        print(f"ssl-asr {_version()}")
+    elif arguments in ([], ["--help"], ["-h"]):
+        print(_usage())
+    else:
+        from ssl_asr.errors import did_you_mean
+
+        print(f"error: no command '{arguments[0]}' ({did_you_mean(arguments[0], list(COMMANDS))})\n", file=sys.stderr)
+        print(_usage(), file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ssl_asr.build.parts import DescribedModel, PretrainedCheckpoint
-from ssl_asr.config.nodes import config_folder
+from ssl_asr.config.folders import config_folder
 from ssl_asr.config.options import build_option, check_extensions, load_class
 from ssl_asr.console import no_message
 from ssl_asr.data.characters import CharTokenizer

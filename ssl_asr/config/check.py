@@ -18,8 +18,8 @@ from ssl_asr.config.composing import (
     without_hydra,
 )
 from ssl_asr.config.expected import describe
-from ssl_asr.config.nodes import RENAMED, annotation_of
-from ssl_asr.config.schemas import SCHEMAS, known_keys
+from ssl_asr.config.nodes import RENAMED
+from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean
 
 # Values of earlier versions, and what to write now.

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_asr.config.nodes import config_folder, register_schemas
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.nodes import register_schemas
 from ssl_asr.errors import ConfigError
 
 # Sweeps with more jobs than this are checked one swept key at a time.

@@ -1,5 +1,6 @@
 """How every command starts: check the command line, then let Hydra run the command once or as a sweep."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssl_asr.config.check import composed_job, named_folder, preflight
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
-from ssl_asr.config.nodes import config_folder, prepare, register_schemas
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.help import help_text
+from ssl_asr.config.nodes import prepare, register_schemas
 from ssl_asr.config.schemas import SCHEMAS, TrainConfig
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
@@ -77,6 +80,9 @@ def run(name: str, job: Callable[[], Job]) -> None:
         name: Name of the command.
         job: Returns the work to do. Called after the command line is checked, so that it may import torch.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(name, _option_folders(sys.argv[1:])))
+        return
     sys.argv[1:] = name_arguments(sys.argv[1:], getattr(SCHEMAS[name], "positional", ()))
     try:
         if parse_arguments(name, sys.argv[1:]).shows == "job":
@@ -92,6 +98,16 @@ def run(name: str, job: Callable[[], Job]) -> None:
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _option_folders(arguments: list[str]) -> list[Path]:
+    """Folders of ``--config-dir`` and ``hydra.searchpath``, for the help."""
+    text = " ".join(arguments)
+    named = re.findall(r"--config-dir[ =](\S+)|-cd (\S+)", text)
+    paths = [path for pair in named for path in pair if path]
+    search = re.search(r"hydra\.searchpath=\[([^\]]*)\]", text)
+    paths += [path.strip().removeprefix("file://") for path in search.group(1).split(",")] if search else []
+    return [Path(path) for path in paths]
 
 
 def _run_hydra(name: str, job: Callable[[], Job]) -> int:

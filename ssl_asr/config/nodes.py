@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ssl_asr.config import schemas
-from ssl_asr.config.schemas import SCHEMAS
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.schemas import SCHEMAS, annotation_of
 from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.textfiles import written_whole
 
@@ -34,19 +34,7 @@ RENAMED = {
 }
 
 
-def config_folder() -> Path:
-    """The ``conf`` folder: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
 # Schemas as Hydra wants them -----------------------------------------------------------------------------------------
-
-
-def annotation_of(field: Field[Any]) -> Any:
-    """The type of a command's field, which is not an option, from its text."""
-    assert isinstance(field.type, str)
-    return eval(field.type, vars(schemas))
 
 
 def _simple(annotation: Any) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from ssl_asr.config.expected import check_value
-from ssl_asr.config.schemas import Command, Sides
+from ssl_asr.config.parts import Sides
+from ssl_asr.config.schemas import Command
 from ssl_asr.errors import ConfigError, UserError, did_you_mean, raise_all
 
 OWN_PACKAGE = "ssl_asr"

@@ -8,7 +8,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_asr.config.expected import check_value, listed
-from ssl_asr.config.nodes import annotation_of, config_folder, prepare, unknown_side
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.nodes import prepare, unknown_side
 from ssl_asr.config.options import (
     NOT_GIVEN,
     OWN_PACKAGE,
@@ -18,7 +19,8 @@ from ssl_asr.config.options import (
     load_class,
     options_of,
 )
-from ssl_asr.config.schemas import SCHEMAS, Command, Sides, TrainConfig
+from ssl_asr.config.parts import Sides
+from ssl_asr.config.schemas import SCHEMAS, Command, TrainConfig, annotation_of
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
 

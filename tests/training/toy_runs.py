@@ -5,7 +5,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from ssl_asr.build.training import TrainingRun, build_training
-from ssl_asr.config.nodes import config_folder, register_schemas
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.nodes import register_schemas
 from ssl_asr.config.options import plain
 from ssl_asr.config.resolve import resolve
 from ssl_asr.config.schemas import TrainConfig
