@@ -20,7 +20,7 @@ from ssl_asr.decoding.seq2seq import WhisperGreedy
 from ssl_asr.errors import CheckpointError
 from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import Say, resolve_checkpoint
-from ssl_asr.models.ctc_checkpoints import is_ctc_checkpoint
+from ssl_asr.models.ctc_checkpoints import has_ctc_head
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
 from ssl_asr.models.freezing import TrainAll
 from ssl_asr.models.heads import NoHead, PretrainedHead
@@ -169,7 +169,7 @@ def pretrained_module(name: str, speech: Speech, say: Say) -> ASRModule:
         decoder = WhisperGreedy(suppress=True, max_tokens_per_s=None)
         task = Seq2Seq(label_smoothing=0.0, ctc_weight=0.0, ctc_lr_scale=1.0)
         return task.build(replace(parts, tokenizer=tokenizer, decoder=decoder))
-    if not is_ctc_checkpoint(source.folder):
+    if not has_ctc_head(source.folder):
         what = "this checkpoint has no decoder and no CTC head, so it cannot transcribe"
         raise CheckpointError(
             f"model={name}", what, f"fine-tune it first: ssl-asr train backbone.source={name} task=ctc"

@@ -53,11 +53,6 @@ def has_ctc_head(folder: Path) -> bool:
     return str(architectures[0]).endswith("ForCTC")
 
 
-def is_ctc_checkpoint(folder: Path) -> bool:
-    """Whether a checkpoint folder has an output layer trained with CTC and a vocabulary in vocab.json."""
-    return has_ctc_head(folder) and (folder / "vocab.json").is_file()
-
-
 def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabulary:
     """Reads the vocabulary of a fine-tuned checkpoint.
 
@@ -84,10 +79,10 @@ def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabul
 def _check_fine_tuned(folder: Path) -> None:
     if not has_ctc_head(folder):
         what = "is not fine-tuned with CTC, so it has no output layer and no vocabulary"
-        raise CheckpointError(str(folder), what, "use head=linear and tokenizer=char")
-    if not is_ctc_checkpoint(folder):
-        what = "has no vocab.json, so the tokens of its output layer are not characters"
-        raise CheckpointError(str(folder), what, "use head=linear and tokenizer=char or bpe")
+        raise CheckpointError(str(folder), what, "fine-tune it with head=linear and tokenizer=char")
+    if not (folder / "vocab.json").is_file():
+        what = "has no vocab.json: the tokens of its output layer are not characters"
+        raise CheckpointError(str(folder), what, "fine-tune it with head=linear and tokenizer=char or bpe")
 
 
 def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:

@@ -128,5 +128,8 @@ def test_checkpoint_without_ctc_head_is_refused(toy_checkpoints, toy_corpus, tmp
 
 def test_checkpoint_with_subword_tokens_is_refused(fine_tuned):
     (fine_tuned / "vocab.json").unlink()
-    with pytest.raises(CheckpointError, match="the tokens of its output layer are not characters"):
+    message = "the tokens of its output layer are not characters"
+    with pytest.raises(CheckpointError, match=message):
         read_ctc_vocabulary(fine_tuned)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(str(fine_tuned), InferenceOptions(), lambda _: None)
