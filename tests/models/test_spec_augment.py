@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssl_asr.models.spec_augment import SpecAugment, masked_share, span_mask
-from tests.toys import toy_encoder
+from tests.toys import FAMILIES, toy_encoder
 
 HALF = SpecAugment(time_prob=0.5, time_span=10, feature_prob=0.2, feature_span=4)
 
@@ -13,7 +13,7 @@ def _encoder(name, checkpoints):
     encoder = toy_encoder(name, checkpoints)
     # Without dropout, only masking changes the output.
     for module in encoder.modules():
-        for key in ("dropout", "activation_dropout", "p"):
+        for key in ("dropout", "attention_dropout", "activation_dropout", "p"):
             if isinstance(getattr(module, key, None), float):
                 setattr(module, key, 0.0)
     return encoder
@@ -57,7 +57,7 @@ def test_masked_share_does_not_depend_on_other_rows():
     assert one == pytest.approx(float(other), abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["wav2vec2_group", "wav2vec2_layer", "hubert_group", "wavlm_group", "whisper"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_masking_happens_only_in_train_mode(name, toy_checkpoints):
     encoder = _encoder(name, toy_checkpoints)
     waveform, lengths = torch.randn(2, 16000), torch.tensor([16000, 12000])
