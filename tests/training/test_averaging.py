@@ -113,7 +113,7 @@ def test_best_checkpoints_are_averaged_and_best_and_average_are_tested(overrides
     [
         ("trainer.ema_decay=1.0", "trainer.ema_decay: is 1.0"),
         ("trainer.average_best=1", "trainer.average_best: is 1"),
-        ("trainer.average_best=3", "trainer.average_best: no checkpoint is better than another without a validation"),
+        ("trainer.average_best=3", "trainer.average_best: needs a validation, and there is no dev split"),
     ],
 )
 def test_invalid_averaging_options_raise_user_error(override, message):
