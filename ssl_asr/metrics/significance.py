@@ -118,7 +118,7 @@ def matched_pairs(differences: Sequence[int]) -> float:
 
     Example:
         >>> round(matched_pairs([1, 1, 0, 1, -1, 1, 0, 1, 1, 0]), 3)
-        0.024
+        0.025
     """
     differences_N = np.array(differences, dtype=np.float64)
     if len(differences_N) < 2 or not differences_N.any():
