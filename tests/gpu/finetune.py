@@ -19,15 +19,14 @@ import soundfile
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ssl_asr.build.training import build_training
-from ssl_asr.data.text import get_normalizer
-from ssl_asr.inference.batches import run_test
+from ssl_asr.data.text import get_normalizers
+from ssl_asr.inference.batches import transcribe_splits
 from ssl_asr.metrics.report import score_predictions
 from ssl_asr.training.checkpointing import read_checkpoint
 from ssl_asr.types import SAMPLE_RATE
 from tests.gpu.rows import add_row
 from tests.toys import save_checkpoint
-from tests.training.toy_runs import config_of
+from tests.training.toy_runs import build
 
 
 class EpochTimer(Callback):
@@ -89,17 +88,16 @@ def toy_overrides(folder: Path) -> list[str]:
 
 def finetune(overrides: list[str], folder: Path) -> dict[str, Any]:
     """Train, test the best checkpoint, and return the figures."""
-    config = config_of("experiment=an4_whisper", "freeze=false", "seed=6", "logger=none", *overrides)
-    run = build_training(config, folder, None)
+    run = build(folder, "experiment=an4_whisper", "freeze=false", "seed=6", "logger=none", *overrides)
     timer = EpochTimer()
     run.trainer.callbacks.append(timer)
     run.trainer.fit(run.module, datamodule=run.data)
     run.module.load_state_dict(read_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"])
-    [predictions] = run_test(run.trainer, run.module, run.data)[0].values()
-    wer = {}
-    for name in ("lower", "whisper_english"):
-        score = score_predictions(predictions, name, get_normalizer(name, key="normalizers"))
-        wer[name] = round(100 * score.wer, 2)
+    [predictions] = transcribe_splits(run.trainer, run.module, run.data).predictions.values()
+    wer = {
+        name: round(100 * score_predictions(predictions, name, normalize).wer, 2)
+        for name, normalize in get_normalizers(["lower", "whisper_english"]).items()
+    }
     epochs = [
         {
             "batches": epoch["batches"],

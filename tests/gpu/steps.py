@@ -195,7 +195,7 @@ def whisper_config(name: str, *, tiny: bool) -> transformers.WhisperConfig:
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
         num_mel_bins=bands,
-        vocab_size=51866,
+        vocab_size=2000 if tiny else 51866,
         max_target_positions=448,
         decoder_start_token_id=START,
         eos_token_id=END,
