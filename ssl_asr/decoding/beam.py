@@ -14,7 +14,7 @@ Each step extends the K running hypotheses of an utterance by one token:
 4. Stop: the utterance is done when K hypotheses are finished and the best running hypothesis, with final score at its
    present length, is not better than the worst of them, or when n reaches the limit.
 
-The rules are those of transformers' ``generate`` (5.23, ``early_stopping=False``).
+Ranking and stopping follow transformers' ``generate`` (5.23, ``early_stopping=False``).
 """
 
 from collections.abc import Sequence
@@ -149,7 +149,7 @@ class _Search:
         inputs_NU = prompt_BU
         for length in range(1, longest + 1):
             best = self._candidates(self._logits(inputs_NU, length - 1), length)
-            # The tokens of every candidate: those of the beam it continues, and its own.
+            # The tokens of every candidate: the tokens of the beam it continues, and its own token.
             tokens_BCU = self.running.tokens_BKU.gather(1, best.beams_BC[..., None].expand(-1, -1, longest))
             tokens_BCU[..., length - 1] = best.tokens_BC
             self._finish(best, tokens_BCU, length)

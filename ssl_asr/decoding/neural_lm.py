@@ -200,7 +200,7 @@ class NeuralLM(WordModel[Tokens]):
         return totals
 
     def tokens_like(self, labels: Sequence[str | None]) -> list[int]:
-        """The token with the spelling of each label. -1 if there is no such token.
+        """The token with the spelling of each label. -1 if the model has no such token.
 
         Raises:
             LanguageModelError: No label has a token.
