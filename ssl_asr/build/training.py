@@ -57,6 +57,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         console: Where tables are printed; None prints nothing.
     """
     seed_everything(config.seed)
+    config.data.prepare()
     manifests = read_manifests(config.data)
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(

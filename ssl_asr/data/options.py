@@ -49,3 +49,9 @@ class DataConfig:
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
+
+    def prepare(self) -> None:
+        """Called before the manifests are read. A corpus of your own may download or create its files here.
+
+        Every process of a run calls this method.
+        """

@@ -214,7 +214,10 @@ def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
         texts = [before["hyp"], *(other["text"] for other in before.get("alternatives", []))]
         others = [other["text"] for other in after.get("alternatives", [])]
         assert {after["hyp"], *others} == set(texts), "the same search found them"
-        assert after["hyp"] == texts[max(range(len(texts)), key=model.text_log_probs(texts).__getitem__)] or task == "seq2seq"
+        assert (
+            after["hyp"] == texts[max(range(len(texts)), key=model.text_log_probs(texts).__getitem__)]
+            or task == "seq2seq"
+        )
 
 
 def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):

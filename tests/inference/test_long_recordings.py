@@ -1,4 +1,4 @@
-"""Long recordings: no frame lost, none twice, and the text that one pass would have given."""
+"""Long recordings: every frame is kept once, and the text is that of one pass."""
 
 import itertools
 import json
@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from ssl_asr.data.manifest import read_manifest
-from ssl_asr.inference.long_recordings import LongForm, ctc_long, transcribe_long, windows
+from ssl_asr.inference.long_recordings import LongForm, Recording, transcribe_by_windows, transcribe_long, windows
 from ssl_asr.metrics.edit import word_edits
+from ssl_asr.training.module import TEXT_ONLY
 from ssl_asr.types import Hypothesis, Utterance
 from tests.training.toy_runs import build, toy_overrides
 
 
 @pytest.mark.parametrize("total", [1, 319, 320, 5000, 9600, 9601, 16000, 123457])
 @pytest.mark.parametrize(("window", "stride"), [(9600, 1600), (9601, 1500), (3200, 0)])
-def test_kept_frames_are_all_frames_once_with_context_on_both_sides(total, window, stride):
+def test_windows_keep_every_frame_once_with_context_on_both_sides(total, window, stride):
     frames = total // 320
     plan = windows(total, window=window, stride=stride, hop=320, frames=frames)
     kept = [frame for one in plan for frame in range(one.keep_from, one.keep_to)]
@@ -40,7 +41,7 @@ def test_kept_frames_are_all_frames_once_with_context_on_both_sides(total, windo
 
 
 class _Local(nn.Module):
-    """An encoder each of whose frames knows 640 samples around it and nothing else."""
+    """An encoder with frames that depend on 640 samples only."""
 
     max_s = None
 
@@ -54,7 +55,7 @@ class _Local(nn.Module):
 
 @pytest.fixture
 def local(monkeypatch, toy_checkpoints, toy_corpus, tmp_path):
-    """A CTC module whose log-probabilities come from such an encoder."""
+    """A CTC module with log-probabilities from a local encoder."""
     module = build(tmp_path / "run", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus)).module.eval()
     encoder = _Local()
     module.encoder = encoder
@@ -70,26 +71,27 @@ def local(monkeypatch, toy_checkpoints, toy_corpus, tmp_path):
     return module
 
 
+def by_windows(module, utterance, *, chunk_s, batch_s, stride_s=1.0, progress=lambda _: None):
+    long_form = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=batch_s)
+    return transcribe_by_windows(module, Recording(utterance), long_form, TEXT_ONLY, progress)
+
+
 @torch.inference_mode()
-def test_windows_joined_are_one_pass_where_frames_know_their_neighbourhood_only(local, tmp_path):
+def test_joined_windows_equal_one_pass_for_a_local_encoder(local, tmp_path):
     noise = np.random.default_rng(0).standard_normal(16000 * 21).astype(np.float32) * 0.1
     soundfile.write(tmp_path / "long.wav", noise, 16000)
     utterance = Utterance("long", str(tmp_path / "long.wav"), 21.0)
-    whole = ctc_long(local, utterance, LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0))
-    told = []
-    parts = ctc_long(local, utterance, LongForm(chunk_s=4.0, stride_s=1.0, batch_s=9.0), told=told.append)
-    assert len(told) > 3
-    assert told == sorted(told)
-    assert told[-1] == 21.0
+    whole = by_windows(local, utterance, chunk_s=30.0, stride_s=4.0, batch_s=60.0)
+    seconds = []
+    parts = by_windows(local, utterance, chunk_s=4.0, batch_s=9.0, progress=seconds.append)
+    assert len(seconds) > 3
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == 21.0
     assert len(whole.tokens) > 50
     assert parts.tokens == whole.tokens
     assert parts.score == pytest.approx(whole.score, abs=1e-5)
-    # A segment of a recording is taken from its offset on.
-    inner = ctc_long(
-        local,
-        Utterance("inner", utterance.audio_filepath, 8.0, offset=5.0),
-        LongForm(chunk_s=4.0, stride_s=1.0, batch_s=9.0),
-    )
+    # A part of a file starts at its offset.
+    inner = by_windows(local, Utterance("inner", utterance.audio_filepath, 8.0, offset=5.0), chunk_s=4.0, batch_s=9.0)
     assert inner.tokens[3:-3] == whole.tokens[slice(*_find(whole.tokens, inner.tokens[3:-3]))]
 
 
@@ -99,7 +101,7 @@ def _find(whole, part):
 
 
 def _join(data_root, path, seconds):
-    """Real utterances joined with half a second between them, until they come to ``seconds``; and what was said."""
+    """Real utterances joined with half a second of silence up to a length, and their text."""
     samples, said = [], []
     for utterance in read_manifest(data_root / "en_librispeech_mini" / "test.jsonl"):
         audio, rate = soundfile.read(utterance.audio_filepath, dtype="float32")
@@ -115,20 +117,20 @@ def _join(data_root, path, seconds):
 
 @pytest.fixture(scope="module")
 def joined(data_root, tmp_path_factory):
-    """Two minutes, and what was said."""
+    """Two minutes of speech, and their text."""
     return _join(data_root, tmp_path_factory.mktemp("joined") / "joined.flac", 100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vad", ["true", "false"])
-def test_a_recording_four_times_as_long_takes_no_more_memory(whisper_tiny_en, data_root, tmp_path, vad):
+def test_memory_does_not_grow_with_the_length_of_a_recording(whisper_tiny_en, data_root, tmp_path, vad):
     peaks = []
     for minutes in (5, 20):
         utterance, said = _join(data_root, tmp_path / f"{minutes}.flac", 60 * minutes)
         manifest = tmp_path / f"{minutes}.jsonl"
         line = {"audio_filepath": utterance.audio_filepath, "duration": utterance.duration, "text": said}
         manifest.write_text(json.dumps(line) + "\n")
-        command = [sys.executable, "-m", "ssl_asr.evaluate", f"model={whisper_tiny_en}", f"manifest={manifest}"]
+        command = [sys.executable, "-m", "ssl_asr", "evaluate", f"model={whisper_tiny_en}", f"manifest={manifest}"]
         process = subprocess.Popen(
             [*command, f"vad={vad}", f"output_dir={tmp_path}/{minutes}"], stdout=subprocess.DEVNULL
         )
@@ -140,28 +142,29 @@ def test_a_recording_four_times_as_long_takes_no_more_memory(whisper_tiny_en, da
     assert peaks[1] < 1.25 * peaks[0], peaks
 
 
-def test_whisper_goes_from_phrase_to_phrase_and_loses_none(whisper_tiny_en, joined):
-    from ssl_asr.build.assembly import InferenceOptions, load_model
+def test_whisper_transcribes_every_segment_of_a_long_recording(whisper_tiny_en, joined):
     from ssl_asr.data.text import get_normalizer
+    from ssl_asr.inference.model import InferenceOptions, load_model
 
     utterance, said = joined
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
-    told = []
-    found = transcribe_long(module, utterance, LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0), told.append)
-    assert len(told) > 3
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(utterance.duration, abs=0.03)
+    seconds = []
+    long_form = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0)
+    found = transcribe_long(module, Recording(utterance), long_form, TEXT_ONLY, seconds.append)
+    assert len(seconds) > 3
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(utterance.duration, abs=0.03)
     normalize = get_normalizer("whisper_english")
-    edits = word_edits(normalize(said, None), normalize(found.hyp, None))
-    assert edits.rate < 0.12, (edits, found.hyp)
+    edits = word_edits(normalize(said, None), normalize(found.text, None))
+    assert edits.rate < 0.12, (edits, found.text)
     starts = [segment.start for segment in found.segments]
     assert starts == sorted(starts)
     assert all(one.start <= one.end <= utterance.duration for one in found.segments)
     assert found.segments[-1].end > utterance.duration - 3
-    assert not module.decoder.timestamps, "the option is as it was"
+    assert not module.decoder.timestamps, "the decoder option does not change"
 
 
-def test_parts_of_speech_cover_what_was_said_and_fit(whisper_tiny_en, joined):
+def test_parts_found_by_voice_activity_cover_the_speech_and_fit_the_model(whisper_tiny_en, joined):
     import ssl_asr
     from ssl_asr.data.text import get_normalizer
     from ssl_asr.data.vad import packed, speech_spans
@@ -171,17 +174,17 @@ def test_parts_of_speech_cover_what_was_said_and_fit(whisper_tiny_en, joined):
     assert all(start < end <= utterance.duration + 0.1 and end - start <= 30.0 for start, end in spans)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
     model = ssl_asr.load(whisper_tiny_en, device="cpu")
-    (heard,) = model.transcribe(utterance.audio_filepath, vad=True)
+    (found,) = model.transcribe(utterance.audio_filepath, vad=True)
     normalize = get_normalizer("whisper_english")
-    assert word_edits(normalize(said, None), normalize(heard.text, None)).rate < 0.12
-    starts = [segment.start for segment in heard.segments]
+    assert word_edits(normalize(said, None), normalize(found.text, None)).rate < 0.12
+    starts = [segment.start for segment in found.segments]
     assert starts == sorted(starts)
     assert starts[-1] > utterance.duration - 31
 
 
-def test_short_parts_do_not_fill_a_batch_with_windows(whisper_tiny_en, joined, monkeypatch):
-    """At 30-s windows a part of a second costs what one of thirty does."""
-    from ssl_asr.build.assembly import InferenceOptions, load_model
+def test_batch_size_counts_encoded_seconds_not_speech(whisper_tiny_en, joined, monkeypatch):
+    """With 30-second windows, a part of one second costs as much as a part of thirty."""
+    from ssl_asr.inference.model import InferenceOptions, load_model
 
     utterance, _ = joined
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
@@ -191,29 +194,29 @@ def test_short_parts_do_not_fill_a_batch_with_windows(whisper_tiny_en, joined, m
     monkeypatch.setattr("ssl_asr.inference.long_recordings.packed", lambda spans, **_: spans)
     sizes = []
 
-    def heard(batch):
+    def transcribe(batch, out=None, options=None):
         sizes.append(len(batch))
         return [Hypothesis(one.id, "", 0.0) for one in batch.utterances]
 
-    monkeypatch.setattr(module, "transcribe", heard)
-    options = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0, vad=True)
-    told = []
-    transcribe_long(module, utterance, options, told.append)
+    monkeypatch.setattr(module, "transcribe", transcribe)
+    long_form = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0, vad=True)
+    seconds = []
+    transcribe_long(module, Recording(utterance), long_form, TEXT_ONLY, seconds.append)
     assert sizes == [4] * 5
     silence_s = utterance.duration - 10
-    assert told == pytest.approx([silence_s + 2 * batches for batches in range(1, 6)])
+    assert seconds == pytest.approx([silence_s + 2 * batches for batches in range(1, 6)])
     module.model.encoder.window = "real"
     sizes.clear()
-    transcribe_long(module, utterance, options)
+    transcribe_long(module, Recording(utterance), long_form, TEXT_ONLY)
     assert sizes == [20]
 
 
-def test_what_was_not_heard_is_drawn_again_the_same_whatever_is_beside_it(whisper_tiny_en, data_root):
+def test_temperature_fallback_does_not_depend_on_the_batch(whisper_tiny_en, data_root):
     from dataclasses import replace
 
-    from ssl_asr.build.assembly import InferenceOptions, load_model
     from ssl_asr.data.audio import read_waveform
     from ssl_asr.data.dataset import collate
+    from ssl_asr.inference.model import InferenceOptions, load_model
     from ssl_asr.types import Example
 
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
@@ -223,11 +226,11 @@ def test_what_was_not_heard_is_drawn_again_the_same_whatever_is_beside_it(whispe
     batch = collate([*examples, Example(silent, torch.zeros(32000), [])])
     with torch.inference_mode():
         plain = module.transcribe(batch)
-        # Nothing passes: everything is drawn, at every temperature.
-        module.decoder = replace(module.decoder, temperatures=[0.0, 0.7], min_log_prob=1.0)
-        drawn = module.transcribe(batch)
-        assert [one.text for one in drawn] != [one.text for one in plain]
+        # No text passes the test, so every text is sampled at the last temperature.
+        module.set_decoder(replace(module.decoder, temperatures=[0.0, 0.7], min_log_prob=1.0))
+        sampled = module.transcribe(batch)
+        assert [one.text for one in sampled] != [one.text for one in plain]
         for i in range(2):
-            assert module.transcribe(collate(examples[i : i + 1]))[0].text == drawn[i].text
-        module.decoder = replace(module.decoder, temperatures=[0.0], min_log_prob=-0.2, no_speech=0.3)
+            assert module.transcribe(collate(examples[i : i + 1]))[0].text == sampled[i].text
+        module.set_decoder(replace(module.decoder, temperatures=[0.0], min_log_prob=-0.2, no_speech=0.3))
         assert module.transcribe(batch)[2].text == ""

@@ -1,4 +1,4 @@
-"""An interrupted transcription goes on where it was, and only with what it was begun with."""
+"""An interrupted transcription resumes, and only with the same model and settings."""
 
 import json
 
@@ -7,15 +7,15 @@ from rich.console import Console
 
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
+from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_recordings import LongForm
-from ssl_asr.inference.resume import Progress, transcribe_manifest
+from ssl_asr.inference.resume import ProgressFile, transcribe_manifest
+from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
 
 OPTIONS = {
-    "max_batch_s": 2.0,
-    "num_workers": 0,
-    "accelerator": "cpu",
-    "precision": "32-true",
+    "run": RunOptions(max_batch_s=2.0, num_workers=0, accelerator="cpu", precision="32-true"),
+    "options": TEXT_ONLY,
     "console": None,
     "long_form": LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0),
 }
@@ -27,49 +27,51 @@ def module(toy_checkpoints, toy_corpus, tmp_path):
     return run.module.eval()
 
 
-def test_what_was_done_before_is_not_done_again(module, toy_corpus, tmp_path, monkeypatch):
+def test_finished_recordings_are_not_transcribed_again(module, toy_corpus, tmp_path, monkeypatch):
     manifest = read_manifest(toy_corpus["train"])
     whole = transcribe_manifest(module, manifest, progress=None, **OPTIONS)
     assert [row.id for row in whole.rows] == [utterance.id for utterance in manifest]
     path = tmp_path / "out.jsonl.progress.jsonl"
-    plain, heard = module.transcribe, []
+    plain, done = module.transcribe, []
 
-    def fails_at_third(batch, out=None):
-        if len(heard) == 2:
+    def fails_at_third(batch, out=None, options=TEXT_ONLY):
+        if len(done) == 2:
             raise KeyboardInterrupt
-        heard.append(batch.ids)
-        return plain(batch, out)
+        done.append(batch.ids)
+        return plain(batch, out, options)
 
     monkeypatch.setattr(module, "transcribe", fails_at_third)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        transcribe_manifest(module, manifest, progress=Progress(path, {"model": "a"}), **OPTIONS)
+        transcribe_manifest(module, manifest, progress=ProgressFile(path, {"model": "a"}), **OPTIONS)
     kept = [json.loads(line)["id"] for line in path.read_text().splitlines()[1:]]
-    assert sorted(kept) == sorted(one for ids in heard for one in ids)
-    # As if it had been stopped in the middle of a line.
+    assert sorted(kept) == sorted(one for ids in done for one in ids)
+    # As if the run was interrupted while it wrote a line.
     path.write_text(path.read_text() + '{"id": "tr')
-    before = {one for ids in heard for one in ids}
-    heard.clear()
-    monkeypatch.setattr(module, "transcribe", lambda batch, out=None: heard.append(batch.ids) or plain(batch, out))
-    progress = Progress(path, {"model": "a"})
+    before = {one for ids in done for one in ids}
+    done.clear()
+    monkeypatch.setattr(
+        module, "transcribe", lambda batch, *rest, **more: done.append(batch.ids) or plain(batch, *rest, **more)
+    )
+    progress = ProgressFile(path, {"model": "a"})
     again = transcribe_manifest(module, manifest, progress=progress, **OPTIONS)
-    assert not before & {one for ids in heard for one in ids}
+    assert not before & {one for ids in done for one in ids}
     assert [(row.id, row.hyp) for row in again.rows] == [(row.id, row.hyp) for row in whole.rows]
-    progress.finish()
+    progress.remove()
     assert not path.exists()
 
 
-def test_progress_of_another_model_is_refused(module, toy_corpus, tmp_path):
+def test_progress_file_of_another_model_is_refused(module, toy_corpus, tmp_path):
     path = tmp_path / "out.jsonl.progress.jsonl"
-    progress = Progress(path, {"model": "a"})
+    progress = ProgressFile(path, {"model": "a"})
     transcribe_manifest(module, read_manifest(toy_corpus["dev"]), progress=progress, **OPTIONS)
     with pytest.raises(ConfigError, match="interrupted"):
-        Progress(path, {"model": "b"})
+        ProgressFile(path, {"model": "b"})
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ConfigError, match="interrupted"):
-        Progress(path, {"model": "a"})
+        ProgressFile(path, {"model": "a"})
 
 
-def test_bars_keep_out_of_what_is_written_to_standard_output(module, toy_corpus, tmp_path, capfd):
+def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tmp_path, capfd):
     lines = [json.loads(line) for line in toy_corpus["dev"].read_text().splitlines()]
     longest = max(lines, key=lambda line: line["duration"])
     longest["id"] = "[/red] a name like markup"
@@ -77,7 +79,7 @@ def test_bars_keep_out_of_what_is_written_to_standard_output(module, toy_corpus,
         line["audio_filepath"] = str(toy_corpus["dev"].parent / line["audio_filepath"])
     path = tmp_path / "named.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    # The longest is heard as a long recording is.
+    # The longest recording is transcribed by windows.
     parts = LongForm(chunk_s=longest["duration"] - 0.01, stride_s=0.1, batch_s=60.0)
     shown = OPTIONS | {"console": Console(stderr=True, force_terminal=True), "long_form": parts}
     rows = transcribe_manifest(module, read_manifest(path), progress=None, **shown).rows

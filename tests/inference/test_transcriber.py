@@ -1,4 +1,4 @@
-"""Models in a few lines of Python."""
+"""Transcription in Python."""
 
 import numpy as np
 import pytest
@@ -33,22 +33,22 @@ def test_files_and_samples_give_the_same_text_in_their_order(run, files):
     assert model.transcribe(files[0])[0].text == by_file[0].text
 
 
-def test_another_rate_is_resampled(run, files):
+def test_samples_of_another_rate_are_resampled(run, files):
     model = ssl_asr.load(run, device="cpu")
     samples, _ = soundfile.read(files[0], dtype="float32")
     faster = torch.nn.functional.interpolate(torch.from_numpy(samples)[None, None], scale_factor=2)[0, 0]
     assert len(model.transcribe(faster, sample_rate=32000)) == 1
 
 
-def test_a_decoder_and_times_can_be_asked_for(run, files):
+def test_decoder_and_times_are_options_of_load(run, files):
     options = {"beam_size": 4, "n_best": 3}
     model = ssl_asr.load(run, device="cpu", decoder="ctc_beam", decoder_options=options, times="entropy")
-    (heard,) = model.transcribe(files[0])
-    assert 1 <= len(heard.alternatives) <= 2
-    assert [word.text for word in heard.words] == heard.text.split()
+    (found,) = model.transcribe(files[0])
+    assert 1 <= len(found.alternatives) <= 2
+    assert [word.text for word in found.words] == found.text.split()
 
 
-def test_long_samples_are_taken_apart(run):
+def test_long_samples_are_transcribed_by_windows(run):
     model = ssl_asr.load(run, device="cpu")
     noise = np.random.default_rng(0).standard_normal(16000 * 12).astype(np.float32)
     (whole,) = model.transcribe(noise)
@@ -58,7 +58,7 @@ def test_long_samples_are_taken_apart(run):
 
 
 @pytest.mark.parametrize("audio", [np.zeros((2, 100), np.float32), np.zeros(100, np.int16), np.full(9, np.nan, "f4")])
-def test_what_is_no_mono_sound_is_refused(run, audio):
+def test_samples_that_are_not_mono_floats_are_refused(run, audio):
     with pytest.raises(AudioError, match="mono floats"):
         ssl_asr.load(run, device="cpu").transcribe(audio)
 
@@ -68,5 +68,5 @@ def test_wrong_decoders_are_refused(run):
         ssl_asr.load(run, decoder="ctc_beem")
     with pytest.raises(ConfigError, match="beam_sise"):
         ssl_asr.load(run, decoder="ctc_beam", decoder_options={"beam_sise": 3})
-    with pytest.raises(ConfigError, match="does not go with this task"):
+    with pytest.raises(ConfigError, match="does not decode models of task ctc"):
         ssl_asr.load(run, decoder="whisper_greedy")
