@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -161,3 +162,13 @@ def test_missing_tensorboard_gives_an_error_with_its_extra(tmp_path, monkeypatch
     monkeypatch.setattr(tensorboard, "_TENSORBOARDX_AVAILABLE", False)
     with pytest.raises(ConfigError, match=r"pip install 'ssl_asr\[tensorboard\]'"):
         _tensorboard(tmp_path)
+
+
+def test_lint_finds_a_function_that_nobody_calls(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def called():\n    return 1\n\n\ndef never_called():\n    return called()\n")
+    command = [sys.executable, "-m", "vulture", "--config", str(REPO / "pyproject.toml"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "unused function 'never_called'" in done.stdout
+    assert "'called'" not in done.stdout
