@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
+from ssl_asr.models.parakeet import LogMel, ParakeetBackbone
 from ssl_asr.models.ssl import SSLBackbone
 from ssl_asr.models.w2v_bert import FilterBanks, W2vBertBackbone
 from ssl_asr.models.whisper import WhisperBackbone
@@ -121,6 +122,31 @@ class WhisperToy(Toy):
         return extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt").input_features
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParakeetToy(Toy):
+    """A tiny Parakeet-CTC. Its batch norms have random statistics, as in a trained model."""
+
+    def save(self, folder: Path) -> None:
+        config = transformers.ParakeetCTCConfig(vocab_size=12, pad_token_id=11, encoder_config=self.settings)
+        model = transformers.ParakeetForCTC(config)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+        model.save_pretrained(folder)
+        transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+
+    def reference(self, folder: Path) -> torch.nn.Module:
+        return transformers.AutoModel.from_pretrained(folder).eval().encoder
+
+    def values(self, waveform: torch.Tensor) -> torch.Tensor:
+        values = transformers.ParakeetFeatureExtractor()(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
+        return values["input_features"][:, : int(values["attention_mask"].sum())]
+
+    def own_values(self, waveform: torch.Tensor) -> torch.Tensor | None:
+        return LogMel(n_mels=80)(waveform[None], torch.tensor([len(waveform)])).transpose(1, 2)
+
+
 FAMILIES: dict[str, Toy] = {
     "wav2vec2_group": Toy(config=Wav2Vec2Config, settings=_GROUP),
     "wav2vec2_layer": Toy(
@@ -144,6 +170,24 @@ FAMILIES: dict[str, Toy] = {
         config=Data2VecAudioConfig,
         settings={"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 4},
         published=("data2vec",),
+    ),
+    "parakeet": ParakeetToy(
+        config=transformers.ParakeetCTCConfig,
+        settings={
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "conv_kernel_size": 5,
+            "subsampling_conv_channels": 8,
+            "initializer_range": 0.2,
+        },
+        published=("parakeet",),
+        backbone=ParakeetBackbone,
+        options={},
+        dropouts=("dropout", "attention_dropout", "activation_dropout"),
+        ungrouped=(),
+        tolerance={"atol": 1e-4, "rtol": 1e-4},
     ),
     "whisper": WhisperToy(
         config=WhisperConfig,
