@@ -84,6 +84,7 @@ def made_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "lm.arpa").touch()
+    (tmp_path / "lexicon.txt").touch()
     beam = (REPO / "conf" / "decoder" / "ctc_beam.yaml").read_text()
     (tmp_path / "decoder.yaml").write_text(beam)
     _write_extension(tmp_path)
