@@ -112,9 +112,13 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     option = missing_option(error)
     if option is not None:
         return ConfigError(key, f"no option '{option[0]}'", did_you_mean(*option))
-    if unknown_key(error) is None:
+    unknown = unknown_key(error)
+    if unknown is None:
         return _wrong_type(config, key, value) or ConfigError(key, *_renamed_in(message))
     parent, _, last = key.rpartition(".")
+    if unknown.rpartition(".")[2] != last:
+        what = f"the file of option '{value}' has an unknown key '{unknown}'"
+        return ConfigError(key, what, _renamed_in(unknown)[1] or did_you_mean(unknown, known_keys(config)))
     if not parent:
         known = known_keys(config) if config in SCHEMAS else _keys_of(config, good, "")
         return ConfigError(key, "unknown key", did_you_mean(key, known))

@@ -1,7 +1,6 @@
 """Composing a command's config as Hydra will: arguments, search path, and the jobs of a sweep. Imports no torch."""
 
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +52,7 @@ class Arguments:
 
 def parse_arguments(name: str, arguments: list[str]) -> Arguments:
     """The command line of a command."""
-    parsed = get_args_parser().parse_args(arguments)
+    parsed = get_args_parser().parse_intermixed_args(arguments)
     flags = {
         "package": parsed.package,
         "help": parsed.help,
@@ -71,6 +70,23 @@ def parse_arguments(name: str, arguments: list[str]) -> Arguments:
         config_path=parsed.config_path,
         shows=shows,
     )
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The command line with flags before overrides, since Hydra takes overrides only in one piece.
+
+    Example:
+        >>> flags_first(["seed=1,2", "-m", "freeze=true"])
+        ['-m', 'seed=1,2', 'freeze=true']
+    """
+    overrides = list(get_args_parser().parse_intermixed_args(arguments).overrides)
+    flags, left = [], list(overrides)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return [*flags, *overrides]
 
 
 @contextmanager
@@ -116,12 +132,11 @@ def _compose(config: str, overrides: tuple[str, ...]) -> DictConfig | Exception:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The config without Hydra's own node. Folders that Hydra names by the time are named."""
-    folder: Any = OmegaConf.create({"folder": "${hydra.run.dir}", "hydra": cfg.hydra})
-    named = Path(os.path.expandvars(str(folder.folder)))
+    named = OmegaConf.select(cfg, "hydra.run.dir", throw_on_resolution_failure=False)
     with_folder: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     for key in ("run_dir", "output_dir"):
         if key in with_folder and "${hydra:" in str(with_folder._get_node(key)):
-            with_folder[key] = str(named)
+            with_folder[key] = str(named or ".")
     composed: DictConfig = with_folder
     return composed
 

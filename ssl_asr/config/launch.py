@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_asr.config.check import composed_job, named_folder, preflight
-from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
+from ssl_asr.config.composing import flags_first, hydra_ready, jobs_of, parse_arguments
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
 from ssl_asr.config.nodes import prepare, register_schemas
@@ -84,6 +84,7 @@ def run(name: str, job: Callable[[], Job]) -> None:
         print(help_text(name, _option_folders(sys.argv[1:])))
         return
     sys.argv[1:] = name_arguments(sys.argv[1:], getattr(SCHEMAS[name], "positional", ()))
+    sys.argv[1:] = flags_first(sys.argv[1:])
     try:
         if parse_arguments(name, sys.argv[1:]).shows == "job":
             print(show_config(name, sys.argv[1:]), end="")

@@ -131,12 +131,13 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
     Raises:
         ConfigError: An interpolation leads nowhere.
     """
-    errors = [ConfigError(key, "is missing", f"give {key}=…") for key in sorted(OmegaConf.missing_keys(cfg))]
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
         composed = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key or "config"), str(error.msg or error).splitlines()[0]) from None
     assert isinstance(composed, dict)
+    errors = [ConfigError(key, "is missing", f"give {key}=…") for key in missing]
     config = {str(key): value for key, value in composed.items()}
     if name == "train":
         config["freeze_policy"] = fold_freeze(config)

@@ -142,7 +142,7 @@ class LongRecordings:
     stride_s: NonNegativeFloat = 4.0
     vad: bool = False
 
-    def check(self) -> Iterator[ConfigError]:
+    def conflicts(self) -> Iterator[ConfigError]:
         """Values that do not go together."""
         if 2 * self.stride_s >= self.chunk_s:
             what = f"is {self.chunk_s}, and stride_s={self.stride_s} at both ends leaves nothing"

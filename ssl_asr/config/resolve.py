@@ -1,8 +1,9 @@
 """`resolve`: from a composed config to the typed config of a command, with every value and combination checked."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import Field, fields
+from functools import partial
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -129,14 +130,13 @@ def _made(schema: type[Command], values: dict[str, Any]) -> Command:
 def _conflicts(config: Command, *, complete: bool) -> list[UserError]:
     """Values that do not go together. Of an incomplete config, as many as can be found."""
     errors: list[UserError] = []
-    checks: list[Iterable[UserError]] = [_wrong_task(config)]
-    checks += [base.check(config) for base in type(config).__mro__ if "check" in vars(base)]
+    checks: list[Callable[[], Iterable[UserError]]] = [partial(_wrong_task, config)]
     if hasattr(config, "conflicts"):
-        checks.append(config.conflicts())
-    checks += [option.conflicts(config) for _, option in options_of(config) if hasattr(option, "conflicts")]
+        checks.append(config.conflicts)
+    checks += [partial(option.conflicts, config) for _, option in options_of(config) if hasattr(option, "conflicts")]
     for check in checks:
         try:
-            errors.extend(check)
+            errors.extend(check())
         except (AttributeError, TypeError):
             # The check read a value that is missing or wrong, which has an error of its own.
             if complete:

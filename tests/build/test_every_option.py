@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.config.test_resolve import GROUPS, OPTIONS, SIDES
+from tests.config.options import GROUPS, OPTIONS, SIDES
 from tests.toys import toy_for
 from tests.training.toy_runs import build, config_of
 

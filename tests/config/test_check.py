@@ -1,0 +1,254 @@
+"""Every mistake of a command line is found before the command starts, in every kind of command line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ssl_asr.config import launch
+from ssl_asr.config.check import preflight
+from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
+from ssl_asr.errors import ConfigError, UserError
+from tests.command_runner import REPO
+from tests.config.options import resolved
+
+TRAIN = "data.train=t.jsonl"
+
+
+def errors_of(name, *arguments):
+    with pytest.raises(UserError) as caught:
+        preflight(name, list(arguments))
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
+WRONG = {
+    "backbone=whisper_tny_en": "backbone: no option 'whisper_tny_en' (did you mean 'whisper_tiny_en'?)",
+    "freezee=false": "freezee: unknown key (did you mean 'freeze'?)",
+    "freeze=maybe": "freeze: is 'maybe', expected true or false, or null",
+    "freeze=encoder": "freeze: is 'encoder', expected true or false, or null",
+    "seed=abc": "seed: is 'abc', expected a whole number of 0 or more",
+    "seed=-1": "seed: is -1, expected a whole number of 0 or more",
+    "logger=null": "logger: is a group, and its value is the name of an option, not null",
+    "head.droput=0.1": "head.droput: unknown key (did you mean 'dropout'?)",
+    "+head.droput=0.1": "head.droput: unknown key of LinearHead (did you mean 'dropout'?)",
+    "head.dropout=much": "head.dropout: is 'much', expected a number from 0 to less than 1",
+    "head.dropout=1": "head.dropout: is 1, expected a number from 0 to less than 1",
+    "head.dropout=nan": "head.dropout: is nan, expected a number from 0 to less than 1",
+    "backbone.layerdrop=2.0": "backbone.layerdrop: is 2.0, expected a number from 0 to less than 1, or null",
+    "backbone.sorce=1": "backbone.sorce: unknown key (did you mean 'source'?)",
+    "data.max_batch_s=-1": "data.max_batch_s: is -1, expected a number greater than 0",
+    "data.max_batch_s=inf": "data.max_batch_s: is inf, expected a number greater than 0",
+    "data.max_batch_size=0": "data.max_batch_size: is 0, expected a whole number of 1 or more, or null",
+    "data.speed_factors=[0.1]": "data.speed_factors: is [0.1], expected a list, each item a factor from 0.5 to 2",
+    "data.num_workers=true": "data.num_workers: is True, expected a whole number of 0 or more",
+    "data.downmix=left": "data.downmix: is 'left', expected 'mean', 'first' or 'refuse'",
+    "data.on_bad_audio=cry": "data.on_bad_audio: is 'cry', expected 'skip' or 'error'",
+    "data.test=5": "data.test: is 5, expected a path, a list of paths, or {name: path, …}",
+    "trainer.max_epochs=0": "trainer.max_epochs: is 0, expected a whole number of 1 or more",
+    "trainer.gradient_clip_val=0": "trainer.gradient_clip_val: is 0, expected a number greater than 0, or null",
+    "trainer.precision=fp16": "trainer.precision: is 'fp16', expected",
+    "trainer.ema_decay=1.0": "trainer.ema_decay: is 1.0, expected a number greater than 0, up to less than 1, or null",
+    "trainer.average_best=1": "trainer.average_best: is 1, expected a whole number of 2 or more, or null",
+    "trainer.limit_train_batches=1.5": "trainer.limit_train_batches: is 1.5, expected a fraction from 0.0 to 1.0",
+    "trainer.monitor=val/wre": "trainer.monitor: no metric 'val/wre' (did you mean 'val/wer'?)",
+    "trainer.profiler=fast": "trainer.profiler: is 'fast', expected 'simple', 'advanced' or 'pytorch', or null",
+    "normalizers=[whisper_englsh]": "normalizers: is ['whisper_englsh'], expected a list, each item 'none', 'lower'",
+    "normalizers=[]": "normalizers: is [], expected a list",
+    "tokenizer.normalizer=upper": "tokenizer.normalizer: is 'upper', expected 'none', 'lower'",
+    "task=seq2seq": "backbone: SSLBackbone does not go with task=seq2seq",
+    "head=none": "head: NoHead does not go with task=ctc (head=bilstm, dnn, linear or pretrained)",
+    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with task=ctc (tokenizer=bpe, char, pretrained, symbols",
+    "decoder=whisper_beam": "decoder: WhisperBeam does not go with task=ctc (decoder=ctc_beam, ctc_greedy",
+    "head._target_=os.system": "head._target_: class 'os.system' is not in ssl_asr",
+    "scheduler@schedulers.rest=newbob": "schedulers.rest.monitor: is val/loss, and there is no dev split",
+    "schedulers.rest.warmup=1.5": "schedulers.rest.warmup: is 1.5, expected a fraction of the run",
+    "backbone.recommended_freeze=some": "backbone.recommended_freeze: is 'some', expected 'none', 'feature_encoder'",
+    "optimizers.rest.lr=-1": "optimizers.rest.lr: is -1, expected a number of 0 or more",
+    "optimizers.rest.betas=[0.9]": "optimizers.rest.betas: is [0.9], expected two numbers from 0 to less than 1",
+    "optimizers.rest.layer_decay=0": "optimizers.rest.layer_decay: is 0, expected a number greater than 0, up to 1",
+    "states.stride=4": "states.stride: is 4, expected 1, 2 or 3",
+    "run_name=${nothing}": "Interpolation key 'nothing' not found",
+    "data.train": "data.train: cannot be parsed",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_mistake_is_named_with_its_key_and_remedy(override):
+    assert WRONG[override] in errors_of("train", TRAIN, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("optimizers.pretrained.lr=1e-5", "write optimizers.encoder.lr=1e-5"),
+        ("optimizers.new.lr=1e-3", "write optimizers.rest.lr=1e-3"),
+        ("optimizer@optimizers.pretrained=adam", "write optimizer@optimizers.encoder=adam"),
+        ("scheduler@schedulers.new=cosine", "write scheduler@schedulers.rest=cosine"),
+        ("+schedulers.pretrained.warmup=0.1", "write schedulers.encoder"),
+        ("features=cached", "write state_cache=disk"),
+        ("features=none", "write state_cache=none"),
+    ],
+)
+def test_keys_of_earlier_versions_say_their_new_name(override, remedy):
+    message = errors_of("train", TRAIN, override)
+    assert "is now called" in message
+    assert remedy in message
+
+
+def test_an_experiment_with_old_keys_says_their_new_name(tmp_path):
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "old.yaml").write_text("# @package _global_\noptimizers:\n  new:\n    lr: 1.0\n")
+    (folder / "older.yaml").write_text("# @package _global_\nfeatures: cached\n")
+    (folder / "oldest.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /optimizer@optimizers.new: adam\n"
+    )
+    for name, new in (("old", "optimizers.rest"), ("older", "state_cache"), ("oldest", "optimizers.rest")):
+        assert f"is now called '{new}'" in errors_of(
+            "train", "--config-dir", str(tmp_path), TRAIN, f"experiment={name}"
+        )
+
+
+def test_all_mistakes_are_reported_at_once():
+    mistakes = [
+        "freezee=true",
+        "backbone=bogus",
+        "head.dropout=much",
+        "data.max_batch_s=-1",
+        "seed=x",
+        "tokenizer=whisper",
+    ]
+    lines = errors_of("train", *mistakes).splitlines()
+    for key in ("freezee", "backbone", "head.dropout", "data.max_batch_s", "seed", "tokenizer", "data.train"):
+        assert sum(line.startswith(f"{key}:") for line in lines) == 1, lines
+
+
+def test_missing_values_are_named():
+    assert "data.train: is missing (give data.train=…)" in errors_of("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "error"),
+    [
+        ("evaluate", ["window=60s"], "window: is '60s', expected 'real' or '30s', or null"),
+        ("evaluate", ["whisper_task=sing"], "whisper_task: is 'sing', expected 'transcribe' or 'translate'"),
+        ("evaluate", ["manifst=x"], "did you mean 'manifest'?"),
+        ("evaluate", ["chunk_s=8", "stride_s=4"], "chunk_s: is 8.0, and stride_s=4.0 at both ends leaves nothing"),
+        ("evaluate", ["only=text"], "only: is 'text', expected {tag: value, …}, or null"),
+        ("evaluate", ["decoder=ctc_beam", "decoder.beam_size=0"], "decoder.beam_size: is 0"),
+        ("evaluate", ["decoder=ctc_beam", "decoder.beam_size=1", "decoder.n_best=2"], "decoder.n_best: is 2"),
+        (
+            "evaluate",
+            ["decoder=ctc_beam", "decoder.lm=no.arpa"],
+            "decoder.lm: is 'no.arpa', expected a file that exists",
+        ),
+        ("transcribe", ["model=x"], "input: is missing"),
+        ("transcribe", ["model=x", "input=[a]", "format=doc"], "format: is 'doc', expected 'text', 'jsonl'"),
+        ("transcribe", ["model=x", "input=[a]", "decoder_file=no.yaml"], "decoder_file: no such file: no.yaml"),
+        ("extract", ["model=x", "input=[a]", "output_dir=o", "dtype=int8"], "dtype: is 'int8', expected 'float32'"),
+        ("lm", ["input=[a]", "output=o", "unit=label"], "model: is missing, and unit=label needs its labels"),
+        ("lm", ["input=[a]", "output=o", "prune=[1,0]"], "prune: is [1, 0]"),
+        ("tune_decoding", ["model=x", "manifest=m", "output=o", "lm_weights=[]"], "lm_weights: is []"),
+        ("corpus", ["output_dir=x", "train=0"], "train: is 0, expected a whole number of 1 or more"),
+        ("compare", ["one"], "cannot be parsed"),
+    ],
+)
+def test_the_other_commands_check_too(name, overrides, error):
+    assert error in errors_of(name, *overrides)
+
+
+# Sweeps --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_job_of_a_sweep_is_checked_first():
+    assert "bogus" in errors_of("train", "-m", TRAIN, "backbone=wav2vec2_base,bogus", "freeze=true,false")
+    preflight("train", ["-m", TRAIN, "backbone=wav2vec2_base,wavlm_base_plus", "freeze=true,false"])
+    preflight("train", ["-m", TRAIN, "backbone=whisper_medium", "freeze=true,false"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["-m", "hydra/sweeper=optuna", "optimizers.encoder.lr=interval(-1,1e-4)"], "optimizers.encoder.lr: is -1.0"),
+        (["-m", "hydra/sweeper=optuna", "head.dropout=choice(0.1,7)"], "head.dropout: is 7"),
+        (["-m", "seed=range(-1,2)"], "seed: is -1"),
+        (["sweep=optuna", "head.dropout=interval(0,3)"], "head.dropout: is 3"),
+        (["sweep=lr", "head.dropout=3"], "head.dropout: is 3"),
+        (["sweep=lr", "optimizers.rest.lr=1e-3,-1"], "optimizers.rest.lr: is -1"),
+    ],
+)
+def test_search_spaces_are_checked_by_sample_values(arguments, error):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert error in errors_of("train", TRAIN, *arguments)
+
+
+def test_search_spaces_that_are_right_pass():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    preflight("train", [TRAIN, "sweep=optuna", "head.dropout=interval(0,0.3)"])
+    preflight("train", [TRAIN, "-m", "hydra/sweeper=optuna", "optimizers.encoder.lr=tag(log,interval(1e-6,1e-4))"])
+
+
+def jobs(*arguments):
+    parsed = parse_arguments("train", [TRAIN, *arguments])
+    with hydra_ready(parsed):
+        return jobs_of(parsed)
+
+
+def test_small_grids_are_multiplied_out_and_large_ones_are_not():
+    assert len(jobs("sweep=seeds")) == 3
+    assert len(jobs("sweep=lr")) == 9
+    assert len(jobs("-m", "seed=range(100)", "freeze=true,false")) == 102
+    assert len(jobs("freeze=true")) == 1
+
+
+def test_one_folder_for_several_jobs_is_refused():
+    sweep = ["-m", TRAIN, "freeze=true,false"]
+    message = errors_of("train", *sweep, "run_dir=runs/a")
+    assert "run_dir: is runs/a for 2 jobs" in message
+    assert "hydra.sweep.dir=runs/a" in message
+    preflight("train", ["-m", TRAIN, "run_dir=runs/a,runs/b"])
+    preflight("train", [*sweep, "hydra.sweep.dir=runs/a"])
+
+
+def test_several_processes_in_a_sweep_are_refused():
+    for overrides in (["trainer=ddp"], ["trainer.devices=2"]):
+        with pytest.raises(ConfigError, match="in a sweep"):
+            launch.refuse_ddp(resolved(*overrides))
+    launch.refuse_ddp(resolved("trainer=gpu"))
+
+
+# Launching -----------------------------------------------------------------------------------------------------------
+
+
+def test_hydra_writes_into_the_folder_of_the_results():
+    given = [TRAIN, "run_dir=runs/a"]
+    assert launch.hydra_follows("train", given) == [*given, "hydra.run.dir=runs/a"]
+    for untouched in ([TRAIN], [*given, "hydra.run.dir=h"], ["-m", *given], ["--cfg=job", *given]):
+        assert launch.hydra_follows("train", untouched) == untouched
+
+
+@pytest.mark.parametrize("flag", ["--hydra-help", "--cfg=job", "--cfg=hydra", "--info=all"])
+def test_a_command_line_that_only_shows_something_is_not_checked(flag):
+    preflight("train", [flag, "freezee=1"])
+
+
+def test_hydra_syntax_is_checked_early():
+    assert "hydra.sweep.dirr" in errors_of("train", TRAIN, "hydra.sweep.dirr=x")
+
+
+@pytest.mark.slow
+def test_a_wrong_command_line_is_refused_within_five_seconds():
+    command = [sys.executable, "-m", "ssl_asr", "train", TRAIN, "backbone.sorce=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", _TIMED, *command], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 5
+
+
+_TIMED = """
+import resource, subprocess, sys
+assert subprocess.run(sys.argv[1:], stderr=subprocess.PIPE).returncode == 2
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
