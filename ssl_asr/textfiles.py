@@ -5,11 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
-
-from annotated_types import Predicate
-
-from ssl_asr.types import Expected
+from typing import Any, Literal, TextIO
 
 # File name endings of language models.
 _FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
@@ -53,19 +49,3 @@ def is_hub_name(name: str) -> bool:
         [True, True, False, False]
     """
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.endswith(_FILES)
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).is_file()
-
-
-def _is_language_model(name: str) -> bool:
-    return Path(name).exists() or is_hub_name(name)
-
-
-TextFile = Annotated[str, Predicate(_is_file), Expected("the path of a text file that exists")]
-LanguageModelName = Annotated[
-    str,
-    Predicate(_is_language_model),
-    Expected("a file that exists (ssl-asr lm makes one), or the folder or Hub name of a causal language model"),
-]

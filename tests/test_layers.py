@@ -44,17 +44,21 @@ def _name(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
-def _runs(tree: ast.AST):
-    """All nodes but those under ``if TYPE_CHECKING``, which never run."""
+def _nodes(tree: ast.AST, checked: bool = False):
+    """Nodes that run, or else nodes under ``if TYPE_CHECKING``, which never run."""
     for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from ast.walk(node) if checked else ()
+        elif checked:
+            yield from _nodes(node, checked)
+        else:
             yield node
-            yield from _runs(node)
+            yield from _nodes(node)
 
 
-def _imports(path: Path) -> set[str]:
+def _imports(path: Path, checked: bool = False) -> set[str]:
     found = set()
-    for node in _runs(ast.parse(path.read_text())):
+    for node in _nodes(ast.parse(path.read_text()), checked):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -74,6 +78,18 @@ def test_imports_point_down(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_for_type_checkers_point_down_too(path):
+    """But the schema of a run names the types of options, and an option's ``conflicts`` takes the schema of a run."""
+    own = _name(path).split("/")[0]
+    if own == "config":
+        return
+    for module in _imports(path, checked=True) - {"ssl_asr.config.schemas"}:
+        if module.startswith("ssl_asr."):
+            other = module.split(".")[1]
+            assert other == own or LAYERS[other] < LAYERS[own], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_libraries_stay_where_they_belong(path):
     name = _name(path)
     for module in _imports(path):
@@ -85,6 +101,21 @@ def test_libraries_stay_where_they_belong(path):
 def test_importing_an_entry_point_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_option_modules_import_no_slow_library():
+    """So that a command line is checked in seconds."""
+    targets = {
+        line.split()[-1]
+        for path in (PACKAGE.parent / "conf").rglob("*.yaml")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith("_target_:")
+    }
+    modules = ", ".join(sorted({target.rpartition(".")[0] for target in targets if target.startswith("ssl_asr.")}))
+    slow = "('lightning', 'transformers.modeling_utils', 'torchmetrics', 'peft', 'torch._dynamo', 'wandb')"
+    code = f"import sys, {modules}; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_at_most_eight_files_at_the_root():

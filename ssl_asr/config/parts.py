@@ -169,8 +169,8 @@ class Running:
     Attributes:
         max_batch_s: Seconds of audio in a batch, padding included.
         num_workers: Processes that read audio. 0 reads in the main process.
-        accelerator: As in Lightning: auto, cpu, gpu, …
-        precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, …
+        accelerator: Lightning's accelerator: auto, cpu, gpu and others.
+        precision: Lightning's precision.
         verbose: Show progress bars and tables.
     """
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
+from ssl_asr.decoding.files import LanguageModelName, TextFile
 from ssl_asr.decoding.fusion.automata import lm_token
 from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
 from ssl_asr.errors import ConfigError, LanguageModelError, missing_extra
-from ssl_asr.textfiles import LanguageModelName, TextFile
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_asr.decoding.files import LanguageModelName
 from ssl_asr.decoding.language_models import read_language_model
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import ConfigError
-from ssl_asr.textfiles import LanguageModelName
 from ssl_asr.types import PositiveInt
 
 

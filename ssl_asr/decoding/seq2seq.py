@@ -11,6 +11,7 @@ from torch import Tensor
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
+from ssl_asr.decoding.files import LanguageModelName
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
 from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
@@ -19,7 +20,6 @@ from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.rescoring import Rescoring, n_best_conflicts
 from ssl_asr.decoding.step_model import Constraints, Decoded, Scorer, StepModel
 from ssl_asr.errors import ConfigError
-from ssl_asr.textfiles import LanguageModelName
 from ssl_asr.types import BLANK_ID, NonNegativeFloat, PositiveInt, Utterance
 
 # Tokens that every utterance may have, however short it is, when tokens are limited by its length.

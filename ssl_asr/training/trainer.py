@@ -28,11 +28,11 @@ class TrainerConfig:
     """The ``trainer`` group. Names that Lightning's Trainer has mean the same here.
 
     Attributes:
-        accelerator: As in Lightning: auto, cpu, gpu, …
+        accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         devices: Number of devices, a list of their numbers, or auto.
         num_nodes: Number of machines.
-        strategy: As in Lightning: auto, ddp, …
-        precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, …
+        strategy: Lightning's strategy: auto, ddp and others.
+        precision: Lightning's precision, such as 32-true or bf16-mixed.
         max_epochs: Number of epochs.
         max_steps: Number of updates after which training stops, or -1 for no limit.
         accumulate_grad_batches: Batches in an update. The mean is over everything in them.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_asr.decoding.files import LanguageModelName, TextFile
 from ssl_asr.decoding.fusion.automata import Automaton, LabelBonus, LabelNGram
 from ssl_asr.decoding.fusion.hotwords import Hotwords
 from ssl_asr.decoding.fusion.words import Words
@@ -15,7 +16,6 @@ from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.rescoring import Rescoring
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
-from ssl_asr.textfiles import LanguageModelName, TextFile
 
 
 @dataclass(frozen=True, kw_only=True)
