@@ -89,7 +89,7 @@ def describe(annotation: Any) -> str:
         return f"a list, each item {describe(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
         return f"a mapping to {describe(get_args(annotation)[1])}"
-    return _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    return _WORDS[annotation] if annotation in _WORDS else str(getattr(annotation, "__name__", annotation))
 
 
 def listed(words: list[str]) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from ssl_asr.config.expected import describe
 from ssl_asr.config.folders import config_folder, option_names
-from ssl_asr.config.schemas import SCHEMAS, annotation_of
+from ssl_asr.config.schemas import SCHEMAS, Command, annotation_of
 
 _KEY_WIDTH = 28
 _ANY_TEXT = ("text", "text, or null")
@@ -47,7 +47,7 @@ def help_text(name: str, folders: Sequence[Path] = (), width: int | None = None)
     return "\n".join(lines)
 
 
-def _title(schema: type) -> str:
+def _title(schema: type[Command]) -> str:
     return str(inspect.getdoc(schema)).split("\n\n")[0].replace("\n", " ")
 
 
@@ -58,7 +58,7 @@ def examples(name: str) -> list[str]:
     return [line for line in lines if line.startswith(("python -m ssl_asr", "ssl-asr "))][:3]
 
 
-def descriptions(schema: type) -> dict[str, str]:
+def descriptions(schema: type[Command]) -> dict[str, str]:
     """The text of each field, from the ``Attributes`` of the schema and its bases."""
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
@@ -82,7 +82,7 @@ def _primary(name: str) -> dict[str, Any]:
     return node
 
 
-def _groups(schema: type) -> list[Field[Any]]:
+def _groups(schema: type[Command]) -> list[Field[Any]]:
     return [field for field in fields(schema) if "group" in field.metadata]
 
 
@@ -93,7 +93,7 @@ def _mounts(name: str) -> Iterator[tuple[str, str, str | None]]:
         yield group, package, option
 
 
-def _options(name: str, schema: type, folders: Sequence[Path], columns: int) -> list[str]:
+def _options(name: str, schema: type[Command], folders: Sequence[Path], columns: int) -> list[str]:
     """The groups of a command with their options."""
     texts = descriptions(schema)
     own = {
@@ -114,9 +114,9 @@ def _options(name: str, schema: type, folders: Sequence[Path], columns: int) -> 
     return ["", title, *lines] if lines else []
 
 
-def _sections(schema: type) -> list[tuple[str, list[Field[Any]]]]:
+def _sections(schema: type[Command]) -> list[tuple[str, list[Field[Any]]]]:
     """The fields that are not options, by the class that first has them: the model, the command's own, the rest."""
-    bases = [base for base in schema.__mro__ if base is not object]
+    bases: list[Any] = [base for base in schema.__mro__ if base is not object]
     found: dict[str, list[Field[Any]]] = {}
     for field in fields(schema):
         if "group" not in field.metadata:
@@ -126,7 +126,7 @@ def _sections(schema: type) -> list[tuple[str, list[Field[Any]]]]:
     return [(section, found[section]) for section in dict.fromkeys(order) if section in found]
 
 
-def _key(schema: type, field: Field[Any], named: Sequence[str], columns: int) -> list[str]:
+def _key(schema: type[Command], field: Field[Any], named: Sequence[str], columns: int) -> list[str]:
     text = descriptions(schema).get(field.name, "")
     allowed = describe(annotation_of(field))
     shown = text if allowed in _ANY_TEXT else f"{text} [{allowed}]"

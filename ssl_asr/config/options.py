@@ -190,16 +190,16 @@ def _checked_dataclass(kind: type, given: dict[str, Any], key: str) -> Checked:
 
 def _incomplete(kind: type, values: dict[str, Any]) -> Any:
     """An object with only some of its fields, for further checks."""
-    option = object.__new__(kind)
+    option: object = object.__new__(kind)
     for name, value in values.items():
         object.__setattr__(option, name, value)
     return option
 
 
 def _checked_call(kind: type, given: dict[str, Any], key: str) -> Checked:
-    parameters = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
+    parameters = inspect.signature(kind).parameters
     try:
-        hints = get_type_hints(kind.__init__, include_extras=True)
+        hints = get_type_hints(inspect.getattr_static(kind, "__init__"), include_extras=True)
     except (NameError, TypeError):
         hints = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

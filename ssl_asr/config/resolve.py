@@ -45,7 +45,8 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
     Raises:
         ConfigError, UserErrors: What is wrong, all at once.
     """
-    node, errors = prepare(name, cfg)
+    node, missing = prepare(name, cfg)
+    errors: list[UserError] = [*missing]
     schema = SCHEMAS[name]
     extensions = [str(package) for package in node.get("extensions") or []]
     errors += check_installed(extensions)
