@@ -8,21 +8,32 @@ it is batched, and padding does not change it. Batch norm always uses the statis
     frames        12.5 per second    ceil(n / 2), three times
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.errors import CheckpointError
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import read_json
-from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, class_path, padding_mask, run_layers
+from ssl_asr.models.encoder import (
+    EncoderOutput,
+    LayerGroup,
+    SpeechEncoder,
+    class_path,
+    frozen_conflicts,
+    padding_mask,
+    run_layers,
+)
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.types import SAMPLE_RATE, Dropout, Samples
+from ssl_asr.types import SAMPLE_RATE, Dropout, RecommendedFreeze, Samples
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 FRAME: Samples = 400
 HOP: Samples = 160
@@ -73,8 +84,8 @@ class LogMel(nn.Module):
         """Computes ``mel_BMF``, float32. Padding is zero.
 
         Args:
-            waveform_BT: Samples at 16 kHz, zero-padded.
-            lengths_B: Number of samples per utterance, int64, on the CPU.
+            waveform_BT: float, shape (batch, samples), 16 kHz, zero-padded.
+            lengths_B: int64 on the CPU, shape (batch,), number of samples.
         """
         frames_B = self.frame_lengths(lengths_B)
         with torch.autocast(waveform_BT.device.type, enabled=False):
@@ -237,16 +248,16 @@ class ParakeetBackbone:
     """A Parakeet-CTC checkpoint. Its encoder is used. Its output layer has subword tokens and is not.
 
     Attributes:
-        source: Local directory or Hub id.
-        revision: Hub revision. None for the newest.
-        recommended_freeze: Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
-        dropout: Dropout before the first layer. None keeps the value of the checkpoint.
-        attention_dropout: Dropout on attention weights. None keeps the value of the checkpoint.
-        activation_dropout: Dropout inside the feed-forward. None keeps the value of the checkpoint.
-        layerdrop: Probability of skipping each layer in training. None and 0 skip no layer. The value of the checkpoint
-            does not apply.
-        attention: Attention implementation of transformers. None takes transformers' default.
-        gradient_checkpointing: Whether to recompute layers in the backward pass, which saves memory and costs time.
+        source: str, local directory or Hub id.
+        revision: str, Hub revision. None for the newest.
+        recommended_freeze: str, freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
+        dropout: float in [0, 1), dropout before the first layer. None keeps the value of the checkpoint.
+        attention_dropout: float in [0, 1), dropout on attention weights. None keeps the value of the checkpoint.
+        activation_dropout: float in [0, 1), dropout inside the feed-forward. None keeps the value of the checkpoint.
+        layerdrop: float in [0, 1), probability of skipping each layer in training. None and 0 skip no layer. The value
+            of the checkpoint does not apply.
+        attention: str, attention implementation of transformers. None takes transformers' default.
+        gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("parakeet_ctc", "parakeet_encoder")
@@ -254,13 +265,18 @@ class ParakeetBackbone:
 
     source: str
     revision: str | None
-    recommended_freeze: str
+    recommended_freeze: RecommendedFreeze
     dropout: Dropout | None = None
     attention_dropout: Dropout | None = None
     activation_dropout: Dropout | None = None
     layerdrop: Dropout | None = None
     attention: Literal["eager", "sdpa"] | None = None
     gradient_checkpointing: bool = False
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Dropouts that have no effect because the encoder is frozen."""
+        names = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
+        return frozen_conflicts(self, names, run)
 
     @property
     def adapter_language(self) -> None:
