@@ -70,9 +70,9 @@ def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = l
     """Returns a local folder in transformers' layout with the weights of ``source``.
 
     Args:
-        source: Local directory, or Hub id.
-        revision: Hub branch, tag or commit. None for the newest. Wheels ignore it.
-        say: Called with progress messages.
+        source: str, local directory or Hub id.
+        revision: str, Hub branch, tag or commit. Wheels ignore it. None for the newest.
+        say: Callable, called with progress messages.
 
     Raises:
         CheckpointError: The checkpoint was not found. The message lists every place that was searched.
@@ -127,10 +127,10 @@ def language_adapter(source: str, folder: Path, language: str, *, revision: str 
     """Returns the file with the adapters and the output layer of one MMS language.
 
     Args:
-        source: Name of the checkpoint.
-        folder: Local folder of the checkpoint, searched first. The Hub is searched next.
-        language: ISO 639-3 code.
-        revision: Hub revision. None for the newest.
+        source: str, name of the checkpoint.
+        folder: Path, local folder of the checkpoint, searched first. The Hub is searched next.
+        language: str, ISO 639-3 code.
+        revision: str, Hub revision. None for the newest.
 
     Raises:
         CheckpointError: The file does not exist or cannot be downloaded.

@@ -23,8 +23,8 @@ def compile_layers(model: nn.Module, backend: str) -> int:
     """Compiles the layers of every `Compilable` module in a model.
 
     Args:
-        model: The model, changed in place.
-        backend: Name of a `torch.compile` backend.
+        model: nn.Module, changed in place.
+        backend: str, name of a `torch.compile` backend.
 
     Returns:
         The number of layer stacks.

@@ -22,9 +22,9 @@ class CtcVocabulary:
     """Rows of the output layer of a fine-tuned checkpoint.
 
     Attributes:
-        blank: Row of the blank.
-        unknown: Row of the unknown character. None if the checkpoint has none.
-        rows: Row of each character.
+        blank: int, row of the blank.
+        unknown: int, row of the unknown character. None if the checkpoint has none.
+        rows: dict, row of each character.
     """
 
     blank: int
@@ -60,8 +60,9 @@ def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabul
     case.
 
     Args:
-        folder: Checkpoint folder.
-        language: Language to read, ISO 639-3, if the checkpoint has one vocabulary per language (MMS).
+        folder: Path, checkpoint folder.
+        language: str, language to read, ISO 639-3, if the checkpoint has one vocabulary per language (MMS). None
+            otherwise.
 
     Raises:
         CheckpointError: The checkpoint is not fine-tuned with CTC, or its tokens are not characters.
@@ -148,9 +149,10 @@ def copy_ctc_rows(backbone: Backbone, folder: Path, head: nn.Linear, characters:
 
     Args:
         backbone: Backbone option of the checkpoint.
-        folder: Checkpoint folder.
-        head: Output layer with rows for the blank, the unknown character and ``characters``, changed in place.
-        characters: Alphabet of the new layer.
+        folder: Path, checkpoint folder.
+        head: nn.Linear, output layer with rows for the blank, the unknown character and ``characters``. It is changed
+            in place.
+        characters: list of str, alphabet of the new layer.
 
     Returns:
         The number of ``characters`` with a row from the checkpoint.

@@ -154,8 +154,8 @@ def convert_whisper(source: Path, target: Path) -> None:
     source, and the language ids if the model is multilingual.
 
     Args:
-        source: Folder with model.bin, config.json and tokenizer.json.
-        target: Folder to create.
+        source: Path, folder with model.bin, config.json and tokenizer.json.
+        target: Path, folder to create.
     """
     from transformers import GenerationConfig
 
@@ -212,9 +212,9 @@ def generation_settings(settings: dict[str, Any], tokens: dict[str, int], *, mul
     """Settings of a Whisper ``GenerationConfig``.
 
     Args:
-        settings: Content of CTranslate2's config.json.
-        tokens: Id of each special token.
-        multilingual: Whether the model has language tokens.
+        settings: dict, content of CTranslate2's config.json.
+        tokens: dict, id of each special token.
+        multilingual: bool, True if the model has language tokens.
     """
     end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
     generation: dict[str, Any] = {

@@ -28,11 +28,11 @@ class EncoderOutput:
     """Encoder states and their lengths.
 
     Attributes:
-        h_BFD: States after the last layer.
-        frame_lengths_B: Number of frames that contain speech, int64, on the CPU. CTC aligns to these frames.
-        context_lengths_B: Number of frames that a decoder may attend to, int64, on the CPU. Whisper adds frames of
+        h_BFD: float, shape (batch, frames, features), states after the last layer.
+        frame_lengths_B: int64 on the CPU, number of frames that contain speech. CTC aligns to these frames.
+        context_lengths_B: int64 on the CPU, number of frames that a decoder may attend to. Whisper adds frames of
             silence after the speech. Every other family has the same value as ``frame_lengths_B``.
-        layers: Input of the first layer, then the states after each layer. The last entry is ``h_BFD``. None if the
+        layers: Input of the first layer, then the states after each layer. The last item is ``h_BFD``. None if the
             states of all layers were not requested.
     """
 
@@ -54,10 +54,10 @@ class LayerGroup:
     """A named part of a model: the unit of freezing and of layer-wise learning rates.
 
     Attributes:
-        name: Name of the group, such as ``layers.3``.
+        name: str, name of the group, such as ``layers.3``.
         modules: Modules of the group. A frozen group has them in eval mode.
         loose: Parameters of the group that belong to none of ``modules``.
-        lr_scale: Factor on the learning rate of the optimizer.
+        lr_scale: float, factor on the learning rate of the optimizer.
     """
 
     name: str
@@ -82,10 +82,10 @@ class SpeechEncoder(nn.Module, ABC):
     Padding never changes a result. The states up to ``frame_lengths_B`` equal the states of the utterance alone.
 
     Attributes:
-        dim: Number of features of a state.
-        max_s: Longest utterance that the encoder can take, in seconds. None if there is no limit.
-        masked_share: Fraction of frames hidden by SpecAugment in the last forward pass. None before masking.
-        cut_to: Number of layers kept by `cut`. None if the encoder is whole.
+        dim: int, number of features of a state.
+        max_s: float, longest utterance that the encoder can take, in seconds. None if there is no limit.
+        masked_share: float, fraction of frames masked by SpecAugment in the last forward pass. None before masking.
+        cut_to: int, number of layers kept by `cut`. None if the encoder is whole.
         net: The model of transformers with the weights.
         lora_targets: Names of the linear layers that get LoRA adapters by default: queries and values of attention.
         lora_bypassed: Names of linear layers that run without calling their modules, so adapters would get no gradient.
@@ -136,9 +136,9 @@ class SpeechEncoder(nn.Module, ABC):
         """Encodes a padded batch.
 
         Args:
-            waveform_BT: Float32 samples at 16 kHz, zero-padded.
-            lengths_B: Number of samples per utterance, int64, on the CPU.
-            layers: Whether to return the states of all layers.
+            waveform_BT: float32, shape (batch, samples), 16 kHz, zero-padded.
+            lengths_B: int64 on the CPU, shape (batch,), number of samples.
+            layers: bool, return the states of all layers.
         """
 
     @abstractmethod
@@ -239,9 +239,9 @@ def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor 
     Does not synchronize with the device.
 
     Args:
-        lengths_B: Length of each row, int64, on the CPU.
-        width: Number of columns.
-        device: Device of the mask.
+        lengths_B: int64 on the CPU, shape (B,), length of each row.
+        width: int, number of columns.
+        device: torch.device, device of the mask.
     """
     if bool((lengths_B >= width).all()):
         return None
@@ -268,10 +268,10 @@ def run_layers(
 
     Args:
         layers: Layers, from the lowest to the highest.
-        h_BFD: Input of the first layer.
-        run: Computes the output of one layer.
-        layerdrop: Probability of skipping each layer. 0 draws no random numbers.
-        keep: Whether to return the states of all layers. They can take gigabytes.
+        h_BFD: float, shape (batch, frames, features), input of the first layer.
+        run: ``run(layer, h_BFD)`` computes the output of one layer.
+        layerdrop: float in [0, 1), probability of skipping each layer. 0 draws no random numbers.
+        keep: bool, return the states of all layers. They can take gigabytes.
 
     Returns:
         The input of the first layer and the states after each layer. Only the last states if ``keep`` is False.

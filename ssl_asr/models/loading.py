@@ -32,7 +32,7 @@ def backbone_folder(backbone: Backbone, say: Say) -> Path:
 
     Args:
         backbone: The backbone option.
-        say: Called with progress messages.
+        say: Callable, called with progress messages.
 
     Returns:
         A local folder in transformers' layout.
@@ -53,7 +53,7 @@ def backbone_class_for(folder: Path, candidates: Iterable[type[Backbone]]) -> ty
     """The backbone option that can load a checkpoint folder.
 
     Args:
-        folder: A folder in transformers' layout.
+        folder: Path, folder in transformers' layout.
         candidates: The backbone classes to choose from. The first class that supports the model wins.
 
     Raises:
@@ -76,9 +76,9 @@ def load_pretrained(
 
     Args:
         auto_class: Class of the model.
-        folder: Checkpoint folder.
+        folder: Path, checkpoint folder.
         new_parts: Names of modules that may start from random weights.
-        overrides: Settings that replace the settings of the checkpoint's config.
+        overrides: dict, settings that replace the settings of the checkpoint's config.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or its weights do not match its config.
@@ -127,7 +127,7 @@ def new_net(config: dict[str, Any]) -> nn.Module:
     """A transformers model with random weights, in float32.
 
     Args:
-        config: Settings of the model, as ``config.to_dict()`` returns them.
+        config: dict, settings of the model, as ``config.to_dict()`` returns them.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -146,8 +146,8 @@ def rebuild(description: dict[str, Any], load_class: Callable[[str], type]) -> S
     """Builds an encoder with random weights from a description, to load the weights of a checkpoint into.
 
     Args:
-        description: The value of `SpeechEncoder.description`.
-        load_class: Maps an import path to a class. It decides which packages are trusted.
+        description: dict, the value of `SpeechEncoder.description`.
+        load_class: Callable, maps an import path to a class. It decides which packages are trusted.
 
     Raises:
         CheckpointError: The description names a class that is not a speech encoder.

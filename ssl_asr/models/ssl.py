@@ -38,8 +38,8 @@ def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """Scales each utterance to zero mean and unit variance over its own samples. Padding stays zero.
 
     Args:
-        waveform_BT: Float32 samples, zero-padded.
-        lengths_B: Number of samples per utterance, int64, on the CPU.
+        waveform_BT: float32, shape (batch, samples), zero-padded.
+        lengths_B: int64 on the CPU, shape (batch,), number of samples.
     """
     mask_BT = padding_mask(lengths_B, waveform_BT.shape[1], waveform_BT.device)
     if mask_BT is None:
@@ -74,7 +74,7 @@ class SSLEncoder(SpeechEncoder):
     Args:
         net: ``Wav2Vec2Model``, ``HubertModel``, ``WavLMModel``, ``Data2VecAudioModel`` or ``UniSpeechSatModel`` of
             transformers.
-        normalize: Whether to normalize the waveform of each utterance.
+        normalize: bool, normalize the waveform of each utterance.
     """
 
     def __init__(self, *, net: nn.Module, normalize: bool) -> None:
@@ -282,23 +282,24 @@ class SSLBackbone:
     """A checkpoint of the wav2vec 2.0 family.
 
     Attributes:
-        source: Local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
-        revision: Hub revision. None for the newest.
-        normalize_waveform: Whether to scale each utterance to zero mean and unit variance. None takes the setting of
-            the checkpoint.
-        recommended_freeze: Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
-        hidden_dropout: Dropout after each sublayer. None keeps the value of the checkpoint.
-        attention_dropout: Dropout on attention weights. None keeps the value of the checkpoint.
-        activation_dropout: Dropout inside the feed-forward. None keeps the value of the checkpoint.
-        feat_proj_dropout: Dropout after the feature projection. None keeps the value of the checkpoint.
-        layerdrop: Probability of skipping each transformer layer in training (Fan et al., 2020). None and 0 skip no
-            layer. The value of the checkpoint does not apply.
-        attention: Attention implementation of transformers. None takes transformers' default for the family.
-        gradient_checkpointing: Whether to recompute layers in the backward pass, which saves memory and costs time.
-        adapter_dim: Width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they start
-            from random weights. None keeps the adapters of the checkpoint, if it has any.
-        adapter_language: Language of the adapters to load, ISO 639-3 (``eng``, ``deu``). None keeps the adapters of
-            the checkpoint.
+        source: str, local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: str, Hub revision. None for the newest.
+        normalize_waveform: bool, scale each utterance to zero mean and unit variance. None takes the setting of the
+            checkpoint.
+        recommended_freeze: str, freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
+        hidden_dropout: float in [0, 1), dropout after each sublayer. None keeps the value of the checkpoint.
+        attention_dropout: float in [0, 1), dropout on attention weights. None keeps the value of the checkpoint.
+        activation_dropout: float in [0, 1), dropout inside the feed-forward. None keeps the value of the checkpoint.
+        feat_proj_dropout: float in [0, 1), dropout after the feature projection. None keeps the value of the
+            checkpoint.
+        layerdrop: float in [0, 1), probability of skipping each transformer layer in training (Fan et al., 2020). None
+            and 0 skip no layer. The value of the checkpoint does not apply.
+        attention: str, attention implementation of transformers. None takes transformers' default for the family.
+        gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
+        adapter_dim: int, width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they
+            start from random weights. None keeps the adapters of the checkpoint, if it has any.
+        adapter_language: str, language of the adapters to load, ISO 639-3 (``eng``, ``deu``). None keeps the adapters
+            of the checkpoint.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")

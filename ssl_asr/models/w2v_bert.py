@@ -64,8 +64,8 @@ class FilterBanks(nn.Module):
         """Filter banks ``features_BFM``, float32, 160 values per frame. Padding is zero.
 
         Args:
-            waveform_BT: Samples at 16 kHz, zero-padded.
-            lengths_B: Number of samples per utterance, int64, on the CPU.
+            waveform_BT: float, shape (batch, samples), 16 kHz, zero-padded.
+            lengths_B: int64 on the CPU, shape (batch,), number of samples.
         """
         with torch.autocast(waveform_BT.device.type, enabled=False):
             log_BFM = self._log_banks(waveform_BT.float())

@@ -56,7 +56,7 @@ class LogMel(nn.Module):
     range is limited relative to the maximum of the utterance, not of the batch.
 
     Args:
-        n_mels: Number of mel bands: 128 for large-v3, 80 for the other models.
+        n_mels: int, number of mel bands: 128 for large-v3, 80 for the other models.
     """
 
     filters_FM: Tensor
@@ -83,8 +83,8 @@ class LogMel(nn.Module):
         """Computes ``mel_BMF``, float32.
 
         Args:
-            waveform_BT: Samples at 16 kHz, zero-padded.
-            frames: Number of frames to compute, at most 3,000.
+            waveform_BT: float, shape (batch, samples), 16 kHz, zero-padded.
+            frames: int, number of frames to compute, at most 3,000.
         """
         samples = frames * HOP
         # With one more window of silence, the last frames have the values that they have in a 30 s window.
@@ -289,7 +289,7 @@ class WhisperSeq2Seq(TransformerDecoder):
     Args:
         encoder: The encoder.
         net: ``WhisperDecoder`` of transformers. Only its weights are used.
-        generation: All settings of the checkpoint's generation_config.json, such as ``suppress_tokens`` and
+        generation: dict, all settings of the checkpoint's generation_config.json, such as ``suppress_tokens`` and
             ``begin_suppress_tokens``.
     """
 
@@ -324,19 +324,20 @@ class WhisperBackbone:
     """A Whisper checkpoint and the window of its encoder.
 
     Attributes:
-        source: Local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
-        revision: Hub revision. None for the newest.
+        source: str, local directory, Hub id, or a name known to `ssl_asr.models.checkpoints`.
+        revision: str, Hub revision. None for the newest.
         window: ``real`` encodes the utterance and ``tail_s`` of silence. ``30s`` pads to 30 seconds, as in
             pretraining.
-        tail_s: Silence after the utterance in seconds, for ``window=real``.
-        train_tail_s: Range in seconds. In training, the tail of each batch is drawn from it, so the model learns to
-            emit the end token after any amount of silence. None always uses ``tail_s``.
-        recommended_freeze: Freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
-        dropout: Dropout after each sublayer. None keeps the value of the checkpoint, which is 0 in OpenAI's models.
-        attention_dropout: Dropout on attention weights. None keeps the value of the checkpoint.
-        activation_dropout: Dropout inside the feed-forward. None keeps the value of the checkpoint.
-        layerdrop: Probability of skipping each encoder layer in training. None and 0 skip no layer.
-        gradient_checkpointing: Whether to recompute layers in the backward pass, which saves memory and costs time.
+        tail_s: float, seconds of silence after the utterance, for ``window=real``.
+        train_tail_s: [low, high] in seconds. In training, the tail of each batch is drawn from it, so the model learns
+            to emit the end token after any amount of silence. None always uses ``tail_s``.
+        recommended_freeze: str, freeze policy used when neither ``freeze`` nor ``freeze_policy`` is given.
+        dropout: float in [0, 1), dropout after each sublayer. None keeps the value of the checkpoint, which is 0 in
+            OpenAI's models.
+        attention_dropout: float in [0, 1), dropout on attention weights. None keeps the value of the checkpoint.
+        activation_dropout: float in [0, 1), dropout inside the feed-forward. None keeps the value of the checkpoint.
+        layerdrop: float in [0, 1), probability of skipping each encoder layer in training. None and 0 skip no layer.
+        gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("whisper",)
