@@ -52,7 +52,7 @@ def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch,
         "trainer.devices=1",
         # Recipes that count updates have no last epoch.
         "trainer.max_steps=10",
-        *([] if group == "logger" else ["logger=none"]),
+        *([] if group == "logger" or option == "lr_monitor" else ["logger=none"]),
         *([f"state_cache.folder={tmp_path}/states"] if (group, option) == ("state_cache", "disk") else []),
     ]
     if option == "ctc_lexicon":
