@@ -1,5 +1,6 @@
 """The documentation is true: commands compose, examples run, and every file and link exists."""
 
+import json
 import os
 import re
 import shlex
@@ -220,15 +221,25 @@ def own_data(toy_corpus, tmp_path):
     return tmp_path
 
 
-def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, own_data):
-    """The first block of the README's section on own data, word for word, on a toy model."""
+def test_the_first_run_on_ones_own_manifest(run_command, toy_checkpoints, own_data, monkeypatch, capsys):
+    """The README's sections on own data and on Python, word for word, on a toy model."""
     first = blocks(section(README, "Your own data"), "bash")[0].replace("\\\n", " ")
     commands = [line.strip() for line in first.splitlines() if line.startswith(STARTS)]
+    checkpoint = shutil.copytree(toy_checkpoints["whisper"], own_data / "whisper")
+    generation = json.loads((checkpoint / "generation_config.json").read_text())
+    # The heads that word times are computed from, as in real checkpoints.
+    (checkpoint / "generation_config.json").write_text(json.dumps({**generation, "alignment_heads": [[1, 0]]}))
     more = {
-        "train": [f"backbone.source={toy_checkpoints['whisper']}", "decoder.max_tokens_per_s=3"],
+        "train": [f"backbone.source={checkpoint}", "decoder.max_tokens_per_s=3"],
         "evaluate": ["max_tokens_per_s=3"],
     }
     assert _run_all(run_command, commands, own_data, more) == ["train", "evaluate", "transcribe"]
+    shutil.copy(own_data / "test0.wav", own_data / "recording.wav")
+    monkeypatch.chdir(own_data)
+    [example] = blocks(section(README, "Decoding"), "python")
+    exec(example, {})
+    lines_of_words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert all(float(start) <= float(end) for start, end, *_ in lines_of_words)
 
 
 def test_the_extension_of_the_readme_trains_and_transcribes(run_command, toy_checkpoints, own_data):
