@@ -1,0 +1,71 @@
+"""Debug runs, sweeps from files and from the command line, and options of somebody's own, as a user runs them."""
+
+import pytest
+import yaml
+
+from tests.training.toy_runs import toy_overrides
+
+
+def small(toy_checkpoints, toy_corpus):
+    return [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "trainer.max_epochs=1", "verbose=false"]
+
+
+def test_debug_fast_runs_and_leaves_no_checkpoint(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    done = run_command("train", "debug=fast", *small(toy_checkpoints, toy_corpus), "run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["fast_dev_run"] == 2
+
+
+def test_a_sweep_option_runs_without_a_flag(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    given = ["sweep=seeds", *small(toy_checkpoints, toy_corpus), "hydra.sweep.dir=sweep"]
+    done = run_command("train", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    configs = [yaml.safe_load(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/config.yaml"))]
+    assert [config["seed"] for config in configs] == [0, 1, 2]
+
+
+def test_flags_may_follow_overrides(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    given = [*small(toy_checkpoints, toy_corpus), "debug=fast", "-m", "seed=3,4", "hydra.sweep.dir=sweep"]
+    done = run_command("train", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "sweep").glob("*/config.yaml"))) == 2
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        ["sweep=optuna"],
+        ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizers.rest.lr=tag(log,interval(1e-4,1e-2))"],
+    ],
+    ids=["from a file", "from the command line"],
+)
+def test_optuna_searches_a_space(run_command, toy_checkpoints, toy_corpus, tmp_path, space):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    given = [*space, "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", *small(toy_checkpoints, toy_corpus)]
+    done = run_command("train", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert 1e-4 <= found["best_params"]["optimizers.rest.lr"] <= 1e-2
+    assert len(list((tmp_path / "sweep").glob("*/checkpoints/best.ckpt"))) == 2
+
+
+def test_a_callback_of_a_users_own_runs(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    (tmp_path / "their_package.py").write_text(
+        "from lightning import Callback\n"
+        "class Shout(Callback):\n"
+        "    def __init__(self, word: str) -> None:\n"
+        "        self.word = word\n"
+        "    def on_train_end(self, trainer, pl_module) -> None:\n"
+        "        print(self.word)\n"
+    )
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    option = "shout:\n  _target_: their_package.Shout\n  word: hey\n"
+    (tmp_path / "conf" / "callbacks" / "shout.yaml").write_text(option)
+    given = ["--config-dir", "conf", "callbacks=shout", "callbacks.shout.word=hooray", "extensions=[their_package]"]
+    done = run_command("train", *given, *small(toy_checkpoints, toy_corpus), "run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "hooray" in done.stdout
+    refused = run_command("transcribe", "model=run", f"input=[{toy_corpus['test']}]", cwd=tmp_path)
+    assert "extensions=[their_package]" in refused.stderr
+    assert refused.returncode == 2
