@@ -1,4 +1,7 @@
-"""Transcripts as people and other programs want them: text, JSON Lines, subtitles, CTM and Praat's TextGrid."""
+"""Write transcripts: text, JSON Lines, SubRip and WebVTT subtitles, NIST's CTM, and Praat's TextGrid.
+
+Every format is a view of the same segments and words.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,23 +13,27 @@ from ssl_asr.textfiles import written_whole
 from ssl_asr.types import Seconds, Segment, Word
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "textgrid")
-# Those that say when words were said.
+# Formats with times.
 TIMED = ("srt", "vtt", "ctm", "textgrid")
-# Those of which each recording has a file of its own.
-_APART = {"srt": ".srt", "vtt": ".vtt", "textgrid": ".TextGrid"}
+# Formats with one file for each recording.
+_FILE_EACH = {"srt": ".srt", "vtt": ".vtt", "textgrid": ".TextGrid"}
 _BY_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".ctm": "ctm", ".srt": "srt", ".vtt": "vtt", ".textgrid": "textgrid"}
 
-# A subtitle stays so short that it can be read, and ends where there is a pause.
+# A cue is short enough to read, and ends at a pause.
 _CUE_CHARACTERS = 84
 _CUE_S: Seconds = 6.0
 _PAUSE_S: Seconds = 0.8
 
 
 def format_of(output: str | None, asked: str | None) -> str:
-    """The format asked for, or the one an output's name ends in.
+    """The requested format, or else the format that the output's suffix names.
+
+    Args:
+        output: Path of the output, or None for standard output, which gets text.
+        asked: One of `FORMATS`, or None.
 
     Raises:
-        ConfigError: neither says it.
+        ConfigError: The suffix names no format.
     """
     if asked is not None:
         return asked
@@ -34,34 +41,35 @@ def format_of(output: str | None, asked: str | None) -> str:
         return "text"
     suffix = Path(output).suffix.lower()
     if suffix not in _BY_SUFFIX:
-        what = f"{output} does not say in which format"
-        raise ConfigError("output", what, f"a name that ends in {' '.join(_BY_SUFFIX)}, or format={'|'.join(FORMATS)}")
+        what = f"the name {output} does not say which format to write"
+        raise ConfigError("output", what, f"end it in {', '.join(_BY_SUFFIX)}, or give format={'|'.join(FORMATS)}")
     return _BY_SUFFIX[suffix]
 
 
-_ALSO = ("words", "segments", "alternatives", "detected")
+# Keys of a record that are left out if they are empty.
+_OPTIONAL = ("words", "segments", "alternatives", "detected")
 
 
 def record(row: Prediction) -> dict[str, object]:
-    """A transcript as plain data."""
+    """A transcript as JSON-like data."""
     keys = ("id", "audio_filepath", "offset", "duration")
     made: dict[str, object] = {key: getattr(row, key) for key in keys} | {"text": row.hyp, "score": row.score}
     whole = row.record()
-    return made | {key: whole[key] for key in _ALSO if key in whole}
+    return made | {key: whole[key] for key in _OPTIONAL if key in whole}
 
 
 def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:
-    """Write transcripts, each file whole or not at all; subtitles and TextGrids as a file for each recording.
+    """Write transcripts. Subtitles and TextGrids get one file for each recording. A file is never partly written.
 
     Args:
-        path: a file; for several recordings in a format of one file each, a folder.
-        rows: in order; those of one recording are joined in the order of their offsets.
-        kind: one of `FORMATS`.
+        path: A file, or a folder for several recordings in a format with one file for each.
+        rows: Transcripts. Parts of one recording are joined in the order of their offsets.
+        kind: One of `FORMATS`.
 
     Raises:
-        ConfigError: a file is named where a folder is needed.
+        ConfigError: The format needs a folder and ``path`` is a file.
     """
-    if kind not in _APART:
+    if kind not in _FILE_EACH:
         _put(path, render(rows, kind))
         return
     by_audio: dict[str, list[Prediction]] = {}
@@ -69,16 +77,16 @@ def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:
         by_audio.setdefault(row.audio_filepath, []).append(row)
     if path.suffix.lower() in _BY_SUFFIX:
         if len(by_audio) != 1:
-            what = f"{path} is one file, and there are {len(by_audio)} recordings"
-            raise ConfigError("output", what, f"a folder, and format={kind}")
+            what = f"{path} is one file, but there are {len(by_audio)} recordings"
+            raise ConfigError("output", what, f"give a folder, and format={kind}")
         _put(path, render(rows, kind))
         return
     stems = [Path(audio).stem for audio in by_audio]
     for audio, own in by_audio.items():
         stem = Path(audio).stem
-        # Recordings of one name from several folders keep apart by the name of their folder.
+        # The folder's name tells files of the same name apart.
         name = stem if stems.count(stem) == 1 else f"{Path(audio).parent.name}_{stem}"
-        _put(path / f"{name}{_APART[kind]}", render(own, kind))
+        _put(path / f"{name}{_FILE_EACH[kind]}", render(own, kind))
 
 
 def _put(path: Path, text: str) -> None:
@@ -87,7 +95,7 @@ def _put(path: Path, text: str) -> None:
 
 
 def render(rows: Sequence[Prediction], kind: str) -> str:
-    """Transcripts as text of that format."""
+    """Transcripts in a format, as text."""
     if kind == "text":
         return "".join(f"{row.audio_filepath}\t{row.hyp}\n" for row in rows)
     if kind == "jsonl":
@@ -101,7 +109,7 @@ def render(rows: Sequence[Prediction], kind: str) -> str:
 
 
 def placed(row: Prediction, words: Sequence[Word]) -> list[Word]:
-    """The words with times in the recording. Without words, the whole text stands as one word."""
+    """Words with times in the recording. A transcript without words is one word with the whole text."""
     if words:
         return [word.later(row.offset) for word in words]
     return [Word(row.hyp, row.offset, row.offset + row.duration, 1.0)] if row.hyp else []
@@ -115,7 +123,7 @@ def _cues_of(row: Prediction) -> list[Segment]:
 
 
 def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:
-    """Lines of NIST's format: recording, channel, start, duration, word, confidence."""
+    """Lines of CTM: recording, channel, start, duration, word, confidence."""
     for row in rows:
         name = Path(row.audio_filepath).stem
         for word in placed(row, row.words):
@@ -123,21 +131,22 @@ def _ctm(rows: Iterable[Prediction]) -> Iterable[str]:
 
 
 def cues(words: Sequence[Word]) -> list[Segment]:
-    """Words joined into subtitles."""
+    """Join words into cues of at most 84 characters and 6 seconds, split at pauses of more than 0.8 seconds."""
     joined: list[Segment] = []
     for word in words:
         if joined:
             last = joined[-1]
             text = f"{last.text} {word.text}"
             if len(text) <= _CUE_CHARACTERS and word.end - last.start <= _CUE_S and word.start - last.end <= _PAUSE_S:
-                sure = min(last.confidence, word.confidence)
-                joined[-1] = Segment(text, last.start, word.end, sure, (*last.words, word))
+                confidence = min(last.confidence, word.confidence)
+                joined[-1] = Segment(text, last.start, word.end, confidence, (*last.words, word))
                 continue
         joined.append(Segment(word.text, word.start, word.end, word.confidence, (word,)))
     return joined
 
 
 def _subtitles(shown: Sequence[Segment], kind: str) -> str:
+    """SubRip numbers its cues and has a comma in times; WebVTT has a head line."""
     blocks = []
     for number, cue in enumerate(shown, start=1):
         times = f"{_clock(cue.start, kind)} --> {_clock(cue.end, kind)}"
@@ -154,7 +163,7 @@ def _clock(seconds: Seconds, kind: str) -> str:
 
 
 def _textgrid(words: Sequence[Word], end: Seconds) -> str:
-    """Praat's long text format, a tier of words with what lies between them empty."""
+    """Praat's long text format: one tier of words, with empty intervals between them."""
     intervals: list[tuple[float, float, str]] = []
     at = 0.0
     for word in words:

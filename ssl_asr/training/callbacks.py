@@ -1,4 +1,4 @@
-"""What people see of a run: what trains, how fast, and what the model writes."""
+"""What a run shows: which parameters train, speed and memory, sample hypotheses; and which checkpoints it keeps."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ from ssl_asr.training.sides import GroupRow
 
 
 def _merged(rows: list[GroupRow]) -> list[GroupRow]:
-    """Rows of layers alike in everything but their number, joined as ``layers.0-11``."""
+    """Rows of consecutive layers with the same learning rate, joined as ``layers.0-11``."""
     merged: list[GroupRow] = []
     for row in rows:
         stem, _, number = row.name.rpartition(".")
@@ -39,7 +39,7 @@ def _merged(rows: list[GroupRow]) -> list[GroupRow]:
 
 
 def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
-    """Print what trains and what is frozen, with sizes and peak learning rates."""
+    """Print the layer groups with their sizes and peak learning rates, frozen groups dimmed."""
     trains, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
     title = f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)"
     table = Table(title=title, title_justify="left")
@@ -58,7 +58,7 @@ def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
 
 
 class Throughput(Callback):
-    """Logs, of training alone, seconds an epoch, seconds of audio a second, and the most memory so far."""
+    """Logs seconds per epoch and seconds of audio per second, without validation, and the peak memory so far."""
 
     def __init__(self) -> None:
         self._audio_s = 0.0
@@ -66,15 +66,15 @@ class Throughput(Callback):
         self._began = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self._audio_s, self._busy_s, self._began = 0.0, 0.0, time.monotonic()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock for validation."""
+        """Stop the clock during validation."""
         self._busy_s += time.monotonic() - self._began
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """And start it again."""
+        """Start the clock again."""
         self._began = time.monotonic()
 
     def on_train_batch_end(
@@ -85,11 +85,11 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count a batch's audio."""
+        """Count the batch's audio."""
         self._audio_s += sum(utterance.duration for utterance in batch.utterances)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the epoch."""
+        """Log the epoch's figures."""
         busy_s = max(1e-9, self._busy_s + time.monotonic() - self._began)
         pl_module.log("train/epoch_s", busy_s)
         pl_module.log("train/audio_s_per_s", self._audio_s / busy_s)
@@ -99,19 +99,19 @@ class Throughput(Callback):
 
 
 class Samples(Callback):
-    """At each validation, shows a few aligned hypotheses and writes them all to ``predictions/dev.jsonl``.
+    """At each validation, prints a few aligned hypotheses and writes all of them to ``predictions/dev.jsonl``.
 
     Args:
-        folder: the run's.
-        console: where samples are shown; None shows none.
-        count: how many.
+        folder: Folder of the run.
+        console: Where samples are printed; None prints nothing.
+        count: Number of samples.
     """
 
     def __init__(self, *, folder: Path, console: Console | None, count: int) -> None:
         self.folder, self.console, self.count = folder, console, count
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather, show, write."""
+        """Gather the predictions of all ranks, write them, and print samples."""
         assert isinstance(pl_module, ASRModule)
         if trainer.sanity_checking:
             return
@@ -126,13 +126,13 @@ class Samples(Callback):
 def checkpointing(
     folder: Path, *, monitor: str | None, every_n_updates: int | None, average_best: int | None
 ) -> list[Callback]:
-    """Callbacks that keep ``best.ckpt`` by ``monitor`` (lower is better), ``last.ckpt``, and those to average.
+    """Callbacks that save ``best.ckpt`` by a metric, ``last.ckpt``, and the checkpoints to average.
 
     Args:
-        folder: where to keep them.
-        monitor: the metric; None keeps only the last.
-        every_n_updates: also save ``last.ckpt`` within an epoch, every so many updates.
-        average_best: how many of the best to keep for their mean; None for none.
+        folder: Folder of the checkpoints.
+        monitor: Metric of the best checkpoint, lower is better; None saves only the last.
+        every_n_updates: Also save ``last.ckpt`` within an epoch, after this many updates; None for no such saves.
+        average_best: Number of best checkpoints to keep for their average; None for none.
     """
     callbacks: list[Callback] = []
     if monitor is not None:

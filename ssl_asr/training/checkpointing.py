@@ -1,4 +1,8 @@
-"""Checkpoints that survive a crash, hold plain types, and continue a run exactly."""
+"""Checkpoints that survive a crash, hold plain types, and resume a run exactly.
+
+write  .best.ckpt.PID.partial -> flush, fsync -> rename to best.ckpt -> best.ckpt.sha256
+read   compare the checksum, load with weights_only=True
+"""
 
 import hashlib
 import os
@@ -29,10 +33,7 @@ def _digest_path(path: Path) -> Path:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write beside the target, flush to disk, rename, and note the checksum.
-
-    A crash at any moment leaves the file of before or the new one, never a half.
-    """
+    """Write a checkpoint and its checksum. A crash leaves either the old file or the new one, never a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -41,7 +42,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         digest = _digest(partial)
-        # Without the old checksum first, a crash between the two renames would look like damage.
+        # The old checksum goes first: a crash between the two renames would otherwise look like damage.
         _digest_path(path).unlink(missing_ok=True)
         partial.replace(path)
         _digest_path(path).write_text(digest + "\n")
@@ -50,19 +51,21 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, its checksum compared, plain types only.
+    """Read a checkpoint and compare its checksum. Only plain types are loaded.
 
     Raises:
-        CheckpointError: it is missing, damaged, or not one of ours.
+        CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
     """
     if not path.is_file():
         raise CheckpointError(str(path), "no such checkpoint")
     noted = _digest_path(path)
     if noted.is_file() and noted.read_text().strip() != _digest(path):
-        raise CheckpointError(str(path), "is damaged: its sha256 is not the one noted", "use another")
+        raise CheckpointError(
+            str(path), "is damaged: its sha256 differs from the recorded one", "use another checkpoint"
+        )
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage happens to break
+    except Exception as error:  # torch raises errors of many types for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(str(path), f"cannot be read: {reason}", "was it written by ssl_asr?") from None
     if checkpoint.get(KEY, {}).get("format") != FORMAT:
@@ -71,10 +74,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way in and out of `write_checkpoint` and `read_checkpoint`."""
+    """Lightning's interface to `write_checkpoint` and `read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write whole or not at all."""
+        """Write atomically."""
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -83,7 +86,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read and check."""
+        """Read and compare the checksum."""
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -93,18 +96,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SelfDescription(Callback):
-    """Puts into every checkpoint what is needed to use it with no other file: config, tokenizer, model.
+    """Adds the config, the tokenizer and the model's description to every checkpoint, so that it needs no other file.
 
     Args:
-        config: the resolved config, plain data.
-        description: of the model, plain data.
+        config: The configuration that runs, as plain data.
+        description: `ASRModule.description`.
     """
 
     def __init__(self, *, config: dict[str, Any], description: dict[str, Any]) -> None:
         self.config, self.description = config, description
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add them."""
+        """Add the three to the checkpoint."""
         assert isinstance(pl_module, ASRModule)
         checkpoint[KEY] = {
             "format": FORMAT,
@@ -133,11 +136,11 @@ def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
     differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]
     if differing:
         what = f"was made with another {', '.join(differing)}"
-        raise CheckpointError("resume", what, "resume with the config of the run, or start anew")
+        raise CheckpointError("resume", what, "resume with the config of that run, or start a new run")
 
 
 class RandomStates(Callback):
-    """Keeps python's, numpy's and torch's random states, each rank its own, so that a resumed run goes on exactly."""
+    """Saves the random states of Python, NumPy and torch on every rank, so that a resumed run equals the whole run."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
@@ -152,13 +155,13 @@ class RandomStates(Callback):
         return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember them until training starts: what happens before may draw numbers."""
+        """Keep the states until training starts, since earlier steps may draw random numbers."""
         self._restored = state_dict
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore them before the first batch."""
+        """Restore the states before the first batch."""
         if self._restored is not None:
             states, self._restored = self._restored["ranks"], None
             if trainer.global_rank < len(states):
