@@ -164,6 +164,16 @@ def test_missing_tensorboard_gives_an_error_with_its_extra(tmp_path, monkeypatch
         _tensorboard(tmp_path)
 
 
+def test_a_missing_sweeper_gives_an_error_with_its_extra():
+    # In a process of its own, since Hydra looks for plugins once.
+    code = (
+        "import sys; sys.modules['hydra_plugins.hydra_optuna_sweeper'] = None\n"
+        "from ssl_asr.config.check import preflight; preflight('train', ['sweep=optuna', 'data.train=a.jsonl'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert "pip install 'ssl_asr[optuna]'" in done.stderr
+
+
 def test_lint_finds_a_function_that_nobody_calls(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("def called():\n    return 1\n\n\ndef never_called():\n    return called()\n")

@@ -20,7 +20,7 @@ from ssl_asr.config.composing import (
 from ssl_asr.config.expected import describe
 from ssl_asr.config.nodes import RENAMED
 from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
-from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean
+from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean, missing_extra
 
 # Values of earlier versions, and what to write now.
 _RENAMED_VALUES = {"features=cached": "state_cache=disk", "features=none": "state_cache=none"}
@@ -110,6 +110,8 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     if "must be a string or a list" in message:
         return ConfigError(key, f"is a group, and its value is the name of an option, not {value}", f"{key}=none")
     option = missing_option(error)
+    if option is not None and option[0] == "optuna":
+        return missing_extra(override, "hydra-optuna-sweeper", "optuna")
     if option is not None:
         return ConfigError(key, f"no option '{option[0]}'", did_you_mean(*option))
     unknown = unknown_key(error)
