@@ -8,6 +8,14 @@ import difflib
 from collections.abc import Sequence
 
 
+def _sentence(text: str, *, capital: bool = False) -> str:
+    """The text with a full stop, and on request with a capital, unless it starts with a key or another symbol."""
+    first = text.partition(" ")[0]
+    if capital and first.isalpha():
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?", "!", "…")) else f"{text}."
+
+
 class UserError(ValueError):
     """An error that the user can correct.
 
@@ -19,7 +27,7 @@ class UserError(ValueError):
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
         self.where, self.what, self.remedy = where, what, remedy
-        super().__init__(f"{where}: {what}" + (f" ({remedy})" if remedy else ""))
+        super().__init__(f"{where}: {_sentence(what)}" + (f" {_sentence(remedy, capital=True)}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
         return type(self), (self.where, self.what, self.remedy)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ssl_asr.build.restore import Speech, pretrained_encoder, pretrained_module, restore_module, saved_tokenizer
 from ssl_asr.console import no_message
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
 from ssl_asr.models.encoder import SpeechEncoder, Window
@@ -34,7 +35,7 @@ class InferenceOptions:
     language: str | None = None
     whisper_task: Literal["transcribe", "translate"] = "transcribe"
     max_tokens_per_s: float | None = None
-    decoder: Any = None
+    decoder: DecoderOption | None = None
     detect_language: bool = False
     extensions: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ssl_asr.config.schemas import Decoding, Languages, LongRecordings, ModelInput, Running
+from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput, Running
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_recordings import LongForm
 from ssl_asr.inference.model import InferenceOptions

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.alignment import Measure, align, listed_words, spans_at, words_of
 from ssl_asr.decoding.ctc import CtcDecoder
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
@@ -149,7 +150,7 @@ class CTCModule(ASRModule):
         self.labels = tokenizer.labels()
         self.set_decoder(decoder)
 
-    def set_decoder(self, decoder: CtcDecoder) -> None:
+    def set_decoder(self, decoder: DecoderOption) -> None:
         """Decode by this ``decoder`` option from now on.
 
         Raises:
@@ -158,7 +159,7 @@ class CTCModule(ASRModule):
         """
         check_decoder(decoder, self.task_name)
         self.decoder = decoder
-        self._search = decoder.build(self.labels)
+        self._search = cast(CtcDecoder, decoder).build(self.labels)
         self._n_best = decoder.n_best
         self._rescorer = decoder.rescorer()
 
@@ -264,7 +265,7 @@ class CTCModule(ASRModule):
         return {"task": "ctc", **self.encoder.description()}
 
 
-def check_decoder(decoder: Any, task_name: str) -> None:
+def check_decoder(decoder: DecoderOption, task_name: str) -> None:
     """Refuse a decoder option that is for other tasks.
 
     Raises:

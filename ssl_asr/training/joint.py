@@ -4,7 +4,7 @@ loss = w * CTC + (1 - w) * cross-entropy        each the mean over the labels of
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.ctc import CtcDecoder, CtcGreedy
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.hypotheses import to_hypotheses
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.seq2seq import AttentionDecoder
 from ssl_asr.decoding.step_model import Constraints, Decoded
 from ssl_asr.models.attention import JointHead, attention_loss
@@ -106,7 +107,7 @@ class JointModule(CTCModule):
 
     # Text ------------------------------------------------------------------------------------------------------
 
-    def set_decoder(self, decoder: Any) -> None:
+    def set_decoder(self, decoder: DecoderOption) -> None:
         """Decode by this ``decoder`` option from now on: by CTC, by the attention decoder, or by both.
 
         Raises:
@@ -121,10 +122,11 @@ class JointModule(CTCModule):
             self.long_form = "windows"
             return
         check_decoder(decoder, self.task_name)
-        self.decoder = self._attention = decoder
+        self.decoder = decoder
+        self._attention = option = cast(AttentionDecoder, decoder)
         self.long_form = None
-        self._parts = decoder.parts(self.labels)
-        self._rescorer = decoder.rescorer()
+        self._parts = option.parts(self.labels)
+        self._rescorer = option.rescorer()
 
     def cap_tokens(self, max_tokens_per_s: float) -> None:
         """Limit the tokens of the attention decoder's hypotheses by the length of the utterance."""

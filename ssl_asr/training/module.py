@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.state_store import state_digest
 from ssl_asr.decoding.alignment import Measure
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
@@ -146,10 +147,10 @@ class ASRModule(ValidationLoop):
         """
         raise NotImplementedError
 
-    decoder: Any
+    decoder: DecoderOption
     """The ``decoder`` option by which the model decodes."""
 
-    def set_decoder(self, decoder: Any) -> None:
+    def set_decoder(self, decoder: DecoderOption) -> None:
         """Decode by this ``decoder`` option from now on.
 
         Raises:

@@ -8,7 +8,7 @@ targets   text + <|endoftext|>                            the loss counts these 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.hypotheses import to_hypotheses
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.seq2seq import WhisperDecoder
 from ssl_asr.decoding.timestamps import segments_of
 from ssl_asr.decoding.word_times import words_of_tokens
@@ -90,12 +91,13 @@ class Seq2SeqModule(ASRModule):
     long_form = "timestamps"
     training_only = ("ctc.",)
     tokenizer: WhisperTokenizer
+    decoder: WhisperDecoder
 
     def __init__(
         self,
         *,
         model: WhisperSeq2Seq,
-        decoder: WhisperDecoder,
+        decoder: DecoderOption,
         label_smoothing: float,
         auxiliary: AuxiliaryCtc | None = None,
         tokenizer: WhisperTokenizer,
@@ -172,7 +174,7 @@ class Seq2SeqModule(ASRModule):
 
     # Decoder ---------------------------------------------------------------------------------------------------
 
-    def set_decoder(self, decoder: Any) -> None:
+    def set_decoder(self, decoder: DecoderOption) -> None:
         """Decode by this ``decoder`` option from now on.
 
         Raises:
@@ -180,9 +182,9 @@ class Seq2SeqModule(ASRModule):
             LanguageModelError: A file of the decoder is missing or wrong.
         """
         check_decoder(decoder, self.task_name)
-        self.decoder: WhisperDecoder = decoder
-        self._rescorer = decoder.rescorer()
-        parts = decoder.parts(self.tokenizer.vocab_size, self.tokenizer.spell)
+        self.decoder = option = cast(WhisperDecoder, decoder)
+        self._rescorer = option.rescorer()
+        parts = option.parts(self.tokenizer.vocab_size, self.tokenizer.spell)
         self._search = WhisperSearch(self.model, self.tokenizer, parts)
 
     def cap_tokens(self, max_tokens_per_s: float) -> None:

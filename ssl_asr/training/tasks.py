@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
+from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
@@ -77,7 +78,7 @@ class ModuleParts:
 
     source: ModelSource
     tokenizer: Tokenizer
-    decoder: Any
+    decoder: DecoderOption
     policy: FreezePolicy
     states: StatesOption
     head: Head

@@ -230,7 +230,7 @@ def test_classes_of_other_packages_are_not_loaded(target):
     [
         ("ssl_asr.nowhere.X", "there is no such module"),
         ("ssl_asr.models.heads.Nothing", "no class 'Nothing'"),
-        ("ssl_asr.models.heads.LinearHed", "did you mean 'LinearHead'"),
+        ("ssl_asr.models.heads.LinearHed", "Did you mean 'LinearHead'"),
         ("ssl_asr.models.heads.Tensor", "no class 'Tensor'"),
         ("ssl_asr.models.heads.torch", "no class 'torch'"),
     ],

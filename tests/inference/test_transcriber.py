@@ -64,7 +64,7 @@ def test_samples_that_are_not_mono_floats_are_refused(run, audio):
 
 
 def test_wrong_decoders_are_refused(run):
-    with pytest.raises(ConfigError, match="did you mean 'ctc_beam'"):
+    with pytest.raises(ConfigError, match="Did you mean 'ctc_beam'"):
         ssl_asr.load(run, decoder="ctc_beem")
     with pytest.raises(ConfigError, match="beam_sise"):
         ssl_asr.load(run, decoder="ctc_beam", decoder_options={"beam_sise": 3})
