@@ -28,7 +28,7 @@ class KenLM(WordModel[Any]):
         try:
             import kenlm
         except ImportError:
-            raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "give the ARPA file") from None
+            raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "the ARPA file") from None
         self._kenlm: Any = kenlm
         self._model = kenlm.Model(str(path))
 
