@@ -1,11 +1,14 @@
-"""Joint CTC-attention: the loss is the sum it says, the share moves as told, and a run is restored whole."""
+"""Joint CTC-attention and Whisper with auxiliary CTC: losses, restored runs, and options that conflict."""
+
+import re
 
 import pytest
 import torch
 from torch.nn import functional
 
-from ssl_asr.build.assembly import InferenceOptions, load_model, restore_module
+from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import ConfigError
+from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.training.checkpointing import read_checkpoint
 from ssl_asr.training.tasks import Joint
 from tests.training.toy_runs import build, config_of, toy_overrides
@@ -21,7 +24,7 @@ def joint(checkpoints, corpus, head="attention_gru", backbone="wav2vec2_layer"):
     return [*overrides, "task=joint", "tokenizer=char", f"head={head}", "decoder=attention_greedy", *SMALL[head]]
 
 
-def test_the_share_moves_in_a_straight_line_and_stays():
+def test_weight_of_ctc_changes_linearly_and_then_stays_constant():
     task = Joint(ctc_weight=0.5, ctc_weight_end=0.1, ctc_weight_updates=10, label_smoothing=0.0)
     assert [task.ctc_share(u) for u in (0, 5, 10, 99)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
     task = Joint(ctc_weight=0.2, ctc_weight_end=None, ctc_weight_updates=None, label_smoothing=0.0)
@@ -30,21 +33,23 @@ def test_the_share_moves_in_a_straight_line_and_stays():
 
 @pytest.mark.parametrize("backbone", ["wav2vec2_layer", "whisper"])
 @pytest.mark.parametrize("head", SMALL)
-def test_a_run_trains_both_halves_and_is_restored(toy_checkpoints, toy_corpus, tmp_path, head, backbone):
+def test_run_trains_ctc_and_attention_and_is_restored_from_its_checkpoint(
+    toy_checkpoints, toy_corpus, tmp_path, head, backbone
+):
     run = build(tmp_path, *joint(toy_checkpoints, toy_corpus, head, backbone), "freeze=false", "trainer.max_epochs=1")
     before = {key: value.clone() for key, value in run.module.head.state_dict().items()}
     run.trainer.fit(run.module, datamodule=run.data)
     after = run.module.head.state_dict()
     assert [key for key in before if torch.equal(before[key], after[key]) and "k_proj.bias" not in key] == []
     assert {"train/loss_ctc", "train/loss_attention", "train/ctc_weight"} <= set(run.trainer.callback_metrics)
-    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     batch = next(iter(run.data.val_dataloader()[0]))
     ours = run.module.eval().transcribe(batch)
     assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in ours]
     torch.testing.assert_close([h.score for h in twin.transcribe(batch)], [h.score for h in ours])
 
 
-def test_the_loss_is_the_weighted_sum_of_both_halves_by_hand(toy_checkpoints, toy_corpus, tmp_path):
+def test_loss_is_the_weighted_sum_of_ctc_and_attention_losses(toy_checkpoints, toy_corpus, tmp_path):
     overrides = joint(toy_checkpoints, toy_corpus)
     run = build(tmp_path, *overrides, "task.ctc_weight=0.3", "trainer.max_epochs=1", "freeze=false")
     run.trainer.fit(run.module, datamodule=run.data)
@@ -68,7 +73,7 @@ def test_the_loss_is_the_weighted_sum_of_both_halves_by_hand(toy_checkpoints, to
     assert int(ours.count) == len(batch)
 
 
-def test_either_half_may_write_and_the_cap_is_of_the_half_that_attends(toy_checkpoints, toy_corpus, tmp_path):
+def test_ctc_decoder_transcribes_and_takes_no_token_cap(toy_checkpoints, toy_corpus, tmp_path):
     overrides = joint(toy_checkpoints, toy_corpus)
     run = build(tmp_path, *overrides, "decoder=ctc_greedy", "trainer.max_epochs=1")
     run.trainer.fit(run.module, datamodule=run.data)
@@ -77,22 +82,26 @@ def test_either_half_may_write_and_the_cap_is_of_the_half_that_attends(toy_check
     logits = module.log_probs(batch)[0]
     assert logits.shape[-1] == run.data.tokenizer.vocab_size
     module.transcribe(batch)
-    with pytest.raises(ConfigError, match="max_tokens_per_s: this model does not write a token at a time"):
+    with pytest.raises(ConfigError, match="max_tokens_per_s: this model does not decode token by token"):
         load_model(str(tmp_path), InferenceOptions(max_tokens_per_s=2.0), print)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "error"),
     [
-        (["task=joint", "head=dnn"], "head: DnnHead does not go with this task"),
-        (["task=ctc", "head=attention_gru"], "head: GruAttentionHead does not go with this task"),
+        (["task=joint", "head=dnn"], "head: DnnHead does not go with task=joint"),
+        (["task=ctc", "head=attention_gru"], "head: GruAttentionHead does not go with task=ctc"),
         (["task=joint", "task.ctc_weight=1.0"], "task.ctc_weight: is 1.0"),
-        (["task=joint", "task.ctc_weight_end=0.1"], "task.ctc_weight_end: ctc_weight_end is 0.1 and ctc_weight_up"),
-        (["task=joint", "decoder=whisper_greedy"], "decoder: WhisperGreedy does not go with this task"),
+        (["task=joint", "task.ctc_weight=0"], "task.ctc_weight: is 0"),
+        (
+            ["task=joint", "task.ctc_weight_end=0.1"],
+            "task.ctc_weight_end: is 0.1, and task.ctc_weight_updates is None",
+        ),
+        (["task=joint", "decoder=whisper_greedy"], "decoder: WhisperGreedy does not go with task=joint"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(overrides, said):
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+def test_conflicting_options_raise_config_error(overrides, error):
+    with pytest.raises(ConfigError, match=re.escape(error)):
         config_of("data.train=t.jsonl", *overrides)
 
 
@@ -100,16 +109,18 @@ def whisper(checkpoints, corpus, *more):
     return [*toy_overrides(checkpoints["whisper"], corpus, "seq2seq"), "freeze=false", "trainer.max_epochs=1", *more]
 
 
-def test_whispers_auxiliary_ctc_is_weighed_as_told_and_restored_without(toy_checkpoints, toy_corpus, tmp_path):
+def test_auxiliary_ctc_of_whisper_has_its_weight_and_learning_rate_and_is_not_restored(
+    toy_checkpoints, toy_corpus, tmp_path
+):
     overrides = whisper(toy_checkpoints, toy_corpus, "task.ctc_weight=0.3", "task.ctc_lr_scale=10")
     run = build(tmp_path, *overrides)
     before = run.module.ctc.weight.clone()
     run.trainer.fit(run.module, datamodule=run.data)
     assert not torch.equal(run.module.ctc.weight, before)
     decoder = run.trainer.optimizers[1]
-    of = {id(p): g for g in decoder.param_groups for p in g["params"]}
-    own, first = of[id(run.module.ctc.weight)], decoder.param_groups[0]
-    assert own is not first, "what is logged is the decoder's rate"
+    group_of = {id(p): g for g in decoder.param_groups for p in g["params"]}
+    own, first = group_of[id(run.module.ctc.weight)], decoder.param_groups[0]
+    assert own is not first, "the logged learning rate is that of the decoder"
     assert own["initial_lr"] == pytest.approx(10 * first["initial_lr"])
 
     module, batch = run.module.eval(), next(iter(run.data.val_dataloader()[0]))
@@ -132,12 +143,12 @@ def test_whispers_auxiliary_ctc_is_weighed_as_told_and_restored_without(toy_chec
     assert float(ours.total) == pytest.approx(total, rel=1e-4)
     assert int(ours.count) == int(batch.token_lengths_B.sum())
 
-    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"), InferenceOptions()).eval()
+    twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in module.transcribe(batch)]
 
 
 @pytest.mark.parametrize("policy", ["lora", "bitfit", "decoder", "top_k"])
-def test_the_auxiliary_layer_trains_under_every_policy_that_leaves_the_encoder_some(
+def test_auxiliary_ctc_trains_with_every_policy_that_trains_part_of_the_encoder(
     toy_checkpoints, toy_corpus, tmp_path, policy
 ):
     more = ["freeze_policy.k=1"] if policy == "top_k" else []
@@ -147,6 +158,6 @@ def test_the_auxiliary_layer_trains_under_every_policy_that_leaves_the_encoder_s
     run.trainer.fit(run.module, datamodule=run.data)
 
 
-def test_auxiliary_ctc_over_a_frozen_encoder_is_refused(toy_checkpoints, toy_corpus):
-    with pytest.raises(ConfigError, match="task.ctc_weight: CTC beside the decoder helps the encoder to train"):
+def test_auxiliary_ctc_on_a_frozen_encoder_raises_config_error(toy_checkpoints, toy_corpus):
+    with pytest.raises(ConfigError, match="task.ctc_weight: is 0.3, and has no effect on a frozen encoder"):
         config_of("backbone=whisper_tiny_en", "data.train=t.jsonl", "freeze=true", "task.ctc_weight=0.3")

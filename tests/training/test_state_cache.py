@@ -1,4 +1,4 @@
-"""Kept states train as encoding does, later epochs leave the encoder alone, and nothing stale is read."""
+"""Cached states train like computed states, later epochs do not run the encoder, and outdated states are refused."""
 
 import json
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from ssl_asr.errors import CheckpointError, ConfigError
-from tests.training.test_ddp import _train
-from tests.training.toy_runs import build, config_of, toy_overrides
+from tests.training.toy_runs import build, config_of, run_train, toy_overrides
 
 RECIPES = {
     "last states": ("wav2vec2_group", "ctc", ["head=dnn", "head.width=8"]),
-    "weighted sum, joined": ("hubert_layer", "ctc", ["states=weighted_sum", "states.stride=2"]),
+    "weighted sum, stride 2": ("hubert_layer", "ctc", ["states=weighted_sum", "states.stride=2"]),
     "chosen layer": ("wav2vec2_layer", "ctc", ["states=layer", "states.layer=1"]),
     "Whisper's encoder": ("whisper", "ctc", ["head=linear", "tokenizer=char", "decoder=ctc_greedy"]),
     "Whisper's decoder": ("whisper", "seq2seq", []),
@@ -19,25 +18,26 @@ RECIPES = {
 
 
 def losses_of(run):
-    """The loss of every batch, and of dev after every epoch."""
-    seen = []
+    """Train, and return the loss of each training batch and of each validation."""
+    losses = []
     plain = run.module.log_train
     run.module.log_train = lambda name, value, size: (
-        seen.append(float(value)) if name == "train/loss" else None,
+        losses.append(float(value)) if name == "train/loss" else None,
         plain(name, value, size),
     )
     mean = run.module._mean_val_loss
 
-    def noted():
-        seen.append(float(mean()))
+    def recorded():
+        losses.append(float(mean()))
         return mean()
 
-    run.module._mean_val_loss = noted
+    run.module._mean_val_loss = recorded
     run.trainer.fit(run.module, datamodule=run.data)
-    return torch.tensor(seen)
+    return torch.tensor(losses)
 
 
-def count_encodings(run):
+def encoded_epochs(run):
+    """The epoch of each forward of the encoder, filled during training."""
     encoder = run.module.speech_encoder
     calls = []
     encoder.register_forward_hook(lambda *_: calls.append(run.trainer.current_epoch))
@@ -45,27 +45,31 @@ def count_encodings(run):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_loss_curve_is_that_of_encoding_and_later_epochs_do_not_encode(toy_checkpoints, toy_corpus, tmp_path, name):
+def test_cached_states_give_the_same_losses_and_only_the_first_epoch_encodes(
+    toy_checkpoints, toy_corpus, tmp_path, name
+):
     backbone, task, more = RECIPES[name]
     overrides = [*toy_overrides(toy_checkpoints[backbone], toy_corpus, task), *more, "freeze=true"]
     overrides = [o for o in overrides if "max_epochs" not in o] + ["trainer.max_epochs=3"]
     encoded = losses_of(build(tmp_path / "a", *overrides))
     folder = tmp_path / "states"
     cached = build(tmp_path / "b", *overrides, "state_cache=disk", f"state_cache.folder={folder}")
-    calls = count_encodings(cached)
-    kept = losses_of(cached)
+    calls = encoded_epochs(cached)
+    read = losses_of(cached)
     assert len(encoded) > 6
-    torch.testing.assert_close(kept, encoded, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(read, encoded, atol=1e-4, rtol=1e-4)
     assert calls
     assert set(calls) == {0}
-    # Another run over the same audio reads them from the first.
+    # Another run on the same audio reads the states of the first.
     again = build(tmp_path / "c", *overrides, "state_cache=disk", f"state_cache.folder={folder}", "data.num_workers=1")
-    calls = count_encodings(again)
+    calls = encoded_epochs(again)
     torch.testing.assert_close(losses_of(again), encoded, atol=1e-4, rtol=1e-4)
     assert calls == []
 
 
-def test_half_the_room_costs_half_a_percent_at_most(toy_checkpoints, toy_corpus, tmp_path):
+def test_float16_states_take_half_the_space_and_change_losses_by_less_than_half_a_percent(
+    toy_checkpoints, toy_corpus, tmp_path
+):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "state_cache=disk"]
     curves, sizes = [], []
     for dtype in ("float32", "float16"):
@@ -78,19 +82,23 @@ def test_half_the_room_costs_half_a_percent_at_most(toy_checkpoints, toy_corpus,
 
 
 @pytest.mark.parametrize("policy", ["freeze=false", "freeze_policy=feature_encoder", "freeze_policy=head_first"])
-def test_an_encoder_that_trains_is_not_kept(policy):
-    with pytest.raises(ConfigError, match="state_cache: states of an encoder that trains change"):
+def test_caching_an_encoder_that_trains_raises_config_error(policy):
+    with pytest.raises(ConfigError, match="state_cache: keeps the states of a frozen encoder, and this encoder trains"):
         config_of("data.train=t.jsonl", policy, "state_cache=disk")
 
 
-def test_masking_and_kept_states_exclude_each_other():
-    with pytest.raises(ConfigError, match="augment: a frozen encoder is never masked"):
+def test_augmentation_of_cached_states_raises_config_error():
+    with pytest.raises(ConfigError, match="augment: has no effect on a frozen encoder"):
         config_of("data.train=t.jsonl", "freeze=true", "state_cache=disk", "augment=spec_augment")
-    with pytest.raises(ConfigError, match="audio that changes each epoch"):
+    with pytest.raises(
+        ConfigError, match="data.speed_factors: is .*, and state_cache needs the same audio in every epoch"
+    ):
         config_of("data.train=t.jsonl", "freeze=true", "state_cache=disk", "data.speed_factors=[0.9,1.0]")
 
 
-def test_other_weights_windows_and_audio_are_refused(toy_checkpoints, toy_corpus, tmp_path):
+def test_cached_states_of_another_window_of_other_weights_or_audio_raise_checkpoint_error(
+    toy_checkpoints, toy_corpus, tmp_path
+):
     def overrides(checkpoint, corpus=toy_corpus):
         made = toy_overrides(toy_checkpoints[checkpoint], corpus)
         return [*made, "freeze=true", "state_cache=disk", f"state_cache.folder={tmp_path}/s", "decoder=ctc_greedy"]
@@ -98,11 +106,11 @@ def test_other_weights_windows_and_audio_are_refused(toy_checkpoints, toy_corpus
     whisper = [*overrides("whisper"), "tokenizer=char", "head=linear"]
     run = build(tmp_path / "a", *whisper)
     run.trainer.fit(run.module, datamodule=run.data)
-    with pytest.raises(CheckpointError, match="encoder: .* there, .* here"):
+    with pytest.raises(CheckpointError, match="has states with another origin .*encoder is .*, expected"):
         build(tmp_path / "b", *whisper, "backbone.tail_s=0.5")
-    with pytest.raises(CheckpointError, match="layers"):
+    with pytest.raises(CheckpointError, match="has states with another origin .*layers is"):
         build(tmp_path / "b", *whisper, "states=weighted_sum")
-    with pytest.raises(CheckpointError, match="weights"):
+    with pytest.raises(CheckpointError, match="has states with another origin .*weights is"):
         build(tmp_path / "b", *overrides("wav2vec2_layer"))
     rows = [json.loads(line) for line in open(toy_corpus["train"])]
     folder = toy_corpus["train"].parent
@@ -125,19 +133,19 @@ def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus,
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = [f"data.train={train}", "data.check_audio=false", f"state_cache.folder={tmp_path}/s"]
     run = build(tmp_path / "a", *overrides, *more)
-    calls = count_encodings(run)
+    calls = encoded_epochs(run)
     run.trainer.fit(run.module, datamodule=run.data)
     assert [skip.id for skip in run.module.skipped_audio["train"]] == [rows[0].get("id", "gone")] * 2
     assert set(calls) == {0}
 
 
-def test_two_ranks_share_their_states(toy_checkpoints, toy_corpus, tmp_path):
+def test_two_ranks_share_their_cached_states(toy_checkpoints, toy_corpus, tmp_path):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "trainer.devices=2"]
     overrides += ["trainer.strategy=ddp", "head.dropout=0"]
-    plain = _train(tmp_path / "plain", *overrides)
-    cached = _train(tmp_path / "cached", *overrides, "state_cache=disk")
+    plain = run_train(tmp_path / "plain", *overrides)
+    cached = run_train(tmp_path / "cached", *overrides, "state_cache=disk")
     for name, value in plain["state_dict"].items():
         torch.testing.assert_close(cached["state_dict"][name], value, atol=1e-5, rtol=1e-4)
-    folder = tmp_path / "cached" / "features"
+    folder = tmp_path / "cached" / "states"
     written = [len((folder / f"index-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
     assert min(written) > 0
