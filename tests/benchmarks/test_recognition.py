@@ -1,10 +1,11 @@
-"""Recognition against peers: the same weights, speech and machine, in one run.
+"""Transcription speed against other libraries: same weights, speech and machine, in one run.
 
-    make bench        (two cores: hours; BENCH_UTTERANCES=32 for a look)
+    make bench        (hours on two cores; BENCH_UTTERANCES=32 for a quick look)
 
-Whisper's peers are transformers' ``generate`` and faster-whisper. CTC's are pyctcdecode (in an environment of its own,
-BENCH_PEERS, since it wants numpy 1), torchaudio's decoder (flashlight) and SpeechBrain's; they need a trained run,
-its language model and a decoder file of ``tune_decoding``: BENCH_CTC=RUN:LM.arpa:DECODER.yaml.
+Whisper is compared with transformers' ``generate`` and faster-whisper. CTC search is compared with pyctcdecode (in its
+own environment, BENCH_PEERS, since it needs numpy 1), torchaudio's decoder (flashlight) and SpeechBrain's. The CTC
+comparison needs a trained run, its language model and a decoder file of ``tune_decoding``:
+BENCH_CTC=RUN:LM.arpa:DECODER.yaml.
 """
 
 import os
@@ -24,7 +25,7 @@ UTTERANCES = int(os.environ.get("BENCH_UTTERANCES", "100000"))
 
 
 def _speech(data_root, corpus, folder):
-    """Test utterances, the longest first, as files of samples: paths, references and seconds."""
+    """Test utterances as files of samples, longest first: paths, references and total seconds."""
     manifest = read_manifest(data_root / corpus / "test.jsonl")
     order = sorted(range(len(manifest)), key=lambda i: -manifest[i].duration)
     order = order[:: max(1, len(order) // UTTERANCES)]
@@ -42,7 +43,7 @@ def _batches(paths):
 
 
 def _tuned(run, base, folder):
-    """The weights of one of our runs, as transformers has them."""
+    """The weights of one of our runs, in transformers' format."""
     import torch
     from transformers import WhisperForConditionalGeneration
 
@@ -68,12 +69,12 @@ def _converted(folder):
 @pytest.mark.benchmark
 @pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("corpus", CORPORA)
-def test_whisper(data_root, whisper_tiny_en, tmp_path, corpus, beams):
-    """Prints error rates and speeds; asserts that at 30 s ours writes what transformers writes."""
+def test_whisper_speed_and_equal_texts(data_root, whisper_tiny_en, tmp_path, corpus, beams):
+    """Prints error rates and speeds. Asserts that at 30 s our texts equal transformers'."""
     pytest.importorskip("faster_whisper", reason="pip install -e '.[bench]'")
     paths, references, speech_s = _speech(data_root, corpus, tmp_path)
     base, batched = str(whisper_tiny_en), {"batch": BATCH, "beams": beams}
-    # Not trained for real lengths, the model sometimes does not stop: its texts have a cap there.
+    # A model that was not trained on real lengths sometimes does not stop, so its number of tokens is capped.
     real = {"model": base, "window": "real", "tail_s": 4.0, "max_tokens_per_s": 10.0, **batched}
     runners = [
         Runner("transformers", "transformers_whisper", {"model": base, "beams": beams}),
@@ -84,7 +85,7 @@ def test_whisper(data_root, whisper_tiny_en, tmp_path, corpus, beams):
     for kind in ("float32", "int8"):
         options = {"model": converted, "compute_type": kind, "beams": beams}
         runners.append(Runner(f"faster-whisper {kind}", "faster_whisper", {**options, "batched": False}))
-        # It gains nothing on a CPU by batches, so that is shown once.
+        # Batches are no faster on a CPU, so they are measured once.
         if beams == 1 and corpus == CORPORA[0]:
             runners.append(Runner(f"its engine, batched, {kind}", "faster_whisper", {**options, "batched": True}))
     tuned = os.environ.get(f"BENCH_{corpus.upper()}_RUN")
@@ -109,11 +110,11 @@ def _linked(base, folder):
 
 
 @pytest.mark.benchmark
-def test_ctc(data_root, tmp_path):
-    """Prints error rates and speeds on one core, without and with a language model."""
+def test_ctc_search_speed(data_root, tmp_path):
+    """Prints error rates and speeds on one core, with and without a language model."""
     given = os.environ.get("BENCH_CTC")
     if not given:
-        pytest.skip("BENCH_CTC=RUN:LM.arpa:DECODER.yaml names what to decode with")
+        pytest.skip("BENCH_CTC=RUN:LM.arpa:DECODER.yaml is not set")
     pytest.importorskip("speechbrain", reason="pip install -e '.[bench]'")
     run, lm, decoder = given.split(":")
     corpus = os.environ.get("BENCH_CTC_CORPUS", "en_librispeech_mini")
@@ -162,7 +163,7 @@ def _vocabulary(lm):
 
 
 def _emissions(data_root, corpus, run, folder):
-    """Log-probabilities of test utterances, the longest first, as files; references, seconds and labels."""
+    """Log-probabilities of test utterances as files, longest first; references, total seconds and labels."""
     import torch
 
     import ssl_asr

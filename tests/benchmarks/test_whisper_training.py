@@ -1,6 +1,6 @@
-"""Fine-tuning Whisper against a plain Hugging Face ``Seq2SeqTrainer``: same model, data, batch and labels, one run.
+"""Training speed of Whisper against Hugging Face's ``Seq2SeqTrainer``: same model, data, batches and labels.
 
-make bench        (BENCH_BATCHES=53 for the whole epoch; needs SSL_ASR_DATA and tens of minutes on two cores)
+make bench        (BENCH_BATCHES=53 for a whole epoch; needs SSL_ASR_DATA and tens of minutes on two cores)
 """
 
 import json
@@ -25,18 +25,17 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ssl_asr.build.training import build_training
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
-from tests.training.toy_runs import config_of
+from tests.training.toy_runs import build
 
 BATCHES = int(os.environ.get("BENCH_BATCHES", "4"))
 BATCH_SIZE = 16
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Utterances as the Hugging Face recipe prepares them: 30 s of log-mel and labels, made when asked for."""
+    """Utterances as the Hugging Face recipe prepares them: 30 s of log-mel, and labels."""
 
     def __init__(self, manifest, tokenizer):
         self.manifest, self.tokenizer, self.extractor = manifest, tokenizer, WhisperFeatureExtractor()
@@ -48,7 +47,7 @@ class _Rows(torch.utils.data.Dataset):
         utterance = self.manifest[index]
         waveform = read_waveform(utterance).numpy()
         features = self.extractor(waveform, sampling_rate=16000).input_features[0]
-        # The recipe's labels: the prompt but its start, the text, the end.
+        # Labels of the recipe: the prompt without its first token, the text, the end token.
         labels = self.tokenizer.prompt(utterance)[1:] + self.tokenizer.encode(utterance)
         return {"input_features": features, "labels": labels}
 
@@ -63,10 +62,10 @@ def _collate(rows):
 
 @dataclass
 class _Turns:
-    """One runner's side of taking turns, a batch each, so that the machine's moods meet all alike.
+    """One trainer's side of taking turns, one batch each, so that load on the machine affects all trainers equally.
 
-    A runner's clock runs from being given the turn to the end of its next update: reading, preparing,
-    computing. Nobody works outside its turn: data are made in the main process by all.
+    The time of a batch runs from the start of the turn to the end of the update, data preparation included. No trainer
+    works outside its turn, since all of them prepare data in the main process.
     """
 
     pipe: Connection
@@ -119,14 +118,15 @@ def _run_peer(turns, folder, checkpoint, path):
 
 
 def _run_ours(turns, folder, checkpoint, path, window):
-    config = config_of(
+    run = build(
+        folder,
         "experiment=an4_whisper",
         f"backbone.source={checkpoint}",
         f"backbone.window={window}",
         f"data.train={path}",
         "data.dev=null",
         "data.test=null",
-        # The budget is not to bind: the peer counts utterances.
+        # Large enough to never limit a batch: the other trainer counts utterances.
         "data.max_batch_s=1000",
         f"data.max_batch_size={BATCH_SIZE}",
         "data.num_workers=0",
@@ -135,7 +135,6 @@ def _run_ours(turns, folder, checkpoint, path, window):
         "trainer.max_epochs=1",
         "logger=none",
     )
-    run = build_training(config, folder, None)
 
     class InTurns(L.Callback):
         def on_train_start(self, *_):
@@ -157,8 +156,8 @@ def _in_turns(pipe, run, *inputs):
 
 
 @pytest.mark.benchmark
-def test_an_epoch_against_seq2seq_trainer(data_root, whisper_tiny_en, tmp_path):
-    """Prints seconds and ratios; asserts only that all trained on the same utterances."""
+def test_epoch_time_against_seq2seq_trainer(data_root, whisper_tiny_en, tmp_path):
+    """Prints seconds and ratios. Asserts only that all trainers see the same utterances."""
     whole = read_manifest(data_root / "en_an4" / "train.jsonl")
     rng = np.random.default_rng(0)
     chosen = sorted(rng.permutation(len(whole))[: BATCHES * BATCH_SIZE])
@@ -182,7 +181,7 @@ def test_an_epoch_against_seq2seq_trainer(data_root, whisper_tiny_en, tmp_path):
 
 
 def _take_turns(runners, batches):
-    """Seconds over all batches, and peak gigabytes, of each runner in a process of its own."""
+    """Seconds over all batches, and peak memory in GB, of each trainer. Each runs in its own process."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name, (run, folder, *inputs) in runners.items():
@@ -194,7 +193,7 @@ def _take_turns(runners, batches):
     seconds = dict.fromkeys(runners, 0.0)
     for batch in range(batches):
         for name, pipe in pipes.items():
-            pipe.send("your turn")
+            pipe.send("next batch")
             kind, value = pipe.recv()
             assert kind == "batch"
             seconds[name] += value
@@ -203,7 +202,7 @@ def _take_turns(runners, batches):
             print(f"{batch + 1} of {batches} batches: {said}", flush=True)
     peak_gb = {}
     for name, pipe in pipes.items():
-        pipe.send("go on to the end")
+        pipe.send("finish")
         kind, peak_gb[name] = pipe.recv()
         assert kind == "end"
     for process in processes:

@@ -1,6 +1,6 @@
-"""Recognisers side by side, each in a process of its own.
+"""Times recognizers side by side, each in its own process.
 
-They take turns, a batch each, so that all meet the machine alike.
+They take turns, one batch each, so that load on the machine affects all of them equally.
 """
 
 import json
@@ -21,7 +21,7 @@ REPO = Path(__file__).parent.parent.parent
 
 @dataclass
 class Runner:
-    """One recogniser, what it has heard so far, and how long that took."""
+    """One recognizer, its texts so far, and the time they took."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class Runner:
 
     def start(self):
         env = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"}
-        command = [self.python, str(REPO / "tests" / "benchmarks" / "recognisers.py"), self.kind]
+        command = [self.python, str(REPO / "tests" / "benchmarks" / "recognizers.py"), self.kind]
         self.process = subprocess.Popen(
             [*command, json.dumps(self.options)],
             stdin=subprocess.PIPE,
@@ -69,12 +69,12 @@ class Runner:
 
 
 def take_turns(runners, batches):
-    """Every runner hears every batch (lists of files), one after the other; the first batch is heard once before."""
+    """Let every runner transcribe every batch, a list of files, after a warm-up on the first two files."""
     for runner in runners:
         runner.start()
         runner.ask(batches[0][:2])
     for number, batch in enumerate(batches):
-        # Nobody always comes after the same neighbour.
+        # The order changes, so that no runner always follows the same one.
         for runner in [*runners[number % len(runners) :], *runners[: number % len(runners)]]:
             runner.take(batch)
         if number % 3 == 0:
@@ -84,7 +84,7 @@ def take_turns(runners, batches):
 
 
 def show(title, runners, references, speech_s, peers, normalizer):
-    """A table of error rates and speeds, and the first runner's texts against each other's."""
+    """Print a table of error rates and speeds, and how many texts equal those of the first runner."""
     normalize = get_normalizer(normalizer)
     table = Table(title=title, title_justify="left")
     for column in ("", "WER %", "s", "RTFx", "GB", *(f"x {peer}" for peer in peers), f"texts as {peers[0]}"):

@@ -1,10 +1,11 @@
-"""The recognisers that speed is compared with, and ours, each in a process of its own.
+"""Our recognizers and those of other libraries, each run in its own process.
 
-    python tests/benchmarks/recognisers.py NAME OPTIONS
+    python tests/benchmarks/recognizers.py NAME OPTIONS
 
-NAME is one of `KINDS`, OPTIONS its settings as JSON. Lines of JSON come in, each a list of ``.npy`` files (audio at
-16 kHz, or log-probabilities), and go out, each the texts and the seconds they took. The first line out says that the
-model is there. Runs under any interpreter that has the peer: nothing of this package is imported before it is needed.
+NAME is one of `KINDS`, OPTIONS its settings as JSON. The process prints "ready" as JSON when the model is loaded. Each
+line of standard input is a JSON list of ``.npy`` files: audio at 16 kHz, or log-probabilities. Each line of standard
+output has the texts and the seconds of one input line. Any interpreter that has the other library can run this file,
+since ssl_asr is imported only where it is used.
 """
 
 import json
@@ -17,7 +18,7 @@ import numpy as np
 
 
 def ours_whisper(*, model, window, tail_s, beams, batch, max_tokens_per_s=None):
-    """The Python API, the batch in one go."""
+    """Our Python API. A batch is one call."""
     import ssl_asr
 
     name, options = ("whisper_beam", {"beam_size": beams}) if beams > 1 else ("whisper_greedy", {})
@@ -25,14 +26,14 @@ def ours_whisper(*, model, window, tail_s, beams, batch, max_tokens_per_s=None):
     transcriber = ssl_asr.load(model, device="cpu", window=window, tail_s=tail_s, decoder=name, decoder_options=options)
 
     def run(paths):
-        heard = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch)
-        return [one.text for one in heard]
+        hypotheses = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch)
+        return [hypothesis.text for hypothesis in hypotheses]
 
     return run
 
 
 def transformers_whisper(*, model, beams):
-    """``generate``, the batch in one go."""
+    """``generate`` of transformers. A batch is one call."""
     import torch
     from tokenizers import Tokenizer
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
@@ -52,7 +53,7 @@ def transformers_whisper(*, model, beams):
 
 
 def faster_whisper(*, model, compute_type, beams, batched):
-    """``WhisperModel.transcribe`` file by file, or, ``batched``, its engine on the batch in one go."""
+    """``WhisperModel.transcribe``, one file at a time. With ``batched``, its engine on the whole batch."""
     import ctranslate2
     from faster_whisper import WhisperModel
 
@@ -91,7 +92,7 @@ def _padded(paths, last=None):
 
 
 def ours_ctc(*, labels, options):
-    """`CtcBeam`, or with no options `CtcGreedy`, the batch in one go; ``labels`` begin with blank and unknown."""
+    """`CtcBeam`, or `CtcGreedy` if ``options`` is None. ``labels`` start with the blank and the unknown label."""
     from ssl_asr.config.nodes import option_node
     from ssl_asr.config.options import build_option
 
@@ -105,7 +106,7 @@ def ours_ctc(*, labels, options):
 
 
 def pyctcdecode(*, labels, beam_size, lm=None, words=None, lm_weight=0.0, word_score=0.0):
-    """One utterance after another."""
+    """pyctcdecode, one utterance at a time."""
     from pyctcdecode import build_ctcdecoder
 
     spelt = ["", "⁇", *labels[2:]]
@@ -118,7 +119,7 @@ def pyctcdecode(*, labels, beam_size, lm=None, words=None, lm_weight=0.0, word_s
 
 
 def flashlight(*, labels, beam_size, lm=None, lexicon=None, lm_weight=0.0, word_score=0.0):
-    """torchaudio's ``ctc_decoder``, the batch in one call."""
+    """``ctc_decoder`` of torchaudio. A batch is one call."""
     from torchaudio.models.decoder import ctc_decoder
 
     tokens = ["-", "<unk>", *("|" if label == " " else label for label in labels[2:])]
@@ -128,13 +129,13 @@ def flashlight(*, labels, beam_size, lm=None, lexicon=None, lm_weight=0.0, word_
         lm=lm,
         beam_size=beam_size,
         beam_threshold=15.0,
-        # KenLM's logarithms are decimal there.
+        # torchaudio's language-model scores are decimal logarithms.
         lm_weight=lm_weight * float(np.log(10.0)),
         word_score=word_score,
         log_add=True,
     )
 
-    # Its words end in silence, which our texts do not end in: a last frame gives it for nothing.
+    # Each word must end in silence. An extra last frame provides it after the last word, at no cost.
     last = np.full((1, len(tokens)), -1e4, dtype=np.float32)
     last[0, [0, tokens.index("|")]] = 0.0
 
@@ -148,7 +149,7 @@ def flashlight(*, labels, beam_size, lm=None, lexicon=None, lm_weight=0.0, word_
 
 
 def speechbrain(*, labels, beam_size, lm=None, words=None, lm_weight=0.0, word_score=0.0):
-    """``CTCBeamSearcher``, the batch in one call."""
+    """``CTCBeamSearcher`` of SpeechBrain. A batch is one call."""
     from speechbrain.decoders.ctc import CTCBeamSearcher
 
     searcher = CTCBeamSearcher(
@@ -183,7 +184,7 @@ KINDS = {
 
 
 def main():
-    """Answer line by line; whatever libraries print goes to standard error."""
+    """Answer line by line. Anything that libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -201,7 +202,7 @@ def main():
 
 
 def _peak_gb():
-    """The most memory this process held; rusage would count what its parent held when it was forked."""
+    """Peak memory of this process. `resource.getrusage` would include the parent's memory at the fork."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**20
