@@ -1,4 +1,4 @@
-"""Contract 9: plain types, whole files, exact continuation."""
+"""Checkpoints: plain types, files that are never partial, and resumed runs that equal uninterrupted ones."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.training.toy_runs import build, toy_overrides
 PLAIN = {KEY: {"format": 1}, "weights": torch.arange(10.0)}
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_reading_returns_what_was_written(tmp_path):
     path = tmp_path / "new" / "a.ckpt"
     write_checkpoint(PLAIN, path)
     assert torch.equal(read_checkpoint(path)["weights"], PLAIN["weights"])
@@ -24,7 +24,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_damage_is_found(tmp_path, damage):
+def test_damaged_file_raises_checkpoint_error(tmp_path, damage):
     path = tmp_path / "a.ckpt"
     write_checkpoint(PLAIN, path)
     data = bytearray(path.read_bytes())
@@ -38,7 +38,7 @@ def test_damage_is_found(tmp_path, damage):
             read_checkpoint(path)
 
 
-def test_foreign_files_are_refused_and_never_executed(tmp_path):
+def test_files_of_other_programs_raise_checkpoint_error_and_run_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'executed'}",)
@@ -54,7 +54,7 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
         read_checkpoint(tmp_path / "none.ckpt")
 
 
-def test_killed_while_writing_leaves_the_old_one(tmp_path):
+def test_kill_during_writing_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(PLAIN, path)
     code = f"""
@@ -71,12 +71,12 @@ def test_killed_while_writing_leaves_the_old_one(tmp_path):
 
 
 class Stop(Exception):
-    pass
+    """Ends a run after an update."""
 
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (4, 2), (5, 0)])
-def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers):
-    """Broken off within an epoch, with dropout, other speeds and warm-up; continued under another seed."""
+def test_resumed_run_equals_uninterrupted_run(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers):
+    """Stopped within an epoch, with dropout, speed perturbation and warm-up, and resumed at another random state."""
     overrides = [
         *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus),
         "trainer.max_epochs=3",
@@ -93,8 +93,8 @@ def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpu
     per_epoch = len(whole.data.train_sampler(0))
     assert per_epoch > 3
 
-    broken = build(tmp_path / "broken", *overrides)
-    last = [c for c in broken.trainer.checkpoint_callbacks if c.filename == "last"][0]
+    stopped = build(tmp_path / "stopped", *overrides)
+    last = [c for c in stopped.trainer.checkpoint_callbacks if c.filename == "last"][0]
     plain = last.on_train_batch_end
 
     def on_train_batch_end(trainer, *arguments, **more):
@@ -104,30 +104,30 @@ def test_a_continued_run_equals_the_uninterrupted_one(toy_checkpoints, toy_corpu
 
     last.on_train_batch_end = on_train_batch_end
     with pytest.raises(Stop):
-        broken.trainer.fit(broken.module, datamodule=broken.data)
+        stopped.trainer.fit(stopped.module, datamodule=stopped.data)
 
     torch.rand(17)
     resumed = build(tmp_path / "resumed", *overrides)
     torch.rand(5)
-    seen = []
+    ids = []
     plain_loss = resumed.module.loss
     resumed.module.loss = lambda batch, out=None: (
-        seen.append(batch.ids) if resumed.module.training else None,
+        ids.append(batch.ids) if resumed.module.training else None,
         plain_loss(batch, out),
     )[1]
     resumed.trainer.fit(
-        resumed.module, datamodule=resumed.data, ckpt_path=str(tmp_path / "broken" / "checkpoints" / "last.ckpt")
+        resumed.module, datamodule=resumed.data, ckpt_path=str(tmp_path / "stopped" / "checkpoints" / "last.ckpt")
     )
     assert resumed.trainer.global_step == whole.trainer.global_step == whole.module.total_updates
-    assert len(seen) == whole.trainer.global_step - stop_at, "no batch lost, none repeated"
-    ours, theirs = resumed.module.state_dict(), whole.module.state_dict()
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
+    assert len(ids) == whole.trainer.global_step - stop_at, "no batch is lost or repeated"
+    found = resumed.module.state_dict()
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(found[name], value), name
     for a, b in zip(resumed.trainer.optimizers, whole.trainer.optimizers, strict=True):
         assert [g["lr"] for g in a.param_groups] == [g["lr"] for g in b.param_groups]
 
 
-def test_a_finished_run_trains_no_further(toy_checkpoints, toy_corpus, tmp_path):
+def test_resumed_finished_run_makes_no_update(toy_checkpoints, toy_corpus, tmp_path):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), "freeze=false"]
     run = build(tmp_path / "a", *overrides)
     run.trainer.fit(run.module, datamodule=run.data)
@@ -139,7 +139,7 @@ def test_a_finished_run_trains_no_further(toy_checkpoints, toy_corpus, tmp_path)
         assert torch.equal(again.module.state_dict()[name], value), name
 
 
-def test_another_vocabulary_or_model_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+def test_resuming_with_another_vocabulary_raises_checkpoint_error(toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path / "a", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus))
     run.trainer.fit(run.module, datamodule=run.data)
     last = read_checkpoint(tmp_path / "a" / "checkpoints" / "last.ckpt")
@@ -150,7 +150,7 @@ def test_another_vocabulary_or_model_is_refused(toy_checkpoints, toy_corpus, tmp
         check_resumable(last, other.module)
 
 
-def test_checkpoints_hold_plain_types_only(toy_checkpoints, toy_corpus, tmp_path):
+def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path, *toy_overrides(toy_checkpoints["whisper"], toy_corpus, "seq2seq"))
     run.trainer.fit(run.module, datamodule=run.data)
     for name in ("best", "last"):
