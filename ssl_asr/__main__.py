@@ -69,9 +69,10 @@ def main() -> None:
     elif arguments in ([], ["--help"], ["-h"]):
         print(_usage())
     else:
-        from ssl_asr.errors import did_you_mean
+        from ssl_asr.errors import UserError, did_you_mean
 
-        print(f"error: no command '{arguments[0]}' ({did_you_mean(arguments[0], list(COMMANDS))})\n", file=sys.stderr)
+        error = UserError("ssl-asr", f"no command '{arguments[0]}'", did_you_mean(arguments[0], list(COMMANDS)))
+        print(f"error: {error}\n", file=sys.stderr)
         print(_usage(), file=sys.stderr)
         sys.exit(2)
 

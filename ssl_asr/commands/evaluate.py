@@ -20,8 +20,6 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
 
     hush()
     console = make_console() if config.verbose else None
-    if (config.predictions is None) == (config.model is None):
-        raise ConfigError("model", "give either model=… or predictions=…", "a model also needs manifest=…")
     done = _transcribe(config, console) if config.predictions is None else _read(Path(config.predictions))
     evaluations = report(
         done.predictions,
@@ -59,8 +57,6 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "Transcrip
     from ssl_asr.inference.options import inference_options, long_form, run_options
     from ssl_asr.metrics.evaluation import with_reference
 
-    if not config.manifest:
-        raise ConfigError("manifest", "is missing", "give manifest=PATH")
     manifests = {name: read_manifest(path, only=config.only) for name, path in config.manifest.items()}
     module = load_model(str(config.model), inference_options(config), say_to(console))
     run = run_options(config)

@@ -76,7 +76,7 @@ def check_extensions(stored: Sequence[str], named: Sequence[str], where: str) ->
     unnamed = [package for package in stored if package not in named]
     if unnamed:
         what = f"uses classes of {', '.join(unnamed)}, which are only run if you name the package"
-        raise ConfigError(where, what, f"if you trust it: extensions=[{','.join([*named, *unnamed])}]")
+        raise ConfigError(where, what, f"if you trust it, add extensions=[{','.join([*named, *unnamed])}]")
     raise_all(check_installed(named))
 
 
@@ -99,7 +99,7 @@ def load_class(target: str, key: str, *, extensions: Sequence[str] = ()) -> type
     if not _is_trusted(module_name, extensions):
         package = module_name.partition(".")[0] or str(target)
         what = f"class '{target}' is not in {' or '.join((OWN_PACKAGE, *extensions))}"
-        raise ConfigError(where, what, f"if you trust the package: extensions=[{','.join((*extensions, package))}]")
+        raise ConfigError(where, what, f"if you trust the package, add extensions=[{','.join((*extensions, package))}]")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

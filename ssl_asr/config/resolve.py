@@ -165,7 +165,7 @@ def _options_for(task: str, key: str) -> str:
         target = str(node.get("_target_", ""))
         if target.startswith(f"{OWN_PACKAGE}.") and task in getattr(load_class(target, key), "tasks", (task,)):
             names.append(path.stem)
-    return f"{key}={listed(names)}" if names else f"choose another {key}, or another task"
+    return f"use {key}={listed(names)}" if names else f"choose another {key}, or another task"
 
 
 def _each_once(errors: Sequence[UserError]) -> list[UserError]:

@@ -167,6 +167,16 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
     worst: NonNegativeInt = 5
     samples: NonNegativeInt = 0
 
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        yield from super().conflicts()
+        if self.model is None and self.predictions is None:
+            yield ConfigError("model", "is missing", "give model=… and manifest=…, or predictions=…")
+        if self.model is not None and self.predictions is not None:
+            yield ConfigError("predictions", "is given together with model", "give one of them")
+        if self.model is not None and not self.manifest:
+            yield ConfigError("manifest", "is missing", "give manifest=…")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running):
@@ -300,9 +310,11 @@ class LmConfig:
     def conflicts(self) -> Iterator[ConfigError]:
         """Values that do not go together."""
         if self.unit == "label" and self.model is None:
-            yield ConfigError("model", "is missing, and unit=label needs its labels", "model=RUN, or unit=word")
+            yield ConfigError(
+                "model", "is missing, and unit=label needs its labels", "give model=RUN, or use unit=word"
+            )
         if self.unit != "label" and self.model is not None:
-            yield ConfigError("model", f"is not used with unit={self.unit}", "unit=label, or remove model")
+            yield ConfigError("model", f"is not used with unit={self.unit}", "use unit=label, or remove model")
         if sorted(self.prune) != self.prune:
             yield ConfigError("prune", f"is {self.prune}", "list the numbers in rising order, such as [0,0,1]")
 

@@ -23,7 +23,7 @@ def n_best_conflicts(beam_size: int, n_best: int) -> Iterator[ConfigError]:
     """An error if an n-best list is longer than the beam."""
     if n_best > beam_size:
         what = f"is {n_best}, and the beam has {beam_size} hypotheses"
-        yield ConfigError("decoder.n_best", what, f"decoder.beam_size={n_best}, or a smaller decoder.n_best")
+        yield ConfigError("decoder.n_best", what, f"use decoder.beam_size={n_best}, or a smaller decoder.n_best")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -225,7 +225,7 @@ def frozen_conflicts(backbone: object, names: Iterable[str], run: "TrainConfig")
             value = getattr(backbone, name)
             if value is not None and value > 0:
                 what = f"is {value}, and has no effect on a frozen encoder"
-                yield ConfigError(f"backbone.{name}", what, f"backbone.{name}=null, or freeze=false")
+                yield ConfigError(f"backbone.{name}", what, f"use backbone.{name}=null, or freeze=false")
 
 
 def class_path(described: type) -> str:

@@ -224,7 +224,7 @@ class PretrainedHead:
         """States that the head of the checkpoint was not trained on."""
         if not run.states.as_is:
             what = "reads the last states unchanged, as the checkpoint's head did"
-            yield ConfigError("head", what, "states=last states.stride=1, or another head")
+            yield ConfigError("head", what, "use states=last states.stride=1, or another head")
 
 
 def last_layer(head: nn.Module) -> nn.Linear:

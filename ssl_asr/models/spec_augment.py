@@ -135,7 +135,7 @@ class SpecAugment:
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
         """A frozen encoder, which is never masked."""
         if run.freeze_policy.freezes_encoder:
-            yield ConfigError("augment", "has no effect on a frozen encoder", "augment=none, or freeze=false")
+            yield ConfigError("augment", "has no effect on a frozen encoder", "use augment=none, or freeze=false")
 
 
 @dataclass(frozen=True, kw_only=True)

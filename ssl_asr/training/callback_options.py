@@ -58,7 +58,7 @@ class EarlyStopping:
         yield from run.check_monitor(key, self.monitor)
         if run.data.dev is None:
             yield ConfigError(
-                key, f"is {self.monitor}, and there is no dev split", "give data.dev=…, or callbacks=none"
+                key, f"is {self.monitor}, and there is no dev split", "give data.dev=…, or use callbacks=none"
             )
 
 
@@ -88,4 +88,4 @@ class LearningRateMonitor:
         """A run without a logger."""
         if isinstance(run.logger, NoLog):
             key = f"callbacks.{run.callback_name(self)}"
-            yield ConfigError(key, "logs learning rates, and there is no logger", "logger=csv, or callbacks=none")
+            yield ConfigError(key, "logs learning rates, and there is no logger", "use logger=csv, or callbacks=none")

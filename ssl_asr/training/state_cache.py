@@ -79,10 +79,10 @@ class DiskStateCache:
         """An encoder or audio that changes during the run."""
         if not run.freeze_policy.freezes_encoder:
             what = "keeps the states of a frozen encoder, and this encoder trains"
-            yield ConfigError("state_cache", what, "freeze=true, or state_cache=none")
+            yield ConfigError("state_cache", what, "use freeze=true, or state_cache=none")
         if run.data.speed_factors:
             what = f"is {run.data.speed_factors}, and state_cache needs the same audio in every epoch"
-            yield ConfigError("data.speed_factors", what, "data.speed_factors=[], or state_cache=none")
+            yield ConfigError("data.speed_factors", what, "use data.speed_factors=[], or state_cache=none")
 
 
 def states_origin(

@@ -175,7 +175,9 @@ class Joint:
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
         """Weights that leave the CTC layer untrained, or that end nowhere."""
         if self.ctc_weight == 0:
-            yield ConfigError("task.ctc_weight", "is 0, so the CTC layer would not train", "task.ctc_weight=0.2")
+            yield ConfigError(
+                "task.ctc_weight", "is 0, so the CTC layer would not train", "use a number greater than 0, such as 0.2"
+            )
         if (self.ctc_weight_end is None) != (self.ctc_weight_updates is None):
             what = f"is {self.ctc_weight_end}, and task.ctc_weight_updates is {self.ctc_weight_updates}"
             yield ConfigError("task.ctc_weight_end", what, "give both, or neither")
@@ -230,7 +232,7 @@ class Seq2Seq:
         """An auxiliary CTC for an encoder that does not train, or states that the decoder cannot read."""
         if self.ctc_weight > 0 and run.freeze_policy.freezes_encoder:
             what = f"is {self.ctc_weight}, and has no effect on a frozen encoder"
-            yield ConfigError("task.ctc_weight", what, "task.ctc_weight=0, or freeze=false")
+            yield ConfigError("task.ctc_weight", what, "use task.ctc_weight=0, or freeze=false")
         if not run.states.as_is:
             what = "Whisper's decoder reads the encoder's last states unchanged"
-            yield ConfigError("states", what, "states=last states.stride=1")
+            yield ConfigError("states", what, "use states=last states.stride=1")

@@ -101,10 +101,10 @@ class TrainerConfig:
         yield from run.check_monitor("trainer.monitor", self.monitor)
         if self.average_best is not None and run.data.dev is None:
             what = "needs a validation, and there is no dev split"
-            yield ConfigError("trainer.average_best", what, "give data.dev=…, or trainer.average_best=null")
+            yield ConfigError("trainer.average_best", what, "give data.dev=…, or use trainer.average_best=null")
         if self.average_best is not None and self.fast_dev_run is not False:
             what = "needs checkpoints, and fast_dev_run writes none"
-            yield ConfigError("trainer.average_best", what, "trainer.average_best=null")
+            yield ConfigError("trainer.average_best", what, "use trainer.average_best=null")
         if self.check_val_every_n_epoch is None and not isinstance(self.val_check_interval, int):
             what = f"is null, and val_check_interval={self.val_check_interval} is a fraction of an epoch"
             yield ConfigError("trainer.check_val_every_n_epoch", what, "give val_check_interval a number of batches")

@@ -23,20 +23,20 @@ def errors_of(name, *arguments):
 
 
 WRONG = {
-    "backbone=whisper_tny_en": "backbone: no option 'whisper_tny_en' (Did you mean 'whisper_tiny_en'?)",
-    "freezee=false": "freezee: unknown key (Did you mean 'freeze'?)",
+    "backbone=whisper_tny_en": "backbone: no option 'whisper_tny_en'. Did you mean 'whisper_tiny_en'?",
+    "freezee=false": "freezee: unknown key. Did you mean 'freeze'?",
     "freeze=maybe": "freeze: is 'maybe', expected true or false, or null",
     "freeze=encoder": "freeze: is 'encoder', expected true or false, or null",
     "seed=abc": "seed: is 'abc', expected a whole number of 0 or more",
     "seed=-1": "seed: is -1, expected a whole number of 0 or more",
     "logger=null": "logger: is a group, and its value is the name of an option, not null",
-    "head.droput=0.1": "head.droput: unknown key (Did you mean 'dropout'?)",
-    "+head.droput=0.1": "head.droput: unknown key of LinearHead (Did you mean 'dropout'?)",
+    "head.droput=0.1": "head.droput: unknown key. Did you mean 'dropout'?",
+    "+head.droput=0.1": "head.droput: unknown key of LinearHead. Did you mean 'dropout'?",
     "head.dropout=much": "head.dropout: is 'much', expected a number from 0 to less than 1",
     "head.dropout=1": "head.dropout: is 1, expected a number from 0 to less than 1",
     "head.dropout=nan": "head.dropout: is nan, expected a number from 0 to less than 1",
     "backbone.layerdrop=2.0": "backbone.layerdrop: is 2.0, expected a number from 0 to less than 1, or null",
-    "backbone.sorce=1": "backbone.sorce: unknown key (Did you mean 'source'?)",
+    "backbone.sorce=1": "backbone.sorce: unknown key. Did you mean 'source'?",
     "data.max_batch_s=-1": "data.max_batch_s: is -1, expected a number greater than 0",
     "data.max_batch_s=inf": "data.max_batch_s: is inf, expected a number greater than 0",
     "data.max_batch_size=0": "data.max_batch_size: is 0, expected a whole number of 1 or more, or null",
@@ -51,15 +51,15 @@ WRONG = {
     "trainer.ema_decay=1.0": "trainer.ema_decay: is 1.0, expected a number greater than 0, up to less than 1, or null",
     "trainer.average_best=1": "trainer.average_best: is 1, expected a whole number of 2 or more, or null",
     "trainer.limit_train_batches=1.5": "trainer.limit_train_batches: is 1.5, expected a fraction from 0.0 to 1.0",
-    "trainer.monitor=val/wre": "trainer.monitor: no metric 'val/wre' (Did you mean 'val/wer'?)",
+    "trainer.monitor=val/wre": "trainer.monitor: no metric 'val/wre'. Did you mean 'val/wer'?",
     "trainer.profiler=fast": "trainer.profiler: is 'fast', expected 'simple', 'advanced' or 'pytorch', or null",
     "normalizers=[whisper_englsh]": "normalizers: is ['whisper_englsh'], expected a list, each item 'none', 'lower'",
     "normalizers=[]": "normalizers: is [], expected a list",
     "tokenizer.normalizer=upper": "tokenizer.normalizer: is 'upper', expected 'none', 'lower'",
     "task=seq2seq": "backbone: SSLBackbone does not go with task=seq2seq",
-    "head=none": "head: NoHead does not go with task=ctc (head=bilstm, dnn, linear or pretrained)",
-    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with task=ctc (tokenizer=bpe, char, pretrained, symbols",
-    "decoder=whisper_beam": "decoder: WhisperBeam does not go with task=ctc (decoder=ctc_beam, ctc_greedy",
+    "head=none": "head: NoHead does not go with task=ctc. Use head=bilstm, dnn, linear or pretrained.",
+    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with task=ctc. Use tokenizer=bpe, char, pretrained, symbols",
+    "decoder=whisper_beam": "decoder: WhisperBeam does not go with task=ctc. Use decoder=ctc_beam, ctc_greedy",
     "head._target_=os.system": "head._target_: class 'os.system' is not in ssl_asr",
     "scheduler@schedulers.rest=newbob": "schedulers.rest.monitor: is val/loss, and there is no dev split",
     "schedulers.rest.warmup=1.5": "schedulers.rest.warmup: is 1.5, expected a fraction of the run",
@@ -81,13 +81,13 @@ def test_a_mistake_is_named_with_its_key_and_remedy(override):
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
-        ("optimizers.pretrained.lr=1e-5", "write optimizers.encoder.lr=1e-5"),
-        ("optimizers.new.lr=1e-3", "write optimizers.rest.lr=1e-3"),
-        ("optimizer@optimizers.pretrained=adam", "write optimizer@optimizers.encoder=adam"),
-        ("scheduler@schedulers.new=cosine", "write scheduler@schedulers.rest=cosine"),
-        ("+schedulers.pretrained.warmup=0.1", "write schedulers.encoder"),
-        ("features=cached", "write state_cache=disk"),
-        ("features=none", "write state_cache=none"),
+        ("optimizers.pretrained.lr=1e-5", "Write optimizers.encoder.lr=1e-5"),
+        ("optimizers.new.lr=1e-3", "Write optimizers.rest.lr=1e-3"),
+        ("optimizer@optimizers.pretrained=adam", "Write optimizer@optimizers.encoder=adam"),
+        ("scheduler@schedulers.new=cosine", "Write scheduler@schedulers.rest=cosine"),
+        ("+schedulers.pretrained.warmup=0.1", "Write schedulers.encoder"),
+        ("features=cached", "Write state_cache=disk"),
+        ("features=none", "Write state_cache=none"),
     ],
 )
 def test_keys_of_earlier_versions_say_their_new_name(override, remedy):
@@ -125,7 +125,7 @@ def test_all_mistakes_are_reported_at_once():
 
 
 def test_missing_values_are_named():
-    assert "data.train: is missing (give data.train=…)" in errors_of("train")
+    assert "data.train: is missing. Give data.train=…" in errors_of("train")
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,12 @@ def test_options_of_other_folders_are_checked_with_their_package_named(package):
     [
         (
             ["head=tiny"],
-            "head._target_: class 'their_package.TinyHead' is not in ssl_asr (if you trust the package: extensions=",
+            "head._target_: class 'their_package.TinyHead' is not in ssl_asr. If you trust the package, add extensions=",
         ),
         (["head=tiny", "extensions=[their_package]", "head.width=0"], "head.width: is 0, expected a whole number of 1"),
         (
             ["head=tiny", "extensions=[their_package]", "head.widht=1"],
-            "head.widht: unknown key (Did you mean 'width'?)",
+            "head.widht: unknown key. Did you mean 'width'?",
         ),
         (["head=tiny", "extensions=[their_package]", "task=joint"], "head: TinyHead does not go with task=joint"),
         (["head=tiny", "extensions=[their_pakage]"], "extensions: package 'their_pakage' is not installed"),
