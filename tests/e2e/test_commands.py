@@ -1,4 +1,4 @@
-"""The commands as a user types them, on tiny models."""
+"""Every command on tiny models, run as from a shell."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def runs(run_command, toy_checkpoints, toy_corpus, tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
-def test_a_run_leaves_what_it_says(runs, task):
+def test_run_folder_has_configs_checkpoints_metrics_and_results(runs, task):
     folder, done = runs[task]
     for name in (
         ".hydra/overrides.yaml",
@@ -50,19 +50,19 @@ def test_a_run_leaves_what_it_says(runs, task):
     assert "Traceback" not in done.stderr
 
 
-def test_a_shell_is_answered_as_these_tests_are(run_command, tmp_path):
-    """Commands are forked from a process that has imported libraries; here is one that is not."""
+def test_forked_command_equals_command_of_a_shell(run_command, tmp_path):
+    """The other tests fork commands from a process that has imported the libraries. This test starts a new one."""
     words = ["evaluate", f"predictions={tmp_path}/nowhere.jsonl", f"output_dir={tmp_path}/out"]
-    ours = run_command(*words)
+    forked = run_command(*words)
     command = [sys.executable, "-m", "ssl_asr", *words]
-    theirs = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
-    assert ours.returncode == 2
-    assert "nowhere.jsonl" in ours.stderr
+    started = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
+    assert forked.returncode == 2
+    assert "nowhere.jsonl" in forked.stderr
 
 
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
-def test_evaluate_gives_the_same_number_to_the_digit(runs, run_command, toy_corpus, tmp_path, task):
+def test_evaluate_reproduces_the_scores_of_training_exactly(runs, run_command, toy_corpus, tmp_path, task):
     folder, _ = runs[task]
     expected = json.loads((folder / "results.json").read_text())["test"]["scores"]
     for source in (
@@ -76,8 +76,8 @@ def test_evaluate_gives_the_same_number_to_the_digit(runs, run_command, toy_corp
 
 
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
-def test_a_run_directory_needs_nothing_else(runs, run_command, toy_corpus, tmp_path, task):
-    """Moved elsewhere, the pretrained checkpoint and the config gone, it still transcribes."""
+def test_checkpoint_alone_transcribes(runs, run_command, toy_corpus, tmp_path, task):
+    """A checkpoint in another folder, without the config and the pretrained model, transcribes."""
     moved = tmp_path / "moved"
     (moved / "checkpoints").mkdir(parents=True)
     shutil.copy(runs[task][0] / "checkpoints" / "best.ckpt", moved / "checkpoints")
@@ -95,10 +95,12 @@ def test_a_run_directory_needs_nothing_else(runs, run_command, toy_corpus, tmp_p
     assert len(rows) == 5
     assert {"id", "audio_filepath", "offset", "duration", "text", "score"} == set(rows[0])
     assert f"skipped {tmp_path / 'bad.wav'}: not_audio" in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "moved", "o.jsonl", "stereo.flac"], "no litter"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "moved", "o.jsonl", "stereo.flac"], (
+        "no other files"
+    )
 
 
-def test_transcripts_come_as_subtitles_and_word_times(runs, run_command, toy_corpus, tmp_path):
+def test_transcribe_writes_subtitles_and_word_times(runs, run_command, toy_corpus, tmp_path):
     audio = toy_corpus["dev"].parent
     model = f"model={runs['ctc'][0]}"
     done = run_command("transcribe", model, f"input=['{audio}/*.wav']", f"output={tmp_path}/subs", "format=srt")
@@ -115,10 +117,10 @@ def test_transcripts_come_as_subtitles_and_word_times(runs, run_command, toy_cor
     refused = run_command("transcribe", f"model={runs['seq2seq'][0]}", f"input=[{one}]", f"output={tmp_path}/x.ctm")
     assert refused.returncode == 2
     assert "alignment_heads" in refused.stderr
-    assert not list(tmp_path.rglob("*progress*")), "nothing is left of what was under way"
+    assert not list(tmp_path.rglob("*progress*")), "progress files are removed at the end"
 
 
-def test_known_texts_are_found_in_the_audio(runs, run_command, toy_corpus, tmp_path):
+def test_align_writes_times_of_known_texts(runs, run_command, toy_corpus, tmp_path):
     rows = [json.loads(line) for line in open(toy_corpus["dev"])]
     for row in rows:
         row["audio_filepath"] = str(toy_corpus["dev"].parent / row["audio_filepath"])
@@ -130,8 +132,8 @@ def test_known_texts_are_found_in_the_audio(runs, run_command, toy_corpus, tmp_p
     assert f"skipped {rows[0]['id']}" in done.stderr
     lines = [line.split() for line in open(tmp_path / "some.ctm")]
     by_file = {}
-    for name, _, start, duration, word, sure in lines:
-        assert 0 <= float(sure) <= 1
+    for name, _, start, duration, word, confidence in lines:
+        assert 0 <= float(confidence) <= 1
         by_file.setdefault(name, []).append((float(start), float(start) + float(duration), word))
     for row in rows[1:]:
         found = by_file[row["id"]]
@@ -142,7 +144,7 @@ def test_known_texts_are_found_in_the_audio(runs, run_command, toy_corpus, tmp_p
     assert "no CTC layer" in refused.stderr
 
 
-def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_command, toy_corpus, tmp_path):
+def test_tuned_decoder_reproduces_its_wer_and_wrong_decoders_are_refused(runs, run_command, toy_corpus, tmp_path):
     lm = tmp_path / "lm.arpa"
     made = run_command(
         "lm", f"input=[{toy_corpus['train']}]", f"output={lm}", "order=2", f"check=[{toy_corpus['dev']}]"
@@ -175,8 +177,8 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
     done = run_command("evaluate", *own, f"decoder_file={tmp_path}/decoder.yaml")
     assert done.returncode == 0, done.stderr[-2000:]
     wer = json.loads((tmp_path / "out" / "results.json").read_text())["test"]["scores"]["lower"]["wer"]
-    assert f"WER {100 * wer:.2f} on dev" in tuned.stdout, "what was promised is what is measured"
-    for wrong, said in (
+    assert f"WER {100 * wer:.2f} on dev" in tuned.stdout, "evaluate measures the WER that tune_decoding printed"
+    for wrong, message in (
         ("decoder=whisper_beam", "WhisperBeam does not decode models of task ctc"),
         ("decoder=ctc_beam decoder.lm=nowhere.arpa", "decoder.lm: is 'nowhere.arpa'"),
         ("decoder=ctc_beam decoder.rescore_lm=nowhere/at/all", "decoder.rescore_lm: is 'nowhere/at/all'"),
@@ -184,17 +186,17 @@ def test_another_decoder_is_taken_for_a_run_and_a_wrong_one_refused(runs, run_co
     ):
         done = run_command("evaluate", *own, *wrong.split())
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize(
     ("task", "decoder", "unit"), [("ctc", "ctc_beam", "word"), ("seq2seq", "whisper_beam", "label")]
 )
-def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
+def test_neural_language_model_is_fused_and_rescores_the_n_best_list(
     runs, run_command, toy_corpus, tmp_path, task, decoder, unit
 ):
     lm = save_language_model(tmp_path / "lm")
-    # The toy has a thousand frames a second: the beginnings will do.
+    # The toy CTC model computes 800 frames per second, so 0.25 s of each utterance is enough.
     rows = [{**json.loads(line), "duration": 0.25} for line in open(toy_corpus["test"])]
     for row in rows:
         row["audio_filepath"] = str(toy_corpus["test"].parent / row["audio_filepath"])
@@ -213,21 +215,21 @@ def test_a_neural_language_model_is_fused_and_reads_the_best_texts(
     for before, after in zip(found[0.0], found[50.0], strict=True):
         texts = [before["hyp"], *(other["text"] for other in before.get("alternatives", []))]
         others = [other["text"] for other in after.get("alternatives", [])]
-        assert {after["hyp"], *others} == set(texts), "the same search found them"
+        assert {after["hyp"], *others} == set(texts), "both weights rescore the same n-best list"
         assert (
             after["hyp"] == texts[max(range(len(texts)), key=model.text_log_probs(texts).__getitem__)]
             or task == "seq2seq"
         )
 
 
-def test_a_pretrained_whisper_is_scored_as_it_is(run_command, toy_checkpoints, toy_corpus, tmp_path):
+def test_evaluate_takes_a_pretrained_whisper(run_command, toy_checkpoints, toy_corpus, tmp_path):
     arguments = [f"model={toy_checkpoints['whisper']}", f"manifest={toy_corpus['test']}", "max_tokens_per_s=2"]
     done = run_command("evaluate", *arguments, f"output_dir={tmp_path}", "num_workers=0")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "kept of 5" in done.stdout
 
 
-def test_a_sweep_runs_every_job_and_fails_if_one_did(run_command, toy_checkpoints, toy_corpus, tmp_path):
+def test_sweep_runs_every_job_and_fails_if_a_job_fails(run_command, toy_checkpoints, toy_corpus, tmp_path):
     overrides = toy_overrides(toy_checkpoints["hubert_group"], toy_corpus)
     overrides = [o for o in overrides if not o.startswith(("trainer.max_epochs", "data.max_skip"))]
     done = run_command(
@@ -252,7 +254,7 @@ BAD = {
     "missing manifest": (["data.train=nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
     "checkpoint": (["backbone.source=nobody/nothing"], "nobody/nothing: not found"),
     "folder": (["backbone.source={empty}"], "has no config.json"),
-    "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "'whisper' backbone"),
+    "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "runs whisper"),
     "resume": (["resume={broken}"], "cannot be read"),
     "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids occur in two splits"),
     "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the vocabulary"),
@@ -261,7 +263,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_ends_with_code_2_one_message_and_nothing_half_written(
+def test_bad_input_exits_with_code_2_and_leaves_no_partial_results(
     run_command, toy_checkpoints, toy_corpus, tmp_path, case
 ):
     broken, empty, out = tmp_path / "broken.jsonl", tmp_path / "empty", tmp_path / "out"
@@ -277,37 +279,36 @@ def test_bad_input_ends_with_code_2_one_message_and_nothing_half_written(
         )
         copy.write_text(text)
         names["train"] = copy
-    overrides, said = BAD[case]
+    overrides, message = BAD[case]
     overrides = [override.format(**names) for override in overrides]
     done = run_command(
         "train", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), *overrides, f"run_dir={out}"
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    said = "runs whisper" if case == "family" else said
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (out / "checkpoints").exists()
     assert not (out / "results.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "said"),
+    ("command", "arguments", "message"),
     [
         ("evaluate", ["model=nowhere", "manifest=x.jsonl"], "x.jsonl: no such manifest"),
-        ("evaluate", ["manifest=x.jsonl"], "give either model=… or predictions=…"),
+        ("evaluate", ["manifest=x.jsonl"], "Give model=… and manifest=…, or predictions=…"),
         ("transcribe", ["model=x", "input=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
         ("transcribe", ["model={empty}", "input=[{audio}]"], "has neither checkpoints/best.ckpt nor config.json"),
         ("transcribe", ["model={audio}", "input=[{audio}]"], "cannot be read"),
     ],
 )
-def test_the_other_commands_say_what_is_wrong(run_command, tmp_path, command, arguments, said):
+def test_other_commands_exit_with_code_2_and_a_message(run_command, tmp_path, command, arguments, message):
     (tmp_path / "empty").mkdir()
     audio = tmp_path / "a.wav"
     soundfile.write(audio, np.zeros(1600), 16000)
     filled = [argument.format(empty=tmp_path / "empty", audio=audio) for argument in arguments]
     done = run_command(command, *filled, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -318,7 +319,7 @@ def test_usage_lists_the_commands(run_command):
         assert name in done.stdout
 
 
-def test_a_corpus_is_spoken_by_other_voices_in_each_split(run_command, tmp_path):
+def test_splits_of_a_synthesized_corpus_share_no_voice_and_no_sentence(run_command, tmp_path):
     from ssl_asr.data.manifest import read_manifest
 
     done = run_command("corpus", f"output_dir={tmp_path}/c", "train=9", "dev=3", "test=4", "verbose=false")
