@@ -1,7 +1,10 @@
-"""``python -m ssl_asr COMMAND``, each in a process of its own, forked from one that has imported the libraries.
+"""Runs ``python -m ssl_asr COMMAND`` in processes that are forked from one that has imported the libraries.
 
-Importing torch, lightning and transformers takes longer than most commands that tests run. What is forked has none of
-`ssl_asr` in it and has run nothing: the command imports and does what it does from a shell.
+Importing torch, lightning and transformers takes longer than most commands in tests. The parent process has not
+imported `ssl_asr`, so each command imports it as from a shell.
+
+    test process  --stdin: one request per line-->  parent  --fork-->  command, with files as its streams
+                  <--stdout: one exit code per line--
 """
 
 import json
@@ -13,7 +16,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 _SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
-# None that takes files or threads as it is imported, as wandb does: whoever ends first would take them away.
+# No libraries that open files or start threads on import, such as wandb: the first command to end would close them.
 _LIBRARIES = (
     "hydra",
     "lightning",
@@ -26,7 +29,7 @@ _TIMEOUT_S = 600
 
 
 class Commands:
-    """Runs commands; to be stopped at the end."""
+    """Runs commands. Call `stop` at the end."""
 
     def __init__(self):
         self._parent = subprocess.Popen(
@@ -38,23 +41,24 @@ class Commands:
         )
 
     def __call__(self, command, *arguments, cwd=None, stdin=None):
-        """What became of ``python -m ssl_asr COMMAND ARGUMENTS``, as `subprocess.run` has it."""
+        """Run ``python -m ssl_asr COMMAND ARGUMENTS`` and return its exit code and output, as `subprocess.run` does."""
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
             streams[0].write_text(stdin or "")
             words = ["ssl_asr", command, *map(str, arguments)]
-            asked = {"words": words, "cwd": str(cwd or REPO), "streams": list(map(str, streams))}
-            print(json.dumps(asked), file=self._parent.stdin, flush=True)
+            request = {"words": words, "cwd": str(cwd or REPO), "streams": list(map(str, streams))}
+            print(json.dumps(request), file=self._parent.stdin, flush=True)
             code = json.loads(self._parent.stdout.readline())
             return subprocess.CompletedProcess(words, code, streams[1].read_text(), streams[2].read_text())
 
     def stop(self):
+        """End the parent process."""
         self._parent.stdin.close()
         self._parent.wait()
 
 
-def _asked():
-    """What the next command is to be; returns in the process that is to run it."""
+def _next_request():
+    """Fork for each request. Returns the request in the forked process, and None in the parent at the end."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -64,19 +68,19 @@ def _asked():
     return None
 
 
-def _become(asked):
-    """Take the place of a process that a shell would have begun."""
+def _set_up(request):
+    """Set streams, working directory and arguments of this process as a shell would."""
     import signal
 
-    for number, path in enumerate(asked["streams"]):
+    for number, path in enumerate(request["streams"]):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
-    # What was read ahead of the parent's input is not the command's.
+    # The parent's standard input has buffered requests, which the command must not read.
     sys.stdin = open(0)
-    os.chdir(asked["cwd"])
-    sys.path[0] = asked["cwd"]
-    sys.argv = asked["words"]
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    sys.argv = request["words"]
     signal.alarm(_TIMEOUT_S)
 
 
@@ -86,6 +90,6 @@ if __name__ == "__main__":
 
     for library in _LIBRARIES:
         importlib.import_module(library)
-    if (asked := _asked()) is not None:
-        _become(asked)
+    if (request := _next_request()) is not None:
+        _set_up(request)
         runpy.run_module("ssl_asr", run_name="__main__", alter_sys=True)

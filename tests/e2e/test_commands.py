@@ -126,8 +126,8 @@ def test_align_writes_times_of_known_texts(runs, run_command, toy_corpus, tmp_pa
         row["audio_filepath"] = str(toy_corpus["dev"].parent / row["audio_filepath"])
     rows[0]["text"] = "ab " * 9000
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [f"model={runs['ctc'][0]}", f"manifest={tmp_path}/some.jsonl"]
-    done = run_command("align", *own, f"output={tmp_path}/some.ctm")
+    shared = [f"model={runs['ctc'][0]}", f"manifest={tmp_path}/some.jsonl"]
+    done = run_command("align", *shared, f"output={tmp_path}/some.ctm")
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"skipped {rows[0]['id']}" in done.stderr
     lines = [line.split() for line in open(tmp_path / "some.ctm")]
@@ -139,7 +139,7 @@ def test_align_writes_times_of_known_texts(runs, run_command, toy_corpus, tmp_pa
         found = by_file[row["id"]]
         assert [word for _, _, word in found] == row["text"].split()
         assert all(start <= end <= row["duration"] + 0.05 for start, end, _ in found)
-    refused = run_command("align", f"model={runs['seq2seq'][0]}", own[1], f"output={tmp_path}/x.ctm")
+    refused = run_command("align", f"model={runs['seq2seq'][0]}", shared[1], f"output={tmp_path}/x.ctm")
     assert refused.returncode == 2
     assert "no CTC layer" in refused.stderr
 
@@ -168,13 +168,13 @@ def test_tuned_decoder_reproduces_its_wer_and_wrong_decoders_are_refused(runs, r
         "num_workers=0",
     )
     assert tuned.returncode == 0, tuned.stderr[-2000:]
-    own = [
+    shared = [
         f"model={runs['ctc'][0]}",
         f"manifest={toy_corpus['dev']}",
         f"output_dir={tmp_path / 'out'}",
         "num_workers=0",
     ]
-    done = run_command("evaluate", *own, f"decoder_file={tmp_path}/decoder.yaml")
+    done = run_command("evaluate", *shared, f"decoder_file={tmp_path}/decoder.yaml")
     assert done.returncode == 0, done.stderr[-2000:]
     wer = json.loads((tmp_path / "out" / "results.json").read_text())["test"]["scores"]["lower"]["wer"]
     assert f"WER {100 * wer:.2f} on dev" in tuned.stdout, "evaluate measures the WER that tune_decoding printed"
@@ -184,7 +184,7 @@ def test_tuned_decoder_reproduces_its_wer_and_wrong_decoders_are_refused(runs, r
         ("decoder=ctc_beam decoder.rescore_lm=nowhere/at/all", "decoder.rescore_lm: is 'nowhere/at/all'"),
         ("decoder=ctc_beam decoder.beam_size=0", "decoder.beam_size: is 0"),
     ):
-        done = run_command("evaluate", *own, *wrong.split())
+        done = run_command("evaluate", *shared, *wrong.split())
         assert done.returncode == 2
         assert message in done.stderr
 
@@ -202,13 +202,13 @@ def test_neural_language_model_is_fused_and_rescores_the_n_best_list(
         row["audio_filepath"] = str(toy_corpus["test"].parent / row["audio_filepath"])
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [f"model={runs[task][0]}", f"manifest={short}", "num_workers=0", f"decoder={decoder}"]
-    own += ["decoder.beam_size=3", "decoder.n_best=3", f"decoder.rescore_lm={lm}"]
-    own += ["max_tokens_per_s=4"] if task == "seq2seq" else []
+    shared = [f"model={runs[task][0]}", f"manifest={short}", "num_workers=0", f"decoder={decoder}"]
+    shared += ["decoder.beam_size=3", "decoder.n_best=3", f"decoder.rescore_lm={lm}"]
+    shared += ["max_tokens_per_s=4"] if task == "seq2seq" else []
     found = {}
     for weight in (0.0, 50.0):
         weights = [f"decoder.lm={lm}", f"decoder.lm_unit={unit}", f"decoder.rescore_weight={weight}"]
-        done = run_command("evaluate", *own, *weights, f"output_dir={tmp_path}/{weight:g}")
+        done = run_command("evaluate", *shared, *weights, f"output_dir={tmp_path}/{weight:g}")
         assert done.returncode == 0, done.stderr[-2000:]
         found[weight] = [json.loads(line) for line in open(tmp_path / f"{weight:g}" / "predictions" / "test.jsonl")]
     model = NeuralLM.load(str(lm))

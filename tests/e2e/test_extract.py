@@ -1,4 +1,4 @@
-"""``extract`` as a user types it: states equal to transformers' own, resumable, and read by ``train``."""
+"""``extract``: states equal those of transformers, extraction resumes, and ``train`` reads the states."""
 
 import json
 
@@ -12,7 +12,7 @@ from ssl_asr.data.state_store import StateStore
 from tests.training.toy_runs import build, toy_overrides
 
 
-def test_states_of_every_layer_are_those_of_transformers(run_command, toy_checkpoints, toy_corpus, tmp_path):
+def test_states_of_every_layer_equal_transformers(run_command, toy_checkpoints, toy_corpus, tmp_path):
     checkpoint, out = toy_checkpoints["hubert_group"], tmp_path / "states"
     arguments = [f"model={checkpoint}", f"input=[{toy_corpus['dev']}]", f"output_dir={out}", "layers=all"]
     done = run_command("extract", *arguments, "num_workers=0")
@@ -26,18 +26,18 @@ def test_states_of_every_layer_are_those_of_transformers(run_command, toy_checkp
             expected = reference(read_waveform(utterance)[None], output_hidden_states=True).hidden_states
         torch.testing.assert_close(states_LFD, torch.cat(expected), atol=1e-5, rtol=1e-4)
         assert frames == states_LFD.shape[1]
-    made = {path: path.stat().st_mtime_ns for path in out.glob("states-*")}
+    written = {path: path.stat().st_mtime_ns for path in out.glob("states-*")}
     again = run_command("extract", *arguments, "num_workers=0")
     assert again.returncode == 0
-    assert "4 are there already" in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in out.glob("states-*")} == made
+    assert "4 utterances have states already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("states-*")} == written
     other = run_command("extract", *[a.replace("all", "last") for a in arguments])
     assert other.returncode == 2
     assert "has states with another origin (layers is [0, 1, 2], expected [2])" in other.stderr
     assert "Traceback" not in other.stderr
 
 
-def test_a_head_trains_on_what_extract_wrote(run_command, toy_checkpoints, toy_corpus, tmp_path):
+def test_head_trains_on_extracted_states_without_the_encoder(run_command, toy_checkpoints, toy_corpus, tmp_path):
     out = tmp_path / "states"
     inputs = f"input=[{toy_corpus['train']},{toy_corpus['dev']}]"
     done = run_command("extract", f"model={toy_checkpoints['wav2vec2_layer']}", inputs, f"output_dir={out}")
@@ -45,15 +45,15 @@ def test_a_head_trains_on_what_extract_wrote(run_command, toy_checkpoints, toy_c
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "state_cache=disk"]
     run = build(tmp_path / "run", *overrides, f"state_cache.folder={out}")
 
-    def encodes(*_):
-        raise AssertionError("all states are there")
+    def fail(*_):
+        raise AssertionError("the encoder runs although all states are stored")
 
-    run.module.encoder.register_forward_hook(encodes)
+    run.module.encoder.register_forward_hook(fail)
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.trainer.global_step > 0
 
 
-def test_files_and_a_finished_run_are_taken_and_bad_audio_is_named(run_command, toy_checkpoints, toy_corpus, tmp_path):
+def test_extract_takes_files_and_a_finished_run_and_names_bad_audio(run_command, toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path / "run", *toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus))
     run.trainer.fit(run.module, datamodule=run.data)
     folder = tmp_path / "audio"
@@ -80,15 +80,15 @@ def test_files_and_a_finished_run_are_taken_and_bad_audio_is_named(run_command, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["layers=[0,9]"], "layers: is [0, 9] (it should be last, all, or a rising list of 0"),
+        (["layers=[0,9]"], "layers: is [0, 9], expected last, all, or a rising list of numbers from 0"),
         (["layers=[1,0]"], "layers: is [1, 0]"),
         (["layers=top"], "layers: is 'top'"),
-        (["dtype=int8"], "dtype: is 'int8' (it should be float32 or float16)"),
-        (["window=real"], "window: this encoder has no window"),
+        (["dtype=int8"], "dtype: is 'int8', expected 'float32' or 'float16'"),
+        (["window=real"], "window: got real, and only Whisper encoders have a window"),
         (["input=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
     ],
 )
-def test_mistakes_end_in_one_message(run_command, toy_checkpoints, toy_corpus, tmp_path, wrong, message):
+def test_wrong_options_exit_with_code_2(run_command, toy_checkpoints, toy_corpus, tmp_path, wrong, message):
     out = tmp_path / "states"
     base = [f"model={toy_checkpoints['wav2vec2_layer']}", f"input=[{toy_corpus['dev']}]", f"output_dir={out}"]
     done = run_command("extract", *base, *wrong)
