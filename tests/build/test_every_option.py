@@ -6,7 +6,7 @@ from tests.config.options import GROUPS, OPTIONS, SIDES
 from tests.toys import toy_for
 from tests.training.toy_runs import build, config_of
 
-# Options for checkpoints fine-tuned with CTC. tests/models/test_ctc_checkpoints.py builds them.
+# Options for checkpoints that are fine-tuned with CTC. tests/models/test_ctc_checkpoints.py builds them.
 ELSEWHERE = {("head", "pretrained"), ("tokenizer", "pretrained")}
 SMALL = {
     ("states", "layer"): ["states.layer=1"],
@@ -19,7 +19,7 @@ SMALL = {
     ("augment", "spec_augment"): ["freeze=false"],
     ("augment", "spec_augment_mel"): ["freeze=false"],
 }
-OF_WHISPER = {
+WHISPER_ONLY = {
     ("task", "seq2seq"),
     ("tokenizer", "whisper"),
     ("decoder", "whisper_greedy"),
@@ -38,19 +38,19 @@ def test_options_of_every_group_are_listed():
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair not in ELSEWHERE])
 def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, group, option):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    asked = [f"{group}={option}"]
+    choice = [f"{group}={option}"]
     if group in SIDES:
-        asked = [SIDES[group].format(side) + f"={option}" for side in ("encoder", "rest")]
+        choice = [SIDES[group].format(side) + f"={option}" for side in ("encoder", "rest")]
     overrides = [
-        *(["backbone=whisper_tiny_en"] if (group, option) in OF_WHISPER else []),
+        *(["backbone=whisper_tiny_en"] if (group, option) in WHISPER_ONLY else []),
         *([f"task={TASK[option]}"] if option in TASK else []),
-        *asked,
+        *choice,
         *(f"data.{split}={toy_corpus[split]}" for split in ("train", "dev", "test")),
         *SMALL.get((group, option), []),
         "data.num_workers=0",
         "trainer.accelerator=cpu",
         "trainer.devices=1",
-        # Recipes that count updates have no last epoch.
+        # Some recipes limit updates and not epochs.
         "trainer.max_steps=10",
         *([] if group == "logger" or option == "lr_monitor" else ["logger=none"]),
         *([f"state_cache.folder={tmp_path}/states"] if (group, option) == ("state_cache", "disk") else []),

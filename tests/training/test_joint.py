@@ -44,9 +44,9 @@ def test_run_trains_ctc_and_attention_and_is_restored_from_its_checkpoint(
     assert {"train/loss_ctc", "train/loss_attention", "train/ctc_weight"} <= set(run.trainer.callback_metrics)
     twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     batch = next(iter(run.data.val_dataloader()[0]))
-    ours = run.module.eval().transcribe(batch)
-    assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in ours]
-    torch.testing.assert_close([h.score for h in twin.transcribe(batch)], [h.score for h in ours])
+    found = run.module.eval().transcribe(batch)
+    assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in found]
+    torch.testing.assert_close([h.score for h in twin.transcribe(batch)], [h.score for h in found])
 
 
 def test_loss_is_the_weighted_sum_of_ctc_and_attention_losses(toy_checkpoints, toy_corpus, tmp_path):
@@ -68,9 +68,9 @@ def test_loss_is_the_weighted_sum_of_ctc_and_attention_losses(toy_checkpoints, t
             states = module.head.decoder(torch.cat([zero, tokens])[None], trunk, frames)
             attention = functional.cross_entropy(module.head.decoder.logits(states)[0], torch.cat([tokens, zero]))
             total += float(0.3 * ctc + 0.7 * attention)
-        ours = module.loss(batch)
-    assert float(ours.total) == pytest.approx(total, rel=1e-4)
-    assert int(ours.count) == len(batch)
+        found = module.loss(batch)
+    assert float(found.total) == pytest.approx(total, rel=1e-4)
+    assert int(found.count) == len(batch)
 
 
 def test_ctc_decoder_transcribes_and_takes_no_token_cap(toy_checkpoints, toy_corpus, tmp_path):
@@ -119,9 +119,9 @@ def test_auxiliary_ctc_of_whisper_has_its_weight_and_learning_rate_and_is_not_re
     assert not torch.equal(run.module.ctc.weight, before)
     decoder = run.trainer.optimizers[1]
     group_of = {id(p): g for g in decoder.param_groups for p in g["params"]}
-    own, first = group_of[id(run.module.ctc.weight)], decoder.param_groups[0]
-    assert own is not first, "the logged learning rate is that of the decoder"
-    assert own["initial_lr"] == pytest.approx(10 * first["initial_lr"])
+    auxiliary, first = group_of[id(run.module.ctc.weight)], decoder.param_groups[0]
+    assert auxiliary is not first, "the logged learning rate is that of the decoder"
+    assert auxiliary["initial_lr"] == pytest.approx(10 * first["initial_lr"])
 
     module, batch = run.module.eval(), next(iter(run.data.val_dataloader()[0]))
     with torch.no_grad():
@@ -139,9 +139,9 @@ def test_auxiliary_ctc_of_whisper_has_its_weight_and_learning_rate_and_is_not_re
             logits = module.model.logits(states[0, len(prompt) - 1 :])
             nll = functional.cross_entropy(logits, batch.tokens_BU[row, :tokens], reduction="sum")
             total += float(0.7 * nll + 0.3 * tokens * ctc)
-        ours = module.loss(batch)
-    assert float(ours.total) == pytest.approx(total, rel=1e-4)
-    assert int(ours.count) == int(batch.token_lengths_B.sum())
+        found = module.loss(batch)
+    assert float(found.total) == pytest.approx(total, rel=1e-4)
+    assert int(found.count) == int(batch.token_lengths_B.sum())
 
     twin = restore_module(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")).eval()
     assert [h.tokens for h in twin.transcribe(batch)] == [h.tokens for h in module.transcribe(batch)]
