@@ -74,8 +74,8 @@ class UserErrors(UserError):
     Example:
         >>> raise UserErrors([ConfigError("a", "unknown key"), ConfigError("b", "missing")])
         Traceback (most recent call last):
-        ssl_asr.errors.UserErrors: a: unknown key
-        b: missing
+        ssl_asr.errors.UserErrors: a: unknown key.
+        b: missing.
     """
 
     def __init__(self, errors: Sequence[UserError], shown: int = 20) -> None:
@@ -110,11 +110,11 @@ def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> 
     Returns:
         A `ConfigError` that names the package and the ``pip install`` command.
     """
-    remedy = f"pip install 'ssl_asr[{extra}]'" + (f", or {otherwise}" if otherwise else "")
+    remedy = f"run pip install 'ssl_asr[{extra}]'" + (f", or use {otherwise}" if otherwise else "")
     return ConfigError(where, f"needs the package {package}, which is not installed", remedy)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """Remedy for an unknown name: the most similar known name, or all known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+    return f"did you mean '{near[0]}'?" if near else f"known names: {', '.join(sorted(known)) or 'none'}"

@@ -53,7 +53,9 @@ class PretrainedCheckpoint:
         """
         if not isinstance(tokenizer, CharTokenizer):
             raise ConfigError(
-                "tokenizer", "the pretrained head has characters as labels", "tokenizer=pretrained or char"
+                "tokenizer",
+                "the pretrained head has characters as labels",
+                "use tokenizer=pretrained, or tokenizer=char",
             )
         characters = tokenizer.characters
         kept = copy_ctc_rows(self.backbone, self.folder, last_layer(head), characters)

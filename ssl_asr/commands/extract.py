@@ -49,6 +49,6 @@ def _cut(encoder: "SpeechEncoder", wanted: str | list[int]) -> list[int]:
     layers = {"last": [top], "all": list(range(top + 1))}.get(wanted) if isinstance(wanted, str) else wanted
     if not layers or any(not 0 <= layer <= top for layer in layers) or sorted(set(layers)) != layers:
         expected = f"expected last, all, or a rising list of numbers from 0 (input of the first layer) to {top}"
-        raise ConfigError("layers", f"is {wanted!r}, {expected}", "for example layers=[0,1]")
+        raise ConfigError("layers", f"is {wanted!r}, {expected}", "write for example layers=[0,1]")
     encoder.cut(layers[-1])
     return layers

@@ -108,7 +108,7 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     if renamed is not None:
         return renamed
     if "must be a string or a list" in message:
-        return ConfigError(key, f"is a group, and its value is the name of an option, not {value}", f"{key}=none")
+        return ConfigError(key, f"is a group, and its value is the name of an option, not {value}", f"write {key}=none")
     option = missing_option(error)
     if option is not None and option[0] == "optuna":
         return missing_extra(override, "hydra-optuna-sweeper", "optuna")

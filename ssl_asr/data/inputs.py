@@ -53,7 +53,9 @@ def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
             if not files:
-                errors.append(ManifestError(str(path), "has no audio files", f"supported: {' '.join(AUDIO_SUFFIXES)}"))
+                errors.append(
+                    ManifestError(str(path), "has no audio files", f"it looks for {' '.join(AUDIO_SUFFIXES)}")
+                )
             for file in files:
                 _add(file, rows, skips)
         elif path.suffix == ".jsonl" and path.is_file():

@@ -113,7 +113,7 @@ def get_normalizer(name: str, *, key: str = "normalizer") -> Normalizer:
         "straße l'été"
     """
     if name not in NORMALIZERS:
-        raise ConfigError(key, f"no normalizer '{name}'", f"one of {', '.join(NORMALIZERS)}")
+        raise ConfigError(key, f"no normalizer '{name}'", f"use one of {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]
 
 

@@ -102,9 +102,9 @@ class WhisperTokenizer:
                 what = f"language {language!r}, task {task!r} with an English-only checkpoint"
                 raise ConfigError(where, what, "use a multilingual checkpoint")
         elif language is not None and language not in self.languages:
-            raise ConfigError(where, f"no language '{language}'", f"one of {' '.join(self.languages)}")
+            raise ConfigError(where, f"no language '{language}'", f"use one of {' '.join(self.languages)}")
         elif task not in ("transcribe", "translate"):
-            raise ConfigError(where, f"no task '{task}'", "transcribe or translate")
+            raise ConfigError(where, f"no task '{task}'", "use transcribe or translate")
 
     @property
     def no_speech_id(self) -> int:

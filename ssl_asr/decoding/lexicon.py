@@ -126,7 +126,7 @@ class LexiconSearch:
                 )
             except (ImportError, RuntimeError) as error:
                 message = str(error).splitlines()[0]
-                raise LanguageModelError(str(options.lm), message, "pip install 'ssl_asr[kenlm]'") from None
+                raise LanguageModelError(str(options.lm), message, "run pip install 'ssl_asr[kenlm]'") from None
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance. If no word fits, it is one empty hypothesis."""

@@ -342,4 +342,4 @@ def transcribe_long(
         timestamped: TimestampModule = module  # type: ignore[assignment]
         return transcribe_by_timestamps(timestamped, recording, options, progress)
     what = "the attention decoder transcribes one window at most"
-    raise ConfigError("decoder", what, "vad=true, or decoder=ctc_greedy or ctc_beam, for long recordings")
+    raise ConfigError("decoder", what, "use vad=true, decoder=ctc_greedy or decoder=ctc_beam for long recordings")

@@ -79,7 +79,7 @@ def load_model(name: str, options: InferenceOptions, say: Say = no_message) -> A
         saved = read_checkpoint(checkpoint)
         module = restore_module(saved, options.speech(), extensions=options.extensions, where=str(checkpoint))
     if options.detect_language and module.task_name != "seq2seq":
-        raise ConfigError("detect_language", "this model does not know languages", "a multilingual Whisper")
+        raise ConfigError("detect_language", "this model does not know languages", "use a multilingual Whisper")
     if options.decoder is not None:
         module.set_decoder(options.decoder)
     if options.max_tokens_per_s is not None:

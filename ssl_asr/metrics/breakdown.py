@@ -132,7 +132,7 @@ def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -
     """
     tags = sorted({tag for prediction in predictions for tag in prediction.tags})
     if key not in _FIELD_KEYS and key not in tags:
-        raise ConfigError("by", f"no utterance has the tag '{key}'", f"one of {', '.join([*_FIELD_KEYS, *tags])}")
+        raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {', '.join([*_FIELD_KEYS, *tags])}")
     members: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         members.setdefault(_value(prediction, key), []).append(prediction)

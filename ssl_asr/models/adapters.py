@@ -104,7 +104,7 @@ def _insert(net: nn.Module, options: LoRA, targets: list[str]) -> None:
     known = {name.rpartition(".")[2] for name, module in net.named_modules() if isinstance(module, nn.Linear)}
     if unknown := sorted(set(targets) - known):
         what = f"no linear layers named {', '.join(unknown)}"
-        raise ConfigError("freeze_policy.targets", what, f"known: {', '.join(sorted(known))}")
+        raise ConfigError("freeze_policy.targets", what, f"known names are {', '.join(sorted(known))}")
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets)  # type: ignore[arg-type]
     inject_adapter_in_model(config, net)
 

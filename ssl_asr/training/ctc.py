@@ -273,4 +273,4 @@ def check_decoder(decoder: DecoderOption, task_name: str) -> None:
     """
     if task_name not in decoder.tasks:
         what = f"{type(decoder).__name__} does not decode models of task {task_name}"
-        raise ConfigError("decoder", what, f"it is for {', '.join(sorted(decoder.tasks))}")
+        raise ConfigError("decoder", what, f"this decoder is for {', '.join(sorted(decoder.tasks))}")

@@ -194,12 +194,12 @@ class Seq2SeqModule(ASRModule):
     def confidence_measure(self, measure: Measure, *, required: bool) -> Measure | None:
         """``max_prob``, the token probability, if the checkpoint names the heads that follow the speech."""
         if measure != "max_prob":
-            raise ConfigError("times", f"is {measure}, but Whisper has token probabilities only", "times=max_prob")
+            raise ConfigError("times", f"is {measure}, but Whisper has token probabilities only", "use times=max_prob")
         if self.model.generation.get("alignment_heads"):
             return measure
         if required:
             what = "this checkpoint's generation config has no alignment_heads, which word times are computed from"
-            raise ConfigError("format", what, "another checkpoint, or srt")
+            raise ConfigError("format", what, "use another checkpoint, or format=srt")
         return None
 
     # Text ------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def _checked_detection(detect: DetectLanguage | None, tokenizer: WhisperTokenize
         ConfigError: Detection was requested for all utterances, but the model is English-only.
     """
     if detect == "all" and not tokenizer.is_multilingual:
-        raise ConfigError("detect_language", "this model knows English only", "a multilingual Whisper")
+        raise ConfigError("detect_language", "this model knows English only", "use a multilingual Whisper")
     if detect == "missing" and (not tokenizer.is_multilingual or tokenizer.language is not None):
         return None
     return detect

@@ -114,7 +114,7 @@ def _states_and_head(encoder: SpeechEncoder, parts: ModuleParts) -> dict[str, An
     if parts.head.copies_checkpoint:
         if not parts.states.as_is:
             what = "the pretrained head reads the encoder's last states unchanged"
-            raise ConfigError("states", what, "states=last states.stride=1")
+            raise ConfigError("states", what, "use states=last states.stride=1")
         parts.source.copy_head(head, tokenizer)
     return {
         "encoder": encoder,

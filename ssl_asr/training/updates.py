@@ -260,7 +260,7 @@ class UpdateLoop(L.LightningModule):
             if isinstance(scheduler, MetricScheduler):
                 metrics = self.trainer.callback_metrics
                 if scheduler.monitor not in metrics:
-                    what, remedy = f"no metric '{scheduler.monitor}'", f"one of {', '.join(sorted(metrics))}"
+                    what, remedy = f"no metric '{scheduler.monitor}'", f"use one of {', '.join(sorted(metrics))}"
                     raise TrainingError("schedulers.monitor", what, remedy)
                 scheduler.scheduler.step(float(metrics[scheduler.monitor]))
 

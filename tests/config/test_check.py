@@ -58,7 +58,7 @@ WRONG = {
     "tokenizer.normalizer=upper": "tokenizer.normalizer: is 'upper', expected 'none', 'lower'",
     "task=seq2seq": "backbone: SSLBackbone does not go with task=seq2seq",
     "head=none": "head: NoHead does not go with task=ctc. Use head=bilstm, dnn, linear or pretrained.",
-    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with task=ctc. Use tokenizer=bpe, char, pretrained, symbols",
+    "tokenizer=whisper": "tokenizer: WhisperTokens does not go with task=ctc. Use tokenizer=bpe, char, pretrained",
     "decoder=whisper_beam": "decoder: WhisperBeam does not go with task=ctc. Use decoder=ctc_beam, ctc_greedy",
     "head._target_=os.system": "head._target_: class 'os.system' is not in ssl_asr",
     "scheduler@schedulers.rest=newbob": "schedulers.rest.monitor: is val/loss, and there is no dev split",

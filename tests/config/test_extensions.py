@@ -67,7 +67,7 @@ def test_options_of_other_folders_are_checked_with_their_package_named(package):
     [
         (
             ["head=tiny"],
-            "head._target_: class 'their_package.TinyHead' is not in ssl_asr. If you trust the package, add extensions=",
+            "head._target_: class 'their_package.TinyHead' is not in ssl_asr. If you trust the package, add ext",
         ),
         (["head=tiny", "extensions=[their_package]", "head.width=0"], "head.width: is 0, expected a whole number of 1"),
         (

@@ -88,5 +88,5 @@ def test_symbols_option_takes_the_inventory_of_the_train_split_by_default():
 
 @pytest.mark.parametrize("symbols", [[], ["a", "a"], ["a b"], [""]])
 def test_invalid_inventory_is_refused(symbols):
-    with pytest.raises(ConfigError, match="list each symbol once"):
+    with pytest.raises(ConfigError, match="List each symbol once"):
         SymbolTokenizer(symbols=symbols, normalizer="none")

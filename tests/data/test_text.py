@@ -59,5 +59,5 @@ def test_whisper_english_equals_transformers():
 
 
 def test_unknown_normalizer_error_lists_known_names():
-    with pytest.raises(ConfigError, match="normalizers: no normalizer 'fancy' .*whisper_english"):
+    with pytest.raises(ConfigError, match="normalizers: no normalizer 'fancy'.*whisper_english"):
         get_normalizer("fancy", key="normalizers")

@@ -51,7 +51,7 @@ def test_unseen_character_gets_unknown_id():
 def test_coverage_error_names_missing_characters():
     tokenizer = CharTokenizer(characters="ab", normalizer="none")
     check_coverage(tokenizer, [said("ab"), said("ba")], where="train")
-    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first at m.jsonl:3\).*extend tokenizer.characters"):
+    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first at m.jsonl:3\).*Extend tokenizer.characters"):
         check_coverage(tokenizer, [said("ax"), said("x")], where="train")
 
 

@@ -115,4 +115,4 @@ def test_search_path_works_as_config_dir_does_and_is_checked(installed):
     done = _command(installed, "train", path, *CHOICES, "extensions=[toy_speech]", "head.scael=1", "run_dir=x")
     assert done.returncode == 2
     assert "head.scael" in done.stderr
-    assert "did you mean 'scale'" in done.stderr
+    assert "Did you mean 'scale'" in done.stderr

@@ -1,4 +1,4 @@
-"""Transcripts in the formats of others."""
+"""Transcripts as text, JSON Lines, subtitles, CTM and TextGrid."""
 
 import json
 import re
@@ -16,7 +16,7 @@ LATER = Prediction("u2", "", "four", -0.2, 2.0, "/talks/a.wav", offset=3661.0, w
 PLAIN = Prediction("u3", "", "no times", -0.2, 2.5, "/talks/b.wav")
 
 
-def test_subtitles_break_at_pauses_and_count_from_the_beginning_of_the_recording():
+def test_subtitles_break_at_pauses_and_have_times_of_the_recording():
     assert render([ROW, LATER], "srt") == (
         "1\n00:00:00,500 --> 00:00:01,250\none two\n\n"
         '2\n00:00:03,000 --> 00:00:03,500\n"three"\n\n'
@@ -26,21 +26,21 @@ def test_subtitles_break_at_pauses_and_count_from_the_beginning_of_the_recording
     assert render([PLAIN], "srt") == "1\n00:00:00,000 --> 00:00:02,500\nno times\n"
 
 
-def test_phrases_are_subtitles_where_words_have_no_times():
-    phrases = [Segment("one two", 0.5, 1.5, 0.9), Segment("three", 3.0, 3.5, 0.7)]
-    row = Prediction("u", "", "one two three", 0.0, 4.0, "/talks/a.wav", offset=10.0, segments=phrases)
+def test_segments_are_subtitles():
+    segments = [Segment("one two", 0.5, 1.5, 0.9), Segment("three", 3.0, 3.5, 0.7)]
+    row = Prediction("u", "", "one two three", 0.0, 4.0, "/talks/a.wav", offset=10.0, segments=segments)
     assert "00:00:10,500 --> 00:00:11,500\none two\n" in render([row], "srt")
     assert "00:00:10,500" not in render([ROW], "srt")
 
 
-def test_subtitles_stay_short():
+def test_cues_have_at_most_84_characters_and_6_seconds():
     words = [Word("word", i * 0.3, i * 0.3 + 0.3, 1.0) for i in range(100)]
     made = cues(words)
     assert all(len(cue.text) <= 84 and cue.end - cue.start <= 6.01 for cue in made)
     assert " ".join(cue.text for cue in made) == " ".join(["word"] * 100)
 
 
-def test_ctm_has_a_word_a_line():
+def test_ctm_has_one_line_per_word():
     assert render([ROW, LATER], "ctm").splitlines() == [
         "a 1 0.50 0.30 one 0.90",
         "a 1 1.00 0.25 two 0.50",
@@ -49,7 +49,7 @@ def test_ctm_has_a_word_a_line():
     ]
 
 
-def test_a_textgrid_has_no_gap_and_no_overlap():
+def test_textgrid_has_no_gaps_and_no_overlaps():
     overlapping = Prediction("u", "", "", 0.0, 2.0, "c.wav", words=[Word("a", 0.1, 0.6, 1.0), Word("b", 0.5, 0.9, 1.0)])
     for row in (ROW, overlapping, Prediction("u", "", "", 0.0, 1.0, "silent.wav")):
         text = render([row], "textgrid")
@@ -61,13 +61,13 @@ def test_a_textgrid_has_no_gap_and_no_overlap():
     assert 'text = """three"""' in render([ROW], "textgrid")
 
 
-def test_json_lines_have_times_where_there_are_any():
+def test_json_lines_have_words_if_they_are_timed():
     timed, plain = (json.loads(line) for line in render([ROW, PLAIN], "jsonl").splitlines())
     assert timed["words"][0] == {"text": "one", "start": 0.5, "end": 0.8, "confidence": 0.9}
     assert set(plain) == {"id", "audio_filepath", "offset", "duration", "text", "score"}
 
 
-def test_each_recording_has_a_file_of_its_own_and_segments_of_one_are_joined(tmp_path):
+def test_subtitles_get_one_file_per_recording(tmp_path):
     elsewhere = Prediction("u4", "", "other", 0.0, 1.0, "/other/b.wav")
     write(tmp_path, [LATER, ROW, PLAIN, elsewhere], "srt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.srt", "other_b.srt", "talks_b.srt"]
@@ -78,9 +78,9 @@ def test_each_recording_has_a_file_of_its_own_and_segments_of_one_are_joined(tmp
     assert not (tmp_path / "two.srt").exists()
 
 
-def test_the_format_is_in_the_name_or_asked_for():
+def test_format_is_named_by_the_suffix_or_the_option():
     assert format_of(None, None) == "text"
     assert format_of("talk.TextGrid", None) == "textgrid"
     assert format_of("folder", "vtt") == "vtt"
-    with pytest.raises(ConfigError, match="does not say in which format"):
+    with pytest.raises(ConfigError, match="does not say which format to write"):
         format_of("talk.doc", None)
