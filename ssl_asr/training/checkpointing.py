@@ -134,9 +134,17 @@ def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
     differing = [] if saved["tokenizer"] == module.tokenizer.state() else ["tokenizer"]
     keys = {*saved["model"], *description} - {"config", "generation"}
     differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]
+    if _model_type(saved["model"]) != _model_type(description):
+        differing.append("model.config.model_type")
     if differing:
         what = f"was made with another {', '.join(differing)}"
         raise CheckpointError("resume", what, "resume with the config of that run, or start a new run")
+
+
+def _model_type(description: dict[str, Any]) -> str | None:
+    """The family of a described model. The rest of its config may hold paths and versions."""
+    family: str | None = description.get("config", {}).get("model_type")
+    return family
 
 
 class RandomStates(Callback):

@@ -114,6 +114,7 @@ class JointModule(CTCModule):
             ConfigError: The option is for models of another task.
             LanguageModelError: A file of the decoder is missing or wrong.
         """
+        check_decoder(decoder, self.task_name)
         self._attention: AttentionDecoder | None = None
         self._parts = []
         self._fusion: Fusion | None = None
@@ -121,7 +122,6 @@ class JointModule(CTCModule):
             super().set_decoder(decoder)
             self.long_form = "windows"
             return
-        check_decoder(decoder, self.task_name)
         self.decoder = decoder
         self._attention = option = cast(AttentionDecoder, decoder)
         self.long_form = None

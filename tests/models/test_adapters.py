@@ -63,7 +63,7 @@ def test_logits_of_a_language_equal_transformers(mms, language):
 @pytest.mark.parametrize(
     ("language", "message"),
     [
-        (None, "got language None, expected one of the 2 languages .*known: deu, eng"),
+        (None, "got language None, expected one of the 2 languages .*known names: deu, eng"),
         ("dea", "got language dea, expected one of the 2 languages .*Did you mean 'deu'"),
     ],
 )

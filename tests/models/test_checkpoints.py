@@ -187,9 +187,7 @@ def test_checkpoint_with_missing_weights_is_refused(toy_checkpoints, tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     state.pop("encoder.layers.1.attention.k_proj.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"weights: encoder\.layers\.1\.attention\.k_proj\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"weights: encoder\.layers\.1\.attention\.k_proj\.weight"):
         _ssl(tmp_path).load_encoder(tmp_path)
 
 

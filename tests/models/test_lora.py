@@ -70,7 +70,7 @@ def test_adapters_in_wavlm_attention_raise_config_error(toy_checkpoints, target)
 
 
 def test_unknown_targets_raise_config_error(toy_checkpoints):
-    with pytest.raises(ConfigError, match=r"no linear layers named qproj\W+known: .*q_proj"):
+    with pytest.raises(ConfigError, match=r"no linear layers named qproj\W+Known names are .*q_proj"):
         lora(targets=["qproj", "v_proj"]).prepare(toy_encoder("hubert_group", toy_checkpoints), None)
     with pytest.raises(ConfigError, match="no layer gets adapters"):
         lora(encoder=False).trainable(["feature_encoder", "layers.0"], ["head"])

@@ -139,7 +139,7 @@ def test_resumed_finished_run_makes_no_update(toy_checkpoints, toy_corpus, tmp_p
         assert torch.equal(again.module.state_dict()[name], value), name
 
 
-def test_resuming_with_another_vocabulary_raises_checkpoint_error(toy_checkpoints, toy_corpus, tmp_path):
+def test_resuming_with_another_vocabulary_or_family_raises_checkpoint_error(toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path / "a", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus))
     run.trainer.fit(run.module, datamodule=run.data)
     last = read_checkpoint(tmp_path / "a" / "checkpoints" / "last.ckpt")
@@ -148,6 +148,10 @@ def test_resuming_with_another_vocabulary_raises_checkpoint_error(toy_checkpoint
     other = build(tmp_path / "b", *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), more)
     with pytest.raises(CheckpointError, match="made with another tokenizer"):
         check_resumable(last, other.module)
+    # Both families run in the same encoder class, so only the config tells them apart.
+    family = build(tmp_path / "c", *toy_overrides(toy_checkpoints["hubert_group"], toy_corpus))
+    with pytest.raises(CheckpointError, match="made with another model.config.model_type"):
+        check_resumable(last, family.module)
 
 
 def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path):
