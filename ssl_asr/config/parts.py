@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import MinLen
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.types import (
     Expected,
     NonNegativeFloat,
@@ -147,6 +148,8 @@ class LongRecordings:
         if 2 * self.stride_s >= self.chunk_s:
             what = f"is {self.chunk_s}, and stride_s={self.stride_s} at both ends leaves nothing"
             yield ConfigError("chunk_s", what, "make it more than twice stride_s")
+        if self.vad and find_spec("silero_vad") is None:
+            yield missing_extra("vad=true", "silero-vad", "vad", "vad=false")
 
 
 @dataclass(frozen=True, kw_only=True)

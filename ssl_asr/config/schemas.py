@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
@@ -30,7 +31,7 @@ from ssl_asr.config.parts import (
     Sides,
     group,
 )
-from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import Expected, Fraction, NonNegativeInt, NormalizerName, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
             yield ConfigError("predictions", "is given together with model", "give one of them")
         if self.model is not None and not self.manifest:
             yield ConfigError("manifest", "is missing", "give manifest=…")
+        if self.whisper_task == "translate" and find_spec("sacrebleu") is None:
+            yield missing_extra("whisper_task=translate", "sacrebleu", "translation")
 
 
 @dataclass(frozen=True, kw_only=True)

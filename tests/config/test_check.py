@@ -252,3 +252,13 @@ assert subprocess.run(sys.argv[1:], stderr=subprocess.PIPE).returncode == 2
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime)
 """
+
+
+@pytest.mark.parametrize(
+    ("package", "override", "extra"),
+    [("silero_vad", "vad=true", "vad"), ("sacrebleu", "whisper_task=translate", "translation")],
+)
+def test_missing_extra_is_named_before_a_model_is_loaded(monkeypatch, package, override, extra):
+    for module in ("parts", "schemas"):
+        monkeypatch.setattr(f"ssl_asr.config.{module}.find_spec", lambda name: None if name == package else object())
+    assert f"pip install 'ssl_asr[{extra}]'" in errors_of("evaluate", "model=m", "manifest=m.jsonl", override)
