@@ -1,4 +1,4 @@
-"""`resolve`: from a composed config to the typed config of a command, with every value and combination checked."""
+"""Convert a composed config to the typed config of a command, and check every value and combination of values."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +24,16 @@ from ssl_asr.config.parts import Sides
 from ssl_asr.config.schemas import SCHEMAS, Command, TrainConfig, annotation_of
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
+# Stands for an option with errors. A check of combinations that reads it raises AttributeError, which is ignored.
+_PLACEHOLDER = object()
+
 
 def resolve(cfg: DictConfig) -> TrainConfig:
-    """The training config as it will run: options as objects, ``freeze`` folded into the policy, everything checked.
+    """The checked training config. Options are objects, and ``freeze`` is replaced by a freeze policy.
 
     Raises:
-        ConfigError, UserErrors: Unknown keys, missing values, values that are not allowed, and values that do not go
-            together, all at once, each with its key and a remedy.
+        ConfigError, UserErrors: All errors at once, each with its key and a remedy: unknown keys, missing values,
+            values that are not allowed, and values that cannot be combined.
     """
     return cast(TrainConfig, resolve_command("train", cfg))
 
@@ -40,10 +43,10 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
 
     Args:
         name: Name of the command.
-        cfg: What Hydra composed.
+        cfg: Config composed by Hydra.
 
     Raises:
-        ConfigError, UserErrors: What is wrong, all at once.
+        ConfigError, UserErrors: All errors at once.
     """
     node, missing = prepare(name, cfg)
     errors: list[UserError] = [*missing]
@@ -55,14 +58,18 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
         checked = _checked_field(field, node[field.name], extensions)
         errors += checked.errors
         values[field.name] = checked.option
-    config = _made(schema, values)
+    config = schema(**values)
     errors += _conflicts(config, complete=not errors)
-    raise_all(_each_once(errors))
+    raise_all(_without_duplicates(errors))
     return config
 
 
 def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> Checked:
-    """The value of a field, and its errors."""
+    """The value of a field, and its errors.
+
+    A field without a group is a plain value. A field with a group is an option, ``dict[...]`` of options by name, or
+    ``Sides[...]`` with an option for the encoder and one for the rest.
+    """
     if "group" not in field.metadata:
         if value == NOT_GIVEN:
             return Checked(value)
@@ -70,7 +77,7 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
     if value is None and field.default is None:
         return Checked(None)
     if value is None or value == NOT_GIVEN:
-        return Checked(object(), [ConfigError(field.name, "is missing", f"choose an option: {field.name}=…")])
+        return Checked(_PLACEHOLDER, [ConfigError(field.name, "is missing", f"choose an option: {field.name}=…")])
     kind = field.metadata["kind"]
     if str(field.type).startswith("dict["):
         return _checked_named(field.name, value, extensions)
@@ -85,7 +92,7 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
 
 
 def _checked_named(name: str, value: Any, extensions: Sequence[str]) -> Checked:
-    """Options by name. A class that is not an option becomes a `ssl_asr.config.options.Call`."""
+    """Options by name. A class that is not an option is converted to a `ssl_asr.config.options.Call`."""
     nodes = value if isinstance(value, dict) else {}
     found = {
         each: check_option(node, f"{name}.{each}", extensions=extensions, calls=True) for each, node in nodes.items()
@@ -97,13 +104,14 @@ def _checked_named(name: str, value: Any, extensions: Sequence[str]) -> Checked:
 def _checked_option(node: Any, key: str, kind: str, extensions: Sequence[str]) -> Checked:
     checked = check_option(node, key, extensions=extensions)
     if checked.option is not None and kind:
-        checked.errors += _misfit(checked.option, key, load_class(kind, key))
-    return checked if checked.option is not None else Checked(object(), checked.errors)
+        checked.errors += _wrong_type(checked.option, key, load_class(kind, key))
+    return checked if checked.option is not None else Checked(_PLACEHOLDER, checked.errors)
 
 
-def _misfit(option: Any, key: str, kind: type) -> Iterator[ConfigError]:
-    """An error if an option is not of the kind that its group has."""
+def _wrong_type(option: Any, key: str, kind: type) -> Iterator[ConfigError]:
+    """An error if an option does not have the type of its group. A Protocol is checked by its public members."""
     if getattr(kind, "_is_protocol", False):
+        # A dataclass field without a default is not an attribute of the class.
         fits = all(hasattr(type(option), name) for name in _members(kind) if name not in _fields_of(option))
     else:
         fits = isinstance(option, kind)
@@ -123,13 +131,8 @@ def _fields_of(option: Any) -> set[str]:
     return {f.name for f in fields(option)}
 
 
-def _made(schema: type[Command], values: dict[str, Any]) -> Command:
-    """The dataclass of a command, without running its checks."""
-    return schema(**values)
-
-
 def _conflicts(config: Command, *, complete: bool) -> list[UserError]:
-    """Values that do not go together. Of an incomplete config, as many as can be found."""
+    """Values that cannot be combined. If the config is not ``complete``, checks of invalid values are skipped."""
     errors: list[UserError] = []
     checks: list[Callable[[], Iterable[UserError]]] = [partial(_wrong_task, config)]
     if hasattr(config, "conflicts"):
@@ -139,14 +142,14 @@ def _conflicts(config: Command, *, complete: bool) -> list[UserError]:
         try:
             errors.extend(check())
         except (AttributeError, TypeError):
-            # The check read a value that is missing or wrong, which has an error of its own.
+            # The check read a missing or invalid value, which is already reported.
             if complete:
                 raise
     return errors
 
 
 def _wrong_task(config: Command) -> Iterator[ConfigError]:
-    """An error for each option that the task does not take."""
+    """An error for each option that does not support the task."""
     if not isinstance(config, TrainConfig):
         return
     task = config.task.name
@@ -158,7 +161,7 @@ def _wrong_task(config: Command) -> Iterator[ConfigError]:
 
 
 def _options_for(task: str, key: str) -> str:
-    """The options of a group that a task takes, as a remedy."""
+    """The remedy: the options of a group that support the task."""
     names = []
     for path in sorted((config_folder() / key).glob("*.yaml")):
         node: Any = OmegaConf.load(path)
@@ -168,5 +171,5 @@ def _options_for(task: str, key: str) -> str:
     return f"use {key}={listed(names)}" if names else f"choose another {key}, or another task"
 
 
-def _each_once(errors: Sequence[UserError]) -> list[UserError]:
+def _without_duplicates(errors: Sequence[UserError]) -> list[UserError]:
     return list({str(error): error for error in errors}.values())

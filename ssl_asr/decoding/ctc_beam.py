@@ -87,7 +87,7 @@ def prefix_beam_search(
         n_best: Number of hypotheses returned, at most ``beam_size``.
 
     Returns:
-        For each utterance, up to ``n_best`` hypotheses, best first. There is at least one hypothesis. Its text may be empty.
+        For each utterance, up to ``n_best`` hypotheses, best first. The list is never empty, but a text can be.
     """
     log_probs_BFV = log_probs_BFV.float().clamp(min=_LOG_ZERO)
     starts = _step_starts(log_probs_BFV[..., blank], frame_lengths_B, blank_collapse)
@@ -355,7 +355,7 @@ def _fused_empty(fusion: Fusion | None) -> float:
 
 
 def _step_starts(blank_log_prob_BF: Tensor, frame_lengths_B: Tensor, threshold: float | None) -> list[Int64s]:
-    """First frame of each step, per utterance. Consecutive frames with a blank probability >= threshold are one step."""
+    """First frame of each step. Consecutive frames with a blank probability of at least ``threshold`` are one step."""
     if threshold is None:
         return [np.arange(frames) for frames in frame_lengths_B.tolist()]
     is_blank_BF = (blank_log_prob_BF.exp() >= threshold).cpu().numpy()

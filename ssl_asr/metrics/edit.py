@@ -24,6 +24,13 @@ from rapidfuzz.distance import Levenshtein
 
 Operation = Literal["match", "sub", "ins", "del"]
 
+# `align` splits the sequences if their table is larger. A table of this size takes 5 MB.
+_MAX_CELLS = 20_000_000
+# `count_edits` computes weighted distances up to this size of the table, which takes about 20 ms.
+_MAX_WEIGHTED_CELLS = 10_000_000
+# Larger than the distance of any two texts.
+_INFINITE = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Edits:
@@ -85,7 +92,7 @@ def count_edits(ref: Sequence[str], hyp: Sequence[str]) -> Edits:
 
 
 def _as_ids(ref: Sequence[str], hyp: Sequence[str]) -> tuple[Sequence[int] | str, Sequence[int] | str]:
-    """Both sequences with an integer for each distinct token. Strings are sequences of code points already."""
+    """Both sequences as integers, one for each distinct token. Two strings are returned unchanged."""
     if isinstance(ref, str) and isinstance(hyp, str):
         return ref, hyp
     ids: dict[str, int] = {}
@@ -93,12 +100,14 @@ def _as_ids(ref: Sequence[str], hyp: Sequence[str]) -> tuple[Sequence[int] | str
 
 
 def _indels(ref: Sequence[int] | str, hyp: Sequence[int] | str, errors: int) -> int | None:
-    """Insertions plus deletions in every minimal alignment. None if minimal alignments differ in them.
+    """Returns ``ins + del`` if it is the same in all minimal alignments, else None.
 
-    ``ins - del`` is fixed by the lengths, so ``sub + ins + del == errors`` leaves one unknown, which changes in steps
-    of 2. A weighted distance finds its two ends. With substitutions that cost ``s`` and ``s`` larger than any number
-    of errors, a cost of ``s + 1`` for insertions and deletions makes the distance ``s * errors + min(ins + del)``; a
-    cost of ``s - 1`` makes it ``s * errors - max(ins + del)``.
+    The lengths fix ``ins - del``, so ``ins + del`` changes in steps of 2 and determines all three counts. Two weighted
+    distances give its range. A substitution costs ``s``, which is larger than any number of errors:
+
+        cost of an insertion or deletion    weighted distance
+        s + 1                               s * errors + min(ins + del)
+        s - 1                               s * errors - max(ins + del)
     """
     surplus = abs(len(hyp) - len(ref))
     if errors - surplus < 2:
@@ -111,14 +120,6 @@ def _indels(ref: Sequence[int] | str, hyp: Sequence[int] | str, errors: int) -> 
     return fewest if fewest == most else None
 
 
-# Larger tables are split. A table of this size takes 5 MB.
-_MAX_CELLS = 20_000_000
-# Weighted distances are computed cell by cell: up to about 20 ms.
-_MAX_WEIGHTED_CELLS = 10_000_000
-# A distance larger than that of any two texts.
-_INFINITE = 1 << 40
-
-
 def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:
     """Minimal alignment of two sequences, by Levenshtein distance.
 
@@ -127,9 +128,8 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
                       D[i-1, j] + 1,                      deletion
                       D[i, j-1] + 1)                      insertion
 
-    The alignment is traced from the end, and prefers the three cases in this order. If the table would be too
-    large, both sequences are split in two at a point of a minimal alignment (Hirschberg, 1975), so an hour of
-    characters needs no more memory than a sentence.
+    The alignment is traced from the end and prefers the cases in this order. If the table is larger than
+    ``_MAX_CELLS``, both sequences are split at a point of a minimal alignment (Hirschberg, 1975), which bounds memory.
 
     Returns:
         ``(operation, reference token, hypothesis token)`` tuples. The missing token of an insertion or deletion is "".
@@ -145,34 +145,34 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, 
 
 
 def _table(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[int, int]]:
-    """The table as bit vectors (Hyyrö, 2003): two integers for each row ``i``, with a bit for each column ``j``.
+    """The table as bit vectors (Hyyrö, 2003): two integers for each row ``i``.
 
     Neighboring cells differ by -1, 0 or 1, so a row is fully described by its differences:
 
-        diagonal    bit j set if  D[i, j] - D[i-1, j-1] == 0
-        down        bit j set if  D[i, j] - D[i-1, j] == 1
+        diagonal    bit j - 1 is set if D[i, j] - D[i-1, j-1] == 0
+        down        bit j - 1 is set if D[i, j] - D[i-1, j] == 1
 
     The loop also keeps the differences inside the row, ``D[i, j] - D[i, j-1]``, as ``plus`` (+1) and ``minus`` (-1).
     """
     columns: dict[str, int] = {}
     for j, token in enumerate(hyp):
-        columns[token] = columns.get(token, 0) | 1 << j
+        columns[token] = columns.get(token, 0) | (1 << j)
     full = (1 << len(hyp)) - 1
     plus, minus = full, 0
     rows = []
     for token in ref:
         match = columns.get(token, 0)
         diagonal = ((((match & plus) + plus) ^ plus) | match | minus) & full
-        down, up = minus | full & ~(diagonal | plus), diagonal & plus
+        down, up = minus | (full & ~(diagonal | plus)), diagonal & plus
         rows.append((diagonal, down))
         # Column 0 is D[i, 0] = i, which grows by 1 in each row.
-        down, up = down << 1 | 1, up << 1
+        down, up = (down << 1) | 1, up << 1
         plus, minus = (up | ~(diagonal | down)) & full, down & diagonal & full
     return rows
 
 
 def _trace(rows: list[tuple[int, int]], ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[Operation, str, str]]:
-    """The alignment from the end of the table to its start."""
+    """Traces the alignment from the end of the table. See `align` for the order of preference."""
     operations: list[tuple[Operation, str, str]] = []
     i, j = len(ref), len(hyp)
     while i and j:
@@ -180,10 +180,10 @@ def _trace(rows: list[tuple[int, int]], ref: Sequence[str], hyp: Sequence[str]) 
         if ref[i - 1] == hyp[j - 1]:
             operations.append(("match", ref[i - 1], hyp[j - 1]))
             i, j = i - 1, j - 1
-        elif not diagonal >> j - 1 & 1:
+        elif not (diagonal >> (j - 1)) & 1:
             operations.append(("sub", ref[i - 1], hyp[j - 1]))
             i, j = i - 1, j - 1
-        elif down >> j - 1 & 1:
+        elif (down >> (j - 1)) & 1:
             i -= 1
             operations.append(("del", ref[i], ""))
         else:
@@ -195,7 +195,7 @@ def _trace(rows: list[tuple[int, int]], ref: Sequence[str], hyp: Sequence[str]) 
 
 
 def _next_row(row: NDArray[np.int64], differs: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Row ``i`` of the table from row ``i - 1``. A run of insertions is a running minimum."""
+    """Row ``i`` of the table from row ``i - 1``. Insertions are a running minimum over columns."""
     columns = np.arange(len(row))
     best = row + 1
     best[1:] = np.minimum(best[1:], row[:-1] + differs)
@@ -233,5 +233,6 @@ def _last_row(ref_N: NDArray[np.int64], hyp_N: NDArray[np.int64], band: int) -> 
         low, high = max(0, count - band - 1), min(len(hyp_N), count + band)
         row[low : high + 1] = _next_row(row[low : high + 1], hyp_N[low:high] != token)
         if count > band:
+            # Cell `low` is outside of the band.
             row[low] = _INFINITE
     return row

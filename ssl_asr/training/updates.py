@@ -2,7 +2,7 @@
 
 One update covers a window of ``accumulate`` batches on every rank:
 
-    for batch in window:                 grad += d(sum of losses / 64)          no synchronization but in the last
+    for batch in window:                 grad += d(sum of losses / 64)          DDP synchronizes only the last one
     count  = number of tokens (or utterances) in the window, summed over ranks
     grad  *= 64 * world_size / count                                            mean over the whole window
     norm   = global norm over the parameters of both optimizers
@@ -37,9 +37,11 @@ _LOSS_DIVISOR = 64.0
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum over ``count`` tokens (seq2seq) or utterances (CTC), each a scalar tensor.
+    """Summed loss of a batch. An update divides the sum of ``total`` by the sum of ``count`` over window and ranks.
 
-    Accumulation windows and ranks are averaged over everything that they sum.
+    Attributes:
+        total: Scalar, sum of the losses.
+        count: Scalar, number of tokens (seq2seq) or sum of the utterances' weights (CTC).
     """
 
     total: Tensor
@@ -61,14 +63,14 @@ class UpdateLoop(L.LightningModule):
         self.sides, self.optim = sides, optim
         self.nonfinite_updates = 0
         self.skipped_audio: dict[str, list[Skip]] = {}
-        self._pretrained = (encoder,)  # in a tuple: the task's module registers the encoder under its own name
+        self._pretrained = (encoder,)  # in a tuple, so that only the subclass registers the encoder
         self._total_updates = 0
         self._nonfinite_in_a_row = 0
         self._window: list[tuple[Tensor, list[str]]] = []
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
-        """The summed loss of a batch, and the number it is divided by.
+        """The summed loss of a batch, and its count.
 
         Args:
             batch: Utterances with targets.
@@ -97,13 +99,13 @@ class UpdateLoop(L.LightningModule):
     # Modes and thawing ---------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "UpdateLoop":
-        """Set train mode on everything but frozen modules, which stay in eval mode."""
+        """Set train mode on all modules except frozen modules, which stay in eval mode."""
         super().train(mode)
         self.sides.freeze_modes()
         return self
 
     def on_train_start(self) -> None:
-        """Freeze before the first batch, since Lightning restores modes after a validation by its own record."""
+        """Set modes before the first batch. After a validation, Lightning restores the modes from before it."""
         self.train()
         self._thaw()
 
@@ -162,8 +164,8 @@ class UpdateLoop(L.LightningModule):
         if self.sides.policy.thaws and not self._window:
             self._thaw()
         loss = self.loss(batch) if len(batch) else self._empty_loss()
-        ends = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
-        with nullcontext() if ends else self._without_sync():
+        ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
+        with nullcontext() if ends_window else self._without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append((loss.count.detach(), batch.ids))
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
@@ -172,11 +174,11 @@ class UpdateLoop(L.LightningModule):
             masked_share = self.speech_encoder.masked_share
             if masked_share is not None:
                 self.log_train("train/masked_share", torch.tensor(masked_share), len(batch))
-        if ends:
+        if ends_window:
             self._update()
 
     def _empty_loss(self) -> Loss:
-        """A loss of zero over all parameters, for a batch of which no audio could be read: all ranks run backward."""
+        """A zero loss over all parameters, for a batch without readable audio. DDP needs backward on every rank."""
         total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
         return Loss(total, torch.zeros((), device=self.device))
 
@@ -194,13 +196,13 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        to_mean = self._to_mean(torch.stack([count for count, _ in window]).sum())
-        norm = nn.utils.get_total_norm(gradients) * to_mean
+        mean_factor = self._mean_factor(torch.stack([count for count, _ in window]).sum())
+        norm = nn.utils.get_total_norm(gradients) * mean_factor
         finite = bool(torch.isfinite(norm))
         if finite:
             # Mean and clip in one pass over the gradients.
             clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, to_mean * clip)
+            torch._foreach_mul_(gradients, mean_factor * clip)
             self._step(optimizers, scaler)
             self.log_train("train/grad_norm", norm, 1)
         elif scaler is not None:
@@ -210,16 +212,16 @@ class UpdateLoop(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
 
-    def _to_mean(self, count: Tensor) -> Tensor:
-        """The factor from gradients as DDP averages them to those of the mean over the window."""
+    def _mean_factor(self, count: Tensor) -> Tensor:
+        """Factor that converts accumulated gradients to gradients of the mean loss over the window and all ranks."""
         world_size = self.trainer.world_size
         if world_size > 1:
             torch.distributed.all_reduce(count)
         return _LOSS_DIVISOR * world_size / count.clamp(min=1)
 
     def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
-        # Lightning counts an update in these two hooks of its wrapper. Called once per update, whatever the number
-        # of optimizers, they make `global_step` the number of updates.
+        # Lightning increments `global_step` in these two hooks of an optimizer wrapper. They are called for one
+        # wrapper only, so `global_step` is the number of updates.
         counter = self._wrapped_optimizers()[0]
         counter._on_before_step()
         for optimizer in optimizers:
@@ -271,9 +273,9 @@ class UpdateLoop(L.LightningModule):
         self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep the loggers' x axis in updates: with manual optimization Lightning counts batches there."""
+        """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.trainer.global_step - 1)
 
     def on_train_epoch_end(self) -> None:
-        """Log how many updates were skipped so far."""
+        """Log the number of skipped updates so far."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
