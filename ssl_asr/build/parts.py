@@ -83,4 +83,4 @@ class DescribedModel:
         return WhisperSeq2Seq.from_description(self.description)
 
     def copy_head(self, head: nn.Module, tokenizer: LabelTokenizer) -> None:
-        """Nothing: the checkpoint has the head's weights."""
+        """Does nothing: the weights of the head are in the checkpoint."""

@@ -117,7 +117,7 @@ def _build_module(config: TrainConfig, train: Manifest, console: Console | None)
 
 
 def _limits(module: ASRModule, config: TrainConfig) -> Limits:
-    """What the model can take, narrowed by the user's own limits."""
+    """Limits of the model, narrowed by the limits of the config."""
     limits, data = module.limits(), config.data
     limits = replace(limits, min_s=max(limits.min_s, data.min_s))
     if data.max_s is not None and (limits.max_s is None or data.max_s < limits.max_s):
@@ -155,7 +155,7 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
 
 
 def write_beginning(run: TrainingRun, folder: Path) -> None:
-    """Write what is known before training: ``config.yaml`` as it runs, and ``skipped.jsonl``."""
+    """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
     from omegaconf import OmegaConf
 
     with written_whole(folder / "config.yaml") as file:

@@ -143,10 +143,10 @@ def transcribe_manifests(
         manifests: Manifests by name.
         run: How the model is run.
         options: What is returned besides text.
-        long_form: How recordings are transcribed that are too long for one pass; None skips them.
+        long_form: Settings for recordings that are too long for one pass; None skips these recordings.
         on_predictions: Called after each batch and each long recording.
         console: Shows progress; None shows nothing.
-        tables: Also show what was kept and what was dropped.
+        tables: Also show the numbers of kept and dropped utterances.
 
     Raises:
         ManifestError, AudioError: See `ASRDataModule.select`.

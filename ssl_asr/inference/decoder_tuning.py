@@ -7,7 +7,7 @@ The model runs once and its log-probabilities are kept. Then, each step with the
     3. every ``beam_size``
     4. every pair of ``rescore_weight`` and ``rescore_word_score``, if the decoder rescores
 
-Of settings with equal WER the smallest are taken.
+If settings have equal WER, the smallest values are chosen.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

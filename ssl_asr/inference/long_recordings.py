@@ -31,7 +31,7 @@ from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seco
 ProgressCallback = Callable[[Seconds], None]
 """Called with the number of seconds of a recording that are transcribed so far."""
 
-# A rest shorter than one encoder frame holds no speech.
+# Audio at the end of a recording is not decoded if it is shorter than one encoder frame.
 _MIN_REST_S: Seconds = 0.02
 
 
@@ -41,13 +41,13 @@ def no_progress(_: Seconds) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LongForm:
-    """How recordings are transcribed that are too long for one pass.
+    """Settings for recordings that are too long for one pass.
 
     Attributes:
         chunk_s: Length of a window in seconds. Recordings up to this length are transcribed in one pass.
         stride_s: Seconds at either end of a window that only provide context.
         batch_s: Seconds of audio in a batch of windows or parts.
-        vad: Split recordings by voice activity detection, whatever the model.
+        vad: Split recordings by voice activity detection, with any model.
     """
 
     chunk_s: Seconds
@@ -81,13 +81,13 @@ class Recording:
         return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
 
     def speech(self, longest_s: Seconds) -> list[tuple[Seconds, Seconds]]:
-        """Start and end of stretches with speech, in seconds, each at most ``longest_s`` long."""
+        """Start and end of each part with speech, in seconds. Parts are at most ``longest_s`` long."""
         spans = speech_spans(self.utterance, longest_s=longest_s, whole_T=self._whole_T)
         return packed(spans, longest_s=longest_s)
 
 
 class WindowedModule(Protocol):
-    """What `transcribe_by_windows` needs of a model: log-probabilities of frames, and a search over them."""
+    """Model interface of `transcribe_by_windows`: log-probabilities of frames, and a search over them."""
 
     @property
     def frame_s(self) -> Seconds:
@@ -112,7 +112,7 @@ class WindowedModule(Protocol):
 
 
 class TimestampModule(Protocol):
-    """What `transcribe_by_timestamps` needs of a model: segments with times in a window of speech."""
+    """Model interface of `transcribe_by_timestamps`: segments with times in a window."""
 
     @property
     def speech_encoder(self) -> SpeechEncoder:
@@ -128,7 +128,7 @@ class TimestampModule(Protocol):
         """One hypothesis for each utterance."""
 
     def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
-        """Segments of a hypothesis that was decoded with timestamps, and up to where they cover the window."""
+        """Segments of a hypothesis with timestamps, and the second of the window at which the next window starts."""
 
 
 # Windows -----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Window:
     """A window of a recording, and which of its frames are kept.
 
     Attributes:
-        start, end: Samples of the recording.
+        start, end: First sample, and the sample after the last one.
         first_frame: Frame of the recording at the window's first sample.
         keep_from, keep_to: Kept frames, counted from the start of the recording.
     """
@@ -200,13 +200,14 @@ def transcribe_by_windows(
     size = max(1, int(long_form.batch_s / long_form.chunk_s))
     kept: list[Tensor] = []
     for first in range(0, len(plan), size):
-        own = plan[first : first + size]
-        batch = collate([_example(recording, window) for window in own])
+        group = plan[first : first + size]
+        batch = collate([_example(recording, window) for window in group])
         log_probs_BFV, lengths_B = module.log_probs(batch.to(module.device))
-        for window, log_probs_FV, length in zip(own, log_probs_BFV, lengths_B.tolist(), strict=True):
+        for window, log_probs_FV, length in zip(group, log_probs_BFV, lengths_B.tolist(), strict=True):
+            # Kept frames, counted from the start of the window.
             low, high = window.keep_from - window.first_frame, min(length, window.keep_to - window.first_frame)
             kept.append(log_probs_FV[low:high])
-        progress(own[-1].end / SAMPLE_RATE)
+        progress(group[-1].end / SAMPLE_RATE)
     return module.transcribe_log_probs(utterance.id, torch.cat(kept), options)
 
 
@@ -215,12 +216,12 @@ def _example(recording: Recording, window: Window) -> Example:
 
 
 def _frames(module: WindowedModule, total: Samples, hop: Samples) -> int:
-    """Number of frames for a number of samples, as if the encoder had no limit."""
+    """Number of frames for a number of samples, which may be more than the encoder can take."""
     limit = module.speech_encoder.max_s
-    # Counted on a stretch within the limit; beyond it, one frame for each hop.
-    most = total if limit is None else min(total, int(limit * SAMPLE_RATE) // hop * hop)
-    whole = int(module.frame_lengths(torch.tensor([most]))[0])
-    return whole + (total - most) // hop
+    # The encoder counts the frames up to its limit. After the limit, there is one frame per hop.
+    within = total if limit is None else min(total, int(limit * SAMPLE_RATE) // hop * hop)
+    frames = int(module.frame_lengths(torch.tensor([within]))[0])
+    return frames + (total - within) // hop
 
 
 # Timestamps --------------------------------------------------------------------------------------------------
@@ -232,31 +233,31 @@ def transcribe_by_timestamps(
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """Decode window after window with timestamps; each window starts where the last complete segment ended.
+    """Decode one window after the other with timestamps. A window starts at the end of the last complete segment.
 
-    The language is detected once, in the first window. The text is the segments' texts joined.
+    The language is detected once, in the first window. The text is joined from the segments.
     """
     utterance = recording.utterance
     options = replace(options, timestamps=True)
     segments: list[Segment] = []
     words: list[Word] = []
     scores: list[float] = []
-    at, lang, detected = 0.0, utterance.lang, None
+    start, lang, detected = 0.0, utterance.lang, None
     window_s = module.speech_encoder.max_s
     assert window_s is not None
-    while utterance.duration - at > _MIN_REST_S:
-        duration = min(window_s, utterance.duration - at)
-        batch = collate([recording.part(at, duration, lang=lang)])
+    while utterance.duration - start > _MIN_REST_S:
+        duration = min(window_s, utterance.duration - start)
+        batch = collate([recording.part(start, duration, lang=lang)])
         [hypothesis] = module.transcribe(batch.to(module.device), options=options)
         detected = detected or hypothesis.detected
         lang = lang or hypothesis.detected
-        own, until = module.segments_of(hypothesis, duration)
-        segments += [segment.later(at) for segment in own]
+        complete, next_start = module.segments_of(hypothesis, duration)
+        segments += [segment.later(start) for segment in complete]
         # Words after the last complete segment are decoded again in the next window.
-        words += [word.later(at) for word in hypothesis.words if word.start < until]
+        words += [word.later(start) for word in hypothesis.words if word.start < next_start]
         scores.append(hypothesis.score)
-        at += until
-        progress(at)
+        start += next_start
+        progress(start)
     text = " ".join(segment.text for segment in segments)
     score = sum(scores) / max(1, len(scores))
     return Hypothesis(utterance.id, text, score, detected=detected, segments=segments, words=words)
@@ -272,7 +273,7 @@ def transcribe_by_voice(
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """Transcribe the stretches with speech in batches of similar length, and join their texts."""
+    """Transcribe the parts with speech in batches of similar length, and join their texts."""
     utterance = recording.utterance
     spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
     durations = [end - start for start, end in spans]
@@ -290,7 +291,7 @@ def transcribe_by_voice(
 def _joined(
     utterance_id: str, hypotheses: Sequence[Hypothesis], spans: Sequence[tuple[Seconds, Seconds]]
 ) -> Hypothesis:
-    """One hypothesis from those of consecutive stretches. A stretch without segments of its own becomes one segment."""
+    """Joins the hypotheses of consecutive parts. A part without segments becomes one segment."""
     words: list[Word] = []
     segments: list[Segment] = []
     for hypothesis, (start, end) in zip(hypotheses, spans, strict=True):
@@ -309,11 +310,11 @@ def _joined(
 
 def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
     """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
-    left = sorted(range(len(durations)), key=durations.__getitem__)
-    while left:
-        size = max(1, int(batch_s / encoder.encoded_s(durations[left[-1]])))
-        own, left = left[-size:], left[:-size]
-        yield own
+    remaining = sorted(range(len(durations)), key=durations.__getitem__)
+    while remaining:
+        size = max(1, int(batch_s / encoder.encoded_s(durations[remaining[-1]])))
+        batch, remaining = remaining[-size:], remaining[:-size]
+        yield batch
 
 
 # Choice of the method ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ssl_asr.types import LabelTokenizer, Seconds
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """What is changed in a model that is only used; None leaves it to the model.
+    """Settings of a loaded model that inference can change; None keeps the model's value.
 
     Attributes:
         window, tail_s: Window of Whisper's encoder.

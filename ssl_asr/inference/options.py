@@ -9,7 +9,7 @@ from ssl_asr.inference.model import InferenceOptions
 
 
 def inference_options(config: ModelInput) -> InferenceOptions:
-    """What a command changes in the model that it loads."""
+    """Settings of the loaded model that a command can change."""
     options: dict[str, Any] = {"window": config.window, "tail_s": config.tail_s, "extensions": tuple(config.extensions)}
     if isinstance(config, Languages):
         options |= {"language": config.language, "whisper_task": config.whisper_task}

@@ -29,7 +29,7 @@ class Transcribed:
         rows: Transcripts in the order of the manifest.
         skips: Recordings that could not be transcribed.
         audio_s: Seconds of audio transcribed in this run.
-        busy_s: Seconds this run took, reading and decoding included, loading the model not.
+        busy_s: Seconds of this run for reading and decoding, without loading the model.
     """
 
     rows: list[Prediction]
@@ -104,14 +104,14 @@ def transcribe_manifest(
     progress: ProgressFile | None,
     console: Console | None,
 ) -> Transcribed:
-    """Transcribe a manifest, except what a progress file already has.
+    """Transcribe a manifest, except recordings that are already in the progress file.
 
     Args:
         module: The model.
         manifest: Recordings.
         run: How the model is run.
         options: What is returned besides text.
-        long_form: How recordings are transcribed that are too long for one pass.
+        long_form: Settings for recordings that are too long for one pass.
         progress: File of finished transcripts, or None.
         console: Shows progress; None shows nothing.
     """
@@ -148,6 +148,6 @@ _NOT_IN_TRANSCRIPTS = ("input", "output", "format", "max_batch_s", "num_workers"
 
 
 def made_by(config: TranscribeConfig, module: ASRModule) -> dict[str, Any]:
-    """What the transcripts of a command depend on, as plain data."""
+    """Everything that the transcripts of a command depend on, as plain data."""
     settings = {key: value for key, value in plain(config).items() if key not in _NOT_IN_TRANSCRIPTS}
     return settings | {"decoder_used": plain_option(module.decoder)}

@@ -60,7 +60,7 @@ class Transcriber:
 
         Args:
             audio: Files or samples.
-            sample_rate: Sample rate of samples; files know theirs.
+            sample_rate: Sample rate of samples in memory. Not used for files.
             language: Language of a multilingual Whisper; None detects it.
             max_batch_s: Seconds of audio in a batch, padding included.
             chunk_s, stride_s, vad: How long recordings are split; see `LongForm`.
@@ -122,7 +122,7 @@ def load(
         device: Where it runs; None takes an accelerator if there is one.
         decoder: A ``decoder`` option such as ``ctc_beam``, or a file that ``tune_decoding`` wrote; None takes the
             model's own.
-        decoder_options: Settings of that option.
+        decoder_options: Settings of the decoder option.
         times: Measure of confidence of words, which then have times; None returns no words.
         window, tail_s: Window of Whisper's encoder; see `ssl_asr.models.whisper.WhisperBackbone`.
         language, task: Language and task of a multilingual Whisper.

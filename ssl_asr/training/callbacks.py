@@ -1,4 +1,4 @@
-"""What a run shows: which parameters train, speed and memory, sample hypotheses; and which checkpoints it keeps."""
+"""Callbacks of every run: table of trained parameters, speed and memory, sample hypotheses, and checkpoints."""
 
 import time
 from pathlib import Path

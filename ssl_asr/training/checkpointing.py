@@ -107,7 +107,7 @@ class SelfDescription(Callback):
         self.config, self.description = config, description
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the three to the checkpoint."""
+        """Add the config, the tokenizer and the description to the checkpoint."""
         assert isinstance(pl_module, ASRModule)
         checkpoint[KEY] = {
             "format": FORMAT,

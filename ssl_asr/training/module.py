@@ -1,4 +1,4 @@
-"""What every task shares: two optimizers, frozen parts, validation, and how a model transcribes."""
+"""Base class of all tasks: two optimizers, frozen parts, validation, and transcription."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -112,7 +112,7 @@ class ASRModule(ValidationLoop):
         self._state_cache = cache
 
     def on_train_start(self) -> None:
-        """Freeze before the first batch, and tell the state cache this process's rank."""
+        """Set modes before the first batch, and set the rank of the state cache."""
         super().on_train_start()
         if self._state_cache is not None:
             self._state_cache.store.rank = self.global_rank
@@ -128,7 +128,7 @@ class ASRModule(ValidationLoop):
         self._flush_states()
 
     def _flush_states(self) -> None:
-        """Write encoded states on every rank before any rank looks which states there are."""
+        """Write encoded states on every rank before any rank reads the index of states."""
         if self._state_cache is not None:
             self._state_cache.store.flush()
             self.trainer.strategy.barrier()
@@ -171,11 +171,11 @@ class ASRModule(ValidationLoop):
         """The measure of confidence that `transcribe` can give words, or None if it cannot time words.
 
         Args:
-            measure: The measure that is wanted.
+            measure: The requested measure.
             required: Raise if words cannot be timed.
 
         Raises:
-            ConfigError: The model cannot time words although that is required, or not with this measure.
+            ConfigError: Word times are required, but the model cannot time words, or not with this measure.
         """
         raise NotImplementedError
 
@@ -214,7 +214,7 @@ class ASRModule(ValidationLoop):
         checkpoint["state_dict"] = self.with_frozen(checkpoint["state_dict"], checkpoint)
 
     def with_frozen(self, weights: dict[str, Tensor], checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-        """The weights of a checkpoint, completed by this model's own where the checkpoint left them out.
+        """The weights of a checkpoint, completed by this model's frozen weights if the checkpoint left them out.
 
         Raises:
             CheckpointError: The checkpoint was trained from other pretrained weights than this model has.

@@ -59,7 +59,7 @@ class AuxiliaryCtc:
         self.layer, self.tokenizer, self.weight, self.lr_scale = layer, tokenizer, weight, lr_scale
 
     def layer_groups(self) -> list[LayerGroup]:
-        """One group, ``ctc``, with a learning rate of its own."""
+        """One group, ``ctc``, with a separate learning rate."""
         return [LayerGroup("ctc", (self.layer,), lr_scale=self.lr_scale)]
 
     def losses(self, out: EncoderOutput, utterances: Sequence[Utterance]) -> Tensor:
@@ -168,7 +168,7 @@ class Seq2SeqModule(ASRModule):
         return replace(super().limits(), max_tokens=self.model.max_tokens, prompt_tokens=prompt_tokens)
 
     def longest_pass_s(self, chunk_s: Seconds) -> Seconds:
-        """Whisper's window, whatever the chunk length."""
+        """Whisper's window. The chunk length is not used."""
         limit = self.speech_encoder.max_s
         return chunk_s if limit is None else limit
 
@@ -192,7 +192,7 @@ class Seq2SeqModule(ASRModule):
         self.set_decoder(self.decoder.with_token_cap(max_tokens_per_s))
 
     def confidence_measure(self, measure: Measure, *, required: bool) -> Measure | None:
-        """``max_prob``, the token probability, if the checkpoint names the heads that follow the speech."""
+        """``max_prob``, the token probability, if the checkpoint lists its alignment heads."""
         if measure != "max_prob":
             raise ConfigError("times", f"is {measure}, but Whisper has token probabilities only", "use times=max_prob")
         if self.model.generation.get("alignment_heads"):
@@ -237,7 +237,7 @@ class Seq2SeqModule(ASRModule):
         ]
 
     def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
-        """Segments of a hypothesis with timestamps, and up to where they cover the window.
+        """Segments of a hypothesis with timestamps, and the second of the window at which the next window starts.
 
         See `ssl_asr.decoding.timestamps.segments_of`.
         """

@@ -1,4 +1,4 @@
-"""The two sides of a model, each with an optimizer of its own: the pretrained encoder, and the rest.
+"""The two sides of a model, each with a separate optimizer: the pretrained encoder, and the rest.
 
 The rest is the head, or Whisper's decoder. A freeze policy decides which layer groups of either side train.
 """

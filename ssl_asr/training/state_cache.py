@@ -88,7 +88,7 @@ class DiskStateCache:
 def states_origin(
     encoder: SpeechEncoder, *, layers: Sequence[int], dtype: StateDtype, silence: bool, downmix: str
 ) -> dict[str, Any]:
-    """What states depend on besides the audio, as plain data for `StateStore`."""
+    """Everything that states depend on besides the audio, as plain data for `StateStore`."""
     description = encoder.description() | {"train_tail_s": None}
     config = {k: v for k, v in description["config"].items() if not k.startswith("_") and k not in _NOT_IN_STATES}
     described = json.dumps(description | {"config": config}, sort_keys=True, default=str)

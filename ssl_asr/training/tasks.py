@@ -1,4 +1,4 @@
-"""The ``task`` options. A task builds its module from parts: the only assembly, for training and for inference.
+"""The ``task`` options. A task builds its module from `ModuleParts`, for training and for inference.
 
 Modules are imported when they are built, so that checking a configuration does not import Lightning.
 """
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from ssl_asr.training.sides import OptimConfig
 
 DetectLanguage = Literal["missing", "all"]
-"""Detect the language of utterances whose manifest gives none, or of all utterances.
+"""Detect the language of utterances without ``lang`` in the manifest, or of all utterances.
 
-With ``all``, the named language is still used for decoding where the manifest gives one.
+Decoding uses the manifest's ``lang`` if it is given, also with ``all``.
 """
 
 
 class ModelSource(Protocol):
-    """Where the pretrained model comes from: a pretrained checkpoint, or the description in one of ours."""
+    """Where the pretrained model comes from: a pretrained checkpoint, or the description in a checkpoint of ssl_asr."""
 
     def encoder(self) -> SpeechEncoder:
         """The encoder alone."""
@@ -55,7 +55,7 @@ class ModelSource(Protocol):
         """The encoder with its decoder."""
 
     def copy_head(self, head: nn.Module, tokenizer: LabelTokenizer) -> None:
-        """Copy the rows of a checkpoint that is fine-tuned with CTC into a new head, where the source has them."""
+        """Copy the output rows of a checkpoint fine-tuned with CTC into a new head, for the labels that both have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,16 @@ class ModuleParts:
 
 
 class Task(Protocol):
-    """A ``task`` option. ``name`` is what other options list in their ``tasks``."""
+    """A ``task`` option. Other options list the ``name`` of each task that they support in ``tasks``."""
 
     name: ClassVar[str]
 
     def build(self, parts: ModuleParts) -> "ASRModule":
-        """The module, its pretrained weights loaded and its new weights drawn."""
+        """The module, with pretrained weights loaded and new weights initialized."""
 
 
 def _augmented(encoder: SpeechEncoder, parts: ModuleParts) -> SpeechEncoder:
-    """The encoder, masked in training as the ``augment`` option says."""
+    """The encoder, with the masking of the ``augment`` option in training."""
     if parts.augment is not None:
         parts.augment.apply_to(encoder)
     return encoder
@@ -146,8 +146,8 @@ class Joint:
     """Joint CTC-attention on a pretrained encoder with a new trunk: `ssl_asr.training.joint.JointModule`.
 
     Attributes:
-        ctc_weight: CTC's share of the loss; the attention decoder has the rest.
-        ctc_weight_end: Share at the end of a linear change, or null for a constant share.
+        ctc_weight: Weight ``w`` of CTC in the loss ``w * CTC + (1 - w) * attention``.
+        ctc_weight_end: Weight at the end of a linear change, or null for a constant weight.
         ctc_weight_updates: Update at which the change ends, or null.
         label_smoothing: Share of a target's probability mass spread over the vocabulary, in training.
     """
@@ -173,7 +173,7 @@ class Joint:
         return JointModule(task=self, **_states_and_head(_augmented(parts.source.encoder(), parts), parts))
 
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
-        """Weights that leave the CTC layer untrained, or that end nowhere."""
+        """A weight of 0, or only one of ``ctc_weight_end`` and ``ctc_weight_updates``."""
         if self.ctc_weight == 0:
             yield ConfigError(
                 "task.ctc_weight", "is 0, so the CTC layer would not train", "use a number greater than 0, such as 0.2"

@@ -118,7 +118,7 @@ def seed_everything(seed: int) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes, before there is a Trainer to ask."""
+    """Whether this process prints and writes. Also valid before a Trainer exists."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank: int | None = getattr(rank_zero_only, "rank", None)
