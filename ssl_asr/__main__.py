@@ -1,6 +1,7 @@
 """``ssl-asr COMMAND`` and ``python -m ssl_asr COMMAND``."""
 
 import importlib
+import importlib.util
 import sys
 
 COMMANDS = {
@@ -61,6 +62,9 @@ def main() -> None:
     """Run the command that is named first."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
+        if arguments[0] == "train":
+            # Lightning starts the other processes of a run by the module of this one, with the rest of its arguments.
+            sys.modules["__main__"].__spec__ = importlib.util.find_spec("ssl_asr.train")
         run_command(sys.argv.pop(1))
     elif arguments and arguments[0] in ("--completion", "--complete"):
         _complete(arguments)

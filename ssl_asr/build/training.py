@@ -15,6 +15,7 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
 from ssl_asr.data.text import get_normalizers
+from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
 from ssl_asr.textfiles import written_whole
@@ -83,11 +84,37 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
     trainer = _build_trainer(config, folder, module, console)
+    _check_batches(config, data, trainer.world_size)
     planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
     batches = config.trainer.train_batches(planned)
     accumulate, max_steps = config.trainer.accumulate_grad_batches, config.trainer.max_steps
     module.set_total_updates(total_updates(batches, accumulate, max_steps))
     return TrainingRun(module, data, trainer, config)
+
+
+def _check_batches(config: TrainConfig, data: ASRDataModule, world_size: int) -> None:
+    """Refuse limits that leave no batch, and a validation interval that is longer than an epoch.
+
+    Raises:
+        ConfigError: Names the key, with the number of batches there are.
+    """
+    options = config.trainer
+    planned = next(iter(data.batches_per_epoch(1, world_size)))
+    train = next(iter(options.train_batches([planned])))
+    if train == 0:
+        what = f"is {options.limit_train_batches}, which leaves none of the {planned} training batches"
+        raise ConfigError("trainer.limit_train_batches", what, "use a larger fraction, or a number of batches")
+    for key, split in (("limit_val_batches", "dev"), ("limit_test_batches", "test")):
+        limit, batches = getattr(options, key), data.fewest_eval_batches(split, world_size)
+        if isinstance(limit, float) and limit > 0 and batches is not None and int(limit * batches) == 0:
+            what = f"is {limit}, which leaves none of the {batches} batches of a {split} set"
+            raise ConfigError(f"trainer.{key}", what, "use a larger fraction, 0, or a number of batches")
+    interval = options.val_check_interval
+    each_epoch = options.check_val_every_n_epoch is not None and options.fast_dev_run is False
+    if each_epoch and isinstance(interval, int) and interval > train:
+        what = f"is {interval}, but an epoch has {train} batches"
+        remedy = "use a smaller number, or trainer.check_val_every_n_epoch=null to count over epochs"
+        raise ConfigError("trainer.val_check_interval", what, remedy)
 
 
 def _build_module(config: TrainConfig, train: Manifest, console: Console | None) -> ASRModule:

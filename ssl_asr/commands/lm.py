@@ -24,7 +24,7 @@ def lm(config: LmConfig, folder: Path) -> float | None:  # noqa: ARG001
     inputs, checks = ([Path(path) for path in paths] for paths in (config.input, config.check))
     check_sources(inputs, "input")
     check_sources(checks, "check")
-    split = _splitter(config.unit, config.model)
+    split = _splitter(config)
     estimated = estimate(_units(inputs, split, config.normalizer), order=config.order, prune=config.prune)
     output = Path(config.output)
     estimated.model.write_arpa(output)
@@ -45,17 +45,17 @@ def _units(paths: list[Path], split: "Callable[[Utterance], list[str]]", normali
     return (split(sentence) for sentence in read_sentences(paths, normalizer=normalizer))
 
 
-def _splitter(unit: str, model: str | None) -> "Callable[[Utterance], list[str]]":
+def _splitter(config: LmConfig) -> "Callable[[Utterance], list[str]]":
     """A function that splits a sentence into the units of the model."""
     from ssl_asr.decoding.fusion.automata import lm_token
 
-    if unit == "word":
+    if config.unit == "word":
         return lambda sentence: sentence.text.split()
-    if unit == "char":
+    if config.unit == "char":
         return lambda sentence: [lm_token(character) for character in sentence.text]
     from ssl_asr.inference.model import load_label_tokenizer
 
-    assert model is not None
-    tokenizer = load_label_tokenizer(model)
+    assert config.model is not None
+    tokenizer = load_label_tokenizer(config.model, extensions=config.extensions)
     labels = tokenizer.labels()
     return lambda sentence: [lm_token(label) for i in tokenizer.encode(sentence) if (label := labels[i]) is not None]

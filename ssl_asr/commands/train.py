@@ -29,7 +29,9 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed, run.module)
-    if first:
+    # A development run changes no file of an earlier run in the same folder.
+    writes = config.trainer.fast_dev_run is False
+    if first and writes:
         write_beginning(run, run_dir)
     if console is not None:
         _print_overview(run, console)
@@ -37,7 +39,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=config.resume)
         tested = _test(run, run_dir)
-        if tested.predictions and run.trainer.is_global_zero:
+        if tested.predictions and run.trainer.is_global_zero and writes:
             report(
                 tested.predictions,
                 tested.skips,
@@ -72,6 +74,6 @@ def _test(run: "TrainingRun", run_dir: Path) -> "Transcripts":
         if path is not None:
             checkpoint = read_checkpoint(path)
             run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
-        if run.data.test_names:
+        if run.data.test_names and run.config.trainer.limit_test_batches != 0:
             tested.add(transcribe_splits(run.trainer, run.module, run.data).renamed(suffix))
     return tested

@@ -120,7 +120,8 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     parent, _, last = key.rpartition(".")
     if unknown.rpartition(".")[2] != last:
         what = f"the file of option '{value}' has an unknown key '{unknown}'"
-        return ConfigError(key, what, _renamed_in(unknown)[1] or did_you_mean(unknown, known_keys(config)))
+        known = known_keys(config) if config in SCHEMAS else []
+        return ConfigError(key, what, _renamed_in(unknown)[1] or did_you_mean(unknown, known))
     if not parent:
         known = known_keys(config) if config in SCHEMAS else _keys_of(config, good, "")
         return ConfigError(key, "unknown key", did_you_mean(key, known))

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ Job = Callable[[Any, Path], float | None]
 """The work of a command: takes its typed config and the folder of the job, returns a score that a sweep can compare."""
 
 
+# Flags of Hydra that are followed by a value.
+_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
+_FLAGS_WITH_VALUE |= {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"}
+
+
 def name_arguments(arguments: list[str], names: tuple[str, ...]) -> list[str]:
     """A command line with its bare words named, if there are as many as names.
 
@@ -29,7 +35,9 @@ def name_arguments(arguments: list[str], names: tuple[str, ...]) -> list[str]:
         >>> name_arguments(["a", "b=c", "d"], ("first", "second"))
         ["first='a'", 'b=c', "second='d'"]
     """
-    bare = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    values = {after for flag, after in pairwise(arguments) if flag in _FLAGS_WITH_VALUE}
+    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    bare = [word for word in words if word not in values]
     if not names or len(bare) != len(names):
         return arguments
     left = iter(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import MinLen
 
@@ -19,6 +19,9 @@ from ssl_asr.types import (
     Precision,
     TailSeconds,
 )
+
+if TYPE_CHECKING:
+    from ssl_asr.decoding.option import DecoderOption
 
 T = TypeVar("T")
 
@@ -123,7 +126,9 @@ class Decoding:
 
     section: ClassVar[str] = "Decoding"
 
-    decoder: Any = field(default=None, metadata=group("decoder"))
+    decoder: DecoderOption | None = field(
+        default=None, metadata=group("decoder", "ssl_asr.decoding.option.DecoderOption")
+    )
     decoder_file: str | None = None
 
 

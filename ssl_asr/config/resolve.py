@@ -14,6 +14,7 @@ from ssl_asr.config.nodes import prepare, unknown_side
 from ssl_asr.config.options import (
     NOT_GIVEN,
     OWN_PACKAGE,
+    Call,
     Checked,
     check_installed,
     check_option,
@@ -55,7 +56,7 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
     errors += check_installed(extensions)
     values: dict[str, Any] = {}
     for field in fields(schema):
-        checked = _checked_field(field, node[field.name], extensions)
+        checked = _checked_field(field, node.get(field.name, NOT_GIVEN), extensions)
         errors += checked.errors
         values[field.name] = checked.option
     config = schema(**values)
@@ -98,7 +99,21 @@ def _checked_named(name: str, value: Any, extensions: Sequence[str]) -> Checked:
         each: check_option(node, f"{name}.{each}", extensions=extensions, calls=True) for each, node in nodes.items()
     }
     errors = [error for checked in found.values() for error in checked.errors]
+    errors += [
+        ConfigError(f"{name}.{each}", "is not a callback", "name a Lightning Callback, or an option with build()")
+        for each, checked in found.items()
+        if checked.option is not None and not checked.errors and not _builds_callback(checked.option)
+    ]
     return Checked({each: checked.option for each, checked in found.items()}, errors)
+
+
+def _builds_callback(option: Any) -> bool:
+    """Whether an option is a `Call` of a Lightning Callback, or has a ``build`` method without arguments."""
+    if isinstance(option, Call):
+        # By name, since Lightning may not be imported.
+        return any(kind.__name__ == "Callback" and "lightning" in kind.__module__ for kind in option.kind.__mro__)
+    build = getattr(option, "build", None)
+    return build is not None and all(p.default is not p.empty for p in inspect.signature(build).parameters.values())
 
 
 def _checked_option(node: Any, key: str, kind: str, extensions: Sequence[str]) -> Checked:

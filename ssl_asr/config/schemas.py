@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ssl_asr.data.options import DataConfig
     from ssl_asr.data.tokenizer import TokenizerOption
     from ssl_asr.decoding.ctc import CtcBeam
+    from ssl_asr.decoding.option import DecoderOption
     from ssl_asr.models.encoder import Backbone
     from ssl_asr.models.freezing import FreezePolicy
     from ssl_asr.models.heads import Head
@@ -90,7 +91,7 @@ class TrainConfig(Extended):
     states: StatesOption = field(metadata=group("states", "ssl_asr.models.states.StatesOption"))
     head: Head = field(metadata=group("head", "ssl_asr.models.heads.Head"))
     tokenizer: TokenizerOption = field(metadata=group("tokenizer", "ssl_asr.data.tokenizer.TokenizerOption"))
-    decoder: Any = field(metadata=group("decoder"))
+    decoder: DecoderOption = field(metadata=group("decoder", "ssl_asr.decoding.option.DecoderOption"))
     freeze_policy: FreezePolicy = field(metadata=group("freeze_policy", "ssl_asr.models.freezing.FreezePolicy"))
     augment: Augment = field(metadata=group("augment", "ssl_asr.models.spec_augment.Augment"))
     state_cache: NoStateCache | DiskStateCache = field(metadata=group("state_cache"))
@@ -282,7 +283,7 @@ class TuneDecodingConfig(ModelInput, Running):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmConfig:
+class LmConfig(Extended):
     """Estimate an n-gram language model (interpolated modified Kneser-Ney) and write it as ARPA.
 
     Attributes:

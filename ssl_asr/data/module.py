@@ -249,14 +249,23 @@ class ASRDataModule(L.LightningDataModule):
             dataset=self._dataset("train", self._speeds(epoch)), sampler=sampler, epoch=epoch, **self._options()
         )
 
+    def fewest_eval_batches(self, split: str, world_size: int = 1) -> int | None:
+        """Number of batches of the dev split, or of the smallest test split. None if there is no such split.
+
+        Args:
+            split: ``dev`` or ``test``.
+            world_size: Number of ranks. The number is that of the first rank.
+        """
+        names = self.test_names if split == "test" else [name for name in self.selections if name == split]
+        return min((len(self._eval_sampler(name, 0, world_size)) for name in names), default=None)
+
+    def _eval_sampler(self, name: str, rank: int, world_size: int) -> EvalBatchSampler:
+        durations_N = self.selections[name].kept.durations_N
+        return EvalBatchSampler(durations_N, max_batch_s=self.config.eval_batch_s, rank=rank, world_size=world_size)
+
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EvalBatchSampler(
-            self.selections[name].kept.durations_N,
-            max_batch_s=self.config.eval_batch_s,
-            rank=rank,
-            world_size=world_size,
-        )
+        sampler = self._eval_sampler(name, rank, world_size)
         return DataLoader(self._dataset(name), batch_sampler=sampler, **self._options())  # type: ignore[arg-type]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:

@@ -60,7 +60,7 @@ def restore_tokenizer(state: dict[str, Any], load_class: Callable[[str], type]) 
         load_class: Returns the class at a path, and decides which packages are trusted.
 
     Raises:
-        CheckpointError: ``kind`` is neither known nor a class path.
+        CheckpointError: ``kind`` is neither known nor the path of a tokenizer class.
     """
     kind = str(state.get("kind"))
     if kind not in _OWN_KINDS and "." not in kind:
@@ -68,6 +68,8 @@ def restore_tokenizer(state: dict[str, Any], load_class: Callable[[str], type]) 
         raise CheckpointError("tokenizer", what, "use a checkpoint made by ssl_asr")
     arguments = {key: value for key, value in state.items() if key != "kind"}
     make = _OWN_KINDS[kind] if kind in _OWN_KINDS else load_class(kind)
+    if not all(callable(getattr(make, method, None)) for method in ("encode", "decode", "state")):
+        raise CheckpointError("tokenizer", f"{kind} is not a tokenizer", "use a checkpoint made by ssl_asr")
     tokenizer: Tokenizer = make(**arguments)
     return tokenizer
 

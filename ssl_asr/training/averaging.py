@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
-from ssl_asr.training.checkpointing import read_checkpoint, write_checkpoint
+from ssl_asr.training.checkpointing import best_checkpoint, read_checkpoint, write_checkpoint
 
 
 class EMA(WeightAveraging):
@@ -79,8 +79,8 @@ def final_checkpoints(trainer: L.Trainer, folder: Path) -> dict[str, Path | None
         Checkpoints by suffix of their results: ``""`` for the best one, ``"_average"`` if `BestCheckpoints` is used.
         Without validation there is no best checkpoint: the value is None, for the weights at the end of the run.
     """
-    best = folder / "best.ckpt"
-    found: dict[str, Path | None] = {"": best if best.is_file() else None}
+    best = best_checkpoint(trainer)
+    found: dict[str, Path | None] = {"": folder / "best.ckpt" if best is not None and best.best_model_path else None}
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoints):
             ranked = sorted(callback.best_k_models, key=lambda path: float(callback.best_k_models[path]))

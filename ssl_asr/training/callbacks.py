@@ -113,7 +113,7 @@ class Samples(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the predictions of all ranks, write them, and print samples."""
         assert isinstance(pl_module, ASRModule)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or getattr(trainer, "fast_dev_run", False):
             return
         predictions = pl_module.gather_dev_predictions()
         if not trainer.is_global_zero or not predictions:

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from ssl_asr.errors import CheckpointError
 from ssl_asr.training.module import ASRModule
 
-FORMAT = 1
+FORMAT = 2
 KEY = "ssl_asr"
 
 
@@ -117,11 +117,16 @@ class SelfDescription(Callback):
         }
 
 
-def best_score(trainer: L.Trainer) -> float | None:
-    """The monitored metric of ``best.ckpt``, or None if there was no dev split."""
+def best_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """The callback that saves ``best.ckpt``, or None if there is no dev split."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    scores = [c.best_model_score for c in callbacks if c.monitor and c.best_model_score is not None]
-    return float(scores[0]) if scores else None
+    return next((callback for callback in callbacks if callback.filename == "best"), None)
+
+
+def best_score(trainer: L.Trainer) -> float | None:
+    """The monitored metric of ``best.ckpt``, or None if no checkpoint was best."""
+    best = best_checkpoint(trainer)
+    return None if best is None or best.best_model_score is None else float(best.best_model_score)
 
 
 def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:

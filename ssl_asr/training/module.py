@@ -111,9 +111,8 @@ class ASRModule(ValidationLoop):
         """Read the states of training and dev utterances from a cache. The encoder must be frozen."""
         self._state_cache = cache
 
-    def on_train_start(self) -> None:
-        """Set modes before the first batch, and set the rank of the state cache."""
-        super().on_train_start()
+    def on_fit_start(self) -> None:
+        """Set the rank of the state cache before any batch, those of a sanity validation included."""
         if self._state_cache is not None:
             self._state_cache.store.rank = self.global_rank
 

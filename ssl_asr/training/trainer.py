@@ -102,6 +102,9 @@ class TrainerConfig:
         if self.average_best is not None and run.data.dev is None:
             what = "needs a validation, and there is no dev split"
             yield ConfigError("trainer.average_best", what, "give data.dev=…, or use trainer.average_best=null")
+        if self.average_best is not None and self.limit_val_batches == 0:
+            what = "needs a validation, and limit_val_batches=0 skips it"
+            yield ConfigError("trainer.average_best", what, "use trainer.average_best=null")
         if self.average_best is not None and self.fast_dev_run is not False:
             what = "needs checkpoints, and fast_dev_run writes none"
             yield ConfigError("trainer.average_best", what, "use trainer.average_best=null")

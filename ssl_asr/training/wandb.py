@@ -96,6 +96,8 @@ class ValidationTable(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers the predictions of all ranks and logs the table."""
+        if trainer.sanity_checking:
+            return
         assert isinstance(pl_module, ASRModule)
         predictions = pl_module.gather_dev_predictions()
         if not trainer.is_global_zero or not predictions:

@@ -27,6 +27,10 @@ class TinyHead:
     def build(self, *, dim, vocab_size): ...
 
 
+class Plain:
+    def __init__(self) -> None: ...
+
+
 class Shout(Callback):
     def __init__(self, every_n: int, word: str = "hey") -> None:
         self.every_n, self.word = every_n, word
@@ -109,6 +113,14 @@ def test_a_callback_class_keeps_its_arguments_and_its_node(package):
     assert config.callbacks["mine"].build().every_n == 3
     assert plain(config)["callbacks"] == {"mine": node}
     assert plain(config)["extensions"] == ["their_package"]
+
+
+@pytest.mark.parametrize("target", ["ssl_asr.training.loggers.NoLog", "their_package.TinyHead", "their_package.Plain"])
+def test_a_class_that_is_not_a_callback_is_refused(package, target):
+    cfg = compose_train(*NEEDED, "extensions=[their_package]")
+    cfg.callbacks = {"mine": {"_target_": target} | ({"width": 1} if target.endswith("TinyHead") else {})}
+    with pytest.raises(ConfigError, match="callbacks.mine: is not a callback"):
+        resolve(cfg)
 
 
 def test_lightning_callbacks_need_lightning_named():

@@ -163,6 +163,9 @@ def test_a_decoder_file_takes_the_place_of_the_decoder(tmp_path):
     write_decoder(tmp_path / "decoder.yaml", option)
     given = ["model=m", "input=[a.wav]", f"decoder_file={tmp_path}/decoder.yaml"]
     assert resolved_command("transcribe", *given).decoder == option
+    for option in ("head/linear", "logger/csv"):
+        with pytest.raises(ConfigError, match="decoder: .* does not fit here, expected a DecoderOption"):
+            resolved_command("transcribe", "model=m", "input=[a.wav]", f"decoder_file={CONF}/{option}.yaml")
     with pytest.raises(ConfigError, match="decoder_file: is given together with decoder"):
         resolved_command("transcribe", *given, "decoder=ctc_greedy")
     (tmp_path / "decoder.yaml").write_text("- 1\n")

@@ -64,7 +64,7 @@ def test_logits_of_a_language_equal_transformers(mms, language):
     ("language", "message"),
     [
         (None, "got language None, expected one of the 2 languages .*known names: deu, eng"),
-        ("dea", "got language dea, expected one of the 2 languages .*Did you mean 'deu'"),
+        ("dea", "got language dea, expected one of the 2 languages .*did you mean 'deu'"),
     ],
 )
 def test_missing_language_raises_checkpoint_error(mms, language, message):

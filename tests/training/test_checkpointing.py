@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ssl_asr.errors import CheckpointError
-from ssl_asr.training.checkpointing import KEY, check_resumable, read_checkpoint, write_checkpoint
+from ssl_asr.training.checkpointing import FORMAT, KEY, check_resumable, read_checkpoint, write_checkpoint
 from tests.training.toy_runs import build, toy_overrides
 
-PLAIN = {KEY: {"format": 1}, "weights": torch.arange(10.0)}
+PLAIN = {KEY: {"format": FORMAT}, "weights": torch.arange(10.0)}
 
 
 def test_reading_returns_what_was_written(tmp_path):

@@ -141,7 +141,7 @@ def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus,
 
 def test_two_ranks_share_their_cached_states(toy_checkpoints, toy_corpus, tmp_path):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "trainer.devices=2"]
-    overrides += ["trainer.strategy=ddp", "head.dropout=0"]
+    overrides += ["trainer.strategy=ddp", "head.dropout=0", "trainer.num_sanity_val_steps=-1"]
     plain = run_train(tmp_path / "plain", *overrides)
     cached = run_train(tmp_path / "cached", *overrides, "state_cache=disk")
     for name, value in plain["state_dict"].items():

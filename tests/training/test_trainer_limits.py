@@ -2,6 +2,8 @@
 
 import pytest
 
+from ssl_asr.errors import ConfigError
+from ssl_asr.training.averaging import final_checkpoints
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -69,3 +71,31 @@ def test_defaults_leave_lightning_at_its_own(toy_checkpoints, toy_corpus, tmp_pa
     trainer = built(toy_checkpoints, toy_corpus, tmp_path).trainer
     assert (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches) == (1.0, 1.0, 1.0)
     assert (trainer.val_check_interval, trainer.num_sanity_val_steps, trainer.fast_dev_run) == (1.0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trainer.limit_train_batches=0.001", "trainer.limit_train_batches: is 0.001, which leaves none of the"),
+        ("trainer.limit_val_batches=0.001", "trainer.limit_val_batches: is 0.001, which leaves none of the"),
+        ("trainer.limit_test_batches=0.001", "trainer.limit_test_batches: is 0.001, which leaves none of the"),
+        ("trainer.val_check_interval=1000", "trainer.val_check_interval: is 1000, but an epoch has"),
+    ],
+)
+def test_limits_that_leave_nothing_raise_config_error(toy_checkpoints, toy_corpus, tmp_path, override, key):
+    with pytest.raises(ConfigError, match=f"^{key}"):
+        built(toy_checkpoints, toy_corpus, tmp_path, override)
+
+
+def test_average_of_best_checkpoints_needs_a_validation(toy_checkpoints, toy_corpus, tmp_path):
+    with pytest.raises(ConfigError, match="^trainer.average_best: needs a validation"):
+        built(toy_checkpoints, toy_corpus, tmp_path, "trainer.limit_val_batches=0", "trainer.average_best=2")
+
+
+def test_checkpoints_of_an_earlier_run_are_not_tested(toy_checkpoints, toy_corpus, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"of another run")
+    run = built(toy_checkpoints, toy_corpus, tmp_path, "trainer.fast_dev_run=1")
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert final_checkpoints(run.trainer, tmp_path / "checkpoints") == {"": None}
+    assert not (tmp_path / "predictions").exists()

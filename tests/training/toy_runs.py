@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,14 @@ def build(folder: Path, *overrides: str) -> TrainingRun:
     return build_training(resolved(*overrides), folder, None)
 
 
-def run_train(folder: Path, *overrides: str, code: str | None = None) -> dict[str, Any]:
+def run_train(folder: Path, *overrides: str, start: Sequence[str] = ("-m", "ssl_asr.train")) -> dict[str, Any]:
     """Run ``train`` in a new process, as training on several ranks needs, and return its last checkpoint.
 
     Args:
         folder: Folder of the run.
         overrides: Overrides of the command line.
-        code: Python code that runs instead of ``python -m ssl_asr.train``. Default: None.
+        start: Arguments of python that start the command.
     """
-    start = ["-m", "ssl_asr.train"] if code is None else ["-c", code]
     done = subprocess.run(
         [sys.executable, *start, *overrides, f"run_dir={folder}", "verbose=false"],
         capture_output=True,
