@@ -10,11 +10,23 @@ def small(toy_checkpoints, toy_corpus):
     return [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "trainer.max_epochs=1", "verbose=false"]
 
 
-def test_debug_fast_runs_and_leaves_no_checkpoint(run_command, toy_checkpoints, toy_corpus, tmp_path):
-    done = run_command("train", "debug=fast", *small(toy_checkpoints, toy_corpus), "run_dir=run", cwd=tmp_path)
+def test_debug_fast_runs_and_changes_no_file_of_an_earlier_run(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    earlier = {name: tmp_path / "run" / name for name in ("config.yaml", "skipped.jsonl", "results.json")}
+    (tmp_path / "run").mkdir()
+    for file in earlier.values():
+        file.write_text("of an earlier run")
+    (tmp_path / "counting.py").write_text(
+        "from lightning import Callback\n"
+        "class Count(Callback):\n"
+        "    def on_train_end(self, trainer, pl_module) -> None:\n"
+        "        print('micro-batches:', trainer.fit_loop.total_batch_idx + 1)\n"
+    )
+    counting = ["+callbacks.count={_target_: counting.Count}", "extensions=[counting]", "run_dir=run"]
+    done = run_command("train", "debug=fast", *small(toy_checkpoints, toy_corpus), *counting, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "micro-batches: 2" in done.stdout
+    assert {file.read_text() for file in earlier.values()} == {"of an earlier run"}
     assert not list((tmp_path / "run").rglob("*.ckpt"))
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["fast_dev_run"] == 2
 
 
 def test_a_sweep_option_runs_without_a_flag(run_command, toy_checkpoints, toy_corpus, tmp_path):
@@ -29,7 +41,8 @@ def test_flags_may_follow_overrides(run_command, toy_checkpoints, toy_corpus, tm
     given = [*small(toy_checkpoints, toy_corpus), "debug=fast", "-m", "seed=3,4", "hydra.sweep.dir=sweep"]
     done = run_command("train", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "sweep").glob("*/config.yaml"))) == 2
+    jobs = sorted((tmp_path / "sweep").glob("*/.hydra/config.yaml"))
+    assert [yaml.safe_load(job.read_text())["seed"] for job in jobs] == [3, 4]
 
 
 @pytest.mark.parametrize(
