@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,22 +85,28 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
     trainer = _build_trainer(config, folder, module, console)
-    _check_batches(config, data, trainer.world_size)
     planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
-    batches = config.trainer.train_batches(planned)
+    first = next(planned)
+    _check_batches(config, data, trainer.world_size, first)
+    batches = config.trainer.train_batches(chain([first], planned))
     accumulate, max_steps = config.trainer.accumulate_grad_batches, config.trainer.max_steps
     module.set_total_updates(total_updates(batches, accumulate, max_steps))
     return TrainingRun(module, data, trainer, config)
 
 
-def _check_batches(config: TrainConfig, data: ASRDataModule, world_size: int) -> None:
+def _check_batches(config: TrainConfig, data: ASRDataModule, world_size: int, planned: int) -> None:
     """Refuse limits that leave no batch, and a validation interval that is longer than an epoch.
+
+    Args:
+        config: The run.
+        data: Its data.
+        world_size: Number of ranks.
+        planned: Number of batches of each rank in the first epoch.
 
     Raises:
         ConfigError: Names the key, with the number of batches there are.
     """
     options = config.trainer
-    planned = next(iter(data.batches_per_epoch(1, world_size)))
     train = next(iter(options.train_batches([planned])))
     if train == 0:
         what = f"is {options.limit_train_batches}, which leaves none of the {planned} training batches"
