@@ -3,21 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ssl_asr.data.text import get_normalizer
-from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, NormalizerName, Utterance
+from ssl_asr.data.inventory import InventoryTokenizer
+from ssl_asr.errors import ConfigError
+from ssl_asr.types import FIRST_LABEL_ID, NormalizerName, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
 
 
-class CharTokenizer:
-    """One id per character, for CTC.
-
-    Id 0 is the blank. Id 1 is the unknown character, which stands for every character outside the alphabet.
-    Padding has no id, because targets are stored with their lengths.
+class CharTokenizer(InventoryTokenizer):
+    """One id per character, for CTC. See `InventoryTokenizer`.
 
     Args:
         characters: The alphabet. The first character gets id 2.
@@ -35,51 +32,30 @@ class CharTokenizer:
     unit: ClassVar[str] = "characters"
 
     def __init__(self, *, characters: str | Sequence[str], normalizer: str = "none") -> None:
-        characters = list(characters)
         repeated = [character for character, count in Counter(characters).items() if count > 1]
         if repeated or not characters:
             what = f"repeats {repeated}" if repeated else "is empty"
             raise ConfigError("tokenizer.characters", what, "list each character once")
-        self.characters = characters
-        self.normalizer = normalizer
-        self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        self._ids = {character: i for i, character in enumerate(characters, start=FIRST_LABEL_ID)}
+        super().__init__(list(characters), normalizer=normalizer)
+
+    @staticmethod
+    def split(text: str) -> Sequence[str]:
+        """The characters of a text, spaces included."""
+        return text
 
     @classmethod
-    def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "CharTokenizer":
-        """Tokenizer with all characters of the normalized texts as its alphabet, sorted by code point.
-
-        Raises:
-            ManifestError: The texts are empty.
-        """
-        normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        seen: set[str] = set()
-        for utterance in utterances:
-            seen.update(normalize(utterance.text, utterance.lang))
-        if not seen:
-            raise ManifestError("train manifest", "has no text", "CTC needs characters to learn")
-        return cls(characters=sorted(seen), normalizer=normalizer)
+    def of(cls, inventory: Sequence[str], *, normalizer: str) -> Self:
+        """See `InventoryTokenizer`."""
+        return cls(characters=inventory, normalizer=normalizer)
 
     @property
-    def vocab_size(self) -> int:
-        """Size of the alphabet plus 2, for the blank and the unknown character."""
-        return len(self.characters) + FIRST_LABEL_ID
-
-    def _text(self, utterance: Utterance) -> str:
-        return self._normalize(utterance.text, utterance.lang)
-
-    def encode(self, utterance: Utterance) -> list[int]:
-        """Ids of the characters of the normalized text."""
-        return [self._ids.get(character, UNKNOWN_ID) for character in self._text(utterance)]
-
-    def unseen(self, utterance: Utterance) -> list[str]:
-        """Characters of the normalized text that are not in the alphabet, repeats included."""
-        return [character for character in self._text(utterance) if character not in self._ids]
+    def characters(self) -> list[str]:
+        """The alphabet."""
+        return self._inventory
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids from which repeats are already removed. Blanks are skipped; the unknown id gives ``⁇``."""
-        pieces = ["⁇" if i == UNKNOWN_ID else self.characters[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID]
-        return " ".join("".join(pieces).split())
+        return " ".join("".join(self.spellings(ids)).split())
 
     def labels(self) -> list[str | None]:
         """Spelling of each id. None for the blank and the unknown character."""
@@ -106,9 +82,7 @@ class Characters:
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> CharTokenizer:
         """Tokenizer with the given alphabet, or with the alphabet of ``train`` if none is given."""
-        if self.characters is None:
-            return CharTokenizer.from_texts(train, normalizer=self.normalizer)
-        return CharTokenizer(characters=self.characters, normalizer=self.normalizer)
+        return CharTokenizer.build(self.characters, train=train, normalizer=self.normalizer)
 
 
 @dataclass(frozen=True, kw_only=True)

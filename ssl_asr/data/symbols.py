@@ -2,21 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ssl_asr.data.text import get_normalizer
-from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, NormalizerName, Utterance
+from ssl_asr.data.inventory import InventoryTokenizer
+from ssl_asr.errors import ConfigError
+from ssl_asr.types import FIRST_LABEL_ID, NormalizerName, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
 
 
-class SymbolTokenizer:
-    """One id per symbol, for CTC. Symbols are separated by spaces.
+class SymbolTokenizer(InventoryTokenizer):
+    """One id per symbol, for CTC. Symbols are separated by spaces. See `InventoryTokenizer`.
 
-    Id 0 is the blank. Id 1 is the unknown symbol. Reports count each symbol as a word, so the WER is the
-    symbol error rate.
+    Reports count each symbol as a word, so the WER is the symbol error rate.
 
     Args:
         symbols: The inventory. The first symbol gets id 2.
@@ -39,43 +38,26 @@ class SymbolTokenizer:
         if bad or not symbols or len(set(symbols)) < len(symbols):
             what = f"holds {bad}" if bad else "is empty" if not symbols else "repeats a symbol"
             raise ConfigError("tokenizer.symbols", what, "list each symbol once, without spaces")
-        self.symbols = list(symbols)
-        self.normalizer = normalizer
-        self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=FIRST_LABEL_ID)}
+        super().__init__(symbols, normalizer=normalizer)
+
+    @staticmethod
+    def split(text: str) -> Sequence[str]:
+        """The symbols of a text."""
+        return text.split()
 
     @classmethod
-    def from_texts(cls, utterances: Iterable[Utterance], *, normalizer: str) -> "SymbolTokenizer":
-        """Tokenizer with all symbols of the normalized texts as its inventory, sorted.
-
-        Raises:
-            ManifestError: The texts are empty.
-        """
-        normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        seen = {symbol for u in utterances for symbol in normalize(u.text, u.lang).split()}
-        if not seen:
-            raise ManifestError("train manifest", "has no text", "CTC needs symbols to learn")
-        return cls(symbols=sorted(seen), normalizer=normalizer)
+    def of(cls, inventory: Sequence[str], *, normalizer: str) -> Self:
+        """See `InventoryTokenizer`."""
+        return cls(symbols=inventory, normalizer=normalizer)
 
     @property
-    def vocab_size(self) -> int:
-        """Size of the inventory plus 2, for the blank and the unknown symbol."""
-        return len(self.symbols) + FIRST_LABEL_ID
-
-    def _split(self, utterance: Utterance) -> list[str]:
-        return self._normalize(utterance.text, utterance.lang).split()
-
-    def encode(self, utterance: Utterance) -> list[int]:
-        """Ids of the symbols of the normalized text."""
-        return [self._ids.get(symbol, UNKNOWN_ID) for symbol in self._split(utterance)]
-
-    def unseen(self, utterance: Utterance) -> list[str]:
-        """Symbols of the normalized text that are not in the inventory, repeats included."""
-        return [symbol for symbol in self._split(utterance) if symbol not in self._ids]
+    def symbols(self) -> list[str]:
+        """The inventory."""
+        return self._inventory
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids from which repeats are already removed. Blanks are skipped; the unknown id gives ``⁇``."""
-        return " ".join("⁇" if i == UNKNOWN_ID else self.symbols[i - FIRST_LABEL_ID] for i in ids if i != BLANK_ID)
+        return " ".join(self.spellings(ids))
 
     def labels(self) -> list[str | None]:
         """Spelling of each id. Each symbol is a word, so it begins with a space. None for blank and unknown."""
@@ -103,6 +85,4 @@ class Symbols:
 
     def build(self, *, train: Iterable[Utterance], checkpoint: "PretrainedVocabulary") -> SymbolTokenizer:
         """Tokenizer with the given inventory, or with the inventory of ``train`` if none is given."""
-        if self.symbols is None:
-            return SymbolTokenizer.from_texts(train, normalizer=self.normalizer)
-        return SymbolTokenizer(symbols=self.symbols, normalizer=self.normalizer)
+        return SymbolTokenizer.build(self.symbols, train=train, normalizer=self.normalizer)

@@ -30,7 +30,8 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.types import SAMPLE_RATE, Dropout, RecommendedFreeze, Samples
+from ssl_asr.models.spectrograms import center_bands, slaney_filters
+from ssl_asr.types import Dropout, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig
@@ -61,18 +62,7 @@ class LogMel(nn.Module):
 
     def __init__(self, *, n_mels: int) -> None:
         super().__init__()
-        from transformers.audio_utils import mel_filter_bank
-
-        filters = mel_filter_bank(
-            num_frequency_bins=1 + N_FFT // 2,
-            num_mel_filters=n_mels,
-            min_frequency=0.0,
-            max_frequency=SAMPLE_RATE / 2,
-            sampling_rate=SAMPLE_RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.register_buffer("filters_MF", torch.from_numpy(filters.T).to(torch.float32), persistent=False)
+        self.register_buffer("filters_MF", slaney_filters(n_mels, n_fft=N_FFT).T, persistent=False)
         self.register_buffer("window_T", torch.hann_window(FRAME, periodic=False), persistent=False)
 
     @staticmethod
@@ -90,13 +80,8 @@ class LogMel(nn.Module):
         frames_B = self.frame_lengths(lengths_B)
         with torch.autocast(waveform_BT.device.type, enabled=False):
             log_BMF = self._log_mel(waveform_BT.float(), lengths_B)[..., : int(frames_B.max())]
-        mask_BF = padding_mask(frames_B, log_BMF.shape[-1], log_BMF.device)
-        mask = 1.0 if mask_BF is None else mask_BF[:, None].to(log_BMF.dtype)
-        count_B = frames_B.clamp(min=_MIN_MEL_FRAMES).to(log_BMF.device, non_blocking=True)[:, None, None]
-        mean = (log_BMF * mask).sum(-1, keepdim=True) / count_B
-        centered_BMF = (log_BMF - mean) * mask
-        variance = centered_BMF.square().sum(-1, keepdim=True) / (count_B - 1)
-        return centered_BMF / (variance.sqrt() + _STD_FLOOR)
+        centered_BFM, variance_B1M = center_bands(log_BMF.transpose(1, 2), frames_B.clamp(min=_MIN_MEL_FRAMES))
+        return (centered_BFM / (variance_B1M.sqrt() + _STD_FLOOR)).transpose(1, 2)
 
     def _log_mel(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
         emphasized_BT = waveform_BT.clone()

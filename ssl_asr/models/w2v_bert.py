@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.encoder import LayerGroup, padding_mask
+from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.models.loading import new_net
+from ssl_asr.models.spectrograms import center_bands
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.types import SAMPLE_RATE, Samples
 
@@ -25,6 +26,7 @@ BANDS = 80
 JOINED = 2
 _PREEMPHASIS = 0.97
 _FLOOR = 1.192092955078125e-07
+_VARIANCE_FLOOR = 1e-7
 
 
 class FilterBanks(nn.Module):
@@ -70,13 +72,8 @@ class FilterBanks(nn.Module):
         with torch.autocast(waveform_BT.device.type, enabled=False):
             log_BFM = self._log_banks(waveform_BT.float())
         frames_B = ((lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1).clamp(min=0)
-        mask_BF = padding_mask(frames_B, log_BFM.shape[1], log_BFM.device)
-        count_B = frames_B.to(log_BFM.device, non_blocking=True)[:, None, None]
-        mask = torch.ones_like(log_BFM[..., :1]) if mask_BF is None else mask_BF[..., None].to(log_BFM.dtype)
-        mean = (log_BFM * mask).sum(1, keepdim=True) / count_B
-        centered_BFM = (log_BFM - mean) * mask
-        variance = centered_BFM.square().sum(1, keepdim=True) / (count_B - 1)
-        normed_BFM = centered_BFM / (variance + 1e-7).sqrt()
+        centered_BFM, variance_B1M = center_bands(log_BFM, frames_B)
+        normed_BFM = centered_BFM / (variance_B1M + _VARIANCE_FLOOR).sqrt()
         joined = int(self.frame_lengths(lengths_B).max())
         return normed_BFM[:, : joined * JOINED].reshape(len(normed_BFM), joined, BANDS * JOINED)
 

@@ -27,6 +27,7 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.loading import load_pretrained, non_null
 from ssl_asr.models.spec_augment import SpecAugment
+from ssl_asr.models.spectrograms import slaney_filters
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
 from ssl_asr.types import (
     SAMPLE_RATE,
@@ -64,19 +65,7 @@ class LogMel(nn.Module):
 
     def __init__(self, *, n_mels: int) -> None:
         super().__init__()
-        from transformers.audio_utils import mel_filter_bank
-
-        filters = mel_filter_bank(
-            num_frequency_bins=1 + N_FFT // 2,
-            num_mel_filters=n_mels,
-            min_frequency=0.0,
-            max_frequency=8000.0,
-            sampling_rate=SAMPLE_RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        filters_FM = torch.from_numpy(filters).to(torch.float32)
-        self.register_buffer("filters_FM", filters_FM, persistent=False)
+        self.register_buffer("filters_FM", slaney_filters(n_mels, n_fft=N_FFT), persistent=False)
         self.register_buffer("window_T", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, waveform_BT: Tensor, frames: int) -> Tensor:
