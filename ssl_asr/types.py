@@ -32,7 +32,7 @@ Lengths are integers, never fractions of the batch. They stay on the CPU, so tha
 the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -225,13 +225,22 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word with its times in seconds, a confidence in [0, 1], and its tokens if the decoder gives them."""
+    """A word with its times in seconds, a confidence in [0, 1], and its tokens if the decoder gives them.
+
+    Attributes:
+        text: Without spaces around it.
+        start, end: Seconds from the start of the utterance.
+        confidence: In [0, 1].
+        tokens: Labels or sub-words of the word.
+        spaced: Whether a space separates the word from the word before it. See `text_of`.
+    """
 
     text: str
     start: Seconds
     end: Seconds
     confidence: float
     tokens: tuple[Token, ...] = ()
+    spaced: bool = True
 
     def later(self, by: Seconds) -> "Word":
         """The word and its tokens shifted by ``by`` seconds."""
@@ -239,9 +248,10 @@ class Word:
         return replace(self, start=self.start + by, end=self.end + by, tokens=tokens)
 
     def record(self) -> dict[str, Any]:
-        """JSON-like data; `from_record` reads it back. ``tokens`` is left out if there are none."""
+        """JSON-like data; `from_record` reads it back. Defaults of ``tokens`` and ``spaced`` are left out."""
         tokens = [token.record() for token in self.tokens]
-        return _timed_record(self) | ({"tokens": tokens} if tokens else {})
+        record = _timed_record(self) | ({"tokens": tokens} if tokens else {})
+        return record if self.spaced else record | {"spaced": False}
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Word":
@@ -250,12 +260,22 @@ class Word:
         return cls(**(row | {"tokens": tokens}))
 
 
+def text_of(words: Iterable[Word]) -> str:
+    """The words joined, with spaces where they are written.
+
+    Example:
+        >>> text_of([Word("你", 0.0, 0.2, 1.0), Word("好", 0.2, 0.4, 1.0, spaced=False)])
+        '你好'
+    """
+    return "".join(f" {word.text}" if word.spaced else word.text for word in words).strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A phrase with its times in seconds and a confidence in [0, 1].
 
     Attributes:
-        text: The words joined by single spaces, if there are words.
+        text: Exactly `text_of` its words, if there are words.
         start, end: Seconds from the start of the utterance.
         confidence: In [0, 1].
         words: Of this segment, in order. Empty if words have no times.

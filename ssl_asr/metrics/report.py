@@ -38,6 +38,7 @@ class Prediction:
         duration: Seconds.
         audio_filepath: Path of the audio file.
         offset: Start of the utterance in the file, in seconds.
+        channel: Index of the channel that was read, from 0. None if the channels were mixed.
         lang: Language code from the manifest.
         tags: Keys of the manifest that the framework does not use itself.
         words, alternatives, detected, segments: See `Hypothesis`.
@@ -50,6 +51,7 @@ class Prediction:
     duration: float
     audio_filepath: str
     offset: float = 0.0
+    channel: int | None = None
     lang: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
     words: list[Word] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Prediction:
             duration=utterance.duration,
             audio_filepath=utterance.audio_filepath,
             offset=utterance.offset,
+            channel=utterance.channel,
             lang=utterance.lang,
             tags=utterance.tags,
             words=hypothesis.words,
