@@ -1,6 +1,8 @@
 """Text files: plain or gzipped, and written atomically; and names on the Hugging Face Hub."""
 
 import gzip
+import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,34 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Plain data as strict JSON (RFC 8259), on one line if there is no ``indent``.
+
+    NaN and infinite numbers, which JSON does not have, become null. Characters are written as they are. If a text has
+    bytes of a file name that are not UTF-8, all characters beyond ASCII are escaped.
+
+    Example:
+        >>> to_json({"wer": float("nan"), "id": "é"})
+        '{"wer": null, "id": "é"}'
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    if text.isascii() or text == text.encode(errors="replace").decode():
+        return text
+    return json.dumps(json.loads(text), ensure_ascii=True, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """The data with None in place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_hub_name(name: str) -> bool:

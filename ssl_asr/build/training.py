@@ -1,6 +1,5 @@
 """From a resolved configuration to everything a training run needs."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,9 +18,9 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.training.averaging import EMA
-from ssl_asr.training.callbacks import Samples, Throughput, checkpointing
+from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
@@ -167,6 +166,7 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
         SelfDescription(config=plain(config), description=module.description()),
         RandomStates(),
         Throughput(),
+        LastValidation(),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),
@@ -196,4 +196,4 @@ def write_beginning(run: TrainingRun, folder: Path) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))))
     rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
     with written_whole(folder / "skipped.jsonl") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(to_json(row) + "\n" for row in rows)

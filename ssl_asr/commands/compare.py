@@ -1,13 +1,12 @@
 """``ssl-asr compare ONE OTHER``: test whether one system is better than another on the same utterances."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_asr.config.schemas import CompareConfig
 from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import to_json, written_whole
 
 if TYPE_CHECKING:
     from ssl_asr.metrics.significance import Comparison
@@ -33,7 +32,7 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
     if config.output is not None:
         whole = {split: {name: asdict(one) for name, one in rows.items()} for split, rows in results.items()}
         with written_whole(Path(config.output)) as file:
-            file.write(json.dumps(whole, indent=1) + "\n")
+            file.write(to_json(whole, indent=1) + "\n")
     return next(iter(next(iter(results.values())).values())).difference
 
 

@@ -17,8 +17,10 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.evaluation import Detail, report
+    from ssl_asr.metrics.provenance import Clock
 
     hush()
+    clock = Clock()
     console = make_console() if config.verbose else None
     done = _transcribe(config, console) if config.predictions is None else _read(Path(config.predictions))
     evaluations = report(
@@ -28,6 +30,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
         folder=Path(config.output_dir),
         console=console,
         samples=config.samples,
+        clock=clock,
         detail=Detail(
             by=config.by,
             confusions=config.confusions,

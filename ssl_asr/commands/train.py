@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_asr.config.run_folder import checkpoint_to_resume
 from ssl_asr.config.schemas import TrainConfig
 
 if TYPE_CHECKING:
@@ -18,26 +19,31 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.evaluation import report
+    from ssl_asr.metrics.provenance import Clock
     from ssl_asr.training.checkpointing import best_score, check_resumable, read_checkpoint
+    from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
     from ssl_asr.training.trainer import is_first_process
 
     hush()
+    clock = Clock()
     run_dir, first = Path(config.run_dir), is_first_process()
     console = make_console() if config.verbose and first else None
-    resumed = None if config.resume is None else read_checkpoint(Path(config.resume))
+    # A development run changes no file of an earlier run in the same folder.
+    writes = first and config.trainer.fast_dev_run is False
+    resumed_from = checkpoint_to_resume(config.resume, run_dir)
+    resumed = None if resumed_from is None else read_checkpoint(resumed_from)
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed, run.module)
-    # A development run changes no file of an earlier run in the same folder.
-    writes = config.trainer.fast_dev_run is False
-    if first and writes:
+    if writes:
         write_beginning(run, run_dir)
+        keep_metrics(run_dir, 0 if resumed is None else int(resumed["global_step"]))
     if console is not None:
         _print_overview(run, console)
     failed = True
     try:
-        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=config.resume)
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resumed_from)
         tested = _test(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(
@@ -47,6 +53,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 folder=run_dir,
                 console=console,
                 samples=config.samples,
+                clock=clock,
             )
         failed = False
     finally:
@@ -64,16 +71,19 @@ def _print_overview(run: "TrainingRun", console: "Console") -> None:
 
 
 def _test(run: "TrainingRun", run_dir: Path) -> "Transcripts":
-    """Transcripts of every test split, by the best checkpoint and by the average of the best if there is one."""
+    """Transcripts of dev and test splits, by the best checkpoint and by the average of the best if there is one."""
     from ssl_asr.inference.batches import Transcripts, transcribe_splits
     from ssl_asr.training.averaging import final_checkpoints
     from ssl_asr.training.checkpointing import read_checkpoint
 
     tested = Transcripts()
+    options = run.config.trainer
+    # The validation scored the weights of each epoch. The scores of a run are those of the weights that are kept.
+    run.data.test_dev = options.limit_val_batches != 0
     for suffix, path in final_checkpoints(run.trainer, run_dir / "checkpoints").items():
         if path is not None:
             checkpoint = read_checkpoint(path)
             run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
-        if run.data.test_names and run.config.trainer.limit_test_batches != 0:
+        if run.data.test_names and options.limit_test_batches != 0:
             tested.add(transcribe_splits(run.trainer, run.module, run.data).renamed(suffix))
     return tested

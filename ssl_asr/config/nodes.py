@@ -84,11 +84,15 @@ def register_schemas() -> None:
 # From a composed config to plain data --------------------------------------------------------------------------------
 
 
+# Names that results use themselves: other splits, and the record of the run.
+_RESERVED = {"data.test": {"train", "dev", "run"}, "manifest": {"run"}}
+
+
 def named_manifests(value: Any, key: str) -> dict[str, str]:
     """Manifests by name, from a path (named ``test``), a list of paths (by folder and file) or names to paths.
 
     Raises:
-        ConfigError: It is none of these, or two of a list come to the same name.
+        ConfigError: It is none of these, two of a list come to the same name, or a name is reserved.
     """
     if value is None:
         return {}
@@ -99,6 +103,9 @@ def named_manifests(value: Any, key: str) -> dict[str, str]:
         if len(named) == len(value):
             return named
     if isinstance(value, dict) and all(isinstance(path, str) for path in value.values()):
+        taken = sorted({str(name) for name in value} & _RESERVED[key])
+        if taken:
+            raise ConfigError(key, f"names a manifest '{taken[0]}', which has another meaning", "choose another name")
         return {str(name): path for name, path in value.items()}
     raise ConfigError(key, f"is {value!r}, expected a path, a list of paths, or {{name: path, …}}")
 

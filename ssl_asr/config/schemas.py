@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
@@ -31,6 +32,7 @@ from ssl_asr.config.parts import (
     Sides,
     group,
 )
+from ssl_asr.config.run_folder import other_run, training_run
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import Expected, Fraction, NonNegativeInt, NormalizerName, PositiveFloat, PositiveInt
 
@@ -77,8 +79,9 @@ class TrainConfig(Extended):
             applies the named policy, and the recommendation of the backbone if none is named.
         seed: Seed of everything random.
         normalizers: Text normalizers. Scores are reported under each. The first one's WER chooses the best checkpoint.
-        resume: Checkpoint to continue from.
-        run_dir: Folder of all results. A new folder named by the time if not given.
+        resume: Checkpoint to continue from, or ``auto`` for the last checkpoint in ``run_dir`` if there is one.
+        run_dir: Folder of all results. A new folder named by the time if not given. If the folder holds a run,
+            ``resume`` has to continue that run.
         run_name: Name shown by loggers. null takes the name of the folder.
         samples: Number of aligned hypotheses shown at each validation.
         verbose: Show progress bars and tables.
@@ -113,6 +116,11 @@ class TrainConfig(Extended):
     run_name: str | None = None
     samples: NonNegativeInt = 4
     verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """A folder that holds another run. A development run writes no files, so it may use any folder."""
+        if self.trainer.fast_dev_run is False:
+            yield from other_run(self.resume, Path(self.run_dir))
 
     def logged_metrics(self) -> list[str]:
         """Names of the metrics that a validation logs."""
@@ -180,6 +188,7 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
             yield ConfigError("manifest", "is missing", "give manifest=…")
         if self.whisper_task == "translate" and find_spec("sacrebleu") is None:
             yield missing_extra("whisper_task=translate", "sacrebleu", "translation")
+        yield from training_run(Path(self.output_dir))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,9 @@ class ASRDataModule(L.LightningDataModule):
         limits: Limits of the model on utterances.
         seed: Seed of the order of training batches and of speed perturbation.
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
+
+    Attributes:
+        test_dev: Whether the test loop also covers the dev split. Set it after training.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class ASRDataModule(L.LightningDataModule):
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
+        self.test_dev = False
         self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
@@ -188,8 +192,9 @@ class ASRDataModule(L.LightningDataModule):
 
     @property
     def test_names(self) -> list[str]:
-        """Names of the test splits, in the order of `test_dataloader`."""
-        return [name for name in self.manifests if name not in ("train", "dev")]
+        """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested."""
+        left_out = ("train",) if self.test_dev else ("train", "dev")
+        return [name for name in self.manifests if name not in left_out]
 
     def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
         return None if self.speeds is None else self.speeds.draw(epoch)

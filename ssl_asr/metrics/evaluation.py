@@ -1,6 +1,5 @@
 """Evaluation of a run: compute the scores of each split, write them to files, and print them as tables."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.breakdown import Breakdown, break_down, print_breakdown
+from ssl_asr.metrics.provenance import Clock
 from ssl_asr.metrics.report import (
     Prediction,
     Score,
@@ -26,7 +26,7 @@ from ssl_asr.metrics.translation import (
     print_translation,
     translation_scores,
 )
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Normalizer, Skip
 
 Normalizers = Mapping[str, Normalizer]
@@ -98,6 +98,7 @@ def report(
     folder: Path,
     console: Console | None,
     samples: int,
+    clock: Clock,
     detail: Detail | None = None,
 ) -> dict[str, Evaluation]:
     """Score predictions, write ``predictions/SPLIT.jsonl`` and ``results.json``, and print tables.
@@ -109,6 +110,7 @@ def report(
         folder: Folder for the files.
         console: Where tables are printed. None prints nothing.
         samples: Number of aligned utterances to print for each split.
+        clock: Started with the command.
         detail: What to report in addition to error rates. Default: None (error rates only).
 
     Returns:
@@ -125,7 +127,7 @@ def report(
         evaluations[split] = evaluate_split(split, rows, skips.get(split, ()), normalizers, detail)
         if console is not None:
             print_evaluation(evaluations[split], normalizers, console, samples)
-    write_results(folder / "results.json", evaluations)
+    write_results(folder / "results.json", evaluations, clock)
     if console is not None:
         console.print(f"results and predictions are in {folder}")
     return evaluations
@@ -190,11 +192,11 @@ def _title(evaluation: Evaluation) -> str:
     return f"{evaluation.split}; {len(skipped)} not scored: {', '.join(skip.id for skip in skipped[:5])}"
 
 
-def write_results(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write the scores of all splits as one JSON object."""
+def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Clock) -> None:
+    """Write the scores of all splits as one JSON object, and under ``run`` where they come from."""
     results = {split: evaluation.as_dict() for split, evaluation in evaluations.items()}
     with written_whole(path) as file:
-        file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        file.write(to_json({"run": clock.record(), **results}, indent=1) + "\n")
 
 
 def with_reference(predictions: Sequence[Prediction], key: str) -> list[Prediction]:

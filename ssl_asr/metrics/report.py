@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
 BOOTSTRAP_SAMPLES = 1000
@@ -91,14 +91,17 @@ class Prediction:
         words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
         segments = [Segment.from_record(segment) for segment in row.get("segments", [])]
-        return cls(**(row | {"words": words, "alternatives": alternatives, "segments": segments}))
+        # JSON has null for a score that is not finite.
+        score = float("nan") if row.get("score", 0.0) is None else row["score"]
+        parts = {"words": words, "alternatives": alternatives, "segments": segments, "score": score}
+        return cls(**(row | parts))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object per line, sorted by id. The file gets its name after the last line is written."""
     rows = sorted(predictions, key=lambda prediction: prediction.id)
     with written_whole(path) as file:
-        file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(to_json(row.record()) + "\n" for row in rows)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

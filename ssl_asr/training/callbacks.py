@@ -98,6 +98,26 @@ class Throughput(Callback):
             pl_module.log("train/peak_gb", peak)
 
 
+class LastValidation(Callback):
+    """Validates after the last update of a run, wherever in an epoch it is, so that ``best.ckpt`` considers it.
+
+    Lightning validates at fixed intervals only, and ends without a validation if ``max_steps`` or the last epoch falls
+    between two of them.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Request a validation after the last batch of the run."""
+        max_epochs = trainer.max_epochs
+        last_epoch = max_epochs not in (None, -1) and trainer.current_epoch + 1 == max_epochs
+        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+            # A trainer that is asked to stop validates first, if this epoch has a validation.
+            trainer.should_stop = True
+            if trainer.check_val_every_n_epoch is not None:
+                trainer.check_val_every_n_epoch = 1
+
+
 class Samples(Callback):
     """At each validation, prints a few aligned hypotheses and writes all of them to ``predictions/dev.jsonl``.
 

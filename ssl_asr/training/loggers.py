@@ -57,9 +57,9 @@ class LoggerConfig(Protocol):
 
 
 def _csv(folder: Path, config: dict[str, Any]) -> CSVLogger:
-    from lightning.pytorch.loggers import CSVLogger
+    from ssl_asr.training.csv_log import ContinuedCsvLogger
 
-    logger = CSVLogger(save_dir=folder, name="", version="metrics")
+    logger = ContinuedCsvLogger(save_dir=folder, name="", version="metrics")
     logger.log_hyperparams(config)
     return logger
 

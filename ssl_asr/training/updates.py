@@ -11,6 +11,7 @@ One update covers a window of ``accumulate`` batches on every rank:
 
 DDP averages gradients over ranks, hence the factor ``world_size``. The constant 64 keeps summed losses in the range
 of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
+If ``count`` is 0, because every utterance has weight 0 or none could be read, there is no mean and no update.
 """
 
 from collections.abc import Iterator
@@ -169,8 +170,9 @@ class UpdateLoop(L.LightningModule):
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append((loss.count.detach(), batch.ids))
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
-        if len(batch):
+        if any(utterance.weight > 0 for utterance in batch.utterances):
             self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
+        if len(batch):
             masked_share = self.speech_encoder.masked_share
             if masked_share is not None:
                 self.log_train("train/masked_share", torch.tensor(masked_share), len(batch))
@@ -196,9 +198,14 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        mean_factor = self._mean_factor(torch.stack([count for count, _ in window]).sum())
+        count = self._over_ranks(torch.stack([count for count, _ in window]).sum())
+        mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
         norm = nn.utils.get_total_norm(gradients) * mean_factor
-        finite = bool(torch.isfinite(norm))
+        # One transfer from the device for both questions.
+        finite, empty = torch.stack([torch.isfinite(norm), count == 0]).tolist()
+        if empty:
+            self._without_update(optimizers, scaler)
+            return
         if finite:
             # Mean and clip in one pass over the gradients.
             clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -212,12 +219,19 @@ class UpdateLoop(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
 
-    def _mean_factor(self, count: Tensor) -> Tensor:
-        """Factor that converts accumulated gradients to gradients of the mean loss over the window and all ranks."""
-        world_size = self.trainer.world_size
-        if world_size > 1:
+    def _over_ranks(self, count: Tensor) -> Tensor:
+        """Sum over all ranks."""
+        if self.trainer.world_size > 1:
             torch.distributed.all_reduce(count)
-        return _LOSS_DIVISOR * world_size / count.clamp(min=1)
+        return count
+
+    def _without_update(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
+        """End a window in which no utterance has a weight."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if scaler is not None:
+            # `unscale_` may be called once between two calls of `update`.
+            scaler.update()
 
     def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         # Lightning increments `global_step` in these two hooks of an optimizer wrapper. They are called for one

@@ -90,4 +90,5 @@ class ValidationLoop(UpdateLoop):
             shares = sums.float().to(self.device)
             torch.distributed.all_reduce(shares)
             sums = shares.cpu().double()
-        return (sums[0] / sums[1].clamp(min=1)).float()
+        # Without any weight there is no mean. Callbacks that follow the loss need a number.
+        return (sums[0] / sums[1]).float() if sums[1] > 0 else torch.zeros(())

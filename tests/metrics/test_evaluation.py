@@ -8,6 +8,7 @@ from rich.console import Console
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.evaluation import Detail, evaluate_split, report, with_reference
+from ssl_asr.metrics.provenance import Clock
 from ssl_asr.metrics.report import Prediction, read_predictions
 from ssl_asr.types import Skip
 
@@ -29,7 +30,13 @@ SKIPPED = [Skip("u9", "m.jsonl:9", "missing_file", "no such file")]
 def test_report_writes_predictions_and_results(tmp_path):
     console = Console(record=True, width=160)
     found = report(
-        {"test": ROWS}, {"test": SKIPPED}, normalizers=NORMALIZERS, folder=tmp_path, console=console, samples=1
+        {"test": ROWS},
+        {"test": SKIPPED},
+        normalizers=NORMALIZERS,
+        folder=tmp_path,
+        console=console,
+        samples=1,
+        clock=Clock(),
     )
     assert found["test"].wer == pytest.approx(1 / 5)
     assert read_predictions(tmp_path / "predictions" / "test.jsonl") == ROWS
@@ -64,14 +71,23 @@ def test_translation_replaces_breakdown():
 
 def test_split_without_predictions_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="test: no utterance was transcribed"):
-        report({"test": []}, {}, normalizers=NORMALIZERS, folder=tmp_path, console=None, samples=0)
+        report({"test": []}, {}, normalizers=NORMALIZERS, folder=tmp_path, console=None, samples=0, clock=Clock())
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_predictions_are_written_before_an_unknown_tag_is_refused(tmp_path):
     detail = Detail(by=["dialect"], confusions=5, worst=5)
     with pytest.raises(ConfigError, match="no utterance has the tag 'dialect'"):
-        report({"t": ROWS}, {}, normalizers=NORMALIZERS, folder=tmp_path, console=None, samples=0, detail=detail)
+        report(
+            {"t": ROWS},
+            {},
+            normalizers=NORMALIZERS,
+            folder=tmp_path,
+            console=None,
+            samples=0,
+            clock=Clock(),
+            detail=detail,
+        )
     assert len(read_predictions(tmp_path / "predictions" / "t.jsonl")) == 2
 
 

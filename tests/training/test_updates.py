@@ -3,6 +3,7 @@
 import csv
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,6 +188,44 @@ def test_fp16_overflows_halve_the_loss_scale_and_training_recovers(toy_checkpoin
     assert scaler.get_scale() == 2.0 ** (40 - skipped), "each skipped update halves the scale once"
     assert run.trainer.global_step == run.module.total_updates - skipped
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
+
+
+def weighted(run, weight):
+    """The run, with this weight for every utterance."""
+    plain = run.module.training_step
+
+    def training_step(batch, batch_idx):
+        own = [replace(utterance, weight=weight) for utterance in batch.utterances]
+        return plain(replace(batch, utterances=own), batch_idx)
+
+    run.module.training_step = training_step
+    return run
+
+
+@pytest.mark.parametrize("scale", [2.0**-7, 0.5, 16.0])
+def test_scale_of_all_weights_does_not_change_an_update(toy_checkpoints, toy_corpus, tmp_path, no_dropout, scale):
+    """The loss is a weighted mean, so only the ratios of weights matter, also if they sum to less than 1."""
+    more = ["freeze=false", "optimizer@optimizers.rest=sgd", "optimizer@optimizers.encoder=sgd", "optimizers.rest.lr=1"]
+    overrides = [o for o in settings(toy_checkpoints, toy_corpus, *more) if ".eps=" not in o]
+    run = weighted(build(tmp_path / "a", *overrides), scale)
+    start = parameters_of(run.module)
+    run.trainer.fit(run.module, datamodule=run.data)
+    reference = build(tmp_path / "b", *overrides)
+    reference.trainer.fit(reference.module, datamodule=reference.data)
+    assert_same_parameters(run.module, reference.module)
+    assert_changed(run.module, start)
+
+
+def test_window_without_weight_makes_no_update_and_logs_no_nan(toy_checkpoints, toy_corpus, tmp_path):
+    more = ["freeze=false", "logger=csv", "optimizers.rest.weight_decay=0.5"]
+    run = weighted(build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more)), 0.0)
+    start = parameters_of(run.module)
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert run.trainer.global_step == 0
+    assert run.module.nonfinite_updates == 0
+    for name, value in parameters_of(run.module).items():
+        assert torch.equal(value, start[name]), name
+    assert "nan" not in (tmp_path / "metrics" / "metrics.csv").read_text()
 
 
 def test_max_steps_counts_updates(toy_checkpoints, toy_corpus, tmp_path):

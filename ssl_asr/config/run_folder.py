@@ -1,0 +1,49 @@
+"""The folder of a training run: whether it holds a run already, and the checkpoint to continue from."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssl_asr.errors import ConfigError
+
+AUTO = "auto"
+# Any of these shows that a folder holds a run.
+_SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions")
+# Variables that number the processes of a run, as Lightning reads them.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint that a run continues from, or None for a new run.
+
+    Args:
+        resume: Path of a checkpoint, ``auto``, or None. With ``auto``, a run continues from ``last.ckpt`` in its
+            folder, and starts from the beginning if the folder has none.
+        folder: Folder of the run.
+    """
+    if resume is None:
+        return None
+    if resume != AUTO:
+        return Path(resume)
+    last = folder / "checkpoints" / "last.ckpt"
+    return last if last.is_file() else None
+
+
+def other_run(resume: str | None, folder: Path) -> Iterator[ConfigError]:
+    """An error if a folder holds a run that ``resume`` does not continue, and whose results would be overwritten.
+
+    Only the first process looks, because it writes to the folder before the others start.
+    """
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    if resume == AUTO or rank != "0" or not any((folder / name).exists() for name in _SIGNS):
+        return
+    if resume is None or not Path(resume).resolve().is_relative_to(folder.resolve()):
+        what, remedy = f"{folder} already holds a run", "write resume=auto to continue it, or choose another run_dir"
+        yield ConfigError("run_dir", what, remedy)
+
+
+def training_run(folder: Path) -> Iterator[ConfigError]:
+    """An error if a folder holds a training run, whose results an evaluation would overwrite."""
+    if (folder / "checkpoints").is_dir():
+        what = f"{folder} is the folder of a training run, whose results would be overwritten"
+        yield ConfigError("output_dir", what, "choose another output_dir")

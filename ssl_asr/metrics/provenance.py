@@ -1,0 +1,63 @@
+"""Where results come from: the command, versions, the git commit, the machine, and times."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("ssl_asr", "torch", "torchaudio", "lightning", "transformers", "hydra-core", "numpy")
+_PACKAGE_FOLDER = Path(__file__).parent.parent
+
+
+class Clock:
+    """Start of a command, and the record of its run.
+
+    Example:
+        >>> sorted(Clock().record())
+        ['command', 'finished', 'git', 'platform', 'seconds', 'started', 'versions']
+    """
+
+    def __init__(self) -> None:
+        self.started = datetime.now(UTC)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data about the run up to now. Times are in UTC, in ISO 8601."""
+        finished = datetime.now(UTC)
+        return {
+            "command": shlex.join(sys.argv),
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": finished.isoformat(timespec="seconds"),
+            "seconds": round((finished - self.started).total_seconds(), 1),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "git": git_commit(_PACKAGE_FOLDER),
+            "platform": platform.platform(),
+        }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> dict[str, Any] | None:
+    """The commit that a folder is checked out at, and whether tracked files differ from it. None without git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

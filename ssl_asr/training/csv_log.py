@@ -1,0 +1,66 @@
+"""A CSV logger that continues its file, so that a resumed run keeps the rows of its first part."""
+
+import csv
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from ssl_asr.textfiles import written_whole
+
+
+class _ContinuedWriter(ExperimentWriter):
+    """Appends to an existing ``metrics.csv``, which Lightning's own writer deletes."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class ContinuedCsvLogger(CSVLogger):
+    """Lightning's `CSVLogger`. If the file exists, new rows are appended to it."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> _ContinuedWriter:
+        """The writer of the file."""
+        if not isinstance(self._experiment, _ContinuedWriter):
+            self._experiment = _ContinuedWriter(log_dir=self.log_dir)
+        return self._experiment
+
+
+def keep_metrics(folder: Path, update: int) -> None:
+    """Prepare ``metrics/metrics.csv`` for a run that continues after ``update`` updates.
+
+    Rows of later updates are logged again. The file with these rows is kept as ``metrics-before-resume-N.csv``.
+
+    Args:
+        folder: Folder of the run.
+        update: Number of updates at the checkpoint.
+    """
+    path = folder / "metrics" / "metrics.csv"
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        header, rows = list(reader.fieldnames or []), list(reader)
+    # The row of update n, and of the validation after it, has step n - 1.
+    kept = [row for row in rows if int(row["step"]) < update]
+    if len(kept) == len(rows):
+        return
+    path.rename(_unused(path.parent))
+    if kept:
+        with written_whole(path) as file:
+            writer = csv.DictWriter(file, fieldnames=header, lineterminator="\r\n")
+            writer.writeheader()
+            writer.writerows(kept)
+
+
+def _unused(folder: Path) -> Path:
+    number = 1
+    while (path := folder / f"metrics-before-resume-{number}.csv").exists():
+        number += 1
+    return path
