@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
 

@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ssl_asr.decoding.ngram import Float64s, NGram
+from ssl_asr.decoding.arpa import Float64s
+from ssl_asr.decoding.ngram import NGram
 from ssl_asr.errors import LanguageModelError
 
 KeyT = TypeVar("KeyT", bound=Hashable)

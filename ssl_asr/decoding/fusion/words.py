@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
 from ssl_asr.decoding.word_model import WordModel
 
 # Both caches are cleared when they exceed these sizes: spelling rows (in cells), and scores of words after states.
