@@ -1,8 +1,10 @@
-"""Console output, and silencing of other libraries."""
+"""Console output, warnings for users, and silencing of other libraries."""
 
 import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from rich.console import Console
 
@@ -13,8 +15,45 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
+class Notice(UserWarning):
+    """Part of a user's input has no effect, and the rest is used. See `notify`."""
+
+
+def notify(message: str) -> None:
+    """Warn the user. Commands print the message as one line on standard error, once; in Python it is a `Notice`."""
+    warnings.warn(message, Notice, stacklevel=2)
+
+
+def shortened(texts: Sequence[str], shown: int = 20) -> str:
+    """A list in a message: the first texts, and the number of all others.
+
+    Example:
+        >>> shortened(["a", "b", "c"], shown=2)
+        'a, b, … and 1 more'
+    """
+    more = [f"… and {len(texts) - shown:,} more"] if len(texts) > shown else []
+    return ", ".join([*texts[:shown], *more])
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """`warnings.showwarning` with a `Notice` as one line."""
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(f"warning: {message}\n" if issubclass(category, Notice) else text, end="", file=file or sys.stderr)
+
+
 def hush() -> None:
-    """Silence messages of Lightning and DataLoaders about intended settings. Errors stay visible."""
+    """Silence messages of Lightning and DataLoaders about intended settings. Errors stay visible.
+
+    A `Notice` is printed as one line.
+    """
+    warnings.showwarning = _show_warning
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -41,8 +41,12 @@ def lm(config: LmConfig, folder: Path) -> float | None:  # noqa: ARG001
 
 def _units(paths: list[Path], split: "Callable[[Utterance], list[str]]", normalizer: str) -> Iterator[list[str]]:
     from ssl_asr.data.sentences import read_sentences
+    from ssl_asr.decoding.kneser_ney import refuse_marks
 
-    return (split(sentence) for sentence in read_sentences(paths, normalizer=normalizer))
+    for sentence in read_sentences(paths, normalizer=normalizer):
+        units = split(sentence)
+        refuse_marks(units, sentence.id)
+        yield units
 
 
 def _splitter(config: LmConfig) -> "Callable[[Utterance], list[str]]":

@@ -6,7 +6,7 @@ from pathlib import Path
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ManifestError, raise_all
-from ssl_asr.textfiles import open_text
+from ssl_asr.textfiles import read_lines
 from ssl_asr.types import Utterance
 
 
@@ -29,7 +29,7 @@ def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Uttera
     Empty texts are left out.
 
     Raises:
-        ManifestError: A manifest is invalid, or a text file is not UTF-8.
+        ManifestError: A manifest is invalid, or a file is not text. The message names the line.
     """
     normalize = get_normalizer(normalizer, key="normalizer")
     for path in paths:
@@ -43,10 +43,6 @@ def _utterances(path: Path) -> Iterator[Utterance]:
     if path.suffix == ".jsonl":
         yield from read_manifest(path)
         return
-    try:
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                yield Utterance(f"{path}:{number}", "", 0.0, text=line.strip())
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        remedy = "give UTF-8 text with one sentence per line"
-        raise ManifestError(str(path), f"is not a text file: {error}", remedy) from None
+    remedy = "give UTF-8 text with one sentence per line"
+    for number, line in read_lines(path, error=ManifestError, remedy=remedy):
+        yield Utterance(f"{path}:{number}", "", 0.0, text=line.strip())

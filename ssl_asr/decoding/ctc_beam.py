@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.arpa import Int64s
 from ssl_asr.decoding.fusion.tables import Fusion
-from ssl_asr.decoding.ngram import Int64s
 
 # Finite stand-in for log 0, far below any log-probability. Sums of a few stand-ins are finite in float32.
 _LOG_ZERO = -1e30

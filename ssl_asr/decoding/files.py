@@ -1,12 +1,18 @@
-"""Types of options that name files, which are checked before a run starts."""
+"""Types of options that name files, which are checked before a run starts, and the lines of lexicons."""
 
+import re
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Predicate
 
-from ssl_asr.textfiles import is_hub_name
+from ssl_asr.errors import LanguageModelError
+from ssl_asr.textfiles import is_hub_name, read_lines
 from ssl_asr.types import Expected
+
+_GAP = re.compile(r"[ \t]+")
 
 
 def _is_file(name: str) -> bool:
@@ -23,3 +29,27 @@ LanguageModelName = Annotated[
     Predicate(_is_language_model),
     Expected("a file that exists (ssl-asr lm makes one), or the folder or Hub name of a causal language model"),
 ]
+
+
+def read_entries(path: Path, *, remedy: str) -> Iterator[tuple[int, list[str]]]:
+    """The entries of a lexicon: for each line that is not blank, its number and its fields.
+
+    Spaces and tabs separate fields. Every other character is part of a field.
+
+    Args:
+        path: Path of the lexicon. It may be gzipped.
+        remedy: What to do, for the error message.
+
+    Raises:
+        LanguageModelError: There is no such file, or a line is not text.
+    """
+    if not path.is_file():
+        raise LanguageModelError(str(path), "no such lexicon", remedy)
+    for number, line in read_lines(path, error=LanguageModelError, remedy=remedy):
+        fields = _GAP.split(line.strip(" \t"))
+        if not line.isprintable():
+            control = next((field for field in fields if any(unicodedata.category(c) == "Cc" for c in field)), None)
+            if control is not None:
+                raise LanguageModelError(f"{path}:{number}", f"{control!r} has a control character", "remove it")
+        if fields != [""]:
+            yield number, fields

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssl_asr.decoding.ngram import BEGIN, END, UNKNOWN, Bools, Float64s, Int64s, NGram
+from ssl_asr.decoding.arpa import BEGIN, END, LN10, LOG10_ZERO, UNKNOWN, Float64s, Int64s, is_mark
+from ssl_asr.decoding.ngram import Bools, NGram
 from ssl_asr.errors import LanguageModelError
 
 Discounts = tuple[float, float, float]
@@ -125,7 +126,7 @@ def _smooth(gram: _Grams, discounts: Discounts, lower: _Smoothed, threshold: int
 
 def _log(values_N: Float64s) -> Float64s:
     with np.errstate(divide="ignore"):
-        result: Float64s = np.maximum(np.log(values_N), -99.0 * math.log(10.0))
+        result: Float64s = np.maximum(np.log(values_N), LOG10_ZERO * LN10)
     return result
 
 
@@ -137,16 +138,29 @@ def _flatten(sentences: Iterable[Sequence[str]]) -> tuple[list[str], Int64s, Int
     for sentence in sentences:
         if not sentence:
             continue
-        marks = [word for word in sentence if word in (BEGIN, END, UNKNOWN) or not word or word.split() != [word]]
-        if marks:
-            what = f"got {marks[0]!r} as a word, expected no marks, no spaces and no empty words"
-            raise LanguageModelError("text", what, "remove it from the text")
+        refuse_marks(sentence, "text")
         flat += [_BEGIN_ID, *(index.setdefault(word, len(index)) for word in sentence), _END_ID]
         lengths.append(len(sentence) + 2)
     if not lengths:
         raise LanguageModelError("text", "is empty, expected at least one sentence", "check the input files")
     lengths_S = np.array(lengths)
     return list(index), np.array(flat, dtype=np.int64), np.repeat(lengths_S.cumsum(), lengths_S)
+
+
+def refuse_marks(words: Sequence[str], where: str) -> None:
+    """Check that words can be words of a model.
+
+    Args:
+        words: The words of a sentence.
+        where: Place of the sentence in the error message.
+
+    Raises:
+        LanguageModelError: A word is a mark such as ``<s>`` or ``<UNK>``, has a space, or is empty.
+    """
+    for word in words:
+        if is_mark(word) or word.split() != [word]:
+            what = f"got {word!r} as a word, expected no marks, no spaces and no empty words"
+            raise LanguageModelError(where, what, "remove it from the text")
 
 
 def _count(flat_T: Int64s, ends_T: Int64s, size: int, order: int) -> list[_Grams]:

@@ -22,6 +22,7 @@ class KenLM(WordModel[Any]):
 
     Raises:
         ConfigError: The package is not installed.
+        LanguageModelError: The file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +31,11 @@ class KenLM(WordModel[Any]):
         except ImportError:
             raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "the ARPA file") from None
         self._kenlm: Any = kenlm
-        self._model = kenlm.Model(str(path))
+        try:
+            self._model = kenlm.Model(str(path))
+        except (OSError, RuntimeError) as error:
+            what = f"cannot be read by KenLM: {str(error).splitlines()[-1]}"
+            raise LanguageModelError(str(path), what, "build it again, or give the ARPA file") from None
 
     @property
     def begin(self) -> Any:
@@ -51,6 +56,12 @@ class KenLM(WordModel[Any]):
     def has_word(self, word: str) -> bool:
         """Whether a word is in the vocabulary."""
         return word in self._model
+
+
+def is_kenlm_binary(path: Path) -> bool:
+    """Whether a file is a KenLM binary."""
+    with path.open("rb") as file:
+        return file.read(len(_KENLM_MAGIC)) == _KENLM_MAGIC
 
 
 def read_language_model(source: str | Path) -> NGram | KenLM | NeuralLM:
@@ -78,7 +89,4 @@ def _read(source: str, _modified_ns: int) -> NGram | KenLM | NeuralLM:
     path = Path(source)
     if not path.is_file():
         return NeuralLM.load(source)
-    with path.open("rb") as file:
-        if file.read(len(_KENLM_MAGIC)) == _KENLM_MAGIC:
-            return KenLM(path)
-    return NGram.from_arpa(path)
+    return KenLM(path) if is_kenlm_binary(path) else NGram.from_arpa(path)

@@ -12,6 +12,7 @@ A line of the lexicon is a word and its labels. A silence ``|``, the label that 
 """
 
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_asr.console import shortened
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
-from ssl_asr.decoding.files import LanguageModelName, TextFile
+from ssl_asr.decoding.files import LanguageModelName, TextFile, read_entries
 from ssl_asr.decoding.fusion.automata import lm_token
+from ssl_asr.decoding.language_models import is_kenlm_binary, read_language_model
+from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
 from ssl_asr.errors import ConfigError, LanguageModelError, missing_extra
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
@@ -107,11 +111,12 @@ class LexiconSearch:
             path = Path(folder) / "lexicon.txt"
             lines = (" ".join([word, *spelling, *end]) + "\n" for word, spelling in pronunciations)
             path.write_text("".join(lines), encoding="utf-8")
+            language_model = None if options.lm is None else _readable(options.lm, Path(folder))
             try:
                 self._decoder: Any = ctc_decoder(
                     lexicon=str(path),
                     tokens=names,
-                    lm=options.lm,
+                    lm=language_model,
                     nbest=options.n_best,
                     beam_size=options.beam_size,
                     beam_size_token=options.max_labels,
@@ -126,7 +131,8 @@ class LexiconSearch:
                 )
             except (ImportError, RuntimeError) as error:
                 message = str(error).splitlines()[0]
-                raise LanguageModelError(str(options.lm), message, "run pip install 'ssl_asr[kenlm]'") from None
+                remedy = "run pip install 'ssl_asr[kenlm]'" if "installed" in message else "build the model again"
+                raise LanguageModelError(str(options.lm), message, remedy) from None
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance. If no word fits, it is one empty hypothesis."""
@@ -189,6 +195,22 @@ def _import_decoder() -> Any:
     return ctc_decoder
 
 
+def _readable(source: str, folder: Path) -> str:
+    """Path of a language model that KenLM can read: a binary as it is, an ARPA file as `NGram` writes it.
+
+    Raises:
+        LanguageModelError: It is neither, or a line of the ARPA file is wrong.
+    """
+    if Path(source).is_file() and is_kenlm_binary(Path(source)):
+        return source
+    model = read_language_model(source)
+    if not isinstance(model, NGram):
+        raise LanguageModelError(source, "is not an n-gram model", "give an ARPA file or a KenLM binary")
+    path = folder / "lm.arpa"
+    model.write_arpa(path)
+    return str(path)
+
+
 def _name(i: int, label: str | None) -> str:
     """Name of a label in the lines of a lexicon."""
     if label is None:
@@ -204,24 +226,24 @@ def read_pronunciations(path: Path, ids: Mapping[str, int]) -> list[tuple[str, l
         ids: Id of each label, by name.
 
     Raises:
-        LanguageModelError: There is no such file, it contains no word, or a word has a label outside the vocabulary.
+        LanguageModelError: There is no such file, it contains no word, or words have labels outside the vocabulary.
     """
-    if not path.is_file():
-        raise LanguageModelError(str(path), "no such lexicon", _LINES)
     found: dict[tuple[str, tuple[str, ...]], None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        word, *spelling = line.split()
+    wrong: dict[str, LanguageModelError] = {}
+    for number, (word, *spelling) in read_entries(path, remedy=_LINES):
         while spelling and spelling[-1] == _SILENCE:
             spelling.pop()
-        names = spelling or list(word)
+        names = spelling or list(unicodedata.normalize("NFC", word))
         unknown = [name for name in names if name not in ids]
         if unknown:
             what = f"{word!r} contains {unknown[0]!r}, which is not a label of this model"
             shown = " ".join(name for name in ids if not name.startswith("<"))[:60]
-            raise LanguageModelError(f"{path}:{number}", what, f"use its labels: {shown}")
+            wrong.setdefault(word, LanguageModelError(f"{path}:{number}", what, f"use its labels: {shown}"))
         found[word, tuple(names)] = None
+    if wrong:
+        first, *others = wrong.values()
+        more = f", and {len(others)} more words are wrong ({shortened(list(wrong)[1:])})" if others else ""
+        raise LanguageModelError(first.where, first.what + more, first.remedy)
     if not found:
         raise LanguageModelError(str(path), "contains no word", _LINES)
     return [(word, list(names)) for word, names in found]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
+from ssl_asr.decoding.arpa import Float64s
+from ssl_asr.decoding.fusion.automata import Automaton, name_missing_labels
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
 
@@ -213,6 +213,9 @@ class NeuralLM(WordModel[Tokens]):
             shown = [label for label in labels if label][:3]
             what = f"has no token for any label (first labels: {shown})"
             raise LanguageModelError(self.source, what, "use decoder.lm_unit=word")
+        texts = [label for label in labels if label]
+        lacking = [repr(label) for label in texts if label not in by_text]
+        name_missing_labels(lacking, len(texts), self.source, "have a fixed low score")
         return found
 
     def _spellings(self) -> list[str]:

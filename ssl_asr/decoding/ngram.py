@@ -9,27 +9,25 @@ The n-grams of one length are arrays, sorted by context and word. An n-gram take
 one binary search per length. Log-probabilities are natural logarithms in memory and base 10 in files.
 """
 
-import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.decoding.arpa import BEGIN, END, LN10, UNKNOWN, Arpa, Float64s, Int64s, find_mark, format_number, is_mark
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
-from ssl_asr.textfiles import open_text, written_whole
+from ssl_asr.textfiles import read_lines, written_whole
 
-BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
-_LN10 = math.log(10.0)
 # Log-probability of an out-of-vocabulary word if the file has no <unk>.
-_NO_UNKNOWN = -100.0 * _LN10
+_NO_UNKNOWN = -100.0 * LN10
 
-Int64s = NDArray[np.int64]
-Float64s = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Grams = tuple[Int64s, Float64s, Float64s]
+"""``(words_NK, log_probs_N, backoffs_N)`` of the n-grams of length K, natural logarithms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +49,19 @@ class NGram(WordModel[int]):
     Every stored n-gram is a node. Node 0 is the empty context, and the nodes of all lengths are numbered through. A
     state is the node of the longest stored context of the words so far.
 
+    A model may lack the context of one of its n-grams (pruning by SRILM leaves such models). The context is added, with
+    the log-probability that back-off gives it and a back-off weight of 0, which changes no other score.
+
+    The marks ``<s>``, ``</s>`` and ``<unk>`` may be in any case. Without ``</s>``, the end of a sentence scores 0.
+
     Args:
-        words: All words in id order, with ``<s>``, ``</s>`` and ``<unk>``.
+        words: All words in id order, with the marks.
         orders: ``(words_NK, log_probs_N, backoffs_N)`` for each length K from 1 on, natural logarithms. The unigrams
             are in id order.
+        place: Takes a length and a row of ``orders``, and returns where the n-gram is, for messages.
 
     Raises:
-        LanguageModelError: The context of an n-gram is not stored.
+        LanguageModelError: An n-gram is repeated.
 
     Example:
         >>> lm = NGram.from_arpa_lines(
@@ -68,39 +72,84 @@ class NGram(WordModel[int]):
         -0.65
     """
 
-    def __init__(self, words: Sequence[str], orders: Sequence[tuple[Int64s, Float64s, Float64s]]) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        orders: Iterable[Grams],
+        *,
+        place: Callable[[int, int], str] = lambda _length, _row: "language model",
+    ) -> None:
         self.words = list(words)
         self.index = {word: i for i, word in enumerate(self.words)}
-        self.order = len(orders)
-        self.unknown = self.index.get(UNKNOWN, -1)
+        begin, end, unknown = (find_mark(self.words, mark) for mark in (BEGIN, END, UNKNOWN))
+        self.unknown = -1 if unknown is None else self.index[unknown]
+        self._begin, self._end = (-1 if mark is None else self.index[mark] for mark in (begin, end))
         self._orders: list[_Order] = []
         # First node of each length. The unigram of word w is node 1 + w.
         self._first = [1]
-        nodes_N = np.zeros(1, dtype=np.int64)
-        for length, (words_NK, log_probs_N, backoffs_N) in enumerate(orders, start=1):
-            self._orders.append(self._sorted_order(length, words_NK, log_probs_N, backoffs_N))
-            self._first.append(self._first[-1] + len(words_NK))
-            nodes_N = np.concatenate([nodes_N, self._first[-2] + np.arange(len(words_NK))])
-        self._backoffs_N = np.concatenate([[0.0], *(order.backoffs_N for order in self._orders)])
-        self._suffixes_N = np.concatenate([[0], *(order.suffixes_N for order in self._orders)])
-        self._contexts_N = self._reduced(nodes_N)
+        self._build(list(orders), place)
+        self.order = len(self._orders)
+        self._backoffs_N, self._suffixes_N = self._backoffs(), self._all_suffixes()
+        self._contexts_N = self._reduced(np.arange(self._first[-1]))
 
     # Building ----------------------------------------------------------------------------------------------
 
-    def _sorted_order(self, length: int, words_NK: Int64s, log_probs_N: Float64s, backoffs_N: Float64s) -> _Order:
-        """The n-grams of one length. All shorter ones are already in place."""
-        contexts_N = np.zeros(len(words_NK), dtype=np.int64)
-        for k in range(length - 1):
-            contexts_N = self._find(contexts_N, words_NK[:, k], k + 1)
-        if (contexts_N < 0).any():
-            row = int((contexts_N < 0).argmax())
-            lacking = " ".join(self.words[w] for w in words_NK[row, :-1])
-            what = f"has an n-gram after '{lacking}', but not '{lacking}' itself"
-            raise LanguageModelError("language model", what, "build it again, without pruning contexts")
+    def _build(self, orders: list[Grams], place: Callable[[int, int], str]) -> None:
+        """Fill `_orders`, from the unigrams on. Where contexts are missing, go back and add them to the order below."""
+        length = 1
+        while length <= len(orders):
+            words_NK = orders[length - 1][0]
+            contexts_N = np.zeros(len(words_NK), dtype=np.int64)
+            for k in range(length - 1):
+                contexts_N = self._find(contexts_N, words_NK[:, k], k + 1)
+            missing_N = contexts_N < 0
+            if missing_N.any():
+                length -= 1
+                orders[length - 1] = _with_rows(orders[length - 1], np.unique(words_NK[missing_N, :-1], axis=0))
+                del self._orders[length - 1 :], self._first[length:]
+                continue
+            self._orders.append(self._sorted_order(length, orders[length - 1], contexts_N, place))
+            self._first.append(self._first[-1] + len(words_NK))
+            length += 1
+
+    def _sorted_order(self, length: int, grams: Grams, contexts_N: Int64s, place: Callable[[int, int], str]) -> _Order:
+        """The n-grams of one length after these nodes. All shorter ones are already in place."""
+        words_NK, log_probs_N, backoffs_N = grams
         keys_N = contexts_N * len(self.words) + words_NK[:, -1]
         by_key_N = np.argsort(keys_N, kind="stable")
+        repeated_N = by_key_N[1:][np.diff(keys_N[by_key_N]) == 0]
+        if len(repeated_N):
+            row = int(repeated_N.min())
+            what = f"the n-gram '{' '.join(self.words[w] for w in words_NK[row])}' is repeated"
+            raise LanguageModelError(place(length, row), what, "keep one of the lines")
         suffixes_N = self._suffixes(contexts_N, words_NK[:, -1], length)
+        if (added_N := np.isnan(log_probs_N)).any():
+            log_probs_N = log_probs_N.copy()
+            log_probs_N[added_N] = self._backed_off(contexts_N[added_N], words_NK[added_N, -1])
         return _Order(keys_N[by_key_N], log_probs_N[by_key_N], backoffs_N[by_key_N], suffixes_N[by_key_N])
+
+    def _backed_off(self, contexts_N: Int64s, words_N: Int64s) -> Float64s:
+        """Log-probabilities of words after nodes, by the n-grams that are shorter than the node and the word."""
+        backoffs_N, suffixes_N, size = self._backoffs(), self._all_suffixes(), len(self.words)
+        totals_N = np.zeros(len(words_N))
+        for row, (context, word) in enumerate(zip(contexts_N.tolist(), words_N.tolist(), strict=True)):
+            node, found = context, False
+            while not found:
+                totals_N[row] += backoffs_N[node]
+                node = int(suffixes_N[node])
+                order, key = self._orders[self._level(node)], node * size + word
+                at = int(order.keys_N.searchsorted(key))
+                found = at < len(order.keys_N) and int(order.keys_N[at]) == key
+            totals_N[row] += order.log_probs_N[at]
+        return totals_N
+
+    def _backoffs(self) -> Float64s:
+        """Back-off weight of each node."""
+        return np.concatenate([[0.0], *(order.backoffs_N for order in self._orders)])
+
+    def _all_suffixes(self) -> Int64s:
+        """Longest suffix of each node."""
+        return np.concatenate([[0], *(order.suffixes_N for order in self._orders)])
 
     def _find(self, contexts_N: Int64s, words_N: Int64s, length: int) -> Int64s:
         """Nodes of the n-grams of one length with these contexts and last words. -1 for n-grams not stored."""
@@ -118,7 +167,7 @@ class NGram(WordModel[int]):
         """
         if length == 1:
             return np.zeros(len(words_N), dtype=np.int64)
-        suffixes_of = np.concatenate([[0], *(order.suffixes_N for order in self._orders)])
+        suffixes_of = self._all_suffixes()
         result_N = np.zeros(len(words_N), dtype=np.int64)
         open_N = np.arange(len(words_N))
         at_N = suffixes_of[contexts_N]
@@ -151,8 +200,7 @@ class NGram(WordModel[int]):
     @property
     def begin(self) -> int:
         """State at the start of a sentence."""
-        start = self.index.get(BEGIN)
-        return 0 if start is None else int(self._contexts_N[1 + start])
+        return 0 if self._begin < 0 else int(self._contexts_N[1 + self._begin])
 
     def _level(self, node: int) -> int:
         """Number of words of a node."""
@@ -188,17 +236,17 @@ class NGram(WordModel[int]):
         return self.step(state, self.index.get(word, -1))
 
     def end(self, state: int) -> float:
-        """Log-probability of the end of the sentence."""
-        return self.score(state, END)[0]
+        """Log-probability of the end of the sentence. 0 if the model has no ``</s>``."""
+        return 0.0 if self._end < 0 else self.step(state, self._end)[0]
 
     def has_word(self, word: str) -> bool:
-        """Whether a word is in the vocabulary."""
-        return self.index.get(word, self.unknown) != self.unknown
+        """Whether a word is in the vocabulary. Marks are not."""
+        return word in self.index and not is_mark(word)
 
     @property
     def vocabulary(self) -> frozenset[str]:
-        """All words without ``<s>``, ``</s>`` and ``<unk>``."""
-        return frozenset(self.words) - {BEGIN, END, UNKNOWN}
+        """All words without marks."""
+        return frozenset(word for word in self.words if not is_mark(word))
 
     @property
     def unknown_log_prob(self) -> float:
@@ -258,8 +306,8 @@ class NGram(WordModel[int]):
             yield f"\\{k}-grams:"
             for i in range(len(order.keys_N)):
                 text = " ".join(self.words[w] for w in self._words_of(self._first[k - 1] + i))
-                line = f"{max(-99.0, float(order.log_probs_N[i]) / _LN10):.7g}\t{text}"
-                yield line if k == self.order else f"{line}\t{float(order.backoffs_N[i]) / _LN10:.7g}"
+                line = f"{format_number(float(order.log_probs_N[i]))}\t{text}"
+                yield line if k == self.order else f"{line}\t{format_number(float(order.backoffs_N[i]))}"
         yield ""
         yield "\\end\\"
 
@@ -275,11 +323,8 @@ class NGram(WordModel[int]):
         Raises:
             LanguageModelError: The file cannot be read, or a line is wrong. The message names the line.
         """
-        try:
-            with open_text(path, "rt") as file:
-                return cls.from_arpa_lines(file, where=str(path))
-        except (OSError, UnicodeDecodeError, EOFError) as error:
-            raise LanguageModelError(str(path), f"cannot be read: {error}", "give an ARPA file") from None
+        remedy = "give an ARPA file, for example one that ssl-asr lm made"
+        return cls._of(Arpa(read_lines(path, error=LanguageModelError, remedy=remedy), str(path)))
 
     @classmethod
     def from_arpa_lines(cls, lines: Iterable[str], where: str = "arpa") -> "NGram":
@@ -288,82 +333,18 @@ class NGram(WordModel[int]):
         Raises:
             LanguageModelError: A line is wrong.
         """
-        reader = _ArpaReader()
-        number = 0
-        for number, raw in enumerate(lines, start=1):
-            try:
-                reader.read(raw.strip("\r\n "))
-            except KeyError as error:
-                remedy = "add the word to the unigrams"
-                raise LanguageModelError(f"{where}:{number}", f"{error} is not a unigram", remedy) from None
-            except (ValueError, IndexError) as error:
-                raise LanguageModelError(f"{where}:{number}", f"not a line of an ARPA file: {error}") from None
-        held = [len(section.words) for section in reader.sections]
-        if not reader.ended or held != reader.declared or not held:
-            what = f"declares {reader.declared} n-grams, but holds {held}"
-            raise LanguageModelError(f"{where}:{number}", what, "the file may be truncated, or not be an ARPA file")
-        return cls(list(reader.index), [section.arrays(k) for k, section in enumerate(reader.sections, start=1)])
+        return cls._of(Arpa(enumerate(lines, start=1), where))
+
+    @classmethod
+    def _of(cls, arpa: Arpa) -> "NGram":
+        return cls(arpa.words, arpa.orders(), place=arpa.place)
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """The n-grams of one length in an ARPA file: word ids, and natural logarithms."""
-
-    words: list[tuple[int, ...]] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    backoffs: list[float] = field(default_factory=list)
-
-    def arrays(self, length: int) -> tuple[Int64s, Float64s, Float64s]:
-        words_NK = np.array(self.words, dtype=np.int64).reshape(len(self.words), length)
-        return words_NK, np.array(self.log_probs), np.array(self.backoffs)
-
-
-class _ArpaReader:
-    r"""Reads an ARPA file line by line.
-
-    The file is ``\data\``, a line ``ngram K=count`` per length, a section ``\K-grams:`` per length, and
-    ``\end\``. A line of a section is ``log10 probability TAB words [TAB log10 back-off]``.
-    """
-
-    def __init__(self) -> None:
-        self.index: dict[str, int] = {}
-        self.sections: list[_Section] = []
-        self.declared: list[int] = []
-        self.ended = False
-
-    def read(self, line: str) -> None:
-        """Read a stripped line. Raises KeyError for a word that is not a unigram, ValueError and IndexError else."""
-        if not line or self.ended or (not self.sections and line == "\\data\\"):
-            return
-        if line == "\\end\\":
-            self.ended = True
-        elif line.startswith("\\") and line.endswith("-grams:"):
-            self.sections.append(_Section())
-            expected = f"\\{len(self.sections)}-grams:"
-            if line != expected:
-                raise ValueError(f"got {line}, expected {expected}")
-        elif self.sections:
-            self._read_ngram(line)
-        elif line.startswith("ngram "):
-            self.declared.append(int(line.split("=")[1]))
-
-    def _read_ngram(self, line: str) -> None:
-        log_prob, words, backoff = _split_ngram(line, len(self.sections))
-        if len(self.sections) == 1:
-            if words[0] in self.index:
-                raise ValueError(f"the unigram '{words[0]}' is repeated")
-            self.index[words[0]] = len(self.index)
-        section = self.sections[-1]
-        section.words.append(tuple(self.index[word] for word in words))
-        section.log_probs.append(log_prob * _LN10)
-        section.backoffs.append(backoff * _LN10)
-
-
-def _split_ngram(line: str, length: int) -> tuple[float, list[str], float]:
-    """Log-probability, words and back-off weight of a line, base 10. Files without tabs are separated by spaces."""
-    fields = line.split("\t") if "\t" in line else line.split()
-    if "\t" in line:
-        fields = [fields[0], *fields[1].split(" "), *fields[2:]]
-    if len(fields) not in (length + 1, length + 2):
-        raise ValueError(f"got {len(fields)} fields, expected {length + 1} or {length + 2}")
-    return float(fields[0]), fields[1 : length + 1], float(fields[length + 1]) if len(fields) == length + 2 else 0.0
+def _with_rows(grams: Grams, words_NK: Int64s) -> Grams:
+    """The n-grams with more of them, whose log-probability is not known yet (NaN)."""
+    old_NK, log_probs_N, backoffs_N = grams
+    return (
+        np.concatenate([old_NK, words_NK]),
+        np.concatenate([log_probs_N, np.full(len(words_NK), np.nan)]),
+        np.concatenate([backoffs_N, np.zeros(len(words_NK))]),
+    )

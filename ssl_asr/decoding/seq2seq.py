@@ -262,7 +262,8 @@ class WhisperBeam(_Beam, _WhisperText):
         own = {
             option.name: getattr(self, option.name) for option in fields(FusionOptions) if hasattr(self, option.name)
         }
-        hotwords = [fold(phrase) for phrase in self.hotwords]
+        # A phrase without letters stays as it is, and is reported as one that cannot be spelled.
+        hotwords = [fold(" ".join(phrase.split())).strip() or phrase for phrase in self.hotwords]
         options = FusionOptions(**(own | {"label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
         tokens = [spell([token]) for token in range(vocab_size)]
         return options.parts([fold(token) for token in tokens], tokens)

@@ -56,7 +56,8 @@ class WordModel(ABC, Generic[StateT]):
 
     def _text_log_prob(self, text: str) -> float:
         state, total = self.begin, 0.0
-        for word in text.split():
+        # Words may have other characters that `str.split` takes for spaces.
+        for word in filter(None, text.split(" ")):
             log_prob, state = self.score(state, word)
             total += log_prob
         return total + self.end(state)

@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ssl_asr.decoding.ngram import Float64s, NGram
+from ssl_asr.console import notify, shortened
+from ssl_asr.decoding.arpa import Float64s
+from ssl_asr.decoding.ngram import NGram
 from ssl_asr.errors import LanguageModelError
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -65,10 +67,12 @@ class LabelNGram(Automaton[int]):
         self.model, self.weight = model, weight
         self._silent_V = np.array([label is None for label in labels])
         self._ids_V = np.array([-1 if label is None else model.index.get(lm_token(label), -1) for label in labels])
-        if not any(model.has_word(lm_token(label)) for label in labels if label is not None):
-            shown = [lm_token(label) for label in labels if label][:3]
-            what = f"the language model has none of the labels (first labels: {shown})"
+        tokens = [lm_token(label) for label in labels if label]
+        lacking = [token for token in tokens if not model.has_word(token)]
+        if len(lacking) == len(tokens):
+            what = f"the language model has none of the labels (first labels: {tokens[:3]})"
             raise LanguageModelError("decoder.lm", what, "set decoder.lm_unit=word, or make a model with unit=label")
+        name_missing_labels(lacking, len(tokens), "decoder.lm", "score as its unknown word")
 
     @property
     def begin(self) -> int:
@@ -119,6 +123,21 @@ class LabelBonus(Automaton[None]):
     def end(self, key: None) -> float:
         """Zero."""
         return 0.0
+
+
+def name_missing_labels(lacking: Sequence[str], labels: int, where: str, effect: str) -> None:
+    """Warn of labels that a language model over labels lacks, if there are any.
+
+    Args:
+        lacking: The labels.
+        labels: Number of all labels.
+        where: The language model, for the message.
+        effect: What becomes of the labels, for the message.
+    """
+    if lacking:
+        notify(
+            f"{where}: {len(lacking):,} of {labels:,} labels are not in the model and {effect}: {shortened(lacking)}."
+        )
 
 
 def lm_token(label: str) -> str:

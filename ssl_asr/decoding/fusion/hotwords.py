@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
 from ssl_asr.errors import LanguageModelError
 
 

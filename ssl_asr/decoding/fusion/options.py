@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_asr.decoding.files import LanguageModelName, TextFile
+from ssl_asr.console import notify, shortened
+from ssl_asr.decoding.files import LanguageModelName, TextFile, read_entries
 from ssl_asr.decoding.fusion.automata import Automaton, LabelBonus, LabelNGram
 from ssl_asr.decoding.fusion.hotwords import Hotwords
+from ssl_asr.decoding.fusion.spelling import Speller, spelled
 from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.language_models import KenLM, read_language_model
 from ssl_asr.decoding.neural_lm import LabelNeural, NeuralLM
@@ -29,9 +31,10 @@ class FusionOptions(Rescoring):
         lm_weight: weight of the language model's log-probabilities.
         word_score: score added for each word.
         label_score: score added for each label.
-        unknown_score: score added for each word that is in neither the lexicon nor the language model. null forbids
-            these words.
-        lexicon: text file of the known words, one per line. null for the words of the language model.
+        unknown_score: score added for each word that is not in the lexicon, or without a lexicon, not in the language
+            model. null forbids these words.
+        lexicon: text file of the known words, one per line; only the first field of a line is read. null for the words
+            of the language model.
         hotwords: expected phrases.
         hotword_score: score added for each character of an expected phrase.
     """
@@ -64,8 +67,9 @@ class FusionOptions(Rescoring):
         if word_model is not None or self.lexicon is not None or self.word_score != 0:
             parts.append(self._words(word_model, labels))
         if self.hotwords:
-            _check_spelling(self.hotwords, labels, "decoder.hotwords")
-            parts.append(Hotwords(labels, self.hotwords, bonus=self.hotword_score))
+            effect = "have no effect"
+            hotwords = spelled(self.hotwords, Speller(labels), where="decoder.hotwords", kind="phrases", effect=effect)
+            parts.append(Hotwords(labels, hotwords, bonus=self.hotword_score))
         if self.label_score != 0:
             parts.append(LabelBonus(labels, bonus=self.label_score))
         return parts
@@ -82,12 +86,14 @@ class FusionOptions(Rescoring):
 
     def _words(self, model: WordModel[Any] | None, labels: Sequence[str | None]) -> Words:
         vocabulary = None if model is None else model.vocabulary
+        effect = "are never written"
         if self.lexicon is not None:
             words = read_lexicon(Path(self.lexicon))
-            _check_spelling(words, labels, self.lexicon)
+            words = spelled(words, Speller(labels), where=self.lexicon, kind="words", effect=effect)
+            _name_unscored(words, model, self.lexicon)
             vocabulary = frozenset(words)
         elif vocabulary is not None:
-            _check_spelling(sorted(vocabulary), labels, str(self.lm))
+            spelled(sorted(vocabulary), Speller(labels), where=str(self.lm), kind="words", effect=effect)
         return Words(
             labels,
             model=model,
@@ -101,27 +107,22 @@ class FusionOptions(Rescoring):
 
 
 def read_lexicon(path: Path) -> list[str]:
-    """Words of a lexicon file: the first field of each line.
+    """Words of a lexicon file: the first field of each line, repeated words once.
 
     Raises:
-        LanguageModelError: There is no such file, it is not UTF-8, or it contains no word.
+        LanguageModelError: There is no such file, a line is not text, or the file contains no word.
     """
     remedy = "give a UTF-8 text file with one word per line"
-    if not path.is_file():
-        raise LanguageModelError(str(path), "no such lexicon", remedy)
-    try:
-        words = [fields[0] for line in path.read_text(encoding="utf-8").splitlines() if (fields := line.split())]
-    except UnicodeDecodeError as error:
-        raise LanguageModelError(str(path), f"is not UTF-8 text: {error}", remedy) from None
+    words = list(dict.fromkeys(fields[0] for _, fields in read_entries(path, remedy=remedy)))
     if not words:
         raise LanguageModelError(str(path), "contains no word", remedy)
     return words
 
 
-def _check_spelling(words: Sequence[str], labels: Sequence[str | None], where: str) -> None:
-    """Raise LanguageModelError if none of the words can be spelled. The usual cause is upper against lower case."""
-    characters = {character for label in labels if label is not None for character in label}
-    if not any(set(word) - {" "} <= characters for word in words):
-        what = f"none of its {len(words)} words can be spelled with the model's labels (first word: {words[0]!r})"
-        shown = "".join(sorted(characters))[:40]
-        raise LanguageModelError(where, what, f"use the characters of the labels, in their case: {shown!r}")
+def _name_unscored(words: Sequence[str], model: WordModel[Any] | None, where: str) -> None:
+    """Warn of words that a language model lacks, if it has no price for unknown words."""
+    if isinstance(model, NGram) and model.unknown < 0:
+        lacking = [word for word in words if not model.has_word(word)]
+        if lacking:
+            what = "the language model has neither these words nor <unk>, so they are almost never written"
+            notify(f"{where}: {what}: {shortened(lacking)}.")

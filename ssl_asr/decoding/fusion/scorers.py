@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.tables import Fusion
-from ssl_asr.decoding.ngram import Float64s
 
 
 class FusionScorer:

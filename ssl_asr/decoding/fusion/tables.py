@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
 
 # The tables are cleared between utterances when they exceed this number of cells (states x labels).
 _MAX_CELLS = 100_000_000

@@ -17,6 +17,10 @@ score ``w``::
     label      t     h     x     y     " "
     score      0     0     p     0     w - p          p = unknown_score + weight * unknown_log_prob
 
+A vocabulary may be smaller than the language model's (a lexicon of commands, for instance). A spelling with which no
+word of the vocabulary continues, but a word of the language model, is charged ``p = unknown_score`` only. The language
+model charges its own price for the word where it ends, in its context, as for every word that it knows.
+
 Known words cost nothing before they end. Charging the best unigram of a prefix in advance found hypotheses of higher
 score with more errors in them.
 """
@@ -28,8 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.ngram import Float64s
 from ssl_asr.decoding.word_model import WordModel
 
 # Both caches are cleared when they exceed these sizes: spelling rows (in cells), and scores of words after states.
@@ -51,7 +55,7 @@ class Words(Automaton[WordKey]):
         model: Language model over words. None for no language model.
         weight: Weight of its log-probabilities.
         word_score: Score added for each word.
-        unknown_score: Score added for each out-of-vocabulary word. Minus infinity forbids them.
+        unknown_score: Score added for each word outside the vocabulary. Minus infinity forbids these words.
         vocabulary: Known words. None if the model does not list them (KenLM binaries).
         unknown_log_prob: Log-probability that the model gives an out-of-vocabulary word, out of context.
         unknown_alike: Whether the model scores all out-of-vocabulary words the same. Then their spelling is not part of
@@ -75,9 +79,12 @@ class Words(Automaton[WordKey]):
         self.unknown_alike = unknown_alike and vocabulary is not None
         self._unknown_price = unknown_score + weight * unknown_log_prob
         self._vocabulary = None if vocabulary is None else frozenset(vocabulary)
-        self._prefixes: frozenset[str] | None = None
-        if vocabulary is not None:
-            self._prefixes = frozenset(word[:length] for word in vocabulary for length in range(1, len(word) + 1))
+        self._prefixes = None if vocabulary is None else _prefixes(vocabulary)
+        listed = None if model is None else model.vocabulary
+        # Prefixes of words that the language model knows and the vocabulary lacks.
+        self._model_prefixes: frozenset[str] = frozenset()
+        if self._vocabulary is not None and listed is not None and unknown_score > -math.inf:
+            self._model_prefixes = _prefixes(listed - self._vocabulary)
         # Labels that end a word with their first character (" ", " the"), and labels with letters before a space.
         starts_word = [label is not None and label.startswith(" ") for label in labels]
         self._ends_word_V = np.array(starts_word)
@@ -142,7 +149,7 @@ class Words(Automaton[WordKey]):
         """Price charged in advance for a partial word: 0 while a known word begins with it."""
         if not partial or self._prefixes is None or partial in self._prefixes:
             return 0.0
-        return self._unknown_price
+        return self.unknown_score if partial in self._model_prefixes else self._unknown_price
 
     def _add_word_ends(
         self, keys: Sequence[WordKey], spelling_NC: Float64s, labels: Sequence[int], ends_word_C: NDArray[np.bool_]
@@ -204,3 +211,8 @@ class Words(Automaton[WordKey]):
             log_prob, state = self.model.score(state, word)
             total += self.weight * log_prob
         return total, state
+
+
+def _prefixes(words: Collection[str]) -> frozenset[str]:
+    """Every prefix of the words, the words included."""
+    return frozenset(word[:length] for word in words for length in range(1, len(word) + 1))
