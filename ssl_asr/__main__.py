@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import shlex
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "train": "fine-tune a pretrained speech model and report its WER",
@@ -58,6 +60,23 @@ def _complete(arguments: list[str]) -> None:
         sys.exit(2)
 
 
+def _no_command(arguments: list[str]) -> tuple[str, str, str]:
+    """The error for a command line that starts with no command: where, what, and what to type."""
+    from ssl_asr.errors import closest
+
+    first = arguments[0]
+    named = next((word for word in arguments if word in COMMANDS), None)
+    near = closest(first, list(COMMANDS))
+    if named is not None:
+        rest = [word for word in arguments if word != named]
+        return first, "comes before the command", f"write {shlex.join(['ssl-asr', named, *rest])}"
+    if near is not None:
+        return "ssl-asr", f"no command '{first}'", f"did you mean ssl-asr {near}?"
+    if Path(first).exists():
+        return first, "is no command", f"to transcribe it, write {shlex.join(['ssl-asr', 'transcribe', first])} model=…"
+    return "ssl-asr", f"no command '{first}'", "ssl-asr --help lists the commands"
+
+
 def main() -> None:
     """Run the command that is named first."""
     arguments = sys.argv[1:]
@@ -73,11 +92,9 @@ def main() -> None:
     elif arguments in ([], ["--help"], ["-h"]):
         print(_usage())
     else:
-        from ssl_asr.errors import UserError, did_you_mean
+        from ssl_asr.errors import UserError
 
-        error = UserError("ssl-asr", f"no command '{arguments[0]}'", did_you_mean(arguments[0], list(COMMANDS)))
-        print(f"error: {error}\n", file=sys.stderr)
-        print(_usage(), file=sys.stderr)
+        print(f"error: {UserError(*_no_command(arguments))}", file=sys.stderr)
         sys.exit(2)
 
 

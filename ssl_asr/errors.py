@@ -8,6 +8,10 @@ import difflib
 from collections.abc import Sequence
 
 
+# A list of known names in a message is cut to some names if it has more characters.
+_MOST_CHARACTERS, _MOST_NAMES = 200, 5
+
+
 def _sentence(text: str, *, capital: bool = False) -> str:
     """The text with a full stop, and on request with a capital, unless it starts with a key or another symbol."""
     first = text.partition(" ")[0]
@@ -114,7 +118,35 @@ def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> 
     return ConfigError(where, f"needs the package {package}, which is not installed", remedy)
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """Remedy for an unknown name: the most similar known name, or all known names if none is similar."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known names: {', '.join(sorted(known)) or 'none'}"
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is most similar to a name, or None. Case and the kind of dash make no difference.
+
+    Example:
+        >>> closest("Whisper-Mediun", ["whisper_small", "whisper_medium"])
+        'whisper_medium'
+    """
+    plain = {_plain(each): each for each in reversed(known)}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def did_you_mean(name: str, known: Sequence[str], listing: str = "") -> str:
+    """Remedy for an unknown name: the most similar known name, or a few known names if none is similar.
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+        listing: Command that lists the known names, for long lists. Default: "" (no such command).
+    """
+    near = closest(name, known)
+    if near is not None:
+        return f"did you mean '{near}'?"
+    shown = sorted(known)
+    if len(", ".join(shown)) <= _MOST_CHARACTERS:
+        return f"known names: {', '.join(shown) or 'none'}"
+    few = f"{', '.join(shown[:_MOST_NAMES])}, and {len(shown) - _MOST_NAMES} more"
+    return f"known names: {few}. {listing} lists them" if listing else f"known names: {few}"

@@ -75,6 +75,22 @@ class Expected:
     text: str
 
 
+PathRole = Literal["input", "manifest", "model", "output"]
+"""What a path is for: a file that is read, a manifest, a model (also by name), or a file or folder that is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class IsPath:
+    """Marks text that names a file, a folder or a model. The command line takes such text as it is typed."""
+
+    role: PathRole
+
+
+InputPath = Annotated[str, IsPath("input")]
+ManifestPath = Annotated[str, IsPath("manifest")]
+ModelName = Annotated[str, IsPath("model")]
+OutputPath = Annotated[str, IsPath("output")]
+
 TailSeconds = Annotated[float, Interval(ge=0, lt=30), Expected("a number of seconds from 0 to less than 30")]
 TailRange = Annotated[
     list[TailSeconds],

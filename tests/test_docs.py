@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssl_asr.__main__ import COMMANDS as SUBCOMMANDS
+from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
-from ssl_asr.config.launch import name_arguments
 from ssl_asr.config.schemas import SCHEMAS
 
 REPO = Path(__file__).parent.parent
@@ -69,7 +69,8 @@ def _check(command):
     data = ("data.train=", "data=", "experiment=an4", "experiment=librispeech")
     if name == "train" and not any(word.startswith(data) for word in given):
         given = ["data.train=train.jsonl", "data.dev=dev.jsonl", *given]
-    preflight(name, name_arguments(given, getattr(SCHEMAS[name], "positional", ())))
+    words = read_words(name, given)
+    preflight(name, [*words.flags, *words.overrides])
 
 
 def _write_extension(folder):

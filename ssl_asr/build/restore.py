@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ssl_asr.build.parts import DescribedModel, PretrainedCheckpoint
-from ssl_asr.config.folders import config_folder
+from ssl_asr.config.folders import config_folder, option_names
+from ssl_asr.config.found import backbone_sources
 from ssl_asr.config.options import build_option, check_extensions, load_class
 from ssl_asr.console import no_message
 from ssl_asr.data.characters import CharTokenizer
@@ -17,7 +18,7 @@ from ssl_asr.data.tokenizer import restore_tokenizer
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import WhisperGreedy
-from ssl_asr.errors import CheckpointError
+from ssl_asr.errors import CheckpointError, closest
 from ssl_asr.models.adapters import merge_adapters
 from ssl_asr.models.checkpoints import Say, resolve_checkpoint
 from ssl_asr.models.ctc_checkpoints import has_ctc_head
@@ -126,7 +127,13 @@ def pretrained_checkpoint(name: str, language: str | None, say: Say) -> Pretrain
     """
     option = config_folder() / "backbone" / f"{name}.yaml"
     source = _source_of(option) if option.is_file() else name
-    folder = resolve_checkpoint(source, say=say)
+    try:
+        folder = resolve_checkpoint(source, say=say)
+    except CheckpointError as error:
+        near = closest(name, [*option_names("backbone"), *backbone_sources()])
+        if near is None or near == name:
+            raise
+        raise CheckpointError(error.where, error.what, f"did you mean '{near}'? Otherwise {error.remedy}") from None
     backbone = backbone_class_for(folder, _backbone_classes()).pretrained(source, language)
     return PretrainedCheckpoint(backbone=backbone, folder=folder, say=say)
 

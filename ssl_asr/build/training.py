@@ -190,10 +190,10 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
 
 def write_beginning(run: TrainingRun, folder: Path) -> None:
     """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
-    from omegaconf import OmegaConf
+    from ssl_asr.config.nodes import as_yaml
 
     with written_whole(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))))
+        file.write(as_yaml(plain(run.config)))
     rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
     with written_whole(folder / "skipped.jsonl") as file:
         file.writelines(to_json(row) + "\n" for row in rows)

@@ -1,7 +1,9 @@
 """Finds every mistake of a command line before anything else runs."""
 
 import re
+import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +20,7 @@ from ssl_asr.config.composing import (
     without_hydra,
 )
 from ssl_asr.config.expected import describe
+from ssl_asr.config.found import file_errors, option_for_checkpoint
 from ssl_asr.config.nodes import RENAMED
 from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean, missing_extra
@@ -52,12 +55,12 @@ def _shared_folder(name: str, jobs: list[list[str]]) -> list[ConfigError]:
     if len(set(folders)) == len(folders):
         return []
     key = "run_dir" if name == "train" else "output_dir"
-    remedy = f"hydra.sweep.dir={folders[0]} gives each job a folder below it"
+    remedy = f"{shlex.quote(f'hydra.sweep.dir={folders[0]}')} gives each job a folder below it"
     return [ConfigError(key, f"is {folders[0]} for {len(jobs)} jobs", remedy)]
 
 
 def named_folder(overrides: list[str]) -> str | None:
-    """The folder that a command line names for its results, or None."""
+    """The folder that a command line names for its results, in Hydra's grammar, or None."""
     named = [override.partition("=")[2] for override in overrides if re.match(r"(run_dir|output_dir)=", override)]
     return named[-1] if named else None
 
@@ -97,7 +100,7 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[Us
         errors += several.errors
     except UserError as error:
         errors.append(error)
-    return errors
+    return [*errors, *file_errors(name, cfg)]
 
 
 def _explain(config: str, override: str, error: Exception, good: list[str]) -> ConfigError:
@@ -113,7 +116,9 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     if option is not None and option[0] == "optuna":
         return missing_extra(override, "hydra-optuna-sweeper", "optuna")
     if option is not None:
-        return ConfigError(key, f"no option '{option[0]}'", did_you_mean(*option))
+        if key == "backbone" and ("/" in option[0] or Path(option[0]).exists()):
+            return ConfigError(key, f"no option '{option[0]}'", option_for_checkpoint(option[0]))
+        return ConfigError(key, f"no option '{option[0]}'", did_you_mean(*option, f"ssl-asr {config} --help"))
     unknown = unknown_key(error)
     if unknown is None:
         return _wrong_type(config, key, value) or ConfigError(key, *_renamed_in(message))
@@ -124,7 +129,7 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
         return ConfigError(key, what, _renamed_in(unknown)[1] or did_you_mean(unknown, known))
     if not parent:
         known = known_keys(config) if config in SCHEMAS else _keys_of(config, good, "")
-        return ConfigError(key, "unknown key", did_you_mean(key, known))
+        return ConfigError(key, "unknown key", did_you_mean(key, known, f"ssl-asr {config} --help"))
     return ConfigError(key, "unknown key", did_you_mean(last, _keys_of(config, good, parent)))
 
 

@@ -51,7 +51,7 @@ def complete(line: str, commands: list[str]) -> list[str]:
     if name is None:
         return [command for command in commands if command.startswith(last)]
     if last.startswith("-"):
-        return [flag for flag in _FLAGS if flag.startswith(last)]
+        return [flag for flag in (*_FLAGS, *getattr(SCHEMAS[name], "flags", {})) if flag.startswith(last)]
     folders = [Path(after) for word, after in itertools.pairwise(words) if word == "--config-dir"]
     key, equals, value = last.partition("=")
     if equals:

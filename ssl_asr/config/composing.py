@@ -26,6 +26,8 @@ from ssl_asr.errors import ConfigError
 
 # Sweeps with more jobs than this are checked one swept key at a time.
 _MOST_JOBS = 64
+# Hydra's messages may list every option and folder.
+_MOST_CHARACTERS = 300
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
 
 
@@ -70,23 +72,6 @@ def parse_arguments(name: str, arguments: list[str]) -> Arguments:
         config_path=parsed.config_path,
         shows=shows,
     )
-
-
-def flags_first(arguments: list[str]) -> list[str]:
-    """The command line with flags before overrides, since Hydra takes overrides only in one piece.
-
-    Example:
-        >>> flags_first(["seed=1,2", "-m", "freeze=true"])
-        ['-m', 'seed=1,2', 'freeze=true']
-    """
-    overrides = list(get_args_parser().parse_intermixed_args(arguments).overrides)
-    flags, left = [], list(overrides)
-    for argument in arguments:
-        if left and argument == left[0]:
-            left.pop(0)
-        else:
-            flags.append(argument)
-    return [*flags, *overrides]
 
 
 @contextmanager
@@ -157,10 +142,9 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(override))
         except HydraException as error:
-            what = f"cannot be parsed: {said(error)}"
-            raise ConfigError(
-                override.partition("=")[0], what, "write key=value, and quote special characters"
-            ) from None
+            # Words of the command line are checked before. This one is from a config of Hydra's sweeper.
+            key = override.partition("=")[0]
+            raise ConfigError(key, f"cannot be parsed: {said(error)}", "write key=value") from None
     return parsed
 
 
@@ -224,7 +208,8 @@ def said(error: Exception) -> str:
     """Hydra's message on one line, without its stack of causes."""
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
     aside = ("object_type", "reference_type", "full_key", "To append", "Set the env", "See https", "^")
-    return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith(aside))
+    text = "; ".join(line for line in dict.fromkeys(lines) if not line.startswith(aside))
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 def unknown_key(error: Exception) -> str | None:
@@ -237,6 +222,6 @@ def missing_option(error: Exception) -> tuple[str, list[str]] | None:
     """The option that Hydra did not find, and the options of its group, or None for another error."""
     text = str(error)
     found = re.search(
-        r"Could not find '[\w/]+/(\w+)'.*?Available options in '[\w/]+':(.*?)Config search path", text, re.S
+        r"Could not find '([^\n]*)'\n+Available options in '([^\n]*)':(.*?)Config search path", text, re.S
     )
-    return (found.group(1), found.group(2).split()) if found else None
+    return (found[1].removeprefix(f"{found[2]}/"), found[3].split()) if found else None

@@ -21,6 +21,7 @@ _FLAGS = {
     "--help": "Show this text.",
     "--cfg job": "Print the config as it will run, and stop.",
     "-m": "Run a sweep: key=a,b,c, or a search space.",
+    "-- NAMES": "All words after -- are names, also if they start with a dash.",
     "--config-dir DIR": "Also find options in DIR: DIR/head/mine.yaml is head=mine.",
 }
 
@@ -35,16 +36,31 @@ def help_text(name: str, folders: Sequence[Path] = (), width: int | None = None)
     """
     columns = width or min(120, shutil.get_terminal_size().columns)
     schema = SCHEMAS[name]
-    words = "".join(f" {word.upper()}" for word in getattr(schema, "positional", ()))
+    words = "".join(f" {_word(schema, key)}" for key in getattr(schema, "positional", ()))
     lines = [f"usage: ssl-asr {name}{words} [key=value …]", "", _title(schema), ""]
     lines += [f"  {example}" for example in examples(name)]
     lines += _options(name, schema, folders, columns)
     named = list(_primary(name))
     for section, members in _sections(schema):
         lines += ["", section, *(line for field in members for line in _key(schema, field, named, columns))]
-    flags = {flag: text for flag, text in _FLAGS.items() if flag != "--config-dir DIR" or _groups(schema)}
+    flags = _short_flags(schema)
+    flags |= {flag: text for flag, text in _FLAGS.items() if flag != "--config-dir DIR" or _groups(schema)}
     lines += ["", "Flags", *(line for flag, text in flags.items() for line in _entry(flag, text, columns))]
     return "\n".join(lines)
+
+
+def _word(schema: type[Command], key: str) -> str:
+    """A word without a key, as the usage shows it."""
+    field = next(each for each in fields(schema) if each.name == key)
+    return f"[{key.upper()} …]" if str(field.type).startswith("list[") else key.upper()
+
+
+def _short_flags(schema: type[Command]) -> dict[str, str]:
+    """Flags that stand for a key, with their texts."""
+    by_key: dict[str, list[str]] = {}
+    for flag, key in getattr(schema, "flags", {}).items():
+        by_key.setdefault(key, []).append(flag)
+    return {f"{', '.join(flags)} {key.upper()}": f"The same as {key}={key.upper()}." for key, flags in by_key.items()}
 
 
 def _title(schema: type[Command]) -> str:

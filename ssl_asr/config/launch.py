@@ -3,45 +3,24 @@
 import re
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from ssl_asr.config.arguments import asks_for_help, read_words
 from ssl_asr.config.check import composed_job, named_folder, preflight
-from ssl_asr.config.composing import flags_first, hydra_ready, jobs_of, parse_arguments
+from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
-from ssl_asr.config.nodes import prepare, register_schemas
-from ssl_asr.config.schemas import SCHEMAS, TrainConfig
+from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
+from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
 EXIT_USER_ERROR = 2
 
 Job = Callable[[Any, Path], float | None]
 """The work of a command: takes its typed config and the folder of the job, returns a score that a sweep can compare."""
-
-
-# Flags of Hydra that are followed by a value.
-_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
-_FLAGS_WITH_VALUE |= {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"}
-
-
-def name_arguments(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    """A command line with its bare words named, if there are as many as names.
-
-    Example:
-        >>> name_arguments(["a", "b=c", "d"], ("first", "second"))
-        ["first='a'", 'b=c', "second='d'"]
-    """
-    values = {after for flag, after in pairwise(arguments) if flag in _FLAGS_WITH_VALUE}
-    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    bare = [word for word in words if word not in values]
-    if not names or len(bare) != len(names):
-        return arguments
-    left = iter(names)
-    return [f"{next(left)}='{argument}'" if argument in bare else argument for argument in arguments]
 
 
 def hydra_follows(name: str, arguments: list[str]) -> list[str]:
@@ -78,7 +57,7 @@ def show_config(name: str, arguments: list[str]) -> str:
         raise_all(errors)
         assert cfg is not None
         node, _ = prepare(name, cfg)
-    return OmegaConf.to_yaml(OmegaConf.create(node))
+    return as_yaml(node)
 
 
 def run(name: str, job: Callable[[], Job]) -> None:
@@ -88,12 +67,15 @@ def run(name: str, job: Callable[[], Job]) -> None:
         name: Name of the command.
         job: Returns the work to do. Called after the command line is checked, so that it may import torch.
     """
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
         return
-    sys.argv[1:] = name_arguments(sys.argv[1:], getattr(SCHEMAS[name], "positional", ()))
-    sys.argv[1:] = flags_first(sys.argv[1:])
     try:
+        words = read_words(name, sys.argv[1:])
+        for note in words.notes:
+            print(f"note: {note}", file=sys.stderr)
+        # Hydra takes overrides only in one piece.
+        sys.argv[1:] = [*words.flags, *words.overrides]
         if parse_arguments(name, sys.argv[1:]).shows == "job":
             print(show_config(name, sys.argv[1:]), end="")
             return

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ssl_asr.config.folders import config_folder
+from ssl_asr.config.literals import escaped
 from ssl_asr.config.schemas import SCHEMAS, annotation_of
 from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.textfiles import written_whole
@@ -164,6 +165,19 @@ def unknown_side(key: str, side: str) -> ConfigError:
     return ConfigError(f"{key}.{side}", what, f"write {now}" if now else "the sides are encoder and rest")
 
 
+def as_yaml(node: Any) -> str:
+    """Plain data as YAML for OmegaConf and Hydra, which read exactly the same data from it."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(node)))
+
+
+def _escaped(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return escaped(node) if isinstance(node, str) else node
+
+
 def _name_manifests(node: dict[str, Any], field: str, key: str) -> list[ConfigError]:
     """Give the manifests of a field their names. A wrong value becomes no manifests, and its error."""
     try:
@@ -230,4 +244,4 @@ def write_decoder(path: Path, option: Any) -> None:
     node = {"_target_": f"{kind.__module__}.{kind.__name__}", **asdict(option)}
     files = {key: str(Path(node[key]).resolve()) for key in ("lm", "lexicon") if node.get(key) is not None}
     with written_whole(path) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(node | files)))
+        file.write(as_yaml(node | files))

@@ -12,6 +12,9 @@ from annotated_types import MinLen
 from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.types import (
     Expected,
+    InputPath,
+    IsPath,
+    ModelName,
     NonNegativeFloat,
     NonNegativeInt,
     NormalizerName,
@@ -29,7 +32,7 @@ Window = Literal["real", "30s"]
 WhisperTask = Literal["transcribe", "translate"]
 Confidence = Literal["max_prob", "entropy"]
 Normalizers = Annotated[list[NormalizerName], MinLen(1)]
-Named = Annotated[dict[str, str], Expected("a path, a list of paths, or {name: path, …}")]
+Named = Annotated[dict[str, str], IsPath("manifest"), Expected("a path, a list of paths, or {name: path, …}")]
 """Manifest paths by name. A path or a list of paths is given names by `ssl_asr.config.nodes.named_manifests`."""
 
 
@@ -94,7 +97,7 @@ class ModelInput(Extended):
 
     section: ClassVar[str] = "Model"
 
-    model: str
+    model: ModelName
     window: Window | None = None
     tail_s: TailSeconds | None = None
 
@@ -129,7 +132,7 @@ class Decoding:
     decoder: DecoderOption | None = field(
         default=None, metadata=group("decoder", "ssl_asr.decoding.option.DecoderOption")
     )
-    decoder_file: str | None = None
+    decoder_file: InputPath | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

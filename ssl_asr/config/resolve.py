@@ -23,7 +23,7 @@ from ssl_asr.config.options import (
 )
 from ssl_asr.config.parts import Sides
 from ssl_asr.config.schemas import SCHEMAS, Command, TrainConfig, annotation_of
-from ssl_asr.errors import ConfigError, UserError, raise_all
+from ssl_asr.errors import ConfigError, UserError, did_you_mean, raise_all
 
 # Stands for an option with errors. A check of combinations that reads it raises AttributeError, which is ignored.
 _PLACEHOLDER = object()
@@ -55,6 +55,8 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
     extensions = [str(package) for package in node.get("extensions") or []]
     errors += check_installed(extensions)
     values: dict[str, Any] = {}
+    known = [field.name for field in fields(schema)]
+    errors += [ConfigError(key, "unknown key", did_you_mean(key, known)) for key in node if key not in known]
     for field in fields(schema):
         checked = _checked_field(field, node.get(field.name, NOT_GIVEN), extensions)
         errors += checked.errors

@@ -34,7 +34,17 @@ from ssl_asr.config.parts import (
 )
 from ssl_asr.config.run_folder import other_run, training_run
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
-from ssl_asr.types import Expected, Fraction, NonNegativeInt, NormalizerName, PositiveFloat, PositiveInt
+from ssl_asr.types import (
+    Expected,
+    Fraction,
+    InputPath,
+    ModelName,
+    NonNegativeInt,
+    NormalizerName,
+    OutputPath,
+    PositiveFloat,
+    PositiveInt,
+)
 
 if TYPE_CHECKING:
     from ssl_asr.data.options import DataConfig
@@ -53,6 +63,9 @@ if TYPE_CHECKING:
     from ssl_asr.training.state_cache import DiskStateCache, NoStateCache
     from ssl_asr.training.tasks import Task
     from ssl_asr.training.trainer import TrainerConfig
+
+# Short forms of the keys of a command that writes one file per recording.
+FILE_FLAGS = {"-f": "format", "--format": "format", "-o": "output", "--output": "output"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +124,8 @@ class TrainConfig(Extended):
     freeze: bool | None = None
     seed: NonNegativeInt = 0
     normalizers: Normalizers = field(default_factory=lambda: ["lower", "whisper_english"])
-    resume: str | None = None
-    run_dir: str
+    resume: InputPath | None = None
+    run_dir: OutputPath
     run_name: str | None = None
     samples: NonNegativeInt = 4
     verbose: bool = True
@@ -162,16 +175,16 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
 
     section: ClassVar[str] = "Evaluation"
 
-    model: str | None = None  # type: ignore[assignment]
+    model: ModelName | None = None  # type: ignore[assignment]
     manifest: Named = field(default_factory=dict)
-    predictions: str | None = None
+    predictions: InputPath | None = None
     max_tokens_per_s: PositiveFloat | None = None
     detect_language: bool = False
     reference: str = "text"
     only: Annotated[dict[str, Any], Expected("{tag: value, …}")] | None = None
     on_bad_audio: Literal["skip", "error"] = "skip"
     max_skip_fraction: Fraction = 0.05
-    output_dir: str
+    output_dir: OutputPath
     by: list[str] = field(default_factory=list)
     confusions: NonNegativeInt = 10
     worst: NonNegativeInt = 5
@@ -196,16 +209,19 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
     """Transcribe files, folders or manifests with a run, a checkpoint or a pretrained model.
 
     Attributes:
-        input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input.
+        input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input. The key may be
+            left out: ssl-asr transcribe a.wav b.mp3 model=…
         output: File, with the format in its name, or folder. null prints the text.
         format: Output format. null takes it from the name of ``output``.
         times: Write the times of words, with this measure of confidence. null leaves it to the format.
     """
 
     section: ClassVar[str] = "Transcription"
+    positional: ClassVar[tuple[str, ...]] = ("input",)
+    flags: ClassVar[dict[str, str]] = FILE_FLAGS
 
-    input: list[str]
-    output: str | None = None
+    input: list[InputPath]
+    output: OutputPath | None = None
     format: Literal["text", "jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
     times: Confidence | None = None
     num_workers: NonNegativeInt = 0
@@ -224,9 +240,10 @@ class AlignConfig(ModelInput, Running):
     """
 
     section: ClassVar[str] = "Alignment"
+    flags: ClassVar[dict[str, str]] = FILE_FLAGS
 
     manifest: Named
-    output: str
+    output: OutputPath
     format: Literal["jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
     times: Confidence = "max_prob"
     num_workers: NonNegativeInt = 0
@@ -245,9 +262,10 @@ class ExtractConfig(ModelInput, Running):
     """
 
     section: ClassVar[str] = "Extraction"
+    positional: ClassVar[tuple[str, ...]] = ("input",)
 
-    input: list[str]
-    output_dir: str
+    input: list[InputPath]
+    output_dir: OutputPath
     layers: Literal["last", "all"] | list[NonNegativeInt] = "last"
     dtype: Literal["float32", "float16"] = "float32"
     silence: bool = False
@@ -287,7 +305,7 @@ class TuneDecodingConfig(ModelInput, Running):
     rescore_word_scores: Annotated[list[float], MinLen(1)] = field(
         default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     )
-    output: str
+    output: OutputPath
     normalizer: NormalizerName = "lower"
 
 
@@ -309,15 +327,16 @@ class LmConfig(Extended):
     """
 
     section: ClassVar[str] = "Language model"
+    positional: ClassVar[tuple[str, ...]] = ("input",)
 
-    input: list[str]
-    output: str
+    input: list[InputPath]
+    output: OutputPath
     order: PositiveInt = 4
     unit: Literal["word", "char", "label"] = "word"
-    model: str | None = None
+    model: ModelName | None = None
     normalizer: NormalizerName = "lower"
     prune: list[NonNegativeInt] = field(default_factory=list)
-    check: list[str] = field(default_factory=list)
+    check: list[InputPath] = field(default_factory=list)
     verbose: bool = True
 
     def conflicts(self) -> Iterator[ConfigError]:
@@ -347,9 +366,9 @@ class CompareConfig(Scoring):
     section: ClassVar[str] = "Comparison"
     positional: ClassVar[tuple[str, ...]] = ("first", "second")
 
-    first: str
-    second: str
-    output: str | None = None
+    first: InputPath
+    second: InputPath
+    output: OutputPath | None = None
     worst: NonNegativeInt = 5
     verbose: bool = True
 
@@ -369,7 +388,7 @@ class CorpusConfig:
 
     section: ClassVar[str] = "Corpus"
 
-    output_dir: str
+    output_dir: OutputPath
     train: PositiveInt = 240
     dev: PositiveInt = 32
     test: PositiveInt = 64
@@ -392,7 +411,7 @@ class DemoConfig:
 
     section: ClassVar[str] = "Demo"
 
-    output_dir: str = "demo"
+    output_dir: OutputPath = "demo"
     model: str = "whisper_tiny_en"
     train: PositiveInt = 240
     dev: PositiveInt = 32

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from ssl_asr.data.audio import Downmix
-from ssl_asr.types import Expected, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from ssl_asr.types import (
+    Expected,
+    Fraction,
+    IsPath,
+    ManifestPath,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 SpeedFactor = Annotated[float, Interval(ge=0.5, le=2), Expected("a factor from 0.5 to 2")]
 
@@ -34,9 +43,9 @@ class DataConfig:
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
     """
 
-    train: str | None
-    dev: str | None
-    test: dict[str, str]
+    train: ManifestPath | None
+    dev: ManifestPath | None
+    test: Annotated[dict[str, str], IsPath("manifest")]
     max_batch_s: PositiveFloat
     max_batch_size: PositiveInt | None
     eval_batch_s: PositiveFloat

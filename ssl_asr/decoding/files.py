@@ -10,7 +10,7 @@ from annotated_types import Predicate
 
 from ssl_asr.errors import LanguageModelError
 from ssl_asr.textfiles import is_hub_name, read_lines
-from ssl_asr.types import Expected
+from ssl_asr.types import Expected, IsPath
 
 _GAP = re.compile(r"[ \t]+")
 
@@ -23,9 +23,10 @@ def _is_language_model(name: str) -> bool:
     return Path(name).exists() or is_hub_name(name)
 
 
-TextFile = Annotated[str, Predicate(_is_file), Expected("the path of a text file that exists")]
+TextFile = Annotated[str, IsPath("input"), Predicate(_is_file), Expected("the path of a text file that exists")]
 LanguageModelName = Annotated[
     str,
+    IsPath("input"),
     Predicate(_is_language_model),
     Expected("a file that exists (ssl-asr lm makes one), or the folder or Hub name of a causal language model"),
 ]

@@ -31,7 +31,7 @@ from ssl_asr.models.encoder import (
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.spectrograms import center_bands, slaney_filters
-from ssl_asr.types import Dropout, RecommendedFreeze, Samples
+from ssl_asr.types import Dropout, ModelName, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig
@@ -248,7 +248,7 @@ class ParakeetBackbone:
     model_types: ClassVar[tuple[str, ...]] = ("parakeet_ctc", "parakeet_encoder")
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
-    source: str
+    source: ModelName
     revision: str | None
     recommended_freeze: RecommendedFreeze
     dropout: Dropout | None = None

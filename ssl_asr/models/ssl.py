@@ -28,7 +28,7 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
-from ssl_asr.types import Dropout, PositiveInt, RecommendedFreeze, Samples
+from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig
@@ -305,7 +305,7 @@ class SSLBackbone:
     model_types: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint"})
 
-    source: str
+    source: ModelName
     revision: str | None
     normalize_waveform: bool | None
     recommended_freeze: RecommendedFreeze

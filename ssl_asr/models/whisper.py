@@ -32,6 +32,7 @@ from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_fo
 from ssl_asr.types import (
     SAMPLE_RATE,
     Dropout,
+    ModelName,
     RecommendedFreeze,
     Samples,
     Seconds,
@@ -332,7 +333,7 @@ class WhisperBackbone:
     model_types: ClassVar[tuple[str, ...]] = ("whisper",)
     tasks: ClassVar[frozenset[str]] = frozenset({"ctc", "joint", "seq2seq"})
 
-    source: str
+    source: ModelName
     revision: str | None
     window: Window
     tail_s: TailSeconds

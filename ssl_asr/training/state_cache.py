@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssl_asr.data.state_store import StateStore, state_digest
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
-from ssl_asr.types import Batch
+from ssl_asr.types import Batch, OutputPath
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig
@@ -50,7 +50,7 @@ class DiskStateCache:
         dtype: float32 trains as without a cache; float16 takes half the space.
     """
 
-    folder: str
+    folder: OutputPath
     dtype: StateDtype
 
     def build(self, encoder: SpeechEncoder, *, reads_layers: bool, silence: bool, downmix: str) -> "StateCache":

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ssl_asr.config import launch
+from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
 from ssl_asr.errors import ConfigError, UserError
@@ -17,7 +18,8 @@ TRAIN = "data.train=t.jsonl"
 
 def errors_of(name, *arguments):
     with pytest.raises(UserError) as caught:
-        preflight(name, list(arguments))
+        words = read_words(name, list(arguments))
+        preflight(name, [*words.flags, *words.overrides])
     assert "Traceback" not in str(caught.value)
     return str(caught.value)
 
@@ -44,7 +46,6 @@ WRONG = {
     "data.num_workers=true": "data.num_workers: is True, expected a whole number of 0 or more",
     "data.downmix=left": "data.downmix: is 'left', expected 'mean', 'first' or 'refuse'",
     "data.on_bad_audio=cry": "data.on_bad_audio: is 'cry', expected 'skip' or 'error'",
-    "data.test=5": "data.test: is 5, expected a path, a list of paths, or {name: path, …}",
     "trainer.max_epochs=0": "trainer.max_epochs: is 0, expected a whole number of 1 or more",
     "trainer.gradient_clip_val=0": "trainer.gradient_clip_val: is 0, expected a number greater than 0, or null",
     "trainer.precision=fp16": "trainer.precision: is 'fp16', expected",
@@ -69,7 +70,7 @@ WRONG = {
     "optimizers.rest.layer_decay=0": "optimizers.rest.layer_decay: is 0, expected a number greater than 0, up to 1",
     "states.stride=4": "states.stride: is 4, expected 1, 2 or 3",
     "run_name=${nothing}": "Interpolation key 'nothing' not found",
-    "data.train": "data.train: cannot be parsed",
+    "data.train": "data.train: has no value. Write data.train=…",
 }
 
 
@@ -151,7 +152,7 @@ def test_missing_values_are_named():
         ("lm", ["input=[a]", "output=o", "prune=[1,0]"], "prune: is [1, 0]"),
         ("tune_decoding", ["model=x", "manifest=m", "output=o", "lm_weights=[]"], "lm_weights: is []"),
         ("corpus", ["output_dir=x", "train=0"], "train: is 0, expected a whole number of 1 or more"),
-        ("compare", ["one"], "cannot be parsed"),
+        ("compare", ["one"], "compare: takes 2 names, FIRST SECOND, and got 1. Write ssl-asr compare FIRST SECOND"),
     ],
 )
 def test_the_other_commands_check_too(name, overrides, error):

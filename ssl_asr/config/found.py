@@ -1,0 +1,99 @@
+"""Looks at the files and models that a config names, before anything is loaded."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_asr.config.folders import config_folder, option_names
+from ssl_asr.config.readings import readings
+from ssl_asr.errors import ConfigError, UserError, closest
+
+_LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
+_HOW = f"a manifest has one JSON object a line, such as {_LINE}"
+
+
+def file_errors(name: str, cfg: DictConfig) -> Iterator[UserError]:
+    """An error for each manifest that is something else, and for each model whose name is misspelled.
+
+    Args:
+        name: Name of the command.
+        cfg: Config composed by Hydra.
+    """
+    for key, reading in readings(name).items():
+        if reading.role not in ("manifest", "model"):
+            continue
+        for value in _values(cfg, key):
+            error = _manifest_error(key, value) if reading.role == "manifest" else _model_error(key, value)
+            if error is not None:
+                yield error
+
+
+def _values(cfg: DictConfig, key: str) -> list[str]:
+    """The texts of a key: itself, the items of a list, or the values of a mapping."""
+    try:
+        value: Any = OmegaConf.select(cfg, key)
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException:
+        return []
+    items = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain]
+    return [item for item in items if isinstance(item, str)]
+
+
+def _manifest_error(key: str, name: str) -> ConfigError | None:
+    """An error if a path is not a manifest. A path that does not exist is an error of the command."""
+    path = Path(name)
+    if path.is_dir():
+        other = ". ssl-asr transcribe takes folders" if key == "manifest" else ""
+        return ConfigError(key, f"'{name}' is a folder, expected a manifest (.jsonl)", f"{_HOW}{other}")
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(4096)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text or text.startswith(b"{"):
+        return None
+    if b"\0" in start:
+        other = ". ssl-asr transcribe takes audio" if key == "manifest" else ""
+        return ConfigError(key, f"'{name}' is audio or another binary file, expected a manifest (.jsonl)", _HOW + other)
+    line = text.splitlines()[0].decode(errors="replace")
+    kind = "a table with tabs" if "\t" in line else "a text file"
+    shown = line if len(line) <= 60 else f"{line[:60]}…"
+    return ConfigError(key, f"'{name}' is {kind} that starts with '{shown}', expected a manifest (.jsonl)", _HOW)
+
+
+def _model_error(key: str, name: str) -> ConfigError | None:
+    """An error if a model is no file, and its name looks like the name of a ``backbone`` option."""
+    if "/" in name or Path(name).exists() or name in option_names("backbone"):
+        return None
+    near = closest(name, option_names("backbone"))
+    if near is None or key == "backbone.source":
+        return None
+    return ConfigError(key, f"no file, folder or backbone option '{name}'", f"did you mean {key}={near}?")
+
+
+@lru_cache(maxsize=1)
+def backbone_sources() -> dict[str, str]:
+    """The ``backbone`` option of each published checkpoint, by the name of the checkpoint."""
+    found = {}
+    for option in option_names("backbone"):
+        path = config_folder() / "backbone" / f"{option}.yaml"
+        node: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        source = node.get("backbone", node).get("source")
+        if source is not None:
+            found[str(source)] = option
+    return found
+
+
+def option_for_checkpoint(name: str) -> str:
+    """What to write for the name of a checkpoint in the place of a ``backbone`` option."""
+    sources = backbone_sources()
+    near = closest(name, list(sources))
+    if near is not None and near.lower() == name.lower():
+        return f"write backbone={sources[near]}"
+    family = sources[near] if near is not None else "wav2vec2_base"
+    return f"write an option of its family, and its name as the source: backbone={family} backbone.source={name}"
