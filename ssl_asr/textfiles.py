@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+# End of the name of a file that is being written.
+_PARTIAL = ".partial"
 # File name endings of language models.
 _FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
 
 
 def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
-    """Open a UTF-8 text file. It is gzipped if one of its suffixes is ``.gz``."""
-    if ".gz" not in path.suffixes:
+    """Open a UTF-8 text file. It is gzipped if its name ends in ``.gz``, or will after `written_whole`."""
+    if not path.name.removesuffix(_PARTIAL).endswith(".gz"):
         return path.open(mode, encoding="utf-8")
     opened: Any = gzip.open(path, mode, encoding="utf-8")  # noqa: SIM115
     file: TextIO = opened
@@ -31,7 +33,7 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         ...     _ = file.write("text")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{_PARTIAL}")
     try:
         with open_text(partial, "wt") as file:
             yield file
