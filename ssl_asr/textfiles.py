@@ -12,6 +12,8 @@ from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+# End of the name of a file that is being written.
+_PARTIAL = ".partial"
 # File name endings of language models.
 _FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
 _BOM = "\ufeff"
@@ -86,7 +88,7 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         ...     _ = file.write("text")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{_PARTIAL}")
     try:
         with _open_to_write(partial) as file:
             yield file
@@ -125,8 +127,8 @@ def _finite(value: Any) -> Any:
 
 
 def _open_to_write(path: Path) -> TextIO:
-    """A UTF-8 text file. It is gzipped if one of its suffixes is ``.gz``."""
-    if ".gz" not in path.suffixes:
+    """A UTF-8 text file. It is gzipped if its name ends in ``.gz``, or will after `written_whole`."""
+    if not path.name.removesuffix(_PARTIAL).endswith(".gz"):
         return path.open("w", encoding="utf-8")
     opened: Any = gzip.open(path, "wt", encoding="utf-8")  # noqa: SIM115
     file: TextIO = opened

@@ -1,53 +1,55 @@
 """``ssl-asr align``: the time of each word of known texts, by CTC forced alignment."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_asr.config.schemas import AlignConfig
 from ssl_asr.errors import ConfigError
+from ssl_asr.types import Skip
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ssl_asr.data.manifest import Manifest
     from ssl_asr.inference.batches import Transcripts
 
 
 def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Align. Texts that do not fit into their audio are named on standard error."""
     from ssl_asr.console import hush, make_console
-    from ssl_asr.inference.subtitles import format_of, write
+    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.inference.outputs import Outputs, formats_of
+    from ssl_asr.inference.summary import Summary
 
     hush()
     console = make_console() if config.verbose else None
-    kind = format_of(config.output, config.format)
-    done = _align(config, console)
+    kinds = formats_of(config.output, config.format)
+    manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
+    recordings = [utterance for manifest in manifests.values() for utterance in manifest]
+    outputs = Outputs(config.output, kinds, recordings, sources=[Path(path) for path in config.manifest.values()])
+    done = _align(config, manifests, console)
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]
-    write(Path(config.output), kept, kind)
-    for skip in (skip for name in config.manifest for skip in done.skips[name]):
-        print(f"skipped {skip.id}: {skip.reason}: {skip.detail}", file=sys.stderr)
-    for row in rows:
-        if not row.words and row.ref.strip():
-            print(f"skipped {row.id}: no_room: its text does not fit into its audio", file=sys.stderr)
-    if not kept:
-        raise ConfigError("manifest", "nothing could be aligned", "see the lines above")
+    if kept:
+        outputs.write(kept)
+    what = "its text does not fit into its audio"
+    skips = [skip for name in config.manifest for skip in done.skips[name]]
+    skips += [Skip(row.id, "", "no_room", what, row.duration) for row in rows if not row.words and row.ref.strip()]
+    Summary(len(recordings), len(kept), skips, key="manifest", verb="aligned").show(console)
     if console is not None:
         words = sum(len(row.words) for row in kept)
         console.print(f"{words:,} words of {len(kept):,} utterances are in {config.output}")
     return None
 
 
-def _align(config: AlignConfig, console: "Console | None") -> "Transcripts":
+def _align(config: AlignConfig, manifests: "dict[str, Manifest]", console: "Console | None") -> "Transcripts":
     """Each utterance's text with word times."""
     from ssl_asr.console import say_to
-    from ssl_asr.data.manifest import read_manifest
     from ssl_asr.inference.batches import transcribe_manifests
     from ssl_asr.inference.model import load_model
     from ssl_asr.inference.options import inference_options, run_options
     from ssl_asr.training.module import TranscribeOptions
 
-    manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
     module = load_model(config.model, inference_options(config), say_to(console))
     if not module.aligns:
         raise ConfigError("model", "has no CTC layer, which alignment needs", "give a CTC or joint run")

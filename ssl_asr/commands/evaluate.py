@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ssl_asr.inference.batches import Transcripts
+    from ssl_asr.inference.summary import Summary
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG001
@@ -22,7 +23,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     hush()
     clock = Clock()
     console = make_console() if config.verbose else None
-    done = _transcribe(config, console) if config.predictions is None else _read(Path(config.predictions))
+    done, summary = _transcribe(config, console) if config.predictions is None else _read(Path(config.predictions))
     evaluations = report(
         done.predictions,
         done.skips,
@@ -38,26 +39,33 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
             translation=config.whisper_task == "translate",
         ),
     )
+    if summary is not None:
+        summary.show(console, Path(config.output_dir) / "skipped.jsonl")
     return next(iter(evaluations.values())).wer
 
 
-def _read(path: Path) -> "Transcripts":
+def _read(path: Path) -> "tuple[Transcripts, None]":
     """The predictions of an earlier evaluation."""
     from ssl_asr.inference.batches import Transcripts
     from ssl_asr.metrics.report import read_predictions
 
     if not path.is_file():
         raise ConfigError("predictions", f"no such file: {path}", "give a predictions.jsonl")
-    return Transcripts({path.stem: read_predictions(path)})
+    return Transcripts({path.stem: read_predictions(path)}), None
 
 
-def _transcribe(config: EvaluateConfig, console: "Console | None") -> "Transcripts":
-    """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference."""
+def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Transcripts, Summary]":
+    """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference.
+
+    Raises:
+        ConfigError: Nothing could be transcribed.
+    """
     from ssl_asr.console import say_to
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.inference.batches import transcribe_manifests
     from ssl_asr.inference.model import load_model
     from ssl_asr.inference.options import inference_options, long_form, run_options
+    from ssl_asr.inference.summary import Summary
     from ssl_asr.metrics.evaluation import with_reference
 
     manifests = {name: read_manifest(path, only=config.only) for name, path in config.manifest.items()}
@@ -66,5 +74,8 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "Transcrip
     done = transcribe_manifests(
         module, manifests, run=run, long_form=long_form(config, config.max_batch_s), console=console
     )
+    summary = Summary.of(manifests, done)
+    if summary.done == 0:  # there is nothing to score: raises
+        summary.show(console)
     done.predictions = {name: with_reference(rows, config.reference) for name, rows in done.predictions.items()}
-    return done
+    return done, summary

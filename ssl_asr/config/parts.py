@@ -31,6 +31,10 @@ T = TypeVar("T")
 Window = Literal["real", "30s"]
 WhisperTask = Literal["transcribe", "translate"]
 Confidence = Literal["max_prob", "entropy"]
+Format = Literal["text", "jsonl", "json", "srt", "vtt", "ctm", "textgrid"]
+Formats = Annotated[list[Format], MinLen(1)]
+TimedFormat = Literal["jsonl", "json", "srt", "vtt", "ctm", "textgrid"]
+TimedFormats = Annotated[list[TimedFormat], MinLen(1)]
 Normalizers = Annotated[list[NormalizerName], MinLen(1)]
 Named = Annotated[dict[str, str], IsPath("manifest"), Expected("a path, a list of paths, or {name: path, …}")]
 """Manifest paths by name. A path or a list of paths is given names by `ssl_asr.config.nodes.named_manifests`."""

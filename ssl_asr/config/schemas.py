@@ -22,6 +22,8 @@ from ssl_asr.config.parts import (
     Confidence,
     Decoding,
     Extended,
+    Format,
+    Formats,
     Languages,
     LongRecordings,
     ModelInput,
@@ -30,6 +32,8 @@ from ssl_asr.config.parts import (
     Running,
     Scoring,
     Sides,
+    TimedFormat,
+    TimedFormats,
     group,
 )
 from ssl_asr.config.run_folder import other_run, training_run
@@ -211,8 +215,9 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
     Attributes:
         input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input. The key may be
             left out: ssl-asr transcribe a.wav b.mp3 model=…
-        output: File, with the format in its name, or folder. null prints the text.
-        format: Output format. null takes it from the name of ``output``.
+        output: File, with the format in its name, or folder. null prints the text. A summary is written beside it.
+        format: Output format, or a list of several formats, for which ``output`` is a folder. ``json`` is one file for
+            each recording. null takes the format from the name of ``output``.
         times: Write the times of words, with this measure of confidence. null leaves it to the format.
     """
 
@@ -222,7 +227,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
 
     input: list[InputPath]
     output: OutputPath | None = None
-    format: Literal["text", "jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    format: Format | Formats | None = None
     times: Confidence | None = None
     num_workers: NonNegativeInt = 0
 
@@ -235,7 +240,8 @@ class AlignConfig(ModelInput, Running):
         model: Run directory, checkpoint file, or name of a checkpoint that is fine-tuned with CTC.
         manifest: Manifests of utterances with their texts: a path, a list of paths, or paths by name.
         output: File, with the format in its name, or folder.
-        format: Output format. null takes it from the name of ``output``.
+        format: Output format, or a list of several formats, for which ``output`` is a folder. null takes the format
+            from the name of ``output``.
         times: Measure of confidence.
     """
 
@@ -244,7 +250,7 @@ class AlignConfig(ModelInput, Running):
 
     manifest: Named
     output: OutputPath
-    format: Literal["jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    format: TimedFormat | TimedFormats | None = None
     times: Confidence = "max_prob"
     num_workers: NonNegativeInt = 0
 
@@ -254,7 +260,7 @@ class ExtractConfig(ModelInput, Running):
     """Write the states of an encoder's layers to safetensors shards.
 
     Attributes:
-        input: Audio files, folders, or manifests (.jsonl).
+        input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input.
         output_dir: Folder of the shards. Utterances that are already there are not encoded again.
         layers: ``last``, ``all``, or a list of numbers. 0 is the input of the first layer, n the output of layer n.
         dtype: ``float32``, or ``float16`` for half the space.

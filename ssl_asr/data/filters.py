@@ -129,6 +129,7 @@ def select(
     tokenizer: Tokenizer | None,
     check_audio: bool,
     progress: bool = True,
+    may_be_empty: bool = False,
 ) -> Selection:
     """Filter the utterances of a manifest.
 
@@ -139,9 +140,10 @@ def select(
         tokenizer: Encodes the targets. None for evaluation, where any reference is allowed.
         check_audio: Whether to open each file and compare its header with the manifest.
         progress: Whether to show a progress bar.
+        may_be_empty: Whether all utterances may be dropped.
 
     Raises:
-        ManifestError: No utterance is left.
+        ManifestError: No utterance is left, and ``may_be_empty`` is false.
     """
     kept: list[int] = []
     skips: list[Skip] = []
@@ -155,7 +157,7 @@ def select(
                 kept.append(index)
             else:
                 skips.append(fault)
-    if not kept:
+    if not kept and not may_be_empty:
         counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
         what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
         raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")

@@ -1,13 +1,44 @@
-"""Audio files, folders and manifests as one list of utterances to transcribe."""
+"""Audio files, folders and manifests as one list of recordings to transcribe, each once."""
 
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s
-from ssl_asr.data.manifest import Manifest, pack_rows, read_manifest
-from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, raise_all
-from ssl_asr.types import Skip
+from ssl_asr.data.folders import Found, is_file, is_folder, is_link, is_manifest, printable, search, status_of
+from ssl_asr.data.identity import Identity, identity
+from ssl_asr.data.manifest import WHERE, Manifest, pack_rows, read_manifest
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, UserErrors, raise_all
+from ssl_asr.types import Skip, Utterance
+
+# Suffixes of samples without a header, which does not say their rate.
+_HEADERLESS = (".raw", ".pcm")
+# Keys of a row besides its audio, id and duration.
+_OPTIONAL = ("offset", "lang", "task", "channel")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The recordings of a command's inputs.
+
+    Attributes:
+        manifest: Every recording once, in the order of the inputs.
+        skips: Recordings that cannot be read, that a folder passes over, or that are given more than once.
+        notes: What folders hold besides recordings.
+        sources: Manifests that are read or that lie in searched folders.
+    """
+
+    manifest: Manifest
+    skips: list[Skip]
+    notes: list[str]
+    sources: list[Path]
+
+    @property
+    def count(self) -> int:
+        """Number of recordings that the inputs name."""
+        return len(self.manifest) + len(self.skips)
 
 
 def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
@@ -19,7 +50,7 @@ def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
     names = [line for one in given for line in (_lines(standard_input) if one == "-" else [one]) if line]
     paths: list[Path] = []
     for name in names:
-        if not any(character in name for character in "*?[") or Path(name).exists():
+        if not any(character in name for character in "*?[") or os.path.lexists(name):
             paths.append(Path(name))
             continue
         pattern = Path(name)
@@ -35,67 +66,121 @@ def _lines(stream: Iterable[str]) -> list[str]:
     return "".join(stream).splitlines()
 
 
-def gather(inputs: Sequence[Path]) -> tuple[Manifest, list[Skip]]:
-    """Collect the utterances of audio files, folders (searched recursively) and manifests (``.jsonl``).
+def gather(inputs: Sequence[Path]) -> Gathered:
+    """Collect the recordings of audio files, folders (searched recursively) and manifests (``.jsonl``).
 
-    Manifests need no text. Inputs with the same id are taken once.
-
-    Returns:
-        A manifest of all utterances, and the files that cannot be read.
+    Manifests need no text, and their ids need not be unique. Paths stay relative if they are given so; those in a
+    manifest start at the manifest's folder.
 
     Raises:
-        ManifestError, UserErrors: An input does not exist, or no utterance is found.
+        ManifestError, UserErrors: An input does not exist, a folder has no audio, or a manifest is invalid.
+        ConfigError: There is no input.
     """
-    rows: list[dict[str, Any]] = []
-    skips: list[Skip] = []
+    if not inputs:
+        raise ConfigError("input", "names no recording", "give audio files, folders or manifests")
+    collected = _Collected()
     errors: list[UserError] = []
     for path in inputs:
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-            if not files:
-                errors.append(
-                    ManifestError(str(path), "has no audio files", f"it looks for {' '.join(AUDIO_SUFFIXES)}")
-                )
-            for file in files:
-                _add(file, rows, skips)
-        elif path.suffix == ".jsonl" and path.is_file():
-            rows += _manifest_rows(path)
-        elif path.is_file():
-            _add(path, rows, skips)
-        else:
-            errors.append(ManifestError(str(path), "no such file or folder", "check input"))
+        try:
+            collected.add_input(path)
+        except UserErrors as several:
+            errors += several.errors
+        except UserError as error:
+            errors.append(error)
     raise_all(errors)
-    if not rows:
-        reasons = "; ".join(skip.detail for skip in skips[:5])
-        raise ManifestError("input", f"no file can be read: {reasons}", "give audio files, folders or manifests")
-    return pack_rows(_unique(rows), Path()), skips
+    manifest = pack_rows(collected.rows, Path())
+    return Gathered(manifest, collected.skips, collected.notes, collected.sources)
 
 
-def _add(file: Path, rows: list[dict[str, Any]], skips: list[Skip]) -> None:
+@dataclass(slots=True)
+class _Collected:
+    """Rows, skips, notes and manifests that are found so far."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+    first: dict[Identity, str] = field(default_factory=dict)
+
+    def add_input(self, path: Path) -> None:
+        """Add one input of the command."""
+        if is_folder(path):
+            self._add_folder(path)
+        elif is_file(path) and (path.suffix.lower() == ".jsonl" or is_manifest(path)):
+            self._add_manifest(path)
+        elif is_file(path) or is_link(path):
+            self._add_file(path)
+        elif status_of(path) is not None:
+            raise ManifestError(str(path), "is not a regular file", "save the audio in a file, and give its name")
+        else:
+            raise ManifestError(str(path), "no such file or folder", "check input")
+
+    def _add_folder(self, folder: Path) -> None:
+        found: Found = search(folder)
+        self.skips += found.skips
+        self.notes += found.notes
+        self.sources += found.manifests
+        if not found.audio and not found.skips:
+            held = f" ({'; '.join(found.notes)})" if found.notes else ""
+            raise ManifestError(str(folder), f"has no audio files{held}", f"it looks for {' '.join(AUDIO_SUFFIXES)}")
+        for file in found.audio:
+            self._add_file(file)
+
+    def _add_file(self, file: Path) -> None:
+        fault = _unreadable(file)
+        if fault is not None:
+            self._skip(str(file), "", *fault)
+            return
+        try:
+            duration = audio_duration_s(file)
+        except AudioError as error:
+            self._skip(str(file), "", error.reason, str(error))
+            return
+        self._add(Utterance(id=str(file), audio_filepath=str(file), duration=duration))
+
+    def _add_manifest(self, path: Path) -> None:
+        self.sources.append(path)
+        for utterance in read_manifest(path, require_text=False, unique_ids=False):
+            self._add(utterance)
+
+    def _add(self, utterance: Utterance) -> None:
+        """Add a recording, unless it is there already or its name cannot be written."""
+        where, duration = utterance.where, utterance.duration
+        if not _is_text(utterance.id) or not _is_text(utterance.audio_filepath):
+            self._skip(utterance.id, where, "name", "the name is not Unicode text: rename the file", duration)
+            return
+        key = identity(utterance)
+        if key in self.first:
+            self._skip(utterance.id, where, "duplicate", f"the same recording as {self.first[key]}", duration)
+            return
+        self.first[key] = f"{utterance.id} ({where})" if where else utterance.id
+        row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": duration, WHERE: where}
+        more = {key: getattr(utterance, key) for key in _OPTIONAL}
+        self.rows.append(row | {key: value for key, value in more.items() if value is not None})
+
+    def _skip(self, name: str, where: str, reason: str, detail: str, duration: float = 0.0) -> None:
+        self.skips.append(Skip(printable(name), where, reason, printable(detail), duration))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is Unicode text. Names of files may be any bytes."""
     try:
-        duration = audio_duration_s(file)
-    except AudioError as error:
-        skips.append(Skip(str(file), "", error.reason, str(error)))
-        return
-    rows.append({"id": str(file), "audio_filepath": str(file.resolve()), "duration": duration})
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _manifest_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for utterance in read_manifest(path, require_text=False):
-        row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": utterance.duration}
-        optional = {
-            "offset": utterance.offset,
-            "lang": utterance.lang,
-            "task": utterance.task,
-            "channel": utterance.channel,
-        }
-        audio = str(Path(utterance.audio_filepath).resolve())
-        rows.append(row | {"audio_filepath": audio} | {k: v for k, v in optional.items() if v is not None})
-    return rows
-
-
-def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without duplicate ids, so that an input that is given twice is transcribed once."""
-    by_id = {row["id"]: row for row in rows}
-    return list(by_id.values())
+def _unreadable(file: Path) -> tuple[str, str] | None:
+    """Reason and detail if a file cannot be opened."""
+    if is_link(file) and status_of(file) is None:
+        return "missing_file", f"a symbolic link that leads to no file: {file.readlink()}"
+    if not is_file(file):
+        return "not_a_file", "neither a file nor a folder"
+    if file.suffix.lower() in _HEADERLESS:
+        return "no_header", f"{file.suffix} files do not say their sample rate: convert it to WAV or FLAC"
+    try:
+        with file.open("rb"):
+            return None
+    except OSError as error:
+        return "unreadable", f"{error.strerror}"

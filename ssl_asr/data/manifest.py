@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from ssl_asr.errors import ConfigError, ManifestError, raise_all
 from ssl_asr.types import Seconds, Utterance
 
-_KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight"}
+# Key of rows that do not come from one file: where each comes from.
+WHERE = "<where>"
+_KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
 
 
 def _is_number(value: Any) -> bool:
@@ -74,7 +76,7 @@ def _utterance(row: dict[str, Any], where: str, folder: Path) -> Utterance:
         task=row.get("task"),
         channel=row.get("channel"),
         weight=1.0 if row.get("weight") is None else float(row["weight"]),
-        where=where,
+        where=row.get(WHERE, where),
         tags={key: value for key, value in row.items() if key not in _KNOWN},
     )
 
@@ -149,7 +151,10 @@ class Manifest(Sequence[Utterance]):
 
 
 def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
-    """Manifest of rows that do not come from a file. Relative audio paths start at ``folder``."""
+    """Manifest of rows that do not come from one file. Relative audio paths start at ``folder``.
+
+    A row may say where it comes from under the key `WHERE`.
+    """
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     starts = np.cumsum([0, *map(len, lines)])[:-1]
     return Manifest(
@@ -161,7 +166,13 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
     )
 
 
-def read_manifest(path: str | Path, *, require_text: bool = True, only: Mapping[str, Any] | None = None) -> Manifest:
+def read_manifest(
+    path: str | Path,
+    *,
+    require_text: bool = True,
+    only: Mapping[str, Any] | None = None,
+    unique_ids: bool = True,
+) -> Manifest:
     """Read a manifest and check every line.
 
     Args:
@@ -169,6 +180,7 @@ def read_manifest(path: str | Path, *, require_text: bool = True, only: Mapping[
         require_text: Whether ``text`` is mandatory. Transcription does not need it.
         only: Keys and values. Lines with other values are left out, and their ids do not count as duplicates.
             Default: None (all lines).
+        unique_ids: Whether duplicate ids are an error.
 
     Raises:
         ManifestError: The file does not exist or has no utterance.
@@ -179,7 +191,7 @@ def read_manifest(path: str | Path, *, require_text: bool = True, only: Mapping[
     if not path.is_file():
         raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
     data = path.read_bytes()
-    index = _LineIndex(path)
+    index = _LineIndex(path, unique_ids)
     errors: list[ManifestError] = []
     left_out = 0
     for number, start, line in _lines(data):
@@ -228,19 +240,20 @@ class _LineIndex:
     """Offsets, numbers and durations of the lines that a manifest keeps."""
 
     path: Path
+    unique_ids: bool = True
     starts: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
     line_of_id: dict[str, int] = field(default_factory=dict)
 
     def add(self, row: Mapping[str, Any], number: int, start: int) -> list[ManifestError]:
-        """Add a line. Returns an error if its id is a duplicate."""
+        """Add a line. Returns an error if its id is a duplicate and ids must be unique."""
         utterance_id = row.get("id") or _default_id(row)
         first = self.line_of_id.setdefault(utterance_id, number)
         self.starts.append(start)
         self.numbers.append(number)
         self.durations.append(float(row["duration"]))
-        if first == number:
+        if first == number or not self.unique_ids:
             return []
         what = f"id '{utterance_id}' is already used at {self.path}:{first}"
         return [ManifestError(f"{self.path}:{number}", what, "give each utterance an id of its own")]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ssl_asr.data.filters import Limits
+from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
@@ -138,6 +139,8 @@ def transcribe_manifests(
 ) -> Transcripts:
     """Transcribe manifests: short recordings in batches, long ones one by one.
 
+    Predictions have the order of their manifest.
+
     Args:
         module: The model.
         manifests: Manifests by name.
@@ -161,15 +164,19 @@ def transcribe_manifests(
         )
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions))
-    if long_form is None:
-        return done
-    long_run = _LongRun(module, run, options, long_form, console)
+    if long_form is not None:
+        long_run = _LongRun(module, run, options, long_form, console)
+        for name, manifest in manifests.items():
+            for i in np.flatnonzero(manifest.durations_N > limit).tolist():
+                result = long_run(manifest[i])
+                if isinstance(result, Skip):
+                    done.skips[name].append(result)
+                else:
+                    done.predictions[name].append(result)
+                    on_predictions([result])
     for name, manifest in manifests.items():
-        for i in np.flatnonzero(manifest.durations_N > limit).tolist():
-            result = long_run(manifest[i])
-            done.add(Transcripts({}, {name: [result]}) if isinstance(result, Skip) else Transcripts({name: [result]}))
-            if isinstance(result, Prediction):
-                on_predictions([result])
+        places = {row_key(utterance): place for place, utterance in enumerate(manifest)}
+        done.predictions[name].sort(key=lambda row: places[row_key(row)])
     return done
 
 

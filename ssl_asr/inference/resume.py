@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from rich.console import Console
 
 from ssl_asr.config.options import plain, plain_option
 from ssl_asr.config.schemas import TranscribeConfig
+from ssl_asr.data.identity import Identity, identity
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_recordings import LongForm
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.module import ASRModule, TranscribeOptions
-from ssl_asr.types import Seconds, Skip
+from ssl_asr.types import Seconds, Skip, Utterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Transcribed:
 class ProgressFile:
     """A JSON Lines file of finished transcripts. It is removed when all recordings are done.
 
+    Transcripts are found by the identity of their recording, so ids may change before a run resumes.
+
     Args:
         path: The file.
         made_by: Plain data that identifies the model and its settings.
@@ -57,7 +60,7 @@ class ProgressFile:
     def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
         self.path = path
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
-        self.done: dict[str, Prediction] = {}
+        self.done: dict[Identity, Prediction] = {}
         if path.is_file():
             self._read()
 
@@ -75,7 +78,7 @@ class ProgressFile:
             except (json.JSONDecodeError, TypeError):
                 # The run was interrupted while it wrote this line.
                 break
-            self.done[row.id] = row
+            self.done[identity(row)] = row
 
     def begin(self) -> None:
         """Rewrite the file without a partial last line."""
@@ -115,12 +118,13 @@ def transcribe_manifest(
         progress: File of finished transcripts, or None.
         console: Shows progress; None shows nothing.
     """
-    ids = [utterance.id for utterance in manifest]
-    wanted = set(ids)
+    keys = [identity(utterance) for utterance in manifest]
+    wanted = set(keys)
     done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
-    left = [i for i, one in enumerate(ids) if one not in done]
+    left = [i for i, key in enumerate(keys) if key not in done]
     if done and console is not None:
-        console.print(f"{len(done)} of {len(ids)} recordings were transcribed before the run was interrupted")
+        finished = len(keys) - len(left)
+        console.print(f"{finished} of {len(keys)} recordings were transcribed before the run was interrupted")
     found = Transcripts({"input": []}, {"input": []})
     began = time.monotonic()
     if left:
@@ -138,16 +142,23 @@ def transcribe_manifest(
         )
     busy_s = time.monotonic() - began
     new = found.predictions["input"]
-    by_id = done | {row.id: row for row in new}
-    rows = [by_id[one] for one in ids if one in by_id]
+    by_key = done | {identity(row): row for row in new}
+    found_rows = ((utterance, by_key.get(key)) for utterance, key in zip(manifest, keys, strict=True))
+    rows = [_renamed(row, utterance) for utterance, row in found_rows if row is not None]
     return Transcribed(rows, found.skips["input"], sum(row.duration for row in new), busy_s)
+
+
+def _renamed(row: Prediction, utterance: Utterance) -> Prediction:
+    """A transcript with the id, the path and the reference that the recording has in this run."""
+    path, ref, tags = utterance.audio_filepath, utterance.text, utterance.tags
+    return replace(row, id=utterance.id, audio_filepath=path, ref=ref, tags=tags)
 
 
 # Keys of the command that do not change transcripts.
 _NOT_IN_TRANSCRIPTS = ("input", "output", "format", "max_batch_s", "num_workers", "accelerator", "verbose")
 
 
-def made_by(config: TranscribeConfig, module: ASRModule) -> dict[str, Any]:
+def made_by(config: TranscribeConfig, module: ASRModule, options: TranscribeOptions) -> dict[str, Any]:
     """Everything that the transcripts of a command depend on, as plain data."""
     settings = {key: value for key, value in plain(config).items() if key not in _NOT_IN_TRANSCRIPTS}
-    return settings | {"decoder_used": plain_option(module.decoder)}
+    return settings | {"decoder_used": plain_option(module.decoder), "word_times": options.confidence}

@@ -1,4 +1,4 @@
-"""Write transcripts: text, JSON Lines, SubRip and WebVTT subtitles, NIST's CTM, and Praat's TextGrid.
+"""Render transcripts: text, JSON Lines, SubRip and WebVTT subtitles, NIST's CTM, and Praat's TextGrid.
 
 Every format is a view of the same segments and words.
 """
@@ -7,43 +7,16 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.textfiles import written_whole
 from ssl_asr.types import Seconds, Segment, Word
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "textgrid")
 # Formats with times.
 TIMED = ("srt", "vtt", "ctm", "textgrid")
-# Formats with one file for each recording.
-_FILE_EACH = {"srt": ".srt", "vtt": ".vtt", "textgrid": ".TextGrid"}
-_BY_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".ctm": "ctm", ".srt": "srt", ".vtt": "vtt", ".textgrid": "textgrid"}
-
 # A cue is short enough to read, and ends at a pause.
 _CUE_CHARACTERS = 84
 _CUE_S: Seconds = 6.0
 _PAUSE_S: Seconds = 0.8
-
-
-def format_of(output: str | None, asked: str | None) -> str:
-    """The requested format, or else the format that the output's suffix names.
-
-    Args:
-        output: Path of the output, or None for standard output, which gets text.
-        asked: One of `FORMATS`, or None.
-
-    Raises:
-        ConfigError: The suffix names no format.
-    """
-    if asked is not None:
-        return asked
-    if output is None:
-        return "text"
-    suffix = Path(output).suffix.lower()
-    if suffix not in _BY_SUFFIX:
-        what = f"the name {output} does not say which format to write"
-        raise ConfigError("output", what, f"end it in {', '.join(_BY_SUFFIX)}, or give format={'|'.join(FORMATS)}")
-    return _BY_SUFFIX[suffix]
 
 
 # Keys of a record that are left out if they are empty.
@@ -56,42 +29,6 @@ def record(row: Prediction) -> dict[str, object]:
     made: dict[str, object] = {key: getattr(row, key) for key in keys} | {"text": row.hyp, "score": row.score}
     whole = row.record()
     return made | {key: whole[key] for key in _OPTIONAL if key in whole}
-
-
-def write(path: Path, rows: Sequence[Prediction], kind: str) -> None:
-    """Write transcripts. Subtitles and TextGrids get one file for each recording. A file is never partly written.
-
-    Args:
-        path: A file, or a folder for several recordings in a format with one file for each.
-        rows: Transcripts. Parts of one recording are joined in the order of their offsets.
-        kind: One of `FORMATS`.
-
-    Raises:
-        ConfigError: The format needs a folder and ``path`` is a file.
-    """
-    if kind not in _FILE_EACH:
-        _put(path, render(rows, kind))
-        return
-    by_audio: dict[str, list[Prediction]] = {}
-    for row in sorted(rows, key=lambda row: row.offset):
-        by_audio.setdefault(row.audio_filepath, []).append(row)
-    if path.suffix.lower() in _BY_SUFFIX:
-        if len(by_audio) != 1:
-            what = f"{path} is one file, but there are {len(by_audio)} recordings"
-            raise ConfigError("output", what, f"give a folder, and format={kind}")
-        _put(path, render(rows, kind))
-        return
-    stems = [Path(audio).stem for audio in by_audio]
-    for audio, own in by_audio.items():
-        stem = Path(audio).stem
-        # The folder's name tells files of the same name apart.
-        name = stem if stems.count(stem) == 1 else f"{Path(audio).parent.name}_{stem}"
-        _put(path / f"{name}{_FILE_EACH[kind]}", render(own, kind))
-
-
-def _put(path: Path, text: str) -> None:
-    with written_whole(path) as file:
-        file.write(text)
 
 
 def render(rows: Sequence[Prediction], kind: str) -> str:

@@ -22,7 +22,7 @@ from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utteranc
 
 BOOTSTRAP_SAMPLES = 1000
 # Fields that are left out of a record if they are empty.
-_OPTIONAL = ("words", "alternatives", "detected", "segments")
+_OPTIONAL = ("task", "words", "alternatives", "detected", "segments")
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
 
 
@@ -40,6 +40,7 @@ class Prediction:
         offset: Start of the utterance in the file, in seconds.
         channel: Index of the channel that was read, from 0. None if the channels were mixed.
         lang: Language code from the manifest.
+        task: ``transcribe`` or ``translate`` from the manifest. None if it names none.
         tags: Keys of the manifest that the framework does not use itself.
         words, alternatives, detected, segments: See `Hypothesis`.
     """
@@ -53,6 +54,7 @@ class Prediction:
     offset: float = 0.0
     channel: int | None = None
     lang: str | None = None
+    task: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Prediction:
             offset=utterance.offset,
             channel=utterance.channel,
             lang=utterance.lang,
+            task=utterance.task,
             tags=utterance.tags,
             words=hypothesis.words,
             alternatives=hypothesis.alternatives,
@@ -81,7 +84,7 @@ class Prediction:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain data for JSON. Words, alternatives, segments and the detected language are left out if empty."""
+        """Plain data for JSON. Task, words, alternatives, segments and detected language are left out if empty."""
         row = asdict(self) | {key: [part.record() for part in getattr(self, key)] for key in ("words", "segments")}
         return {key: value for key, value in row.items() if value or key not in _OPTIONAL}
 

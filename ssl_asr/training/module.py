@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_asr.data.filters import Limits
+from ssl_asr.data.identity import row_key
 from ssl_asr.data.state_store import state_digest
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.option import DecoderOption
@@ -242,11 +243,11 @@ class ASRModule(ValidationLoop):
 
 
 def gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions of all ranks, each utterance once, in order of id."""
+    """The predictions of all ranks, each row once, in order of id. Rows of different audio may have the same id."""
     own = list(predictions)
     shares: list[list[Prediction]] = [own]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         shares = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(shares, own)
-    by_id = {prediction.id: prediction for share in shares for prediction in share}
-    return [by_id[key] for key in sorted(by_id)]
+    by_key = {row_key(prediction): prediction for share in shares for prediction in share}
+    return sorted(by_key.values(), key=lambda prediction: prediction.id)

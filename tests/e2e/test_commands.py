@@ -95,9 +95,8 @@ def test_checkpoint_alone_transcribes(runs, run_command, toy_corpus, tmp_path, t
     assert len(rows) == 5
     assert {"id", "audio_filepath", "offset", "duration", "text", "score"} == set(rows[0])
     assert f"skipped {tmp_path / 'bad.wav'}: not_audio" in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "moved", "o.jsonl", "stereo.flac"], (
-        "no other files"
-    )
+    files = ["bad.wav", "moved", "o.jsonl", "o.jsonl.summary.json", "stereo.flac"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files, "no other files"
 
 
 def test_transcribe_writes_subtitles_and_word_times(runs, run_command, toy_corpus, tmp_path):

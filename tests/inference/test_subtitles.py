@@ -3,10 +3,7 @@
 import json
 import re
 
-import pytest
-
-from ssl_asr.errors import ConfigError
-from ssl_asr.inference.subtitles import cues, format_of, render, write
+from ssl_asr.inference.subtitles import cues, render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Segment, Word
 
@@ -65,22 +62,3 @@ def test_json_lines_have_words_if_they_are_timed():
     timed, plain = (json.loads(line) for line in render([ROW, PLAIN], "jsonl").splitlines())
     assert timed["words"][0] == {"text": "one", "start": 0.5, "end": 0.8, "confidence": 0.9}
     assert set(plain) == {"id", "audio_filepath", "offset", "duration", "text", "score"}
-
-
-def test_subtitles_get_one_file_per_recording(tmp_path):
-    elsewhere = Prediction("u4", "", "other", 0.0, 1.0, "/other/b.wav")
-    write(tmp_path, [LATER, ROW, PLAIN, elsewhere], "srt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.srt", "other_b.srt", "talks_b.srt"]
-    assert (tmp_path / "a.srt").read_text().index("one two") < (tmp_path / "a.srt").read_text().index("four")
-    write(tmp_path / "one.srt", [ROW, LATER], "srt")
-    with pytest.raises(ConfigError, match="2 recordings"):
-        write(tmp_path / "two.srt", [ROW, PLAIN], "srt")
-    assert not (tmp_path / "two.srt").exists()
-
-
-def test_format_is_named_by_the_suffix_or_the_option():
-    assert format_of(None, None) == "text"
-    assert format_of("talk.TextGrid", None) == "textgrid"
-    assert format_of("folder", "vtt") == "vtt"
-    with pytest.raises(ConfigError, match="does not say which format to write"):
-        format_of("talk.doc", None)

@@ -1,0 +1,82 @@
+"""Which recording a row is about, whatever its id says.
+
+    recording   file, channel and task          shares a name and an output file
+    identity    recording, span and language    transcribed once
+
+A file is its folder, with symbolic links resolved, and its name. ``./a.wav``, ``a.wav`` and ``../here/a.wav`` are one
+file. A symbolic link to a file is a recording with the name of the link.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from ssl_asr.types import Seconds
+
+RecordingKey = tuple[str, int | None, str | None]
+"""File, channel and task."""
+
+Identity = tuple[RecordingKey, Seconds, Seconds, str | None]
+"""Recording, offset, duration and language."""
+
+RowKey = tuple[str, str, Seconds, Seconds, int | None, str | None, str | None]
+"""Id, path, offset, duration, channel, language and task."""
+
+
+class Located(Protocol):
+    """What utterances and predictions say about their audio."""
+
+    @property
+    def id(self) -> str:
+        """Id of the utterance."""
+
+    @property
+    def audio_filepath(self) -> str:
+        """Path of the audio file."""
+
+    @property
+    def offset(self) -> Seconds:
+        """Start in the file, in seconds."""
+
+    @property
+    def duration(self) -> Seconds:
+        """Length in seconds."""
+
+    @property
+    def channel(self) -> int | None:
+        """Index of the channel, from 0, or None."""
+
+    @property
+    def lang(self) -> str | None:
+        """Language code, or None."""
+
+    @property
+    def task(self) -> str | None:
+        """``transcribe``, ``translate`` or None."""
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def file_key(path: str) -> str:
+    """The path with its folder resolved. Two paths of one file have the same key, and the file need not exist."""
+    folder, name = os.path.split(path)
+    return f"{_real_folder(str(Path.cwd() / folder))}{os.sep}{name}"
+
+
+def recording_key(one: Located) -> RecordingKey:
+    """The recording of a row: its file, channel and task."""
+    return file_key(one.audio_filepath), one.channel, one.task
+
+
+def identity(one: Located) -> Identity:
+    """The identity of a row. Rows with the same identity have the same transcript."""
+    return recording_key(one), one.offset, one.duration, one.lang
+
+
+def row_key(one: Located) -> RowKey:
+    """A key that tells the rows of a manifest apart, with ids and paths as they are written."""
+    return one.id, one.audio_filepath, one.offset, one.duration, one.channel, one.lang, one.task

@@ -1,0 +1,228 @@
+"""Files of transcripts: their formats, their names, and what they must not overwrite.
+
+one format, all recordings in one file     output=all.jsonl              all.jsonl
+one format, a file for each recording      output=subs format=srt        subs/a.srt  subs/b.srt
+several formats                            output=out format=[srt,ctm]   out/a.srt  out/b.srt  out/transcripts.ctm
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
+from ssl_asr.data.identity import Located, recording_key
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.names import in_order, output_names
+from ssl_asr.inference.subtitles import TIMED, render
+from ssl_asr.metrics.report import Prediction
+from ssl_asr.textfiles import written_whole
+from ssl_asr.types import Segment
+
+# Suffixes of formats with one file for all recordings, and with one file for each.
+_ONE_FILE = {"text": ".txt", "jsonl": ".jsonl", "ctm": ".ctm"}
+_FILE_EACH = {"json": ".json", "srt": ".srt", "vtt": ".vtt", "textgrid": ".TextGrid"}
+_SUFFIXES = _ONE_FILE | _FILE_EACH
+_BY_SUFFIX = {suffix.lower(): kind for kind, suffix in _SUFFIXES.items()}
+# Most file systems allow 255 bytes, and a file that is being written has a longer name.
+_MAX_NAME_BYTES = 240
+# Stems of files beside those of the recordings, in a folder.
+_ALL, _SUMMARY, _PROGRESS = "transcripts", "summary", "progress"
+
+
+def formats_of(output: str | None, asked: str | Sequence[str] | None) -> list[str]:
+    """The requested formats, or else the format that the output's suffix names.
+
+    Args:
+        output: Path of the output, or None for standard output, which gets text.
+        asked: A format, several formats, or None.
+
+    Raises:
+        ConfigError: The suffix names no format, or several formats are requested without a folder.
+    """
+    kinds = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked or ()))
+    suffix = Path(output or "").suffix.lower()
+    if len(kinds) > 1 and output is None:
+        what = f"is {', '.join(kinds)}, and standard output takes one format"
+        raise ConfigError("format", what, "give output=FOLDER, or one format")
+    if len(kinds) > 1 and output is not None and suffix in _BY_SUFFIX and not is_folder(Path(output)):
+        what = f"{output} is the name of one file, and format is {', '.join(kinds)}"
+        raise ConfigError("output", what, "give a folder, or one format")
+    if kinds:
+        return kinds
+    if output is None:
+        return ["text"]
+    if suffix not in _BY_SUFFIX:
+        what = f"the name {output} does not say which format to write"
+        raise ConfigError("output", what, f"end it in {', '.join(_BY_SUFFIX)}, or give format={'|'.join(_SUFFIXES)}")
+    return [_BY_SUFFIX[suffix]]
+
+
+def has_times(kinds: Sequence[str]) -> bool:
+    """Whether one of the formats has times."""
+    return any(kind in TIMED or kind == "json" for kind in kinds)
+
+
+class Outputs:
+    """The files of a command. They are checked before the model is loaded.
+
+    Args:
+        output: File or folder; None writes to standard output.
+        kinds: Formats, see `formats_of`.
+        recordings: Everything that is transcribed. Names of files do not depend on which recordings fail.
+        sources: Files that must not be overwritten, besides the audio.
+        with_summary: Whether a summary and a file of progress are written too.
+
+    Raises:
+        ConfigError: There are several recordings for one file; the output is a folder where a file is needed, or the
+            other way around; it cannot be written; or it would overwrite audio or a manifest.
+    """
+
+    def __init__(
+        self,
+        output: str | None,
+        kinds: Sequence[str],
+        recordings: Iterable[Located],
+        *,
+        sources: Sequence[Path] = (),
+        with_summary: bool = False,
+    ) -> None:
+        rows = list(recordings)
+        self.path = None if output is None else Path(output)
+        self.kinds = list(kinds)
+        self.names = output_names(rows, (_SUMMARY, _PROGRESS) if with_summary else ())
+        self.in_folder = self.path is not None and self._needs_folder(str(output))
+        self.progress: Path | None = None
+        self.summary: Path | None = None
+        self._check_count()
+        if self.path is None:
+            return
+        if with_summary:
+            self.progress = self._beside(_PROGRESS, ".jsonl")
+            self.summary = self._beside(_SUMMARY, ".json")
+        self._check_place(str(output))
+        self._check_overwritten([*sources, *(Path(path) for path in {row.audio_filepath for row in rows})])
+
+    def _needs_folder(self, output: str) -> bool:
+        if len(self.kinds) > 1:
+            return True
+        [kind] = self.kinds
+        named = (
+            Path(output).suffix.lower() in _BY_SUFFIX and not output.endswith(os.sep) and not is_folder(Path(output))
+        )
+        return kind in _FILE_EACH and not named
+
+    def _beside(self, stem: str, suffix: str) -> Path:
+        assert self.path is not None
+        return self.path / f"{stem}{suffix}" if self.in_folder else Path(f"{self.path}.{stem}{suffix}")
+
+    def _check_count(self) -> None:
+        """One file holds one recording in a format with a file for each."""
+        [kind, *_] = self.kinds
+        if self.in_folder or kind not in _FILE_EACH or len(self.names) <= 1:
+            return
+        where = "standard output" if self.path is None else str(self.path)
+        what = f"{where} is one file, but there are {len(self.names)} recordings"
+        remedy = f"give a folder, and format={kind}"
+        raise ConfigError("output", what, f"{remedy}, or a .jsonl file for all of them" if kind == "json" else remedy)
+
+    def _check_place(self, output: str) -> None:
+        """Refuse a folder in place of a file, a file in place of a folder, and what cannot be written."""
+        assert self.path is not None
+        if self.in_folder and os.path.lexists(output) and not is_folder(Path(output)):
+            raise ConfigError("output", f"{output} is a file, and a folder is needed", "give another name")
+        if not self.in_folder and (is_folder(Path(output)) or output.endswith(os.sep)):
+            [kind] = self.kinds
+            example = self.path / f"{_ALL}{_SUFFIXES[kind]}"
+            raise ConfigError(
+                "output", f"{output} is a folder, and format={kind} is one file", f"write output={example}"
+            )
+        folder = self.path if self.in_folder else self.path.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not is_folder(folder):
+            raise ConfigError("output", f"{output} cannot be written: {folder} is not a folder", "give another name")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(
+                "output", f"{output} cannot be written: no permission for {folder}", "give another folder"
+            )
+
+    def _check_overwritten(self, kept: Sequence[Path]) -> None:
+        """Refuse to replace audio, a manifest, or anything that is not a file."""
+        inputs = {os.path.realpath(path) for path in kept}
+        found = [status for path in inputs if (status := status_of(Path(path))) is not None]
+        inodes = {(status.st_dev, status.st_ino) for status in found}
+        for path in self.files():
+            status = status_of(path)
+            if os.path.realpath(path) in inputs or (status and (status.st_dev, status.st_ino) in inodes):
+                raise ConfigError("output", f"{path} is an input and would be overwritten", "give another name")
+            if status is None:
+                continue
+            if not is_file(path):
+                raise ConfigError("output", f"{path} is not a regular file", "leave out output for standard output")
+            if is_manifest(path) or holds_audio(path):
+                kind = "audio" if holds_audio(path) else "a manifest"
+                raise ConfigError("output", f"{path} holds {kind} and would be overwritten", "give another name")
+
+    def _file(self, kind: str, name: str = _ALL) -> Path:
+        assert self.path is not None
+        return self.path / f"{name}{_SUFFIXES[kind]}" if self.in_folder else self.path
+
+    def files(self) -> list[Path]:
+        """Every file that the command may write."""
+        if self.path is None:
+            return []
+        files = [path for path in (self.summary, self.progress) if path is not None]
+        for kind in self.kinds:
+            each = kind in _FILE_EACH and self.in_folder
+            files += [self._file(kind, name) for name in self.names.values()] if each else [self._file(kind)]
+        return files
+
+    def write(self, rows: Sequence[Prediction]) -> None:
+        """Write transcripts, each recording in order of time. A file is never partly written.
+
+        Raises:
+            ConfigError: A file cannot be written.
+        """
+        recordings = in_order(rows)
+        ordered = [row for own in recordings for row in own]
+        for kind in self.kinds:
+            if self.path is None:
+                print(_rendered(ordered, kind), end="")
+            elif kind in _FILE_EACH and self.in_folder:
+                for own in recordings:
+                    _put(self._file(kind, self.names[recording_key(own[0])]), _rendered(own, kind))
+            else:
+                _put(self._file(kind), _rendered(ordered, kind))
+
+
+def _put(path: Path, text: str) -> None:
+    try:
+        with written_whole(path) as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError("output", f"{path} cannot be written: {error.strerror}", "give another name") from None
+
+
+def _rendered(rows: Sequence[Prediction], kind: str) -> str:
+    return _json(rows) if kind == "json" else render(rows, kind)
+
+
+def _json(rows: Sequence[Prediction]) -> str:
+    """One recording as a JSON object: text, segments with times in the recording, and language."""
+    segments = [segment for row in rows for segment in _segments(row)]
+    language = next((row.detected or row.lang for row in rows if row.detected or row.lang), None)
+    made = {
+        "text": " ".join(row.hyp for row in rows if row.hyp),
+        "segments": [{"id": place, **segment.record()} for place, segment in enumerate(segments)],
+        "language": language,
+        "audio_filepath": rows[0].audio_filepath if rows else None,
+        "channel": rows[0].channel if rows else None,
+    }
+    return json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+
+
+def _segments(row: Prediction) -> list[Segment]:
+    """Segments of a row. A row without segments is one segment."""
+    whole = [Segment(row.hyp, 0.0, row.duration, 1.0, tuple(row.words))] if row.hyp else []
+    return [segment.later(row.offset) for segment in row.segments or whole]

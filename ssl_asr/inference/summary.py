@@ -1,0 +1,112 @@
+"""How many recordings went into a command, came out, and were skipped."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_asr.data.manifest import Manifest
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.batches import Transcripts
+from ssl_asr.textfiles import written_whole
+from ssl_asr.types import Skip
+
+# Skips of one reason that are printed, if a file has all of them.
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Recordings of a command. ``count == done + len(skips)``.
+
+    Attributes:
+        count: Number of recordings that the inputs name.
+        done: Number of recordings that came out.
+        skips: The other recordings, with reasons.
+        notes: What searched folders hold besides recordings.
+        key: Key of the inputs, for the error if nothing came out.
+        verb: What the command does with recordings, for the same error.
+    """
+
+    count: int
+    done: int
+    skips: Sequence[Skip]
+    notes: Sequence[str] = ()
+    key: str = "input"
+    verb: str = "transcribed"
+
+    @classmethod
+    def of(cls, manifests: Mapping[str, Manifest], transcripts: Transcripts) -> "Summary":
+        """The summary of manifests and their transcripts."""
+        done = sum(len(rows) for rows in transcripts.predictions.values())
+        skips = [skip for skips in transcripts.skips.values() for skip in skips]
+        return cls(sum(len(manifest) for manifest in manifests.values()), done, skips, key="manifest")
+
+    def __post_init__(self) -> None:
+        assert self.count == self.done + len(self.skips), f"{self.count} in, {self.done} out, {len(self.skips)} skipped"
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Number of skipped recordings by reason, the most frequent reason first."""
+        return dict(Counter(skip.reason for skip in self.skips).most_common())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
+        skipped = f"{len(self.skips)} skipped" + (f" ({reasons})" if reasons else "")
+        return f"recordings: {self.count} in, {self.done} out, {skipped}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        skipped = [
+            {"id": skip.id, "where": skip.where, "reason": skip.reason, "detail": skip.detail} for skip in self.skips
+        ]
+        numbers = {"in": self.count, "out": self.done, "skipped": len(self.skips)}
+        return {**numbers, "reasons": self.reasons, "skips": skipped, "notes": list(self.notes)}
+
+    def write(self, path: Path) -> None:
+        """Write the summary as one JSON object."""
+        with written_whole(path) as file:
+            file.write(json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+
+    def show(self, console: Console | None, path: Path | None = None, file: TextIO | None = None) -> None:
+        """Print skipped recordings and the numbers, and a table of the reasons on a console.
+
+        Args:
+            console: Where the table is printed; None prints no table.
+            path: File with the whole summary. If there is one, at most 20 recordings of a reason are printed.
+            file: Where everything else is printed. Default: None (standard error).
+
+        Raises:
+            ConfigError: No recording came out.
+        """
+        file = file or sys.stderr
+        shown: Counter[str] = Counter()
+        for skip in self.skips:
+            shown[skip.reason] += 1
+            if path is None or shown[skip.reason] <= _SHOWN:
+                print(f"skipped {skip.id}: {skip.reason}: {skip.detail}", file=file)
+        for reason, count in shown.items():
+            if path is not None and count > _SHOWN:
+                print(f"skipped {count - _SHOWN} more: {reason}: see {path}", file=file)
+        for note in self.notes:
+            print(f"note: {note}", file=file)
+        if console is not None and self.skips:
+            console.print(self._table())
+        print(self, file=file)
+        if self.done == 0:
+            raise ConfigError(self.key, f"nothing could be {self.verb}", "see the lines above")
+
+    def _table(self) -> Table:
+        table = Table(title="Recordings", title_justify="left")
+        table.add_column("")
+        table.add_column("recordings", justify="right")
+        rows = {"in": self.count, "out": self.done} | {f"skipped, {why}": n for why, n in self.reasons.items()}
+        for name, count in rows.items():
+            table.add_row(name, f"{count:,}")
+        return table
