@@ -61,7 +61,12 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "Transcrip
     module = load_model(str(config.model), inference_options(config), say_to(console))
     run = run_options(config)
     done = transcribe_manifests(
-        module, manifests, run=run, long_form=long_form(config, config.max_batch_s), console=console
+        module,
+        manifests,
+        run=run,
+        # A score counts what the model makes of every utterance, silent ones included.
+        long_form=long_form(config, config.max_batch_s, check_short=False),
+        console=console,
     )
     done.predictions = {name: with_reference(rows, config.reference) for name, rows in done.predictions.items()}
     return done

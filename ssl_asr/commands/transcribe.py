@@ -35,7 +35,7 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
         manifest,
         run=run_options(config),
         options=options,
-        long_form=long_form(config, config.max_batch_s),
+        long_form=long_form(config, config.max_batch_s, check_short=True),
         progress=progress,
         console=console,
     )
@@ -47,6 +47,9 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
         progress.remove()
     for skip in [*unreadable, *done.skips]:
         print(f"skipped {skip.id}: {skip.reason}: {skip.detail}", file=sys.stderr)
+    for row in done.rows:
+        if row.no_speech:
+            print(f"{row.id}: no speech was found, so its text is empty. vad=false decodes it anyway.", file=sys.stderr)
     if not done.rows:
         raise ConfigError("input", "nothing could be transcribed", "see the lines above")
     say_to(console)(f"{done.audio_s:.1f} s of audio in {done.busy_s:.1f} s: RTFx {done.rtfx:.1f}")
