@@ -345,7 +345,9 @@ class Hypothesis:
         words: With times, if times are requested.
         alternatives: The rest of the n-best list, best first.
         detected: Language code, if the model detected the language.
+        detected_probability: Of ``detected`` among all languages, in [0, 1].
         segments: Phrases with times, if the model writes timestamps.
+        no_speech: Voice activity detection found no speech, so nothing was decoded and the text is empty.
     """
 
     id: str
@@ -356,6 +358,8 @@ class Hypothesis:
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
     segments: list[Segment] = field(default_factory=list)
+    detected_probability: float | None = None
+    no_speech: bool = False
 
 
 class Tokenizer(Protocol):

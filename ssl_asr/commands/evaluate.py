@@ -72,7 +72,12 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Tra
     module = load_model(str(config.model), inference_options(config), say_to(console))
     run = run_options(config)
     done = transcribe_manifests(
-        module, manifests, run=run, long_form=long_form(config, config.max_batch_s), console=console
+        module,
+        manifests,
+        run=run,
+        # A score counts what the model makes of every utterance, silent ones included.
+        long_form=long_form(config, config.max_batch_s, check_short=False),
+        console=console,
     )
     summary = Summary.of(manifests, done)
     if summary.done == 0:  # there is nothing to score: raises

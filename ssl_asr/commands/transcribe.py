@@ -31,7 +31,8 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     rows, skips = (done.rows, done.skips) if done is not None else ([], [])
     if rows:
         outputs.write(rows)
-    summary = Summary(given.count, len(rows), [*given.skips, *skips], given.notes)
+    silent = [f"{row.id}: no speech was found, so its text is empty. vad=false decodes it" for row in rows if row.no_speech]
+    summary = Summary(given.count, len(rows), [*given.skips, *skips], [*given.notes, *silent])
     if outputs.summary is not None:
         summary.write(outputs.summary)
     if outputs.progress is not None:
@@ -64,7 +65,7 @@ def _transcribe(
         manifest,
         run=run_options(config),
         options=options,
-        long_form=long_form(config, config.max_batch_s),
+        long_form=long_form(config, config.max_batch_s, check_short=True),
         progress=None if path is None else ProgressFile(path, made_by(config, module, options)),
         console=console,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import MinLen
 
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
     Expected,
     InputPath,
@@ -146,22 +145,27 @@ class LongRecordings:
     Attributes:
         chunk_s: Seconds of a window of a CTC model. Whisper's window is 30 s.
         stride_s: Seconds at both ends of a window that only give context to its middle.
-        vad: Split at silence, found by voice activity detection, and decode the parts in batches.
+        vad: Voice activity detection. null transcribes the parts with speech of long recordings; transcribe also gives
+            short recordings without speech an empty text. true transcribes only the parts with speech of every
+            recording. false uses none.
+        detect_every_min: Minutes after which the language of a long recording is detected again. null detects it once.
     """
 
     section: ClassVar[str] = "Long recordings"
 
     chunk_s: PositiveFloat = 30.0
     stride_s: NonNegativeFloat = 4.0
-    vad: bool = False
+    vad: bool | None = None
+    detect_every_min: PositiveFloat | None = None
 
     def conflicts(self) -> Iterator[ConfigError]:
         """Values that do not go together."""
         if 2 * self.stride_s >= self.chunk_s:
             what = f"is {self.chunk_s}, and stride_s={self.stride_s} at both ends leaves nothing"
             yield ConfigError("chunk_s", what, "make it more than twice stride_s")
-        if self.vad and find_spec("silero_vad") is None:
-            yield missing_extra("vad=true", "silero-vad", "vad", "vad=false")
+        if self.vad is False and self.detect_every_min is not None:
+            what = "needs voice activity detection, which finds the parts whose language is detected"
+            yield ConfigError("detect_every_min", what, "remove vad=false")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
 from ssl_asr.errors import AudioError
-from ssl_asr.inference.long_recordings import LongForm, ProgressCallback, Recording, transcribe_long
+from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
+from ssl_asr.inference.long_recordings import ProgressCallback, Recording, transcribe_long
+from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
@@ -83,6 +85,7 @@ class TranscriptionLoop(L.LightningModule):
         names: Names of the test splits, in the order of their loaders.
         options: What is returned besides text.
         on_predictions: Called after each batch.
+        long_form: Voice activity detection.
     """
 
     def __init__(
@@ -92,8 +95,10 @@ class TranscriptionLoop(L.LightningModule):
         names: Sequence[str],
         options: TranscribeOptions,
         on_predictions: PredictionsCallback = ignore_predictions,
+        long_form: LongForm = NO_VAD,
     ) -> None:
         super().__init__()
+        self._long_form = long_form
         self.module = module
         self._names, self._options, self._on_predictions = list(names), options, on_predictions
         self.predictions: dict[str, list[Prediction]] = {name: [] for name in names}
@@ -104,7 +109,8 @@ class TranscriptionLoop(L.LightningModule):
         name = self._names[dataloader_idx]
         self.skipped[name] += batch.skipped
         if len(batch):
-            pairs = zip(batch.utterances, self.module.transcribe(batch, options=self._options), strict=True)
+            hypotheses = transcribe_short(self.module, batch, self._long_form, self._options)
+            pairs = zip(batch.utterances, hypotheses, strict=True)
             rows = [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
             self.predictions[name] += rows
             self._on_predictions(rows)
@@ -116,9 +122,12 @@ def transcribe_splits(
     data: ASRDataModule,
     options: TranscribeOptions = TEXT_ONLY,
     on_predictions: PredictionsCallback = ignore_predictions,
+    long_form: LongForm = NO_VAD,
 ) -> Transcripts:
     """Transcribe every test split of a data module. Skips include what was dropped before the run."""
-    loop = TranscriptionLoop(module, names=data.test_names, options=options, on_predictions=on_predictions)
+    loop = TranscriptionLoop(
+        module, names=data.test_names, options=options, on_predictions=on_predictions, long_form=long_form
+    )
     trainer.test(loop, datamodule=data, verbose=False)
     return Transcripts(
         {name: gathered(rows) for name, rows in loop.predictions.items()},
@@ -154,6 +163,8 @@ def transcribe_manifests(
     Raises:
         ManifestError, AudioError: See `ASRDataModule.select`.
     """
+    if long_form is not None:
+        check_detection(module, long_form)
     limit = math.inf if long_form is None else module.longest_pass_s(long_form.chunk_s)
     done = Transcripts({name: [] for name in manifests}, {name: [] for name in manifests})
     short = {name: one.select(np.flatnonzero(one.durations_N <= limit).tolist()) for name, one in manifests.items()}
@@ -163,7 +174,7 @@ def transcribe_manifests(
             short, tokenizer=module.tokenizer, limits=module.limits(), run=run, console=console if tables else None
         )
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
-        done.add(transcribe_splits(trainer, module, data, options, on_predictions))
+        done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
     if long_form is not None:
         long_run = _LongRun(module, run, options, long_form, console)
         for name, manifest in manifests.items():

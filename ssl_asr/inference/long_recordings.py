@@ -1,6 +1,6 @@
 """Recordings that are too long for one pass.
 
-Three methods, chosen by what the model can do and by ``vad``:
+Three methods, chosen by ``vad`` and by what the model can do:
 
     windows (CTC)              timestamps (Whisper)               voice activity (any model)
 
@@ -13,6 +13,7 @@ Three methods, chosen by what the model can do and by ``vad``:
 A recording is read one window or batch at a time, so memory does not grow with its length.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
-from ssl_asr.data.vad import packed, speech_spans
+from ssl_asr.data.vad import Span, speech_parts
 from ssl_asr.errors import ConfigError
+from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
+from ssl_asr.inference.long_form import LongForm
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance, Word
@@ -37,23 +40,6 @@ _MIN_REST_S: Seconds = 0.02
 
 def no_progress(_: Seconds) -> None:
     """A `ProgressCallback` that does nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongForm:
-    """Settings for recordings that are too long for one pass.
-
-    Attributes:
-        chunk_s: Length of a window in seconds. Recordings up to this length are transcribed in one pass.
-        stride_s: Seconds at either end of a window that only provide context.
-        batch_s: Seconds of audio in a batch of windows or parts.
-        vad: Split recordings by voice activity detection, with any model.
-    """
-
-    chunk_s: Seconds
-    stride_s: Seconds
-    batch_s: Seconds
-    vad: bool = False
 
 
 class Recording:
@@ -80,10 +66,17 @@ class Recording:
         first = round(start * SAMPLE_RATE)
         return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
 
-    def speech(self, longest_s: Seconds) -> list[tuple[Seconds, Seconds]]:
+    def speech(self, longest_s: Seconds) -> list[Span]:
         """Start and end of each part with speech, in seconds. Parts are at most ``longest_s`` long."""
-        spans = speech_spans(self.utterance, longest_s=longest_s, whole_T=self._whole_T)
-        return packed(spans, longest_s=longest_s)
+
+        def read(start: Seconds, duration: Seconds) -> Tensor:
+            return self.part(start, duration).waveform_T
+
+        return speech_parts(read, duration=self.utterance.duration, longest_s=longest_s)
+
+    def with_language(self, lang: str) -> "Recording":
+        """The same recording. If it has no language, it gets ``lang``."""
+        return Recording(replace(self.utterance, lang=self.utterance.lang or lang), self._whole_T)
 
 
 class WindowedModule(Protocol):
@@ -276,16 +269,48 @@ def transcribe_by_voice(
     """Transcribe the parts with speech in batches of similar length, and join their texts."""
     utterance = recording.utterance
     spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
+    if not spans:
+        progress(utterance.duration)
+        return Hypothesis(utterance.id, "", 0.0, no_speech=True)
     durations = [end - start for start, end in spans]
     silence_s = utterance.duration - sum(durations)
+    languages, encoded = _languages(module, recording, spans, long_form)
     found: dict[int, Hypothesis] = {}
-    for rows in batches(module.speech_encoder, durations, long_form.batch_s):
-        parts = [recording.part(spans[row][0], durations[row], id=f"{utterance.id}#{row}") for row in rows]
+    for one in encoded:
+        hypotheses = module.transcribe(one.batch, one.out, options)
+        found |= dict(zip(one.rows, hypotheses, strict=True))
+        progress(silence_s + sum(durations[row] for row in found))
+    left = [row for row in range(len(spans)) if row not in found]
+    for group in batches(module.speech_encoder, [durations[row] for row in left], long_form.batch_s):
+        rows = [left[place] for place in group]
+        parts = [_part(recording, spans, row, languages) for row in rows]
         hypotheses = module.transcribe(collate(parts).to(module.device), options=options)
         found |= dict(zip(rows, hypotheses, strict=True))
         progress(silence_s + sum(durations[row] for row in found))
-    ordered = [found[row] for row in range(len(spans))]
-    return _joined(utterance.id, ordered, spans)
+    joined = _joined(utterance.id, [found[row] for row in range(len(spans))], spans)
+    return with_languages(joined, languages) if languages else joined
+
+
+def _part(recording: Recording, spans: Sequence[Span], row: int, languages: Sequence[Detected] = ()) -> Example:
+    """A part of a recording. If the recording has no language, the part has the detected one."""
+    (start, end), whole = spans[row], recording.utterance
+    lang = whole.lang if whole.lang is not None or not languages else languages[row].lang
+    return recording.part(start, end - start, id=f"{whole.id}#{row}", lang=lang)
+
+
+def _languages(
+    module: ASRModule, recording: Recording, spans: Sequence[Span], long_form: LongForm
+) -> tuple[list[Detected], list[Encoded]]:
+    """The language of each part, and the encoded parts. Both are empty if the language is not detected."""
+    if not module.detects_language(recording.utterance):
+        return [], []
+    return detect(
+        module,
+        spans,
+        part=lambda row: _part(recording, spans, row),
+        batches=lambda durations: list(batches(module.speech_encoder, durations, long_form.batch_s)),
+        every_s=long_form.detect_every_s,
+    )
 
 
 def _joined(
@@ -334,13 +359,26 @@ def transcribe_long(
         AudioError: The recording cannot be read.
         ConfigError: The model can transcribe long recordings by voice activity only.
     """
-    if long_form.vad:
+    if long_form.vad is not False:
         return transcribe_by_voice(module, recording, long_form, options, progress)
     if module.long_form == "windows":
         windowed: WindowedModule = module  # type: ignore[assignment]  # by the contract of `LongFormMethod`
         return transcribe_by_windows(windowed, recording, long_form, options, progress)
     if module.long_form == "timestamps":
         timestamped: TimestampModule = module  # type: ignore[assignment]
-        return transcribe_by_timestamps(timestamped, recording, options, progress)
+        languages, _ = _languages(module, recording, _probes(module, recording, long_form), long_form)
+        known = recording.with_language(languages[0].lang) if languages else recording
+        found = transcribe_by_timestamps(timestamped, known, options, progress)
+        return with_languages(found, languages) if languages else found
     what = "the attention decoder transcribes one window at most"
-    raise ConfigError("decoder", what, "use vad=true, decoder=ctc_greedy or decoder=ctc_beam for long recordings")
+    raise ConfigError("decoder", what, "remove vad=false, or use decoder=ctc_greedy or decoder=ctc_beam")
+
+
+def _probes(module: ASRModule, recording: Recording, long_form: LongForm) -> list[Span]:
+    """Where the language is detected: parts with speech, or windows of the whole recording if there is no speech."""
+    if not module.detects_language(recording.utterance):
+        return []
+    longest_s = module.longest_pass_s(long_form.chunk_s)
+    speech, total = recording.speech(longest_s), recording.utterance.duration
+    count = math.ceil(total / longest_s)
+    return speech or [(i * longest_s, min(total, (i + 1) * longest_s)) for i in range(count)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput, Running
 from ssl_asr.inference.batches import RunOptions
-from ssl_asr.inference.long_recordings import LongForm
+from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
 
 
@@ -33,6 +33,13 @@ def run_options(config: Running) -> RunOptions:
     )
 
 
-def long_form(config: LongRecordings, max_batch_s: float) -> LongForm:
-    """How a command transcribes recordings that are too long for one pass."""
-    return LongForm(chunk_s=config.chunk_s, stride_s=config.stride_s, batch_s=max_batch_s, vad=config.vad)
+def long_form(config: LongRecordings, max_batch_s: float, *, check_short: bool) -> LongForm:
+    """How a command splits long recordings and detects speech and language. See `LongForm` for ``check_short``."""
+    return LongForm(
+        chunk_s=config.chunk_s,
+        stride_s=config.stride_s,
+        batch_s=max_batch_s,
+        vad=config.vad,
+        check_short=check_short,
+        detect_every_s=None if config.detect_every_min is None else 60 * config.detect_every_min,
+    )

@@ -16,7 +16,7 @@ from ssl_asr.data.identity import Identity, identity
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
-from ssl_asr.inference.long_recordings import LongForm
+from ssl_asr.inference.long_form import LongForm
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.module import ASRModule, TranscribeOptions
 from ssl_asr.types import Seconds, Skip, Utterance

@@ -21,8 +21,14 @@ from ssl_asr.data.audio import audio_duration_s, read_waveform, resample
 from ssl_asr.data.dataset import collate
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.errors import AudioError
-from ssl_asr.inference.long_recordings import LongForm, Recording, batches, transcribe_long
+from ssl_asr.inference.long_form import LongForm, check_detection
+from ssl_asr.inference.long_recordings import (
+    Recording,
+    batches,
+    transcribe_long,
+)
 from ssl_asr.inference.model import InferenceOptions, load_model
+from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Example, Hertz, Hypothesis, Seconds, Utterance
@@ -54,7 +60,8 @@ class Transcriber:
         max_batch_s: Seconds = 120.0,
         chunk_s: Seconds = 30.0,
         stride_s: Seconds = 4.0,
-        vad: bool = False,
+        vad: bool | None = None,
+        detect_every_min: float | None = None,
     ) -> list[Hypothesis]:
         """Transcribe recordings of any length. The result has the order of the input.
 
@@ -63,13 +70,21 @@ class Transcriber:
             sample_rate: Sample rate of samples in memory. Not used for files.
             language: Language of a multilingual Whisper; None detects it.
             max_batch_s: Seconds of audio in a batch, padding included.
-            chunk_s, stride_s, vad: How long recordings are split; see `LongForm`.
+            chunk_s, stride_s: Windows of long recordings; see `LongForm`.
+            vad: Voice activity detection. None transcribes the parts with speech of long recordings, and gives short
+                recordings without speech an empty text. True transcribes only the parts with speech of every recording.
+                False uses none.
+            detect_every_min: Minutes after which the language of a long recording is detected again. None detects it
+                once.
 
         Raises:
             AudioError: A file cannot be read, or samples are not mono floats.
+            ConfigError: ``detect_every_min`` does not go with the model or the other options.
         """
         given = [audio] if isinstance(audio, str | Path | np.ndarray | torch.Tensor) else list(audio)
-        long_form = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad)
+        every_s = None if detect_every_min is None else 60 * detect_every_min
+        long_form = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad, detect_every_s=every_s)
+        check_detection(self.module, long_form, language)
         limit = self.module.longest_pass_s(chunk_s)
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
@@ -85,7 +100,7 @@ class Transcriber:
         for rows in batches(self.module.speech_encoder, lengths_s, max_batch_s):
             own = [short[row] for row in rows]
             batch = collate([example for _, example in own]).to(self.device)
-            hypotheses = self.module.transcribe(batch, options=self.options)
+            hypotheses = transcribe_short(self.module, batch, long_form, self.options)
             results |= {place: hypothesis for (place, _), hypothesis in zip(own, hypotheses, strict=True)}
         return [results[place] for place in range(len(given))]
 

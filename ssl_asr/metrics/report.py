@@ -22,7 +22,7 @@ from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utteranc
 
 BOOTSTRAP_SAMPLES = 1000
 # Fields that are left out of a record if they are empty.
-_OPTIONAL = ("task", "words", "alternatives", "detected", "segments")
+_OPTIONAL = ("task", "words", "alternatives", "detected", "detected_probability", "segments", "no_speech")
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
 
 
@@ -42,7 +42,7 @@ class Prediction:
         lang: Language code from the manifest.
         task: ``transcribe`` or ``translate`` from the manifest. None if it names none.
         tags: Keys of the manifest that the framework does not use itself.
-        words, alternatives, detected, segments: See `Hypothesis`.
+        words, alternatives, detected, segments, detected_probability, no_speech: See `Hypothesis`.
     """
 
     id: str
@@ -60,6 +60,8 @@ class Prediction:
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
     segments: list[Segment] = field(default_factory=list)
+    detected_probability: float | None = None
+    no_speech: bool = False
 
     @classmethod
     def of(cls, utterance: Utterance, hypothesis: Hypothesis) -> "Prediction":
@@ -81,6 +83,8 @@ class Prediction:
             alternatives=hypothesis.alternatives,
             detected=hypothesis.detected,
             segments=hypothesis.segments,
+            detected_probability=hypothesis.detected_probability,
+            no_speech=hypothesis.no_speech,
         )
 
     def record(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.training.sides import OptimConfig, Sides
 from ssl_asr.training.state_cache import StateCache
 from ssl_asr.training.validation import ValidationLoop
-from ssl_asr.types import SAMPLE_RATE, Batch, Hypothesis, Normalizer, Seconds, Tokenizer
+from ssl_asr.types import SAMPLE_RATE, Batch, Hypothesis, Normalizer, Seconds, Tokenizer, Utterance
 
 LongFormMethod = Literal["windows", "timestamps"]
 """How a model transcribes a recording that is too long for one pass.
@@ -186,6 +186,16 @@ class ASRModule(ValidationLoop):
     def gather_dev_predictions(self) -> list[Prediction]:
         """The last validation's predictions of all ranks, each utterance once, in order of id."""
         return gathered(self.dev_predictions)
+
+    # Languages -------------------------------------------------------------------------------------------------
+
+    def detects_language(self, utterance: Utterance) -> bool:
+        """Whether `transcribe` detects the language of an utterance."""
+        return False
+
+    def language_probabilities(self, out: EncoderOutput) -> list[dict[str, float]]:
+        """Probability of each language for each utterance. Only for models that detect languages."""
+        raise NotImplementedError
 
     # Limits ----------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import DetectLanguage
 from ssl_asr.training.updates import Loss
-from ssl_asr.training.whisper_search import WhisperSearch, detect_languages
+from ssl_asr.training.whisper_search import WhisperSearch, language_probabilities
 from ssl_asr.types import (
     SAMPLE_RATE,
     Batch,
@@ -214,7 +214,7 @@ class Seq2SeqModule(ASRModule):
         detected = self._detect(batch, out)
         utterances = [
             utterance if utterance.lang else replace(utterance, lang=lang)
-            for utterance, lang in zip(batch.utterances, detected, strict=True)
+            for utterance, (lang, _) in zip(batch.utterances, detected, strict=True)
         ]
         found = self._search(decoder, out, utterances)
         hypotheses = to_hypotheses(
@@ -230,10 +230,11 @@ class Seq2SeqModule(ASRModule):
             replace(
                 hypothesis,
                 detected=lang,
+                detected_probability=probability,
                 segments=self.segments_of(hypothesis, utterance.duration)[0] if decoder.timestamps else [],
                 words=[] if options.confidence is None else self._words(hypothesis, utterance, out, row),
             )
-            for row, (hypothesis, lang, utterance) in rows
+            for row, (hypothesis, (lang, probability), utterance) in rows
         ]
 
     def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
@@ -251,14 +252,21 @@ class Seq2SeqModule(ASRModule):
 
     # Languages and word times ----------------------------------------------------------------------------------
 
-    def _detect(self, batch: Batch, out: EncoderOutput) -> list[str | None]:
-        """The detected language of each utterance, or None where it is not detected."""
-        unknown = any(utterance.lang is None for utterance in batch.utterances)
-        if self._detect_language is None or (self._detect_language == "missing" and not unknown):
-            return [None] * len(batch)
-        found = detect_languages(self.model, out, self.tokenizer)
-        wanted = [self._detect_language == "all" or utterance.lang is None for utterance in batch.utterances]
-        return [lang if detect else None for (lang, _), detect in zip(found, wanted, strict=True)]
+    def detects_language(self, utterance: Utterance) -> bool:
+        """Whether the language is detected: of all utterances, or of those without a language."""
+        return self._detect_language == "all" or (self._detect_language == "missing" and utterance.lang is None)
+
+    def language_probabilities(self, out: EncoderOutput) -> list[dict[str, float]]:
+        """Probability of each language for each utterance. Only for multilingual models."""
+        return language_probabilities(self.model, out, self.tokenizer)
+
+    def _detect(self, batch: Batch, out: EncoderOutput) -> list[tuple[str | None, float | None]]:
+        """The detected language of each utterance and its probability, or None twice where it is not detected."""
+        wanted = [self.detects_language(utterance) for utterance in batch.utterances]
+        if not any(wanted):
+            return [(None, None)] * len(batch)
+        best = [max(row.items(), key=lambda pair: pair[1]) for row in self.language_probabilities(out)]
+        return [pair if detect else (None, None) for pair, detect in zip(best, wanted, strict=True)]
 
     def _words(self, hypothesis: Hypothesis, utterance: Utterance, out: EncoderOutput, row: int) -> list[Word]:
         """The words of a hypothesis with times, from the cross-attention of the decoder's alignment heads."""

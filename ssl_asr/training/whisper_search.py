@@ -169,8 +169,10 @@ def first_logits(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTo
     return model.step(start_B1, model.begin(out.h_BFD, out.context_lengths_B, 1))
 
 
-def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer) -> list[tuple[str, float]]:
-    """The most probable language of each utterance, and its probability among all languages.
+def language_probabilities(
+    model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: WhisperTokenizer
+) -> list[dict[str, float]]:
+    """Probability of each language among all languages, for each utterance.
 
     Args:
         model: A multilingual checkpoint.
@@ -180,5 +182,5 @@ def detect_languages(model: WhisperSeq2Seq, out: EncoderOutput, tokenizer: Whisp
     logits_BV = first_logits(model, out, tokenizer)
     names = list(tokenizer.languages)
     ids = torch.tensor([tokenizer.languages[name] for name in names], device=logits_BV.device)
-    best = logits_BV[:, ids].float().softmax(-1).max(-1)
-    return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    probabilities_BV = logits_BV[:, ids].float().softmax(-1)
+    return [dict(zip(names, row, strict=True)) for row in probabilities_BV.tolist()]
