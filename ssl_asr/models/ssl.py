@@ -298,7 +298,7 @@ class SSLBackbone:
         gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
         adapter_dim: int, width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they
             start from random weights. None keeps the adapters of the checkpoint, if it has any.
-        adapter_language: str, language of the adapters to load, ISO 639-3 (``eng``, ``deu``). None keeps the adapters
+        adapter_language: str, language of the adapters to load: a code (``eng``, ``de``) or a name. None keeps the adapters
             of the checkpoint.
     """
 
