@@ -1,7 +1,7 @@
 """Where a module's pretrained model comes from. See `ssl_asr.training.tasks.ModelSource`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +9,10 @@ from torch import nn
 
 from ssl_asr.console import no_message
 from ssl_asr.data.characters import CharTokenizer
-from ssl_asr.errors import ConfigError
+from ssl_asr.data.languages import given_language, match_language, nearest_language
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
-from ssl_asr.models.ctc_checkpoints import copy_ctc_rows, read_ctc_vocabulary
+from ssl_asr.models.ctc_checkpoints import adapter_languages, copy_ctc_rows, read_ctc_vocabulary
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
 from ssl_asr.models.heads import last_layer
 from ssl_asr.models.loading import rebuild
@@ -32,6 +33,19 @@ class PretrainedCheckpoint:
     backbone: Backbone
     folder: Path
     say: Say = no_message
+
+    @classmethod
+    def of(cls, backbone: Backbone, folder: Path, say: Say = no_message) -> "PretrainedCheckpoint":
+        """A checkpoint whose ``adapter_language``, a code of any form, is the name that the checkpoint uses.
+
+        Raises:
+            CheckpointError: The checkpoint has adapters for languages, but not for this one.
+        """
+        if backbone.adapter_language is not None:
+            options: Any = backbone
+            language = _adapter_name(backbone.adapter_language, folder)
+            backbone = replace(options, adapter_language=language)
+        return cls(backbone=backbone, folder=folder, say=say)
 
     def encoder(self) -> SpeechEncoder:
         """The pretrained encoder."""
@@ -60,6 +74,19 @@ class PretrainedCheckpoint:
         characters = tokenizer.characters
         kept = copy_ctc_rows(self.backbone, self.folder, last_layer(head), characters)
         self.say(f"head: {kept} of {len(characters)} characters have the checkpoint's weights")
+
+
+def _adapter_name(language: str, folder: Path) -> str | None:
+    """The checkpoint's name of a language. The language itself if the checkpoint lists no names."""
+    names = adapter_languages(folder)
+    if not names or given_language(language) is None:
+        return given_language(language)
+    name = match_language(language, names)
+    if name is None:
+        what = f"got language {language}, expected one of the {len(names)} languages of the checkpoint"
+        near = nearest_language(language, names)
+        raise CheckpointError(str(folder), what, f"set backbone.adapter_language or language: {near}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class Speech:
     """The language and task of a multilingual model, where the manifest names none.
 
     Attributes:
-        language: Language code, or None to detect it. For MMS, the language of the adapters.
+        language: Language code of any form or name, or None to detect it. For MMS, the language of the adapters.
         task: ``transcribe`` or ``translate``.
         detect: For which utterances the language is detected.
     """
@@ -101,7 +101,7 @@ def _source(saved: dict[str, Any], extensions: Sequence[str], *, from_pretrained
     if not from_pretrained:
         return DescribedModel(description=saved["model"], load_class=partial(_trusted_class, extensions))
     backbone: Backbone = _option(saved["config"], extensions, "backbone")
-    return PretrainedCheckpoint(backbone=backbone, folder=backbone_folder(backbone, no_message))
+    return PretrainedCheckpoint.of(backbone, backbone_folder(backbone, no_message))
 
 
 def _trusted_class(extensions: Sequence[str], path: str) -> type:
@@ -135,7 +135,7 @@ def pretrained_checkpoint(name: str, language: str | None, say: Say) -> Pretrain
             raise
         raise CheckpointError(error.where, error.what, f"did you mean '{near}'? Otherwise {error.remedy}") from None
     backbone = backbone_class_for(folder, _backbone_classes()).pretrained(source, language)
-    return PretrainedCheckpoint(backbone=backbone, folder=folder, say=say)
+    return PretrainedCheckpoint.of(backbone, folder, say)
 
 
 def _source_of(option: Path) -> str:

@@ -126,7 +126,7 @@ def _check_batches(config: TrainConfig, data: ASRDataModule, world_size: int, pl
 def _build_module(config: TrainConfig, train: Manifest, console: Console | None) -> ASRModule:
     say = say_to(console)
     backbone = config.backbone
-    source = PretrainedCheckpoint(backbone=backbone, folder=backbone_folder(backbone, say), say=say)
+    source = PretrainedCheckpoint.of(backbone, backbone_folder(backbone, say), say)
     tokenizer = config.tokenizer.build(train=train, checkpoint=source)
     parts = ModuleParts(
         source=source,

@@ -110,8 +110,8 @@ class Languages:
     """The language of a multilingual Whisper.
 
     Attributes:
-        language: Language of the speech where the manifest has none. null detects it. MMS loads this language's
-            adapter.
+        language: Language of the speech where the manifest has none, as a code (de, deu, de-DE) or a name. null and
+            auto detect it. MMS loads this language's adapter.
         whisper_task: ``transcribe``, or ``translate`` into English.
     """
 

@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.errors import ConfigError, ManifestError, raise_all
 from ssl_asr.types import Seconds, Utterance
 
@@ -72,7 +73,7 @@ def _utterance(row: dict[str, Any], where: str, folder: Path) -> Utterance:
         duration=float(row["duration"]),
         text=row.get("text") or "",
         offset=float(row.get("offset") or 0.0),
-        lang=row.get("lang"),
+        lang=given_language(row.get("lang")),
         task=row.get("task"),
         channel=row.get("channel"),
         weight=1.0 if row.get("weight") is None else float(row["weight"]),
@@ -232,7 +233,10 @@ def _parse(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, An
 
 
 def _has(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
-    return all(str(row.get(key)) == value for key, value in wanted.items())
+    return all(
+        same_language(value, str(row.get(key))) if key == "lang" else str(row.get(key)) == value
+        for key, value in wanted.items()
+    )
 
 
 @dataclass(slots=True)
@@ -248,6 +252,7 @@ class _LineIndex:
 
     def add(self, row: Mapping[str, Any], number: int, start: int) -> list[ManifestError]:
         """Add a line. Returns an error if its id is a duplicate and ids must be unique."""
+        language_of(row.get("lang"), f"{self.path}:{number}")
         utterance_id = row.get("id") or _default_id(row)
         first = self.line_of_id.setdefault(utterance_id, number)
         self.starts.append(start)

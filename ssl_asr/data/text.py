@@ -1,16 +1,35 @@
 """Named text normalizers. References and hypotheses go through the same normalizer.
 
 ==================  ==========================================================================================
-``none``            Unicode NFC, and single spaces between words
-``lower``           ``none`` plus lower case, by the rules of the language (dotless i in Turkish and Azeri)
-``basic``           ``lower`` without punctuation and symbols. Apostrophes inside words, letters and their
-                    combining marks are kept, so that no script loses its vowels
-``whisper_basic``   OpenAI's BasicTextNormalizer (removes combining marks: not for Indic scripts or Thai)
-``whisper_english`` OpenAI's EnglishTextNormalizer: numbers, contractions, British spellings
-``by_language``     ``whisper_english`` for English, ``basic`` for all other languages. In scripts written
-                    without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Cantonese), each character
-                    is a word
+``none``            Unicode NFC, single spaces between words, no invisible characters. Zero-width joiners and
+                    non-joiners stay between letters of the scripts that spell with them (Arabic, Persian, Indic)
+``lower``           ``none`` in lower case, by the rules of the language (dotless i in Turkish, Azeri and others)
+``basic``           ``lower`` of the compatibility form (NFKC), without punctuation and symbols, with digits 0-9.
+                    Apostrophes inside words, letters and their combining marks are kept, so that no script loses
+                    its vowels. Optional vowel signs of Arabic and Hebrew, tatweel and all joiners are removed
+``whisper_basic``   OpenAI's BasicTextNormalizer (removes combining marks: not for Indic scripts or Thai), without
+                    invisible characters
+``whisper_english`` OpenAI's EnglishTextNormalizer: numbers, contractions, British spellings. Without invisible
+                    characters
+``by_language``     ``whisper_english`` for English, with apostrophes of every shape; ``basic`` otherwise
 ==================  ==========================================================================================
+
+Rules of ``basic``, with a visible separator for each space that replaces a character:
+
+==========================  ========================================================================================
+invisible characters        removed: soft hyphen, zero-width space, joiners, word joiner, byte order mark, marks of
+                            direction, variation selectors, control characters. Tabs and line ends are spaces
+apostrophes                 every shape (``' ’ ‘ ʼ ʻ ʹ ＇ ` ´ ′ ꞌ ׳``) between two letters or digits becomes ``'``.
+                            At the start or end of a word it is removed: ``'tis`` is ``tis``, ``dogs'`` is ``dogs``
+punctuation, symbols        one space: hyphens and dashes (``rock-n-roll``), decimal points and thousands separators
+                            (``3.14`` is ``3 14``, ``1,000`` is ``1 000``), ``%``, currency, emojis, dandas, URLs
+Hebrew gershayim            removed between two Hebrew letters, also as ``"``
+compatibility characters    full-width forms, ligatures, presentation forms and fractions by NFKC
+digits                      decimal digits of all scripts become 0-9
+Arabic                      tatweel, harakat and Quranic signs removed. Hamza and madda stay
+Hebrew                      points and cantillation signs removed
+case                        ``ß`` stays; a capital sigma becomes ``ς`` at the end of a word, otherwise ``σ``
+==========================  ========================================================================================
 """
 
 import json
@@ -19,35 +38,63 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
 
+import regex
+
+from ssl_asr.data.languages import language_of
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import Normalizer
 
-UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
-_DOTTED_I_LANGUAGES = frozenset({"tr", "az"})
-_APOSTROPHES = "'’ʼ"
+_JOINERS = r"[\u200C\u200D]"
+# Characters without a shape of their own (Unicode Default_Ignorable_Code_Point), controls and interlinear annotations.
+_INVISIBLE = regex.compile(rf"(?!{_JOINERS})[\p{{Default_Ignorable_Code_Point}}\uFFF9-\uFFFB]|(?!\s)\p{{Cc}}")
+# Scripts whose spelling uses the zero-width joiner and non-joiner inside words.
+_JOINING = ["Arab", "Beng", "Deva", "Gujr", "Guru", "Knda", "Mlym", "Mong", "Orya", "Sinh", "Syrc", "Taml", "Telu"]
+_JOINED = "[" + "".join(rf"\p{{Script={script}}}" for script in _JOINING) + r"\p{Mn}\p{Mc}]"
+_STRAY_JOINER = regex.compile(rf"(?<!{_JOINED}){_JOINERS}|{_JOINERS}(?!{_JOINED})")
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼʻʽʹ＇`´′ꞌՙ՚׳", "'"))
+_WORD = r"[\p{L}\p{Mn}\p{Mc}\p{N}]"
+_OUTER_APOSTROPHE = regex.compile(rf"(?<!{_WORD})'|'(?!{_WORD})")
+_GERSHAYIM = regex.compile(r"(?<=\p{Script=Hebrew})[\"״“”](?=\p{Script=Hebrew})")
+# Tatweel, and marks that Arabic and Hebrew are usually written without. Not hamza and madda (U+0653 to U+0655).
+_OPTIONAL_MARKS = regex.compile(
+    r"[\u0640\u0610-\u061A\u064B-\u0652\u0656-\u065F\u0670\u06D6-\u06DC\u06DF-\u06E8\u06EA-\u06ED\u08CA-\u08FF"
+    r"\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7]"
+)
+_SEPARATOR = regex.compile(r"[^\p{L}\p{Mn}\p{Mc}\p{N}\s']")
+_FINAL_SIGMA = regex.compile(r"(?<=\p{L}\p{M}*)[σς](?![\p{L}\p{M}'])")
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _visible(text: str) -> str:
+    """The text in NFC without invisible characters."""
+    return _nfc(regex.sub(_JOINERS, "", _INVISIBLE.sub("", text)))
 
 
 def _none(text: str, lang: str | None = None) -> str:  # noqa: ARG001
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    if not (text.isascii() and text.isprintable()):
+        text = _nfc(_STRAY_JOINER.sub("", _nfc(_INVISIBLE.sub("", text))))
+    return " ".join(text.split())
 
 
 def _lower(text: str, lang: str | None = None) -> str:
-    if lang in _DOTTED_I_LANGUAGES:
+    text = _nfc(text)
+    language = language_of(lang)
+    if language is not None and language.dotted_i:
         text = text.replace("I", "ı").replace("İ", "i")
     return _none(text.lower())
 
 
 def _basic(text: str, lang: str | None = None) -> str:
-    text = _lower(unicodedata.normalize("NFKC", text), lang)
-    kept = []
-    for position, character in enumerate(text):
-        if character in _APOSTROPHES:
-            inside = 0 < position < len(text) - 1 and text[position - 1].isalnum()
-            kept.append("'" if inside and text[position + 1].isalnum() else " ")
-        else:
-            # Categories P (punctuation), S (symbol) and C (control).
-            kept.append(" " if unicodedata.category(character)[0] in "PSC" else character)
-    return _none("".join(kept))
+    # Before NFKC, which splits an acute accent into a space and a combining mark.
+    text = _visible(text).translate(_APOSTROPHES)
+    text = _lower(_visible(unicodedata.normalize("NFKC", text)), lang).translate(_APOSTROPHES)
+    text = _GERSHAYIM.sub("", _OPTIONAL_MARKS.sub("", text))
+    text = _OUTER_APOSTROPHE.sub(" ", _SEPARATOR.sub(" ", text))
+    text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    return _none(_FINAL_SIGMA.sub("ς", text.replace("ς", "σ")))
 
 
 @lru_cache(maxsize=1)
@@ -73,19 +120,18 @@ def _basic_normalizer() -> Callable[[str], str]:
 
 
 def _whisper_english(text: str, lang: str | None = None) -> str:  # noqa: ARG001
-    return _none(_english_normalizer()(text))
+    return _none(_english_normalizer()(_visible(text)))
 
 
 def _whisper_basic(text: str, lang: str | None = None) -> str:  # noqa: ARG001
-    return _none(_basic_normalizer()(text))
+    return _none(_basic_normalizer()(_visible(text)))
 
 
 def _by_language(text: str, lang: str | None = None) -> str:
-    code = (lang or "").split("-")[0].lower()
-    if code == "en":
-        return _whisper_english(text)
-    text = _basic(text, code)
-    return " ".join(text.replace(" ", "")) if code in UNSPACED_LANGUAGES else text
+    language = language_of(lang)
+    if language is None or language.code != "en":
+        return _basic(text, lang)
+    return _whisper_english(text.translate(_APOSTROPHES))
 
 
 NORMALIZERS: dict[str, Normalizer] = {

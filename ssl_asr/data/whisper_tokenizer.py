@@ -1,10 +1,12 @@
 """Whisper's tokenizer with its prompts, and the option that builds it."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ssl_asr.data.languages import find_language, given_language, match_language, nearest_language
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.types import NormalizerName, Utterance
@@ -29,11 +31,13 @@ class WhisperTokenizer:
         |---------------------- prompt ----------------------------|  |------- encode -------|
 
     Only `prompt` adds the start token, so a target has exactly one. English-only checkpoints have no language
-    and no task token.
+    and no task token. Special tokens that are spelled out in a text, such as ``<|endoftext|>``, are encoded as text:
+    no text gives a special token.
 
     Args:
         tokenizer_json: Content of the checkpoint's ``tokenizer.json``.
-        language: Language code for utterances without one. None for English-only checkpoints.
+        language: Language of utterances without one, as a code of any form or a name. None for English-only
+            checkpoints.
         task: ``transcribe`` or ``translate``, for utterances without a task.
         normalizer: Name of the text normalizer that is applied to target text.
 
@@ -56,14 +60,18 @@ class WhisperTokenizer:
 
         self._json = tokenizer_json
         self._bpe = BytePairTokenizer.from_str(tokenizer_json)
-        self.language, self.task, self.normalizer = language, task, normalizer
+        # Without added tokens, so that the spelling of a special token in a text is text.
+        self._text_bpe = BytePairTokenizer.from_str(_without_added_tokens(tokenizer_json))
+        self.task, self.normalizer = task, normalizer
         self._normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
         self.start_id = self._special("<|startoftranscript|>")
         self.end_id = self._special("<|endoftext|>")
         self.no_timestamps_id = self._special("<|notimestamps|>")
         self.is_multilingual = self.vocab_size >= _MULTILINGUAL_VOCAB_SIZE
         self.languages = self._find_languages() if self.is_multilingual else {}
-        self._check(language, task, where="tokenizer.language")
+        language = given_language(language)
+        self._check_task(task, where="tokenizer.task")
+        self.language = None if language is None else self._language(language, where="tokenizer.language")
 
     @classmethod
     def from_folder(cls, folder: Path, *, language: str | None, task: str, normalizer: str) -> "WhisperTokenizer":
@@ -96,15 +104,27 @@ class WhisperTokenizer:
         tokens = ((self._bpe.id_to_token(i), i) for i in range(first, last))
         return {token[2:-2]: i for token, i in tokens if token}
 
-    def _check(self, language: str | None, task: str, where: str) -> None:
-        if not self.is_multilingual:
-            if language not in (None, "en") or task != "transcribe":
-                what = f"language {language!r}, task {task!r} with an English-only checkpoint"
-                raise ConfigError(where, what, "use a multilingual checkpoint")
-        elif language is not None and language not in self.languages:
-            raise ConfigError(where, f"no language '{language}'", f"use one of {' '.join(self.languages)}")
-        elif task not in ("transcribe", "translate"):
+    def _check_task(self, task: str, where: str) -> None:
+        if task not in ("transcribe", "translate"):
             raise ConfigError(where, f"no task '{task}'", "use transcribe or translate")
+        if task == "translate" and not self.is_multilingual:
+            raise ConfigError(
+                where, "task 'translate' with an English-only checkpoint", "use a multilingual checkpoint"
+            )
+
+    def _language(self, language: str, where: str) -> str:
+        """The name of a language in the vocabulary, such as ``zh`` for ``cmn_hans_cn``; ``en`` if English-only."""
+        if not self.is_multilingual:
+            found = find_language(language)
+            if found is None or found.code != "en":
+                what = f"language '{language}' with an English-only checkpoint"
+                raise ConfigError(where, what, "use a multilingual checkpoint")
+            return found.code
+        name = match_language(language, self.languages)
+        if name is None:
+            what = f"this checkpoint has no language '{language}'"
+            raise ConfigError(where, what, nearest_language(language, self.languages))
+        return name
 
     @property
     def no_speech_id(self) -> int:
@@ -129,7 +149,7 @@ class WhisperTokenizer:
         Raises:
             ConfigError: The text has more than 223 tokens.
         """
-        ids = self._bpe.encode(f" {text.strip()}", add_special_tokens=False).ids
+        ids = self._text_bpe.encode(f" {text.strip()}", add_special_tokens=False).ids
         if len(ids) > _MAX_PREVIOUS_TOKENS:
             what = f"the prompt {text[:40]!r}… has {len(ids)} tokens, the limit is {_MAX_PREVIOUS_TOKENS}"
             raise ConfigError("decoder.prompt", what, "shorten it")
@@ -145,19 +165,19 @@ class WhisperTokenizer:
         """
         last = [] if timestamps else [self.no_timestamps_id]
         where, task = utterance.where or utterance.id, utterance.task or self.task
-        if not self.is_multilingual:
-            self._check(utterance.lang, task, where=where)
-            return [self.start_id, *last]
-        language = utterance.lang or self.language
-        if language is None:
+        self._check_task(task, where=where)
+        given = given_language(utterance.lang) or self.language
+        if given is None and self.is_multilingual:
             raise ConfigError(where, "no language", "set tokenizer.language, or 'lang' in the manifest")
-        self._check(language, task, where=where)
+        language = "en" if given is None else self._language(given, where=where)
+        if not self.is_multilingual:
+            return [self.start_id, *last]
         return [self.start_id, self.languages[language], self._special(f"<|{task}|>"), *last]
 
     def encode(self, utterance: Utterance) -> list[int]:
         """Ids of the normalized text with a leading space, as in pretraining, followed by the end token."""
         text = self._normalize(utterance.text, utterance.lang)
-        ids = self._bpe.encode(f" {text}", add_special_tokens=False).ids if text else []
+        ids = self._text_bpe.encode(f" {text}", add_special_tokens=False).ids if text else []
         return [*ids, self.end_id]
 
     def unseen(self, utterance: Utterance) -> list[str]:
@@ -184,12 +204,18 @@ class WhisperTokenizer:
         }
 
 
+def _without_added_tokens(tokenizer_json: str) -> str:
+    """A ``tokenizer.json`` whose special tokens and timestamps have no spelling."""
+    return json.dumps({**json.loads(tokenizer_json), "added_tokens": [], "post_processor": None})
+
+
 @dataclass(frozen=True, kw_only=True)
 class WhisperTokens:
     """The ``whisper`` option: the tokenizer of the checkpoint.
 
     Attributes:
-        language: Language code for manifest lines without ``lang``. None for English-only checkpoints.
+        language: Language of manifest lines without ``lang``, as a code of any form or a name. None for English-only
+            checkpoints.
         task: ``transcribe`` or ``translate``, for manifest lines without ``task``.
         normalizer: Name of the text normalizer that is applied to training text.
     """

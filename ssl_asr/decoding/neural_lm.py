@@ -49,6 +49,8 @@ class NeuralLM(WordModel[Tokens]):
 
     def __init__(self, model: Any, tokenizer: Any, *, source: str) -> None:
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
+        # The spelling of a special token in a text, such as </s>, is text.
+        self.tokenizer.split_special_tokens = True
         end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
         if start is None and end is None:
             what = "its tokenizer has neither a start nor an end token"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ssl_asr.build.restore import Speech, pretrained_encoder, pretrained_module, restore_module, saved_tokenizer
 from ssl_asr.console import no_message
+from ssl_asr.data.languages import given_language
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
@@ -22,7 +23,8 @@ class InferenceOptions:
 
     Attributes:
         window, tail_s: Window of Whisper's encoder.
-        language: Default language of a multilingual Whisper; None detects it where the manifest names none.
+        language: Default language of a multilingual Whisper, as a code of any form or a name. None and ``auto`` detect
+            it where the manifest names none.
         whisper_task: Task of a pretrained Whisper.
         max_tokens_per_s: Limit on the tokens of a hypothesis, for each second of its utterance.
         decoder: A ``decoder`` option.
@@ -42,7 +44,7 @@ class InferenceOptions:
     def speech(self) -> Speech:
         """Language, task, and for which utterances the language is detected."""
         detect: Literal["missing", "all"] = "all" if self.detect_language else "missing"
-        return Speech(language=self.language, task=self.whisper_task, detect=detect)
+        return Speech(language=given_language(self.language), task=self.whisper_task, detect=detect)
 
 
 def find_checkpoint(name: str) -> Path | None:
@@ -96,7 +98,7 @@ def load_encoder(name: str, options: InferenceOptions, say: Say = no_message) ->
     """
     checkpoint = find_checkpoint(name)
     if checkpoint is None:
-        encoder = pretrained_encoder(name, options.language, say)
+        encoder = pretrained_encoder(name, options.speech().language, say)
     else:
         saved = read_checkpoint(checkpoint)
         module = restore_module(saved, options.speech(), extensions=options.extensions, where=str(checkpoint))

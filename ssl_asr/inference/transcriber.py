@@ -19,6 +19,7 @@ from ssl_asr.config.nodes import option_node
 from ssl_asr.config.options import build_option
 from ssl_asr.data.audio import audio_duration_s, read_waveform, resample
 from ssl_asr.data.dataset import collate
+from ssl_asr.data.languages import given_language
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_form import LongForm, check_detection
@@ -68,7 +69,7 @@ class Transcriber:
         Args:
             audio: Files or samples.
             sample_rate: Sample rate of samples in memory. Not used for files.
-            language: Language of a multilingual Whisper; None detects it.
+            language: Language of a multilingual Whisper, as a code of any form or a name; None detects it.
             max_batch_s: Seconds of audio in a batch, padding included.
             chunk_s, stride_s: Windows of long recordings; see `LongForm`.
             vad: Voice activity detection. None transcribes the parts with speech of long recordings, and gives short
@@ -89,7 +90,7 @@ class Transcriber:
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
         for place, one in enumerate(given):
-            utterance, samples_T = _read(one, place, sample_rate, language)
+            utterance, samples_T = _read(one, place, sample_rate, given_language(language))
             if utterance.duration > limit:
                 recording = Recording(utterance, samples_T)
                 results[place] = transcribe_long(self.module, recording, long_form, self.options)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.metrics.edit import Edits, Operation, align, word_edits
+from ssl_asr.metrics.edit import Edits, Operation, Unit, align, wer_unit, word_edits, word_units
 from ssl_asr.metrics.report import Prediction, colored_diff
 from ssl_asr.types import Normalizer, Seconds
 
@@ -27,13 +27,15 @@ class Group:
         value: The shared value.
         utterances: Number of utterances.
         duration: Seconds of speech.
-        words: Word errors.
+        words: Errors of the units of the WER.
+        wer_unit: What the WER counts; see `ssl_asr.metrics.edit`.
     """
 
     value: str
     utterances: int
     duration: Seconds
     words: Edits
+    wer_unit: Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,11 @@ def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -
             value=value,
             utterances=len(rows),
             duration=sum(row.duration for row in rows),
-            words=sum((word_edits(*_texts(row, normalize)) for row in rows), Edits()),
+            words=sum((word_edits(*pair) for pair in pairs), Edits()),
+            wer_unit=wer_unit(pairs),
         )
         for value, rows in ordered
+        for pairs in [[_texts(row, normalize) for row in rows]]
     ]
 
 
@@ -165,7 +169,7 @@ def frequent_errors(predictions: Sequence[Prediction], normalize: Normalizer, co
     found: Counter[tuple[Operation, str, str]] = Counter()
     for prediction in predictions:
         ref, hyp = _texts(prediction, normalize)
-        found.update(step for step in align(ref.split(), hyp.split()) if step[0] != "match")
+        found.update(step for step in align(*word_units(ref, hyp)) if step[0] != "match")
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [Confusion(*step, times) for step, times in ordered]
 
@@ -189,13 +193,13 @@ def print_breakdown(breakdown: Breakdown, normalize: Normalizer, console: Consol
 
 def _print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
     table = Table(title=f"WER by {key}", title_justify="left")
-    for column in (key, "WER %", "sub", "ins", "del", "words", "utterances", "hours"):
-        table.add_column(column, justify="left" if column == key else "right")
+    for column in (key, "WER %", "sub", "ins", "del", "units", "of", "utterances", "hours"):
+        table.add_column(column, justify="left" if column in (key, "of") else "right")
     for group in groups:
         words = group.words
-        numbers = (words.sub, words.ins, words.dele, words.ref, group.utterances)
-        hours = f"{group.duration / 3600:.2f}"
-        table.add_row(group.value, f"{100 * words.rate:.2f}", *(f"{n:,}" for n in numbers), hours)
+        numbers = (f"{n:,}" for n in (words.sub, words.ins, words.dele, words.ref))
+        more = (group.wer_unit, f"{group.utterances:,}", f"{group.duration / 3600:.2f}")
+        table.add_row(group.value, f"{100 * words.rate:.2f}", *numbers, *more)
     console.print(table)
 
 

@@ -14,12 +14,13 @@ from ssl_asr.types import Normalizer
 def print_comparisons(split: str, rows: Mapping[str, Comparison], console: Console) -> None:
     """Print a row for each normalizer: WERs, their difference with its interval, and significance."""
     table = Table(title=f"{split}: the second against the first", title_justify="left")
-    columns = ("normalizer", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p")
+    columns = ("normalizer", "unit", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p")
     for column in (*columns, "right in first only", "in second only"):
-        table.add_column(column, justify="left" if column == "normalizer" else "right")
+        table.add_column(column, justify="left" if column in ("normalizer", "unit") else "right")
     for name, one in rows.items():
         table.add_row(
             name,
+            one.wer_unit,
             f"{100 * one.first.rate:.2f}",
             f"{100 * one.second.rate:.2f}",
             f"{100 * one.difference:+.2f}",

@@ -1,6 +1,6 @@
 """Evaluation of a run: compute the scores of each split, write them to files, and print them as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,15 @@ class Detail:
         confusions: Number of most frequent errors to show.
         worst: Number of worst utterances to show.
         translation: Whether the texts are translations. BLEU and chrF then replace the error breakdown.
+        language_code: The shortest code of a language, so that ``zh_cn`` in a manifest equals a detected ``zh``.
+            Default: `str` (codes are compared as they are).
     """
 
     by: list[str]
     confusions: int
     worst: int
     translation: bool = False
+    language_code: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +154,13 @@ def evaluate_split(
     evaluation = Evaluation(split=split, predictions=rows, skipped=skipped, scores=scores)
     if detail is None:
         return evaluation
-    evaluation = replace(evaluation, languages=_detected_languages(rows))
+    evaluation = replace(evaluation, languages=_detected_languages(rows, detail.language_code))
     if detail.translation:
         # A translation has no word-for-word reference, so a breakdown of word errors would say little.
         return replace(evaluation, translation=translation_scores([row.ref for row in rows], [row.hyp for row in rows]))
     normalize = next(iter(normalizers.values()))
-    breakdown = break_down(rows, normalize, by=detail.by, confusions=detail.confusions, worst=detail.worst)
+    grouped = [row if row.lang is None else replace(row, lang=detail.language_code(row.lang)) for row in rows]
+    breakdown = break_down(grouped, normalize, by=detail.by, confusions=detail.confusions, worst=detail.worst)
     return replace(evaluation, breakdown=breakdown)
 
 
@@ -166,8 +170,10 @@ def _not_empty(split: str, predictions: Sequence[Prediction]) -> Sequence[Predic
     return predictions
 
 
-def _detected_languages(predictions: Sequence[Prediction]) -> list[LanguageScore]:
-    pairs = [(row.lang, row.detected) for row in predictions if row.lang is not None and row.detected is not None]
+def _detected_languages(predictions: Sequence[Prediction], code: Callable[[str], str]) -> list[LanguageScore]:
+    pairs = [
+        (code(row.lang), code(row.detected)) for row in predictions if row.lang is not None and row.detected is not None
+    ]
     return language_scores(pairs)
 
 

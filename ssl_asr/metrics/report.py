@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_asr.errors import ManifestError
-from ssl_asr.metrics.edit import Edits, align, char_edits, word_edits
+from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, wer_unit, word_edits, word_units
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
@@ -132,13 +132,15 @@ class Score:
 
     Attributes:
         normalizer: Name of the normalizer.
-        words, chars: Edits of words and of characters.
+        wer_unit: What the WER counts: ``words``, ``characters`` or ``mixed``; see `ssl_asr.metrics.edit`.
+        words, chars: Edits of these units, and of characters.
         wer_low, wer_high: Bounds of the 95 % bootstrap interval of the WER, as ratios.
         sentence_errors: Number of utterances with at least one word error.
         utterances: Number of utterances.
     """
 
     normalizer: str
+    wer_unit: Unit
     words: Edits
     chars: Edits
     wer_low: float
@@ -171,16 +173,18 @@ def score_predictions(predictions: Sequence[Prediction], normalizer: str, normal
         normalizer: Name of the normalizer.
         normalize: The normalizer.
     """
-    words, chars = [], []
-    for prediction in sorted(predictions, key=lambda p: p.id):
-        ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
-        words.append(word_edits(ref, hyp))
-        chars.append(char_edits(ref, hyp))
+    pairs = [
+        (normalize(prediction.ref, prediction.lang), normalize(prediction.hyp, prediction.lang))
+        for prediction in sorted(predictions, key=lambda p: p.id)
+    ]
+    words = [word_edits(*pair) for pair in pairs]
+    chars = [char_edits(*pair) for pair in pairs]
     errors_N = np.array([edits.errors for edits in words], dtype=np.int64)
     refs_N = np.array([edits.ref for edits in words], dtype=np.int64)
     low, high = bootstrap_interval(errors_N, refs_N) if predictions else (float("nan"), float("nan"))
     return Score(
         normalizer=normalizer,
+        wer_unit=wer_unit(pairs),
         words=sum(words, Edits()),
         chars=sum(chars, Edits()),
         wer_low=low,
@@ -213,9 +217,9 @@ def bootstrap_interval(errors_N: NDArray[np.int64], refs_N: NDArray[np.int64], s
 
 
 def colored_diff(ref: str, hyp: str) -> Text:
-    """Word alignment in one line: substitutions in yellow, insertions in green, deletions in red."""
+    """Alignment of the units of the WER in one line: substitutions in yellow, insertions in green, deletions in red."""
     text = Text()
-    for operation, old, new in align(ref.split(), hyp.split()):
+    for operation, old, new in align(*word_units(ref, hyp)):
         shown = {"match": old, "sub": f"[{old}→{new}]", "ins": f"+{new}", "del": f"-{old}"}[operation]
         text.append(shown, style=_STYLES.get(operation))
         text.append(" ")
@@ -246,10 +250,16 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
     console.print(table)
 
 
+def unit_title(scores: Sequence[Score]) -> str:
+    """Heading of a column with the number of reference units."""
+    units = {score.wer_unit for score in scores}
+    return "words and characters" if len(units) > 1 or units == {"mixed"} else units.pop()
+
+
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
-    """Print error rates in percent, a row for each normalizer."""
+    """Print error rates in percent, a row for each normalizer. The WER's unit heads the column of its count."""
     table = Table(title=title, title_justify="left")
-    numbers = ("WER %", "95 % interval", "sub", "ins", "del", "words", "CER %", "utterances wrong")
+    numbers = ("WER %", "95 % interval", "sub", "ins", "del", unit_title(scores), "CER %", "utterances wrong")
     for column in ("normalizer", *numbers):
         table.add_column(column, justify="left" if column == "normalizer" else "right")
     for score in scores:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_asr.errors import ManifestError
-from ssl_asr.metrics.edit import Edits, word_edits
+from ssl_asr.metrics.edit import Edits, Unit, wer_unit, word_edits
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Normalizer
 
@@ -20,7 +20,8 @@ class Comparison:
     """Two systems on the same utterances.
 
     Attributes:
-        first, second: Word errors of each system.
+        wer_unit: What the WER counts; see `ssl_asr.metrics.edit`.
+        first, second: Errors of each system in these units.
         low, high: Bounds of the 95 % interval of ``second - first`` in WER, by paired bootstrap over utterances.
         better: Share of the bootstrap samples in which the second system has fewer errors (Bisani and Ney, 2004,
             "probability of improvement"). Ties count one half.
@@ -29,6 +30,7 @@ class Comparison:
         utterances: Number of utterances.
     """
 
+    wer_unit: Unit
     first: Edits
     second: Edits
     low: float
@@ -69,6 +71,7 @@ def compare(
     low, high = np.quantile(rates_S, [0.025, 0.975]) if len(rates_S) else (math.nan, math.nan)
     right_PN = errors_PN == 0
     return Comparison(
+        wer_unit=wer_unit((normalize(each.ref, each.lang), normalize(each.hyp, each.lang)) for each in first),
         first=sum(one, Edits()),
         second=sum(two, Edits()),
         low=float(low),

@@ -69,7 +69,7 @@ class LanguageScore:
     """How often a language is detected.
 
     Attributes:
-        lang: Language code from the manifest.
+        lang: Language of the manifest.
         utterances: Number of utterances in this language.
         taken_for: Number of utterances for each detected language, most frequent first.
     """

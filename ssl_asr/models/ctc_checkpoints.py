@@ -86,6 +86,14 @@ def _check_fine_tuned(folder: Path) -> None:
         raise CheckpointError(str(folder), what, "fine-tune it with head=linear and tokenizer=char or bpe")
 
 
+def adapter_languages(folder: Path) -> list[str]:
+    """Names of the languages that a checkpoint has adapters for (MMS). Empty if it has no such adapters."""
+    ids = read_json(folder / "vocab.json") if (folder / "vocab.json").is_file() else {}
+    named = [name for name, value in ids.items() if isinstance(value, dict)]
+    files = [path.name.split(".")[1] for path in folder.glob("adapter.*.safetensors")]
+    return sorted({*named, *files})
+
+
 def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:
     """Row of each token, in ``language`` if the file has one vocabulary per language."""
     ids = read_json(path)

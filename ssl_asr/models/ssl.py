@@ -298,8 +298,8 @@ class SSLBackbone:
         gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
         adapter_dim: int, width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they
             start from random weights. None keeps the adapters of the checkpoint, if it has any.
-        adapter_language: str, language of the adapters to load, ISO 639-3 (``eng``, ``deu``). None keeps the adapters
-            of the checkpoint.
+        adapter_language: str, language of the adapters to load: a code (``eng``, ``de``) or a name. None keeps the
+            adapters of the checkpoint.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat")
