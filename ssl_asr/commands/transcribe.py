@@ -31,7 +31,7 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     rows, skips = (done.rows, done.skips) if done is not None else ([], [])
     if rows:
         outputs.write(rows)
-    silent = [f"{row.id}: no speech was found, so its text is empty. vad=false decodes it" for row in rows if row.no_speech]
+    silent = [f"{row.id}: no speech was found. vad=false decodes it anyway" for row in rows if row.no_speech]
     summary = Summary(given.count, len(rows), [*given.skips, *skips], [*given.notes, *silent])
     if outputs.summary is not None:
         summary.write(outputs.summary)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.errors import ConfigError, ManifestError, raise_all
+from ssl_asr.textfiles import to_json
 from ssl_asr.types import Seconds, Utterance
 
 # Key of rows that do not come from one file: where each comes from.
@@ -156,7 +157,7 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
 
     A row may say where it comes from under the key `WHERE`.
     """
-    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    lines = [to_json(row).encode() + b"\n" for row in rows]
     starts = np.cumsum([0, *map(len, lines)])[:-1]
     return Manifest(
         path=folder / "<files>",

@@ -18,6 +18,7 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.metrics.report import Prediction
+from ssl_asr.textfiles import to_json
 from ssl_asr.training.module import ASRModule, TranscribeOptions
 from ssl_asr.types import Seconds, Skip, Utterance
 
@@ -85,12 +86,12 @@ class ProgressFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", encoding="utf-8") as file:
             file.write(f"{self._head()}\n")
-            file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in self.done.values())
+            file.writelines(to_json(row.record()) + "\n" for row in self.done.values())
 
     def add(self, rows: Sequence[Prediction]) -> None:
         """Append transcripts."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row.record(), ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(to_json(row.record()) + "\n" for row in rows)
 
     def remove(self) -> None:
         """Remove the file."""

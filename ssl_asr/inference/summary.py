@@ -1,6 +1,5 @@
 """How many recordings went into a command, came out, and were skipped."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.table import Table
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import Transcripts
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Skip
 
 # Skips of one reason that are printed, if a file has all of them.
@@ -72,7 +71,7 @@ class Summary:
     def write(self, path: Path) -> None:
         """Write the summary as one JSON object."""
         with written_whole(path) as file:
-            file.write(json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+            file.write(to_json(self.record(), indent=1) + "\n")
 
     def show(self, console: Console | None, path: Path | None = None, file: TextIO | None = None) -> None:
         """Print skipped recordings and the numbers, and a table of the reasons on a console.
