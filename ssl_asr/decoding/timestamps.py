@@ -17,6 +17,8 @@ from ssl_asr.types import Seconds, Segment
 
 # Seconds from one timestamp token to the next.
 TIMESTAMP_S: Seconds = 0.02
+# Spelling of bytes that are no whole character.
+_BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +156,15 @@ def text_tokens(
     """
     groups = [[token for token in tokens[phrase.first : phrase.end] if token < end] for phrase in phrases]
     for group, following in itertools.pairwise(groups):
+        text = spell(group)
+        if not text.endswith(_BROKEN):
+            continue
         for count in range(1, min(3, len(following)) + 1):
-            if not spell(group).endswith("\ufffd"):
-                break
-            if not spell([*group, *following[:count]]).endswith("\ufffd"):
+            # The bytes of a character are complete when the mark of a broken character is gone.
+            if not spell([*group, *following[:count]]).startswith(text):
                 group += following[:count]
                 del following[:count]
+                break
     return groups
 
 
