@@ -190,8 +190,8 @@ class WhisperTokenizer:
         return text
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, without special tokens and timestamps."""
-        return self.spell(ids).strip()
+        """Text of ids, without special tokens and timestamps. Words are separated by single spaces."""
+        return " ".join(self.spell(ids).split())
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""

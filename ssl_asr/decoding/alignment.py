@@ -14,18 +14,22 @@ it.
 
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.word_breaks import is_spoken, joined_text, space_between, starts_word
 from ssl_asr.types import Seconds, Token, Word
 
 Measure = Literal["max_prob", "entropy"]
 
+# Spelling of the unknown label.
+UNKNOWN_TEXT = "⁇"
 # Order of Tsallis entropy that best separates correct from wrong words (Laptev and Ginsburg, 2023, arXiv:2212.08703).
 _TSALLIS = 1 / 3
 
@@ -118,20 +122,31 @@ def spans_at(log_probs_FV: Tensor, tokens: Sequence[int], frames: Sequence[int],
 def words_of(spans: Sequence[Span], labels: Sequence[str | None], frame_s: Seconds) -> list[Word]:
     """Words and labels with times. The confidence of a word is the lowest confidence of its labels.
 
+    A space starts a word. So does each character of a script without spaces; see `word_breaks.starts_word`.
+    Punctuation counts for neither the times nor the confidence of its word.
+
     Args:
         spans: Spans of all labels of a text, in order.
-        labels: Spelling of each id, None for the unknown label. A space ends the word before it.
+        labels: Spelling of each id, None for the unknown label. A label may hold several words, as in " a b".
         frame_s: Seconds per frame.
     """
-    words: list[list[Token]] = [[]]
+    words: list[list[Token]] = []
+    spaced: list[bool] = []
+    text = ""
     for span in spans:
-        text = labels[span.label]
-        # A label may hold several words, as in " a b": each space ends a word.
-        first, *others = ("⁇" if text is None else text).split(" ")
-        if first:
-            words[-1].append(_token(first, span, frame_s))
-        words += [[_token(part, span, frame_s)] if part else [] for part in others]
-    return [_word("".join(token.text for token in tokens), tokens) for tokens in words if tokens]
+        label = labels[span.label]
+        # The spaces are kept: "a b" gives "a" and " b".
+        for piece in re.findall(r"\s*\S+|\s+", UNKNOWN_TEXT if label is None else label):
+            if starts_word(text, piece):
+                words.append([])
+                # Several spaces are one.
+                spaced.append(piece[0].isspace() or text.isspace())
+                text = ""
+            text += piece
+            if piece.strip():
+                words[-1].append(_token(piece.strip(), span, frame_s))
+    found = zip(words, spaced, strict=True)
+    return [_word("".join(token.text for token in own), own, spaced=space) for own, space in found if own]
 
 
 def listed_words(
@@ -144,18 +159,36 @@ def listed_words(
         words: Each word, and the number of labels that spell it, a space after it included.
         labels, frame_s: See `words_of`.
     """
-    found = []
+    found: list[Word] = []
     at = 0
     for word, count in words:
         own = [span for span in spans[at : at + count] if labels[span.label] != " "]
         at += count
-        found.append(_word(word, [_token(str(labels[span.label]), span, frame_s) for span in own]))
+        tokens = [_token(str(labels[span.label]), span, frame_s) for span in own]
+        spaced = not found or " " in labels or space_between(found[-1].text, word)
+        found.append(_word(word, tokens, spaced=spaced))
     return found
 
 
-def _word(text: str, tokens: Sequence[Token]) -> Word:
-    confidence = min(token.confidence for token in tokens)
-    return Word(text, tokens[0].start, tokens[-1].end, confidence, tuple(tokens))
+def listed_text(words: Sequence[tuple[str, int]], labels: Sequence[str | None]) -> str:
+    """The text of a lexicon's words. Arguments as for `listed_words`."""
+    texts = [word for word, _ in words]
+    return " ".join(texts) if " " in labels else joined_text(texts)
+
+
+def evenly_spread(tokens: Sequence[int], frames: int) -> list[Span]:
+    """Spans of equal length for labels that do not fit the frames. Their confidence is 0."""
+    bounds = [i * frames // len(tokens) for i in range(len(tokens) + 1)]
+    rows = zip(tokens, itertools.pairwise(bounds), strict=True)
+    return [Span(token, begin, end, 0.0) for token, (begin, end) in rows]
+
+
+def _word(text: str, tokens: Sequence[Token], *, spaced: bool) -> Word:
+    spoken = [token for token in tokens if is_spoken(token.text)] or tokens
+    confidence = min(token.confidence for token in spoken)
+    start, end = spoken[0].start, spoken[-1].end
+    kept = tuple(replace(t, start=min(max(t.start, start), end), end=min(max(t.end, start), end)) for t in tokens)
+    return Word(text, start, end, confidence, kept, spaced)
 
 
 def _token(text: str, span: Span, frame_s: Seconds) -> Token:

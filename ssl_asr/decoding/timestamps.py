@@ -17,6 +17,8 @@ from ssl_asr.types import Seconds, Segment
 
 # Seconds from one timestamp token to the next.
 TIMESTAMP_S: Seconds = 0.02
+# Spelling of bytes that are no whole character.
+_BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +66,25 @@ class TimestampRules:
         return logits_BV.masked_fill((times_B > text_B)[:, None] & ~is_time_V, -torch.inf)
 
 
-def segments_of(
-    tokens: Sequence[int], *, begin: int, duration: Seconds, decode: Callable[[list[int]], str], score: float
-) -> tuple[list[Segment], Seconds]:
-    """The segments of a window, and the second of the window at which the next window starts.
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """The tokens of a segment, ``first`` to ``end`` (exclusive), with its timestamps.
+
+    Attributes:
+        first, end: Numbers of tokens.
+        start_s, end_s: Seconds of the window.
+        complete: False for the text after the last pair of timestamps.
+    """
+
+    first: int
+    end: int
+    start_s: Seconds
+    end_s: Seconds
+    complete: bool = True
+
+
+def phrases_of(tokens: Sequence[int], *, begin: int, duration: Seconds) -> tuple[list[Phrase], Seconds]:
+    """The phrases of a window, and the second of the window at which the next window starts.
 
     Text after the last pair of timestamps is unfinished and left to the next window. If the window ends in a single
     timestamp or has no pair of timestamps, the next window starts at its end.
@@ -75,40 +92,80 @@ def segments_of(
     Args:
         tokens: Chosen by the decoder, without the end token.
         begin: Id of the timestamp 0.00.
-        duration: Seconds of audio in the window.
-        decode: Converts tokens to text and leaves timestamps out.
-        score: Confidence of every segment, in [0, 1].
+        duration: Seconds of audio in the window. No time is later.
     """
     is_time = [token >= begin for token in tokens]
     cuts = [i + 1 for i, pair in enumerate(itertools.pairwise(is_time)) if all(pair)]
     if not cuts:
-        return _single_segment(tokens, begin, duration, decode, score), duration
+        return _single_phrase(tokens, begin, duration), duration
+
+    def seconds(token: int) -> Seconds:
+        return min(_seconds(token, begin), duration)
+
     ends_single = is_time[-2:] == [False, True]
     if ends_single:
         cuts.append(len(tokens))
-    segments: list[Segment] = []
-    for first, cut in itertools.pairwise([0, *cuts]):
-        own = list(tokens[first:cut])
-        start, end = _seconds(own[0], begin), _seconds(own[-1], begin)
-        text = decode(own)
-        if text:
-            segments.append(Segment(text, min(start, duration), min(end, duration), score))
-    next_start = duration if ends_single else _seconds(tokens[cuts[-1] - 1], begin)
+    phrases = [
+        Phrase(first, cut, seconds(tokens[first]), seconds(tokens[cut - 1]))
+        for first, cut in itertools.pairwise([0, *cuts])
+    ]
+    if cuts[-1] < len(tokens):
+        phrases.append(Phrase(cuts[-1], len(tokens), seconds(tokens[cuts[-1]]), duration, complete=False))
+    next_start = duration if ends_single else seconds(tokens[cuts[-1] - 1])
     # A window that starts again at 0 would repeat forever.
-    return segments, next_start if next_start > 0 else duration
+    return phrases, next_start if next_start > 0 else duration
 
 
-def _single_segment(
-    tokens: Sequence[int], begin: int, duration: Seconds, decode: Callable[[list[int]], str], score: float
-) -> list[Segment]:
-    """The segment of a window without pairs of timestamps. Missing times are the ends of the window."""
-    text = decode(list(tokens))
-    if not text:
-        return []
+def _single_phrase(tokens: Sequence[int], begin: int, duration: Seconds) -> list[Phrase]:
+    """The phrase of a window without pairs of timestamps. Missing times are the ends of the window."""
     times = [token for token in tokens if token >= begin]
     start = _seconds(times[0], begin) if len(times) > 1 else 0.0
     end = _seconds(times[-1], begin) if times and times[-1] > begin else duration
-    return [Segment(text, start, min(end, duration), score)]
+    return [Phrase(0, len(tokens), min(start, duration), min(end, duration))]
+
+
+def segments_of(
+    tokens: Sequence[int], *, begin: int, duration: Seconds, decode: Callable[[list[int]], str], score: float
+) -> tuple[list[Segment], Seconds]:
+    """The complete segments of a window, and the second of the window at which the next window starts.
+
+    Args:
+        tokens, begin, duration: See `phrases_of`.
+        decode: Converts tokens to text and leaves timestamps out.
+        score: Confidence of every segment, in [0, 1].
+    """
+    phrases, next_start = phrases_of(tokens, begin=begin, duration=duration)
+    segments = [
+        Segment(text, phrase.start_s, phrase.end_s, score)
+        for phrase in phrases
+        if phrase.complete and (text := decode(list(tokens[phrase.first : phrase.end])))
+    ]
+    return segments, next_start
+
+
+def text_tokens(
+    tokens: Sequence[int], phrases: Sequence[Phrase], *, end: int, spell: Callable[[list[int]], str]
+) -> list[list[int]]:
+    """The text tokens of each phrase. Bytes of one character on both sides of a timestamp stay together.
+
+    Args:
+        tokens: Of the window.
+        phrases: See `phrases_of`.
+        end: Id of the end token. Text tokens have smaller ids.
+        spell: Converts tokens to text. Bytes that are no whole character give U+FFFD.
+    """
+    groups = [[token for token in tokens[phrase.first : phrase.end] if token < end] for phrase in phrases]
+    for group, following in itertools.pairwise(groups):
+        text = spell(group)
+        if not text.endswith(_BROKEN):
+            continue
+        for count in range(1, min(3, len(following)) + 1):
+            # The bytes of a character are complete when the mark of a broken character is gone.
+            if not spell([*group, *following[:count]]).startswith(text):
+                group += following[:count]
+                del following[:count]
+                break
+    return groups
 
 
 def _seconds(token: int, begin: int) -> Seconds:

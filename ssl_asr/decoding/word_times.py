@@ -8,10 +8,12 @@ frames. Dynamic time warping finds the best monotonic path through the table::
               . . # . . . .                                       best(i-1, j),    next token, same frame
               . . . # # # #                                       best(i, j-1))    same token, next frame
 
-A token starts at the first frame of its row of the path.
+A token starts at the first frame of its row of the path. A word ends where its last spoken token ends: the pause that
+follows a comma is in the comma's row.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_asr.decoding.word_breaks import is_spoken, starts_word
 from ssl_asr.types import Seconds, Token, Word
 
 Float64s = NDArray[np.float64]
@@ -27,8 +30,8 @@ Int64s = NDArray[np.int64]
 
 # Width of the median filter in frames, as in OpenAI's code.
 _MEDIAN = 7
-# Languages written without spaces. Each character counts as a word.
-_NO_SPACES = {"zh", "ja", "th", "lo", "my", "yue"}
+# Spelling of bytes that are no whole character.
+_BROKEN = "\ufffd"
 
 
 def smoothed(weights_HUF: Tensor) -> Float64s:
@@ -82,9 +85,12 @@ def words_of_tokens(
     *,
     spell: Callable[[list[int]], str],
     frame_s: Seconds,
-    lang: str | None,
-) -> list[Word]:
-    """Words and tokens with times. The confidence of a word is the lowest probability of its tokens.
+    breaks: Collection[int] = (),
+) -> list[list[Word]]:
+    """Words and tokens with times, for each part of a text.
+
+    The times and the confidence of a word are those of its spoken tokens. A word of punctuation alone takes all its
+    tokens. The confidence is the lowest probability of the tokens.
 
     Args:
         tokens: Text tokens only.
@@ -93,51 +99,82 @@ def words_of_tokens(
         probabilities: Of each token.
         spell: Converts tokens to text, with a space before each word.
         frame_s: Seconds per frame.
-        lang: Language code of the text. Some languages are written without spaces.
+        breaks: Numbers of tokens before which a new part starts, in order. No word extends over a break.
     """
+    bounds = [0, *breaks, len(tokens)]
     if not tokens:
-        return []
-    starts = first_frames(smoothed(weights_HUF))
-    words: list[Word] = []
-    for span in _word_spans(tokens, spell, spaces=lang not in _NO_SPACES):
-        times = [float(start) * frame_s for start in starts[span.first : span.end + 1]]
-        own = probabilities[span.first : span.end]
-        pieces = tuple(
-            Token(spell([tokens[span.first + i]]), times[i], times[i + 1], probability)
-            for i, probability in enumerate(own)
-        )
-        words.append(Word(span.text, times[0], times[-1], min(own), pieces))
-    return words
+        return [[] for _ in bounds[1:]]
+    times = [float(frame) * frame_s for frame in first_frames(smoothed(weights_HUF))]
+    parts = []
+    for first, end in itertools.pairwise(bounds):
+        pieces = [
+            _Piece(first + piece.first, first + piece.end, piece.text) for piece in _pieces(tokens[first:end], spell)
+        ]
+        words = [_timed(word, tokens, times, probabilities, spell) for word in _words(pieces)]
+        parts.append([word for word in words if word.text])
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
-class _TextSpan:
-    """Tokens ``first`` to ``end`` (exclusive), and their text."""
+class _Piece:
+    """Tokens ``first`` to ``end`` (exclusive), which spell whole characters, and their text."""
 
     first: int
     end: int
     text: str
 
 
-def _word_spans(tokens: Sequence[int], spell: Callable[[list[int]], str], *, spaces: bool) -> list[_TextSpan]:
-    """The tokens of each word. Without ``spaces``, every letter or digit starts a word."""
-    words: list[_TextSpan] = []
-    for span in _character_spans(tokens, spell):
-        starts_word = span.text.startswith(" ") or (not spaces and any(c.isalnum() for c in span.text))
-        if starts_word or not words:
-            words.append(span)
-        else:
-            words[-1] = _TextSpan(words[-1].first, span.end, words[-1].text + span.text)
-    return [_TextSpan(word.first, word.end, word.text.strip()) for word in words if word.text.strip()]
+def _timed(
+    pieces: list[_Piece],
+    tokens: Sequence[int],
+    times: Sequence[Seconds],
+    probabilities: Sequence[float],
+    spell: Callable[[list[int]], str],
+) -> Word:
+    """The word that pieces spell."""
+    spoken = [piece for piece in pieces if is_spoken(piece.text)] or pieces
+    start, end = times[spoken[0].first], times[spoken[-1].end]
+    own = range(pieces[0].first, pieces[-1].end)
+    parts = tuple(
+        Token(
+            spell([tokens[i]]),
+            min(max(times[i], start), end),
+            min(max(times[i + 1], start), end),
+            probabilities[i],
+        )
+        for i in own
+    )
+    text = "".join(piece.text for piece in pieces)
+    confidence = min(p for piece in spoken for p in probabilities[piece.first : piece.end])
+    return Word(" ".join(text.split()), start, end, confidence, parts, spaced=text[:1].isspace())
 
 
-def _character_spans(tokens: Sequence[int], spell: Callable[[list[int]], str]) -> list[_TextSpan]:
-    """The shortest runs of tokens that spell whole characters: a token may be one byte of a character."""
-    spans: list[_TextSpan] = []
-    first = 0
+def _words(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+    """The pieces of each word."""
+    words: list[list[_Piece]] = []
+    text = ""
+    for piece in pieces:
+        if starts_word(text, piece.text):
+            words.append([])
+            text = ""
+        words[-1].append(piece)
+        text += piece.text
+    return words
+
+
+def _pieces(tokens: Sequence[int], spell: Callable[[list[int]], str]) -> list[_Piece]:
+    """The shortest runs of tokens that spell whole characters: a token may be one byte of a character.
+
+    Tokens without text at the end are left out.
+    """
+    whole = spell(list(tokens))
+    pieces: list[_Piece] = []
+    first, at = 0, 0
     for end in range(1, len(tokens) + 1):
         text = spell(list(tokens[first:end]))
-        if "�" not in text or end == len(tokens):
-            spans.append(_TextSpan(first, end, text))
-            first = end
-    return spans
+        # A byte that belongs to no character is broken in the whole text as well.
+        complete = _BROKEN not in text or whole.startswith(text, at)
+        if text and (complete or end == len(tokens)):
+            pieces.append(_Piece(first, end, text))
+            first, at = end, at + len(text)
+    return pieces

@@ -7,8 +7,8 @@ Three methods, chosen by ``vad`` and by what the model can do:
     |======|                   |======>                           |===| |=====|  |==|
          |======|                     |====>                      parts of speech, transcribed in batches
               |======|                      |=====>
-    middles of the windows     next window starts where
-    joined, then one search    the last segment ended
+    middles of the windows     next window starts after the
+    joined, then one search    last complete segment
 
 A recording is read one window or batch at a time, so memory does not grow with its length.
 """
@@ -24,16 +24,20 @@ from torch import Tensor
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.vad import Span, speech_parts
+from ssl_asr.decoding.alignment import Measure
+from ssl_asr.decoding.segments import transcript
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance, Word
+from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance
 
 ProgressCallback = Callable[[Seconds], None]
 """Called with the number of seconds of a recording that are transcribed so far."""
 
+# Longest distance of the start of a window from the last timestamp of the window before it.
+_SEAM_S: Seconds = 2.0
 # Audio at the end of a recording is not decoded if it is shorter than one encoder frame.
 _MIN_REST_S: Seconds = 0.02
 
@@ -120,8 +124,11 @@ class TimestampModule(Protocol):
     ) -> list[Hypothesis]:
         """One hypothesis for each utterance."""
 
+    def confidence_measure(self, measure: Measure, *, required: bool) -> Measure | None:
+        """The measure if the model can time words."""
+
     def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
-        """Segments of a hypothesis with timestamps, and the second of the window at which the next window starts."""
+        """The complete segments, with which the segments of a hypothesis begin, and their last timestamp."""
 
 
 # Windows -----------------------------------------------------------------------------------------------------
@@ -201,7 +208,8 @@ def transcribe_by_windows(
             low, high = window.keep_from - window.first_frame, min(length, window.keep_to - window.first_frame)
             kept.append(log_probs_FV[low:high])
         progress(group[-1].end / SAMPLE_RATE)
-    return module.transcribe_log_probs(utterance.id, torch.cat(kept), options)
+    found = module.transcribe_log_probs(utterance.id, torch.cat(kept), options)
+    return transcript(found, duration=utterance.duration)
 
 
 def _example(recording: Recording, window: Window) -> Example:
@@ -226,14 +234,16 @@ def transcribe_by_timestamps(
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
 ) -> Hypothesis:
-    """Decode one window after the other with timestamps. A window starts at the end of the last complete segment.
+    """Decode one window after the other with timestamps, and join the complete segments.
 
-    The language is detected once, in the first window. The text is joined from the segments.
+    A window is cut once, for text and words: its complete segments are kept, and the next window starts where `_seam`
+    says. Words are timed for the cut even if they are not requested, so the text is the same with and without them.
+    The language is detected once, in the first window.
     """
     utterance = recording.utterance
-    options = replace(options, timestamps=True)
+    measure = options.confidence or module.confidence_measure("max_prob", required=False)
+    timed = replace(options, timestamps=True, confidence=measure)
     segments: list[Segment] = []
-    words: list[Word] = []
     scores: list[float] = []
     start, lang, detected = 0.0, utterance.lang, None
     window_s = module.speech_encoder.max_s
@@ -241,19 +251,48 @@ def transcribe_by_timestamps(
     while utterance.duration - start > _MIN_REST_S:
         duration = min(window_s, utterance.duration - start)
         batch = collate([recording.part(start, duration, lang=lang)])
-        [hypothesis] = module.transcribe(batch.to(module.device), options=options)
+        [hypothesis] = module.transcribe(batch.to(module.device), options=timed)
         detected = detected or hypothesis.detected
         lang = lang or hypothesis.detected
-        complete, next_start = module.segments_of(hypothesis, duration)
-        segments += [segment.later(start) for segment in complete]
-        # Words after the last complete segment are decoded again in the next window.
-        words += [word.later(start) for word in hypothesis.words if word.start < next_start]
+        kept, last_time = module.segments_of(hypothesis, duration)
+        next_start = _seam(kept, hypothesis.segments[len(kept) :], last_time, duration)
+        if utterance.duration - start - next_start <= _MIN_REST_S:
+            # No window follows, so the unfinished text is kept, too.
+            kept = hypothesis.segments
+        segments += [segment.later(start) for segment in kept]
         scores.append(hypothesis.score)
         start += next_start
         progress(start)
-    text = " ".join(segment.text for segment in segments)
     score = sum(scores) / max(1, len(scores))
-    return Hypothesis(utterance.id, text, score, detected=detected, segments=segments, words=words)
+    whole = transcript(
+        Hypothesis(utterance.id, "", score, detected=detected, segments=segments), duration=utterance.duration
+    )
+    if options.confidence is not None:
+        return whole
+    return replace(whole, words=[], segments=[replace(segment, words=()) for segment in whole.segments])
+
+
+def _seam(kept: Sequence[Segment], unfinished: Sequence[Segment], last_time: Seconds, duration: Seconds) -> Seconds:
+    """Second of a window at which the next window starts.
+
+    Timestamps may lie inside a word, which both windows would then transcribe. The seam is in the middle between the
+    last kept word and the first unfinished word, or else at the last timestamp, but not before the end of the last
+    kept word.
+
+    Args:
+        kept: Complete segments of the window.
+        unfinished: The text after them.
+        last_time: The last timestamp of the complete segments. The seam is at most two seconds away from it.
+        duration: Of the window.
+    """
+    if last_time >= duration or not kept or not kept[-1].words:
+        return last_time
+    end = kept[-1].words[-1].end
+    seam = max(end, last_time)
+    if unfinished and unfinished[0].words:
+        seam = (end + unfinished[0].words[0].start) / 2
+    nearest = min(max(seam, last_time - _SEAM_S), last_time + _SEAM_S)
+    return min(nearest, duration)
 
 
 # Voice activity ----------------------------------------------------------------------------------------------
@@ -317,20 +356,18 @@ def _joined(
     utterance_id: str, hypotheses: Sequence[Hypothesis], spans: Sequence[tuple[Seconds, Seconds]]
 ) -> Hypothesis:
     """Joins the hypotheses of consecutive parts. A part without segments becomes one segment."""
-    words: list[Word] = []
     segments: list[Segment] = []
     for hypothesis, (start, end) in zip(hypotheses, spans, strict=True):
-        words += [word.later(start) for word in hypothesis.words]
-        whole = [Segment(hypothesis.text, 0.0, end - start, 1.0)] if hypothesis.text else []
+        whole = [Segment(hypothesis.text, 0.0, end - start, 1.0, tuple(hypothesis.words))] if hypothesis.text else []
         segments += [segment.later(start) for segment in hypothesis.segments or whole]
-    return Hypothesis(
+    joined = Hypothesis(
         utterance_id,
-        " ".join(one.text for one in hypotheses if one.text),
+        "",
         sum(one.score for one in hypotheses) / max(1, len(hypotheses)),
         detected=next((one.detected for one in hypotheses if one.detected), None),
-        words=words,
         segments=segments,
     )
+    return transcript(joined, duration=max((end for _, end in spans), default=0.0))
 
 
 def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:

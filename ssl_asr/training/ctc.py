@@ -9,10 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.data.filters import Limits
-from ssl_asr.decoding.alignment import Measure, align, listed_words, spans_at, words_of
+from ssl_asr.decoding.alignment import (
+    Measure,
+    align,
+    evenly_spread,
+    listed_text,
+    listed_words,
+    spans_at,
+    words_of,
+)
 from ssl_asr.decoding.ctc import CtcDecoder
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.decoding.option import DecoderOption
+from ssl_asr.decoding.segments import in_order, transcript
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
@@ -78,7 +87,7 @@ class WordTimer:
     measure: Measure
 
     def words(self, tokens: list[int], log_probs_FV: Tensor, found: CtcHypothesis | None = None) -> list[Word]:
-        """Words of a token sequence.
+        """Words of a token sequence. If the tokens do not fit into the frames, they are spread evenly.
 
         Args:
             tokens: Labels of the text.
@@ -89,8 +98,9 @@ class WordTimer:
         if found is not None and len(log_probs_FV) > _MAX_ALIGNED_FRAMES:
             spans = spans_at(log_probs_FV, tokens, found.frames, measure=self.measure)
         else:
-            spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.measure) or []
-        if found is not None and found.words is not None and spans:
+            aligned = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.measure)
+            spans = evenly_spread(tokens, len(log_probs_FV)) if aligned is None else aligned
+        if found is not None and found.words is not None:
             return listed_words(spans, found.words, self.labels, self.frame_s)
         return words_of(spans, self.labels, self.frame_s)
 
@@ -103,7 +113,7 @@ class WordTimer:
         if spans is None:
             return Hypothesis(utterance.id, utterance.text, -math.inf, tokens)
         means = [float(log_probs_FV[span.begin : span.end, span.label].mean()) for span in spans]
-        words = words_of(spans, self.labels, self.frame_s)
+        words = in_order(words_of(spans, self.labels, self.frame_s), end=utterance.duration)
         return Hypothesis(utterance.id, utterance.text, sum(means) / max(1, len(means)), tokens, words=words)
 
 
@@ -212,8 +222,10 @@ class CTCModule(ASRModule):
         if options.align:
             return self._aligned(batch, rows_FV, options)
         found = self._search(log_probs_BFV, frame_lengths_B)
-        rows = zip(batch.ids, found, rows_FV, strict=True)
-        return [self._hypothesis(*row, options) for row in rows]
+        return [
+            transcript(self._hypothesis(utterance.id, own, row_FV, options), duration=utterance.duration)
+            for utterance, own, row_FV in zip(batch.utterances, found, rows_FV, strict=True)
+        ]
 
     def transcribe_log_probs(self, utterance_id: str, log_probs_FV: Tensor, options: TranscribeOptions) -> Hypothesis:
         """The search's best text given the log-probabilities of one recording of any length."""
@@ -258,7 +270,7 @@ class CTCModule(ASRModule):
         """The text of a result, as the tokenizer spells it or as its lexicon writes the words."""
         if found.words is None:
             return self.tokenizer.decode(found.tokens)
-        return " ".join(word for word, _ in found.words)
+        return listed_text(found.words, self.labels)
 
     def description(self) -> dict[str, Any]:
         """Plain data from which an untrained twin of the encoder is built."""

@@ -14,6 +14,7 @@ from ssl_asr.decoding.ctc import CtcDecoder, CtcGreedy
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.option import DecoderOption
+from ssl_asr.decoding.segments import transcript
 from ssl_asr.decoding.seq2seq import AttentionDecoder
 from ssl_asr.decoding.step_model import Constraints, Decoded
 from ssl_asr.models.attention import JointHead, attention_loss
@@ -155,8 +156,12 @@ class JointModule(CTCModule):
         timer = self._timer(options)
         if timer is None:
             return hypotheses
-        rows = zip(hypotheses, self._ctc_log_probs(h_BFD), frame_lengths_B.tolist(), strict=True)
-        return [replace(one, words=timer.words(one.tokens, row_FV[:frames])) for one, row_FV, frames in rows]
+        log_probs_BFV = self._ctc_log_probs(h_BFD)
+        rows = zip(hypotheses, log_probs_BFV, frame_lengths_B.tolist(), batch.utterances, strict=True)
+        return [
+            transcript(replace(one, words=timer.words(one.tokens, row_FV[:frames])), duration=utterance.duration)
+            for one, row_FV, frames, utterance in rows
+        ]
 
     def _token_limits(self, decoder: AttentionDecoder, batch: Batch, frame_lengths_B: Tensor) -> list[int]:
         """Most tokens of each hypothesis: never more than frames, so that decoding ends."""

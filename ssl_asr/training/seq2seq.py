@@ -5,6 +5,7 @@ inputs    prompt + text                                   teacher forcing
 targets   text + <|endoftext|>                            the loss counts these positions only
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +21,10 @@ from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.option import DecoderOption
+from ssl_asr.decoding.pauses import sounds, without_pauses
+from ssl_asr.decoding.segments import transcript
 from ssl_asr.decoding.seq2seq import WhisperDecoder
-from ssl_asr.decoding.timestamps import segments_of
+from ssl_asr.decoding.timestamps import Phrase, phrases_of, segments_of, text_tokens
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
@@ -228,27 +231,26 @@ class Seq2SeqModule(ASRModule):
         rows = enumerate(zip(hypotheses, detected, utterances, strict=True))
         return [
             replace(
-                hypothesis,
+                self._timed(hypothesis, utterance, batch, out, row, decoder=decoder, options=options),
                 detected=lang,
                 detected_probability=probability,
-                segments=self.segments_of(hypothesis, utterance.duration)[0] if decoder.timestamps else [],
-                words=[] if options.confidence is None else self._words(hypothesis, utterance, out, row),
             )
             for row, (hypothesis, (lang, probability), utterance) in rows
         ]
 
     def segments_of(self, hypothesis: Hypothesis, duration: Seconds) -> tuple[list[Segment], Seconds]:
-        """Segments of a hypothesis with timestamps, and the second of the window at which the next window starts.
+        """Complete segments of a hypothesis with timestamps, and the second at which the next window starts.
 
         See `ssl_asr.decoding.timestamps.segments_of`.
         """
-        return segments_of(
+        complete, next_start = segments_of(
             hypothesis.tokens,
             begin=self.tokenizer.timestamp_begin_id,
             duration=duration,
             decode=self.tokenizer.decode,
             score=math.exp(hypothesis.score),
         )
+        return hypothesis.segments[: len(complete)], next_start
 
     # Languages and word times ----------------------------------------------------------------------------------
 
@@ -268,10 +270,44 @@ class Seq2SeqModule(ASRModule):
         best = [max(row.items(), key=lambda pair: pair[1]) for row in self.language_probabilities(out)]
         return [pair if detect else (None, None) for pair, detect in zip(best, wanted, strict=True)]
 
-    def _words(self, hypothesis: Hypothesis, utterance: Utterance, out: EncoderOutput, row: int) -> list[Word]:
-        """The words of a hypothesis with times, from the cross-attention of the decoder's alignment heads."""
+    def _timed(
+        self,
+        hypothesis: Hypothesis,
+        utterance: Utterance,
+        batch: Batch,
+        out: EncoderOutput,
+        row: int,
+        *,
+        decoder: WhisperDecoder,
+        options: TranscribeOptions,
+    ) -> Hypothesis:
+        """The hypothesis with segments if it has timestamps, and with words if their times are requested."""
+        if not decoder.timestamps and options.confidence is None:
+            return hypothesis
+        tokens, tokenizer, duration = hypothesis.tokens, self.tokenizer, utterance.duration
+        phrases = [Phrase(0, len(tokens), 0.0, duration)]
+        if decoder.timestamps:
+            phrases, _ = phrases_of(tokens, begin=tokenizer.timestamp_begin_id, duration=duration)
+        groups = text_tokens(tokens, phrases, end=tokenizer.end_id, spell=tokenizer.spell)
+        words: list[list[Word]] = [[] for _ in groups]
+        if options.confidence is not None:
+            samples_T = batch.waveform_BT[row, : int(batch.lengths_B[row])]
+            words = self._words(groups, utterance, out, row, samples_T)
+        if not decoder.timestamps:
+            return transcript(replace(hypothesis, words=words[0]), duration=duration)
+        segments = [
+            Segment(text, phrase.start_s, phrase.end_s, math.exp(hypothesis.score), tuple(own))
+            for phrase, group, own in zip(phrases, groups, words, strict=True)
+            if (text := tokenizer.decode(group))
+        ]
+        return transcript(replace(hypothesis, segments=segments), duration=duration)
+
+    def _words(
+        self, groups: list[list[int]], utterance: Utterance, out: EncoderOutput, row: int, samples_T: Tensor
+    ) -> list[list[Word]]:
+        """The words of each group of text tokens, from the cross-attention of the decoder's alignment heads."""
         tokenizer = self.tokenizer
-        tokens = [token for token in hypothesis.tokens if token < tokenizer.end_id]
+        tokens = list(itertools.chain(*groups))
         prompt = tokenizer.prompt(utterance)
         inputs_BU = torch.tensor([[*prompt, *tokens]], device=out.h_BFD.device)
         length = out.context_lengths_B[row : row + 1]
@@ -283,14 +319,16 @@ class Seq2SeqModule(ASRModule):
         first, frames = len(prompt) - 1, max(1, int(out.frame_lengths_B[row]))
         log_probs_UV = self.model.logits(states_BUD[0, first:-1]).float().log_softmax(-1)
         chosen = torch.tensor(tokens, dtype=torch.int64, device=log_probs_UV.device)
-        return words_of_tokens(
+        parts = words_of_tokens(
             tokens,
             weights_BHUF[0, :, first:, :frames],
             log_probs_UV.gather(1, chosen[:, None])[:, 0].exp().tolist(),
             spell=tokenizer.spell,
             frame_s=SAMPLES_PER_FRAME / SAMPLE_RATE,
-            lang=utterance.lang,
+            breaks=list(itertools.accumulate(len(group) for group in groups))[:-1],
         )
+        moved = iter(without_pauses(list(itertools.chain(*parts)), sounds(samples_T)))
+        return [[next(moved) for _ in part] for part in parts]
 
     def description(self) -> dict[str, Any]:
         """Plain data from which an untrained twin of the encoder-decoder is built."""

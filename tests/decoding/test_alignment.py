@@ -7,9 +7,17 @@ import math
 import pytest
 import torch
 
-from ssl_asr.decoding.alignment import Span, align, frame_confidence, words_of
+from ssl_asr.decoding.alignment import (
+    Span,
+    align,
+    evenly_spread,
+    frame_confidence,
+    listed_text,
+    listed_words,
+    words_of,
+)
 from ssl_asr.decoding.ctc import collapse
-from ssl_asr.types import Word
+from ssl_asr.types import Word, text_of
 
 
 @pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 1]])
@@ -76,3 +84,66 @@ def test_word_confidence_is_the_lowest_label_confidence():
     late = words[0].later(2.0)
     assert [token.start for token in late.tokens] == [2.0, 2.04]
     assert Word.from_record(json.loads(json.dumps(late.record()))) == late
+
+
+def _characters(text, step=40):
+    """Labels of all characters of a text, and spans of ten frames each."""
+    labels = [None, None, *sorted(set(text))]
+    return [Span(labels.index(c, 2), i * step, i * step + 10, 0.9) for i, c in enumerate(text)], labels
+
+
+def test_each_character_of_an_unspaced_script_is_a_word():
+    text = "今天天气很好我们去公园散步然后回家吃饭晚上看电影明天早上还要上班所以早点睡觉"
+    spans, labels = _characters(text)
+    words = words_of(spans, labels, 0.02)
+    assert [word.text for word in words] == list(text)
+    assert [word.start for word in words] == pytest.approx([i * 0.8 for i in range(38)])
+    assert all(word.end - word.start == pytest.approx(0.2) for word in words)
+    assert not any(word.spaced for word in words[1:])
+    assert text_of(words) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("很好，我们 去「家」。", ["很", "好，", "我", "们", "去", "「家」。"]),
+        ("用python3写", ["用", "python3", "写"]),
+        ("ดีน้ำ", ["ดี", "น้ำ"]),
+        ("ខ្មែរ", ["ខ្មែ", "រ"]),
+        ("カメラー", ["カ", "メ", "ラ", "ー"]),
+        ("a b  c", ["a", "b", "c"]),
+        ("안녕 하세요", ["안녕", "하세요"]),
+        ("it's 5%, ok", ["it's", "5%,", "ok"]),
+    ],
+)
+def test_words_of_scripts_with_and_without_spaces(text, expected):
+    words = words_of(*_characters(text), 0.02)
+    assert [word.text for word in words] == expected
+    assert text_of(words) == " ".join(text.split())
+
+
+def test_punctuation_counts_for_neither_times_nor_confidence_of_its_word():
+    spans = [Span(2, 0, 5, 0.9), Span(3, 30, 31, 0.2), Span(4, 40, 41, 0.1), Span(2, 60, 64, 0.8)]
+    words = words_of(spans, [None, None, "a", ",", " "], 0.02)
+    assert [(w.text, w.confidence) for w in words] == [("a,", 0.9), ("a", 0.8)]
+    assert words[0].end == pytest.approx(0.1)
+    assert [token.text for token in words[0].tokens] == ["a", ","]
+
+
+def test_words_of_a_lexicon_are_joined_as_their_script_is_written():
+    spans, labels = _characters("今天天气好")
+    listed = [("今天", 2), ("天气", 2), ("好", 1)]
+    words = listed_words(spans, listed, labels, 0.02)
+    assert text_of(words) == listed_text(listed, labels) == "今天天气好"
+    phonemes = [None, None, "n", "ai", "t"]
+    spans = [Span(2, 0, 1, 0.5), Span(3, 1, 2, 0.5), Span(4, 2, 3, 0.5)]
+    listed = [("nigh", 2), ("tea", 1)]
+    assert text_of(listed_words(spans, listed, phonemes, 0.02)) == listed_text(listed, phonemes) == "nigh tea"
+
+
+def test_labels_that_do_not_fit_are_spread_evenly():
+    assert [(one.begin, one.end, one.confidence) for one in evenly_spread([5, 6, 7], 2)] == [
+        (0, 0, 0.0),
+        (0, 1, 0.0),
+        (1, 2, 0.0),
+    ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from ssl_asr.decoding.timestamps import TimestampRules, segments_of
+from ssl_asr.decoding.timestamps import TimestampRules, phrases_of, segments_of, text_tokens
 
 # A vocabulary with text 0 to 9, end token 10, "no timestamps" 14 and timestamps 15 to 34.
 END, NONE, BEGIN, SIZE = 10, 14, 15, 35
@@ -67,3 +67,37 @@ def test_segments_and_start_of_next_window(tokens, expected):
 
 def test_next_window_never_starts_at_zero():
     assert _segments([15, 15, 1])[1] > 0
+
+
+def _phrases(tokens, duration=0.4):
+    phrases, _ = phrases_of(tokens, begin=BEGIN, duration=duration)
+    return phrases
+
+
+def test_unfinished_text_is_a_phrase_as_well():
+    tokens = [15, 1, 17, 17, 2, 3]
+    first, second = _phrases(tokens)
+    assert (first.first, first.end, first.complete) == (0, 3, True)
+    assert (second.first, second.end, second.complete) == (3, 6, False)
+    assert [second.start_s, second.end_s] == pytest.approx([0.04, 0.4])
+    assert text_tokens(tokens, [first, second], end=END, spell=_decode) == [[1], [2, 3]]
+
+
+def test_no_time_is_later_than_the_audio():
+    for tokens in ([15, 1, 30, 30, 2, 34], [20, 1, 34], [15, 1, 30, 30, 2]):
+        phrases, next_start = phrases_of(tokens, begin=BEGIN, duration=0.1)
+        assert all(0 <= one.start_s <= one.end_s <= 0.1 for one in phrases)
+        assert next_start == 0.1
+
+
+def test_bytes_of_a_character_on_both_sides_of_a_timestamp_stay_together():
+    pieces = {1: b" no", 2: b"\xe5", 3: b"\xa5", 4: b"\xbd", 5: b" ok"}
+
+    def spell(ids):
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    tokens = [15, 1, 2, 17, 17, 3, 4, 5, 20, 20, 2]
+    groups = text_tokens(tokens, _phrases(tokens), end=END, spell=spell)
+    assert groups == [[1, 2, 3, 4], [5], [2]]
+    broken = [15, 2, 17, 17, 5, 20, 20]
+    assert text_tokens(broken, _phrases(broken), end=END, spell=spell) == [[2], [5], []]
