@@ -11,40 +11,47 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ssl_asr.inference.batches import Transcripts
+    from ssl_asr.types import Skip
 
 
 def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
-    """Align. Texts that do not fit into their audio are named on standard error."""
+    """Align. Texts that cannot be spelled or do not fit into their audio are named on standard error."""
     from ssl_asr.console import hush, make_console
     from ssl_asr.inference.subtitles import format_of, write
 
     hush()
     console = make_console() if config.verbose else None
     kind = format_of(config.output, config.format)
-    done = _align(config, console)
+    done, unspelled = _align(config, console)
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]
     write(Path(config.output), kept, kind)
-    for skip in (skip for name in config.manifest for skip in done.skips[name]):
+    for skip in [*unspelled, *(skip for name in config.manifest for skip in done.skips[name])]:
         print(f"skipped {skip.id}: {skip.reason}: {skip.detail}", file=sys.stderr)
     for row in rows:
         if not row.words and row.ref.strip():
             print(f"skipped {row.id}: no_room: its text does not fit into its audio", file=sys.stderr)
     if not kept:
         raise ConfigError("manifest", "nothing could be aligned", "see the lines above")
+    wild = sum(not word.tokens for row in kept for word in row.words)
+    if wild:
+        print(
+            f"{wild:,} words have no label of the model. Their times come from the speech around them.", file=sys.stderr
+        )
     if console is not None:
         words = sum(len(row.words) for row in kept)
         console.print(f"{words:,} words of {len(kept):,} utterances are in {config.output}")
     return None
 
 
-def _align(config: AlignConfig, console: "Console | None") -> "Transcripts":
-    """Each utterance's text with word times."""
+def _align(config: AlignConfig, console: "Console | None") -> "tuple[Transcripts, list[Skip]]":
+    """Each utterance's text with word times, and the utterances without any character that the model can spell."""
     from ssl_asr.console import say_to
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.inference.batches import transcribe_manifests
     from ssl_asr.inference.model import load_model
     from ssl_asr.inference.options import inference_options, run_options
+    from ssl_asr.training.ctc import unspelled_text
     from ssl_asr.training.module import TranscribeOptions
 
     manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
@@ -52,4 +59,10 @@ def _align(config: AlignConfig, console: "Console | None") -> "Transcripts":
     if not module.aligns:
         raise ConfigError("model", "has no CTC layer, which alignment needs", "give a CTC or joint run")
     options = TranscribeOptions(confidence=module.confidence_measure(config.times, required=True), align=True)
-    return transcribe_manifests(module, manifests, run=run_options(config), options=options, console=console)
+    unspelled: list[Skip] = []
+    for name, manifest in manifests.items():
+        faults = [unspelled_text(utterance, module.tokenizer) for utterance in manifest]
+        unspelled += [fault for fault in faults if fault is not None]
+        manifests[name] = manifest.select([i for i, fault in enumerate(faults) if fault is None])
+    done = transcribe_manifests(module, manifests, run=run_options(config), options=options, console=console)
+    return done, unspelled
