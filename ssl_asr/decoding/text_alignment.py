@@ -110,9 +110,8 @@ def spell(word: str, encode: Encode) -> Spelling:
 
 def _is_spoken(word: str) -> bool:
     """Whether a word without labels is likely to be spoken: letters, numbers and symbols with names, no punctuation."""
-    return any(
-        unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("Sc", "Sm") or c in "&%@#" for c in word
-    )
+    kinds = {unicodedata.category(character) for character in word}
+    return any(kind[0] in "LN" or kind in ("Sc", "Sm") for kind in kinds) or any(c in "&%@#" for c in word)
 
 
 def _between(one: Written, other: Written, encode: Encode) -> list[int]:

@@ -1,5 +1,7 @@
 """Alignment of texts as they are written."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_a_number_has_the_speech_between_its_neighbors_and_punctuation_stays(mea
     assert number.tokens == ()
     assert number.confidence == 0.0
     assert all(word.confidence > 0.05 for word in found.words if word.tokens)
-    assert all(one.end <= other.start for one, other in zip(found.words, found.words[1:], strict=False))
+    assert all(one.end <= other.start for one, other in itertools.pairwise(found.words))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_as_many_words_come_out_as_go_in(text, heard):
     assert [word.text for word in found.words] == text.split()
     assert found.text == " ".join(text.split())
     assert "⁇" not in found.text
-    for one, other in zip(found.words, found.words[1:], strict=False):
+    for one, other in itertools.pairwise(found.words):
         assert one.start < one.end <= other.start
 
 
