@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.types import Utterance
 
 REPO = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -22,14 +21,13 @@ DISTRIBUTIONS = {
     "flashlight": "flashlight-text",
     "huggingface_hub": "huggingface-hub",
     "hydra": "hydra-core",
-    "silero_vad": "silero-vad",
     "whisper_normalizer": "whisper-normalizer",
     "yaml": "pyyaml",
     "annotated_types": "annotated-types",
     "pydantic_core": "pydantic",
 }
-# Packages that are read as data: the table of British spellings.
-DATA_ONLY = {"whisper-normalizer"}
+# Packages that are read as data: the weights of Silero VAD, and the table of British spellings.
+DATA_ONLY = {"silero-vad", "whisper-normalizer"}
 OPTIONAL = {
     "bitsandbytes": "8bit",
     "espeakng-loader": "corpus",
@@ -37,7 +35,6 @@ OPTIONAL = {
     "kenlm": "kenlm",
     "peft": "lora",
     "sacrebleu": "translation",
-    "silero-vad": "vad",
 }
 
 
@@ -126,13 +123,6 @@ def _translation(tmp_path):
     translation_scores(["a"], ["a"])
 
 
-def _vad(tmp_path):
-    from ssl_asr.data.vad import speech_spans
-
-    utterance = Utterance(id="a", audio_filepath="a.wav", duration=1.0, text="")
-    speech_spans(utterance, longest_s=30.0, whole_T=torch.zeros(16000))
-
-
 @pytest.mark.parametrize(
     ("package", "extra", "use"),
     [
@@ -142,13 +132,9 @@ def _vad(tmp_path):
         ("flashlight.lib.text", "lexicon", _lexicon),
         ("peft", "lora", _lora),
         ("sacrebleu.metrics.bleu", "translation", _translation),
-        ("silero_vad", "vad", _vad),
     ],
 )
 def test_a_missing_optional_package_gives_an_error_with_its_extra(package, extra, use, tmp_path, monkeypatch):
-    from ssl_asr.data import vad
-
-    vad._detector.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"not installed.*pip install 'ssl_asr\[{extra}\]'"):
         use(tmp_path)

@@ -59,7 +59,9 @@ def frame_confidence(log_probs_FV: Tensor, labels_F: Tensor, measure: Measure) -
     return ((-entropy_F).exp() - least_F) / (1 - least_F)
 
 
-def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: Measure) -> list[Span] | None:
+def align(
+    log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: Measure, labels: int | None = None
+) -> list[Span] | None:
     """The span of each label on the best path. Returns None if the labels do not fit the frames.
 
     Args:
@@ -67,6 +69,8 @@ def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: M
         tokens: Labels without blanks.
         blank: Id of the blank.
         measure: Confidence of a frame. The confidence of a label is the mean over its frames.
+        labels: Number of columns that are labels. The columns after them are wildcards, whose confidence has no
+            meaning. None: all columns.
     """
     if not tokens:
         return []
@@ -74,7 +78,8 @@ def align(log_probs_FV: Tensor, tokens: Sequence[int], *, blank: int, measure: M
     if len(tokens) + repeats > len(log_probs_FV):
         return None
     path_F = _best_path(log_probs_FV, tokens, blank)
-    confidence_F = frame_confidence(log_probs_FV.cpu(), path_F, measure)
+    labels = log_probs_FV.shape[1] if labels is None else labels
+    confidence_F = frame_confidence(log_probs_FV[:, :labels].cpu(), path_F.clamp(max=labels - 1), measure)
     spans = [
         Span(label, begin, end, float(confidence_F[begin:end].mean()))
         for label, begin, end in _runs(path_F.tolist())

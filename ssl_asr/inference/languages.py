@@ -20,7 +20,7 @@ _MAX_PROBES = 5
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """A language, its mean probability, and the seconds of speech that it was detected for."""
+    """The language of a part, its mean probability over the probed parts, and the length of the part."""
 
     lang: str
     probability: float
@@ -79,8 +79,7 @@ def detect(
                 for lang, probability in probabilities.items():
                     means[lang] = means.get(lang, 0.0) + length * probability
         lang = max(means, key=means.__getitem__)
-        spoken = sum(spans[row][1] - spans[row][0] for row in rows)
-        languages |= dict.fromkeys(rows, Detected(lang, means[lang] / seconds, spoken))
+        languages |= {row: Detected(lang, means[lang] / seconds, spans[row][1] - spans[row][0]) for row in rows}
     ordered = [languages[row] for row in range(len(spans))]
     return ordered, [one.with_language(ordered) for one in encoded]
 
@@ -107,9 +106,9 @@ def spread(rows: Sequence[int], count: int) -> list[int]:
 
 def with_languages(hypothesis: Hypothesis, languages: Sequence[Detected]) -> Hypothesis:
     """The hypothesis with the language of most of the speech, and its probability."""
-    stretches = list(dict.fromkeys(languages))
-    seconds = {lang: sum(one.seconds for one in stretches if one.lang == lang) for lang in {s.lang for s in stretches}}
-    lang = max(sorted(seconds), key=seconds.__getitem__)
-    own = [one for one in stretches if one.lang == lang]
-    probability = sum(one.probability * one.seconds for one in own) / max(1e-9, seconds[lang])
+    seconds: dict[str, Seconds] = {}
+    for one in languages:
+        seconds[one.lang] = seconds.get(one.lang, 0.0) + one.seconds
+    lang = max(seconds, key=seconds.__getitem__)
+    probability = sum(one.probability * one.seconds for one in languages if one.lang == lang) / seconds[lang]
     return replace(hypothesis, detected=lang, detected_probability=probability)

@@ -1,7 +1,7 @@
 """CTC on a pretrained encoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.data.filters import Limits
+from ssl_asr.data.languages import is_spaced
 from ssl_asr.decoding.alignment import (
     Measure,
     align,
@@ -22,6 +23,7 @@ from ssl_asr.decoding.ctc import CtcDecoder
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import in_order, transcript
+from ssl_asr.decoding.text_alignment import Encode, Written, align_text, spell, written_words
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
@@ -38,8 +40,11 @@ from ssl_asr.types import (
     LabelTokenizer,
     Normalizer,
     Seconds,
+    Skip,
+    Tokenizer,
     Utterance,
     Word,
+    text_of,
 )
 
 # The table of a forced alignment grows with the square of the number of frames; it takes 100 MB at this number.
@@ -104,17 +109,46 @@ class WordTimer:
             return listed_words(spans, found.words, self.labels, self.frame_s)
         return words_of(spans, self.labels, self.frame_s)
 
-    def align(self, utterance: Utterance, tokens: list[int], log_probs_FV: Tensor) -> Hypothesis:
-        """The utterance's own text with word times. The score is the mean log-probability of its labels' frames.
+    def align(self, utterance: Utterance, tokenizer: LabelTokenizer, log_probs_FV: Tensor) -> Hypothesis:
+        """The utterance's own words with times. The score is the mean log-probability of their labels' frames.
 
-        A text that does not fit into the frames has no words and a score of minus infinity.
+        A text that cannot be spelled or does not fit into the frames has no words and a score of minus infinity.
         """
-        spans = align(log_probs_FV, tokens, blank=BLANK_ID, measure=self.measure)
-        if spans is None:
-            return Hypothesis(utterance.id, utterance.text, -math.inf, tokens)
-        means = [float(log_probs_FV[span.begin : span.end, span.label].mean()) for span in spans]
-        words = in_order(words_of(spans, self.labels, self.frame_s), end=utterance.duration)
-        return Hypothesis(utterance.id, utterance.text, sum(means) / max(1, len(means)), tokens, words=words)
+        words = utterance_words(utterance)
+        found = None
+        if words and unspelled_text(utterance, tokenizer) is None:
+            found = align_text(
+                log_probs_FV,
+                words,
+                encoder_of(utterance, tokenizer),
+                labels=self.labels,
+                frame_s=self.frame_s,
+                measure=self.measure,
+            )
+        if found is None:
+            return Hypothesis(utterance.id, utterance.text, -math.inf if words else 0.0)
+        timed, score = in_order(found[0], end=utterance.duration), found[1]
+        return Hypothesis(utterance.id, text_of(timed), score, tokenizer.encode(utterance), words=timed)
+
+
+def encoder_of(utterance: Utterance, tokenizer: Tokenizer) -> Encode:
+    """The tokenizer's labels of parts of an utterance's text."""
+    return lambda text: tokenizer.encode(replace(utterance, text=text))
+
+
+def utterance_words(utterance: Utterance) -> list[Written]:
+    """The words of an utterance's text, by the rules of its language."""
+    return written_words(utterance.text, spaced=None if utterance.lang is None else is_spaced(utterance.lang))
+
+
+def unspelled_text(utterance: Utterance, tokenizer: Tokenizer) -> Skip | None:
+    """Why an utterance cannot be aligned if none of its text has a label, or else None."""
+    words, encode = utterance_words(utterance), encoder_of(utterance, tokenizer)
+    if not words or any(not spell(word.text, encode).is_wild for word in words):
+        return None
+    unknown = "".join(sorted(set(utterance.text) - {" "}))
+    detail = f"the model has no label for any of its characters: {unknown}"
+    return Skip(utterance.id, utterance.where, "no_labels", detail, utterance.duration)
 
 
 class CTCModule(ASRModule):
@@ -243,7 +277,7 @@ class CTCModule(ASRModule):
         timer = self._timer(options)
         assert timer is not None, "an alignment needs a measure of confidence"
         pairs = zip(batch.utterances, rows_FV, strict=True)
-        return [timer.align(utterance, self.tokenizer.encode(utterance), row_FV) for utterance, row_FV in pairs]
+        return [timer.align(utterance, self.tokenizer, row_FV) for utterance, row_FV in pairs]
 
     def _hypothesis(
         self, utterance_id: str, found: list[CtcHypothesis], log_probs_FV: Tensor, options: TranscribeOptions

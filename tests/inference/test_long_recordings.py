@@ -150,7 +150,7 @@ def test_whisper_transcribes_every_segment_of_a_long_recording(whisper_tiny_en, 
     utterance, said = joined
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
     seconds = []
-    long_form = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0)
+    long_form = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0, vad=False)
     found = transcribe_long(module, Recording(utterance), long_form, TEXT_ONLY, seconds.append)
     assert len(seconds) > 3
     assert seconds == sorted(seconds)
@@ -168,10 +168,9 @@ def test_whisper_transcribes_every_segment_of_a_long_recording(whisper_tiny_en, 
 def test_parts_found_by_voice_activity_cover_the_speech_and_fit_the_model(whisper_tiny_en, joined):
     import ssl_asr
     from ssl_asr.data.text import get_normalizer
-    from ssl_asr.data.vad import packed, speech_spans
 
     utterance, said = joined
-    spans = packed(speech_spans(utterance, longest_s=30.0), longest_s=30.0)
+    spans = Recording(utterance).speech(30.0)
     assert all(start < end <= utterance.duration + 0.1 and end - start <= 30.0 for start, end in spans)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
     model = ssl_asr.load(whisper_tiny_en, device="cpu")
@@ -189,10 +188,7 @@ def test_batch_size_counts_encoded_seconds_not_speech(whisper_tiny_en, joined, m
 
     utterance, _ = joined
     module = load_model(str(whisper_tiny_en), InferenceOptions(), lambda _: None)
-    monkeypatch.setattr(
-        "ssl_asr.inference.long_recordings.speech_spans", lambda *_, **__: [(i * 2.0, i * 2.0 + 0.5) for i in range(20)]
-    )
-    monkeypatch.setattr("ssl_asr.inference.long_recordings.packed", lambda spans, **_: spans)
+    monkeypatch.setattr(Recording, "speech", lambda *_: [(i * 2.0, i * 2.0 + 0.5) for i in range(20)])
     sizes = []
 
     def transcribe(batch, out=None, options=None):
