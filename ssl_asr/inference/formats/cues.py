@@ -43,7 +43,7 @@ _NEAR_MS: Milliseconds = 500
 _PAUSE_MS: Milliseconds = 800
 
 # Costs. Only their order and rough size matter.
-_CUE, _LINE = 4.0, 1.0
+_CUE, _LINE = 3.0, 1.0
 _AFTER_SENTENCE, _AFTER_SEGMENT, _AFTER_CLAUSE, _BEFORE_LEADING, _ANYWHERE, _AFTER_BINDING = (
     0.0,
     1.0,
@@ -150,6 +150,10 @@ def _fitting(word: Word, style: SubtitleStyle) -> list[Word]:
     return shared(word, broken(word.text, style.max_line_width))
 
 
+Lines = tuple[float, tuple[int, ...]]
+"""Cost of a cue's lines, and the words that begin its lines after the first."""
+
+
 class _Division:
     """The cheapest division of a track's words into cues and lines; see the module's text."""
 
@@ -167,6 +171,7 @@ class _Division:
         apart = [
             place in row_ends or words[place].start - words[place - 1].end > _PAUSE_MS for place in range(1, len(words))
         ]
+        self.last_lines = [self._last_lines(end) for end in range(len(words) + 1)]
         # Long pauses and ends of utterances before each word.
         self.pauses = [0, 0, *accumulate(apart)]
 
@@ -195,41 +200,49 @@ class _Division:
     def _slack(self, first: int, end: int) -> float:
         return _SLACK * (1 - self._width(first, end) / self.style.max_line_width) ** 2
 
+    def _last_lines(self, end: int) -> list[tuple[int, float]]:
+        """First word and cost of each line that can end a cue of several lines, the shortest line first."""
+        found: list[tuple[int, float]] = []
+        for start in range(end - 1, 0, -1):
+            if self._width(start, end) > self.style.max_line_width:
+                break
+            found.append((start, _LINE + self.cut[start] / 2 + self._slack(start, end)))
+        return found
+
     def _layouts(self, first: int) -> Iterator[tuple[int, float, tuple[int, ...]]]:
         """For each possible end of a cue: the cost of its best lines, and the words that begin its other lines."""
-        limit = self.style.max_line_width
+        limit, count = self.style.max_line_width, self.style.max_line_count
         # layers[l][j]: cost of words before j on l + 1 lines, and where the lines after the first begin.
-        layers: list[dict[int, tuple[float, tuple[int, ...]]]] = [{} for _ in range(self.style.max_line_count)]
+        layers: list[dict[int, Lines]] = [{}]
         for end in range(first + 1, len(self.words) + 1):
             if self.words[end - 1].end - self.words[first].start > self.longest:
                 return
-            if self._width(first, end) <= limit or end == first + 1:
+            if self._width(first, end) <= limit:
+                # Words that fit on one line are on one line, whatever its width.
                 layers[0][end] = (self._slack(first, end), ())
-            for before, layer in pairwise(layers):
-                found = self._last_line(before, first, end)
-                if found is not None:
-                    layer[end] = found
+                yield end, 0.0, ()
+            if len(layers) < count and end - first > 1:
+                layers.append({})
+            for number in range(1, len(layers)):
+                # The last layer begins no other line.
+                if number < count - 1 or end not in layers[0]:
+                    self._add_line(layers[number - 1], layers[number], first, end)
             fits = [layer[end] for layer in layers if end in layer]
             if not fits:
                 return
-            cost, breaks = min(fits)
-            # The width of a single line does not matter.
-            yield (end, 0.0, ()) if end in layers[0] else (end, cost, breaks)
+            if end not in layers[0]:
+                yield end, *min(fits)
 
-    def _last_line(
-        self, before: dict[int, tuple[float, tuple[int, ...]]], first: int, end: int
-    ) -> tuple[float, tuple[int, ...]] | None:
-        """The cheapest way to put words on one more line."""
-        best: tuple[float, tuple[int, ...]] | None = None
-        for start in range(end - 1, first, -1):
-            if self._width(start, end) > self.style.max_line_width and start < end - 1:
+    def _add_line(self, before: dict[int, Lines], layer: dict[int, Lines], first: int, end: int) -> None:
+        """The cheapest way to put the words before ``end`` on one more line than in the layer before."""
+        best, chosen = math.inf, 0
+        for start, cost in self.last_lines[end]:
+            if start <= first:
                 break
-            if start in before:
-                cost, breaks = before[start]
-                cost += _LINE + self.cut[start] / 2 + self._slack(start, end)
-                if best is None or cost < best[0]:
-                    best = cost, (*breaks, start)
-        return best
+            if start in before and before[start][0] + cost < best:
+                best, chosen = before[start][0] + cost, start
+        if chosen:
+            layer[end] = best, (*before[chosen][1], chosen)
 
     def _times(self, first: int, end: int) -> tuple[Milliseconds, Milliseconds]:
         """When a cue ends, and when it could end at the latest."""

@@ -12,7 +12,7 @@ class FunctionWords:
     """Function words of a language, in lower case.
 
     Attributes:
-        binding: Articles and determiners. A line ends neither with these nor with ``leading``.
+        binding: Articles, determiners and subject pronouns. A line ends neither with these nor with ``leading``.
         leading: Conjunctions, prepositions and relative pronouns. A line may well begin with one.
     """
 
@@ -41,13 +41,14 @@ FUNCTION_WORDS = {
     "de": _words(
         "der die das den dem des ein eine einen einem einer eines kein keine keinen keinem keiner mein meine meinen "
         "meinem meiner dein deine sein seine seinen seinem seiner ihr ihre ihren ihrem ihrer unser unsere dieser diese "
-        "dieses diesen diesem jeder jede jedes nicht sehr zum zur im am vom beim ins ans herr frau",
+        "dieses diesen diesem jeder jede jedes nicht sehr zum zur im am vom beim ins ans "
+        "herr frau ich er wir",
         "und oder aber denn sondern weil obwohl während wenn als ob dass damit bevor nachdem bis seit wie in an auf "
         "aus bei mit nach von vor zu für durch gegen ohne um über unter zwischen neben hinter wegen trotz",
     ),
     "fr": _words(
         "le la les un une des du au aux ce cet cette ces mon ma mes ton ta tes son sa ses notre nos votre vos leur "
-        "leurs chaque quelque quelques aucun aucune ne très",
+        "leurs chaque quelque quelques aucun aucune ne très je tu il on nous ils",
         "et ou mais donc or ni car que qui quand lorsque si comme parce puisque où dont de à en dans sur sous avec "
         "sans pour par chez entre vers contre pendant depuis avant après",
     ),
@@ -59,8 +60,8 @@ FUNCTION_WORDS = {
     ),
     "it": _words(
         "il lo la i gli le un uno una del dello della dei degli delle al allo alla ai agli alle dal dalla dai nel "
-        "nello nella nei nelle sul sulla questo questa questi queste quel quella mio mia tuo tua suo sua nostro nostra ogni "
-        "non molto",
+        "nello nella nei nelle sul sulla questo questa questi queste quel quella mio mia tuo tua suo sua nostro nostra "
+        "ogni non molto",
         "e ed o ma però perché mentre quando dove se che chi come di a ad da in con su per tra fra senza contro "
         "durante sopra sotto prima dopo",
     ),
@@ -71,7 +72,8 @@ FUNCTION_WORDS = {
         "desde contra durante segundo antes depois",
     ),
     "nl": _words(
-        "de het een geen deze dit die dat mijn jouw uw zijn haar ons onze hun elke elk ieder iedere niet zeer heel",
+        "de het een geen deze dit die dat mijn jouw uw zijn haar ons onze hun elke elk ieder iedere niet zeer heel "
+        "ik hij wij",
         "en of maar want omdat hoewel terwijl als toen wanneer waar indien dat die wie wat in op aan uit bij met naar "
         "van voor door tegen zonder om over onder tussen naast achter tijdens",
     ),
