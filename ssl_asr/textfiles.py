@@ -24,6 +24,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
 _GZIP = b"\x1f\x8b"
 # "surrogateescape" decodes a byte that is not UTF-8 to one of these characters.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -101,8 +102,9 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Plain data as strict JSON (RFC 8259), on one line if there is no ``indent``.
 
-    NaN and infinite numbers, which JSON does not have, become null. Characters are written as they are. If a text has
-    bytes of a file name that are not UTF-8, all characters beyond ASCII are escaped.
+    NaN and infinite numbers, which JSON does not have, become null. Characters are written as they are, except those
+    that some programs take for the end of a line. If a text has bytes of a file name that are not UTF-8, all characters
+    beyond ASCII are escaped.
 
     Example:
         >>> to_json({"wer": float("nan"), "id": "é"})
@@ -112,9 +114,9 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    if text.isascii() or text == text.encode(errors="replace").decode():
-        return text
-    return json.dumps(json.loads(text), ensure_ascii=True, indent=indent)
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        text = json.dumps(json.loads(text), ensure_ascii=True, indent=indent)
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

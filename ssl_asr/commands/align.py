@@ -32,7 +32,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]
     if kept:
-        outputs.write(kept)
+        outputs.write(kept, config)
     what = "its text does not fit into its audio"
     skips = [*unspelled, *(skip for name in config.manifest for skip in done.skips[name])]
     skips += [Skip(row.id, "", "no_room", what, row.duration) for row in rows if not row.words and row.ref.strip()]

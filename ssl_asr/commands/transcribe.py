@@ -30,7 +30,7 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     done = _transcribe(config, given.manifest, outputs, console) if len(given.manifest) else None
     rows, skips = (done.rows, done.skips) if done is not None else ([], [])
     if rows:
-        outputs.write(rows)
+        outputs.write(rows, config)
     silent = [f"{row.id}: no speech was found. vad=false decodes it anyway" for row in rows if row.no_speech]
     summary = Summary(given.count, len(rows), [*given.skips, *skips], [*given.notes, *silent])
     if outputs.summary is not None:

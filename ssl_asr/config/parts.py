@@ -10,14 +10,17 @@ from annotated_types import MinLen
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
+    CueSeconds,
     Expected,
     InputPath,
     IsPath,
+    LineWidth,
     ModelName,
     NonNegativeFloat,
     NonNegativeInt,
     NormalizerName,
     PositiveFloat,
+    PositiveInt,
     Precision,
     TailSeconds,
 )
@@ -30,9 +33,9 @@ T = TypeVar("T")
 Window = Literal["real", "30s"]
 WhisperTask = Literal["transcribe", "translate"]
 Confidence = Literal["max_prob", "entropy"]
-Format = Literal["text", "jsonl", "json", "srt", "vtt", "ctm", "textgrid"]
+Format = Literal["text", "jsonl", "json", "srt", "vtt", "ass", "tsv", "ctm", "textgrid"]
 Formats = Annotated[list[Format], MinLen(1)]
-TimedFormat = Literal["jsonl", "json", "srt", "vtt", "ctm", "textgrid"]
+TimedFormat = Literal["jsonl", "json", "srt", "vtt", "ass", "tsv", "ctm", "textgrid"]
 TimedFormats = Annotated[list[TimedFormat], MinLen(1)]
 Normalizers = Annotated[list[NormalizerName], MinLen(1)]
 Named = Annotated[dict[str, str], IsPath("manifest"), Expected("a path, a list of paths, or {name: path, …}")]
@@ -166,6 +169,28 @@ class LongRecordings:
         if self.vad is False and self.detect_every_min is not None:
             what = "needs voice activity detection, which finds the parts whose language is detected"
             yield ConfigError("detect_every_min", what, "remove vad=false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubtitleStyle:
+    """How words are laid out as subtitles, for srt, vtt, ass and tsv. The limits are never exceeded.
+
+    Attributes:
+        max_line_width: Characters of a line. A full-width character (Chinese, Japanese, Korean) counts as two. A longer
+            word is broken.
+        max_line_count: Lines of a cue.
+        max_cue_s: Seconds that a cue is shown.
+        max_characters_per_s: Reading speed. A cue of faster speech is shown until the next cue begins.
+        highlight_words: Underline each word of srt and vtt while it is spoken, and color it in ass.
+    """
+
+    section: ClassVar[str] = "Subtitles"
+
+    max_line_width: LineWidth = 42
+    max_line_count: PositiveInt = 2
+    max_cue_s: CueSeconds = 6.0
+    max_characters_per_s: PositiveFloat = 17.0
+    highlight_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

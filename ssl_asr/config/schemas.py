@@ -32,6 +32,7 @@ from ssl_asr.config.parts import (
     Running,
     Scoring,
     Sides,
+    SubtitleStyle,
     TimedFormat,
     TimedFormats,
     group,
@@ -209,7 +210,7 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running):
+class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, SubtitleStyle, Running):
     """Transcribe files, folders or manifests with a run, a checkpoint or a pretrained model.
 
     Attributes:
@@ -233,7 +234,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(ModelInput, Running):
+class AlignConfig(ModelInput, SubtitleStyle, Running):
     """Find the time of each word of known texts, by CTC forced alignment.
 
     Attributes:

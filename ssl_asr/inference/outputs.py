@@ -5,23 +5,23 @@ one format, a file for each recording      output=subs format=srt        subs/a.
 several formats                            output=out format=[srt,ctm]   out/a.srt  out/b.srt  out/transcripts.ctm
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
 from ssl_asr.errors import ConfigError
+from ssl_asr.inference.formats.cues import DEFAULT_STYLE
 from ssl_asr.inference.names import in_order, output_names
 from ssl_asr.inference.subtitles import TIMED, render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import written_whole
-from ssl_asr.types import Segment
 
 # Suffixes of formats with one file for all recordings, and with one file for each.
 _ONE_FILE = {"text": ".txt", "jsonl": ".jsonl", "ctm": ".ctm"}
-_FILE_EACH = {"json": ".json", "srt": ".srt", "vtt": ".vtt", "textgrid": ".TextGrid"}
+_FILE_EACH = {"json": ".json", "srt": ".srt", "vtt": ".vtt", "ass": ".ass", "tsv": ".tsv", "textgrid": ".TextGrid"}
 _SUFFIXES = _ONE_FILE | _FILE_EACH
 _BY_SUFFIX = {suffix.lower(): kind for kind, suffix in _SUFFIXES.items()}
 # Most file systems allow 255 bytes, and a file that is being written has a longer name.
@@ -60,7 +60,7 @@ def formats_of(output: str | None, asked: str | Sequence[str] | None) -> list[st
 
 def has_times(kinds: Sequence[str]) -> bool:
     """Whether one of the formats has times."""
-    return any(kind in TIMED or kind == "json" for kind in kinds)
+    return any(kind in TIMED for kind in kinds)
 
 
 class Outputs:
@@ -178,8 +178,12 @@ class Outputs:
             files += [self._file(kind, name) for name in self.names.values()] if each else [self._file(kind)]
         return files
 
-    def write(self, rows: Sequence[Prediction]) -> None:
+    def write(self, rows: Sequence[Prediction], style: SubtitleStyle = DEFAULT_STYLE) -> None:
         """Write transcripts, each recording in order of time. A file is never partly written.
+
+        Args:
+            rows: Transcripts.
+            style: How subtitles are laid out.
 
         Raises:
             ConfigError: A file cannot be written.
@@ -188,12 +192,12 @@ class Outputs:
         ordered = [row for own in recordings for row in own]
         for kind in self.kinds:
             if self.path is None:
-                print(_rendered(ordered, kind), end="")
+                print(render(ordered, kind, style), end="")
             elif kind in _FILE_EACH and self.in_folder:
                 for own in recordings:
-                    _put(self._file(kind, self.names[recording_key(own[0])]), _rendered(own, kind))
+                    _put(self._file(kind, self.names[recording_key(own[0])]), render(own, kind, style))
             else:
-                _put(self._file(kind), _rendered(ordered, kind))
+                _put(self._file(kind), render(ordered, kind, style))
 
 
 def _put(path: Path, text: str) -> None:
@@ -202,27 +206,3 @@ def _put(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise ConfigError("output", f"{path} cannot be written: {error.strerror}", "give another name") from None
-
-
-def _rendered(rows: Sequence[Prediction], kind: str) -> str:
-    return _json(rows) if kind == "json" else render(rows, kind)
-
-
-def _json(rows: Sequence[Prediction]) -> str:
-    """One recording as a JSON object: text, segments with times in the recording, and language."""
-    segments = [segment for row in rows for segment in _segments(row)]
-    language = next((row.detected or row.lang for row in rows if row.detected or row.lang), None)
-    made = {
-        "text": " ".join(row.hyp for row in rows if row.hyp),
-        "segments": [{"id": place, **segment.record()} for place, segment in enumerate(segments)],
-        "language": language,
-        "audio_filepath": rows[0].audio_filepath if rows else None,
-        "channel": rows[0].channel if rows else None,
-    }
-    return json.dumps(made, ensure_ascii=False, indent=1) + "\n"
-
-
-def _segments(row: Prediction) -> list[Segment]:
-    """Segments of a row. A row without segments is one segment."""
-    whole = [Segment(row.hyp, 0.0, row.duration, 1.0, tuple(row.words))] if row.hyp else []
-    return [segment.later(row.offset) for segment in row.segments or whole]
