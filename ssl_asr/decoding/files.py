@@ -47,7 +47,7 @@ def read_entries(path: Path, *, remedy: str) -> Iterator[tuple[int, list[str]]]:
     if not path.is_file():
         raise LanguageModelError(str(path), "no such lexicon", remedy)
     for number, line in read_lines(path, error=LanguageModelError, remedy=remedy):
-        fields = _GAP.split(line.strip(" \t"))
+        fields = _GAP.split(line.strip(" \t\ufeff"))
         if not line.isprintable():
             control = next((field for field in fields if any(unicodedata.category(c) == "Cc" for c in field)), None)
             if control is not None:
