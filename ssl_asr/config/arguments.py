@@ -209,7 +209,7 @@ class _Reader:
             self._words.errors.append(error)
             return
         written = f"{found['mark']}{key}={spelled}"
-        if parsed(written) is None:
+        if parsed(f"{found['mark']}{key}=1") is None:
             self._error(key, "is no key", "write key=value, where the key has letters a-z, digits, _ and dots")
         self._words.overrides.append(written)
 

@@ -29,10 +29,14 @@ from ssl_asr.errors import ConfigError
 _PLAIN = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[A-Za-z0-9_./-]*")
 _KEYWORDS = {"null", "true", "false", "nan", "inf"}
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.S)
+# At the start of an item, after brackets and a name. The first group is what is before the quotes.
+_QUOTED_ITEM = re.compile(rf"([\s\[{{(]*+(?:[\w.-][\w .-]*+:\s*+)?)(?:{_QUOTED.pattern})(?=\s*(?:[,\])}}]|$))", re.S)
 _INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.S)
 # A name with commas is looked for in this many parts of a list.
 _MOST_PARTS = 8
+# PATH_MAX of Linux.
+_MOST_CHARACTERS = 4096
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +133,7 @@ def _by_grammar(key: str, value: str, reading: Reading, sweeps: bool) -> str:
     """A value of a key that is no text: what Hydra can parse is Hydra's, the rest is text, for the checks of types."""
     override = parsed(f"{key}={value}")
     if override is None:
-        return literal(value)
+        return f"[{literal(value)}]" if reading.listed and not reading.single and not sweeps else literal(value)
     if sweeps:
         return value
     if override.is_sweep_override():
@@ -159,7 +163,7 @@ class _Speller:
         """Whether a name, or the path in ``name: path``, is a file that exists."""
         if not self._is_path:
             return False
-        return exists(name) or exists(name.strip()) or exists(_expanded(name.strip()))
+        return any(exists(each) for each in {name, name.strip(), _expanded(name.strip())})
 
     def is_structure(self, value: str) -> bool:
         """Whether a value is written as a list or a mapping that the key takes, or is quoted."""
@@ -172,7 +176,7 @@ class _Speller:
             return self._bracketed(literal(value))
         if self._reading.listed and value.startswith("[") and value.endswith("]"):
             inside = value[1:-1]
-            pieces = split(inside, self.found) if inside.strip() else []
+            pieces = split(inside, self.found) if inside.strip() or exists(inside) else []
             return f"[{','.join(self._item(piece) for piece in pieces)}]"
         mapping = self._mapping(value)
         if mapping is not None:
@@ -217,6 +221,9 @@ class _Speller:
         """Text that names no file."""
         if text == "" and self._is_path:
             raise ConfigError(self._key, "is empty", f"write {self._key}=PATH, without a space after =")
+        if self._is_path and len(text) > _MOST_CHARACTERS:
+            what = f"has {len(text)} characters in one path: {_shortened(text)}"
+            raise ConfigError(self._key, what, f"write {self._key}=[first,second] for several")
         if _QUOTED.fullmatch(text):
             return text
         if self._is_interpolated(text):
@@ -255,7 +262,7 @@ def _expanded(text: str) -> str:
 def split(text: str, found: Callable[[str], bool]) -> list[str]:
     """Split at commas: not in quotes, not in brackets, and not in the name of a file that exists.
 
-    A quote counts only where an item starts, and brackets only if they are balanced.
+    A quote counts only where an item starts, and a bracket only if it is closed.
 
     Args:
         text: Items with commas between them.
@@ -266,40 +273,59 @@ def split(text: str, found: Callable[[str], bool]) -> list[str]:
         ["it's.wav", "'a,b'", 'c (1, 2).wav', '[d']
     """
     parts = _unquoted_parts(text)
+    last = _last_parts([rest for _, rest in parts])
     pieces = []
-    while parts:
-        count = next((n for n in _widths(parts) if found(",".join(parts[:n]))), 0)
-        if count == 0:
-            count = next((n for n in range(1, len(parts) + 1) if _is_balanced(parts[:n])), 1)
-        pieces.append(",".join(parts[:count]))
-        parts = parts[count:]
+    start = 0
+    while start < len(parts):
+        most = min(len(parts), start + _MOST_PARTS)
+        end = next((end for end in range(most, start, -1) if found(_joined(parts[start:end]))), last[start] + 1)
+        pieces.append(_joined(parts[start:end]))
+        start = end
     return pieces
 
 
-def _widths(parts: Sequence[str]) -> range:
-    return range(min(len(parts), _MOST_PARTS), 0, -1)
+def _joined(parts: Sequence[tuple[str, str]]) -> str:
+    return ",".join(part for part, _ in parts)
 
 
-def _unquoted_parts(text: str) -> list[str]:
-    """Parts between commas that are not in a quoted item."""
+def _unquoted_parts(text: str) -> list[tuple[str, str]]:
+    """Parts between commas that are not in a quoted item: each whole, and without the quoted item."""
     parts, start = [], 0
     while start <= len(text):
-        quoted = re.compile(rf"\s*(?:{_QUOTED.pattern})\s*(?=,|$|\]|\}})", re.S).match(text, start)
+        quoted = _QUOTED_ITEM.match(text, start)
         end = text.find(",", quoted.end() if quoted else start)
         end = len(text) if end < 0 else end
-        parts.append(text[start:end])
+        rest = f"{quoted[1]}{text[quoted.end() : end]}" if quoted else text[start:end]
+        parts.append((text[start:end], rest))
         start = end + 1
     return parts
 
 
-def _is_balanced(parts: Sequence[str]) -> bool:
-    """Whether every bracket is closed, in order. Brackets in quoted items do not count."""
-    closing = {")": "(", "]": "[", "}": "{"}
-    opened: list[str] = []
-    for part in parts:
-        for character in "" if _QUOTED.fullmatch(part.strip()) else part:
-            if character in "([{":
-                opened.append(character)
-            elif character in closing and (not opened or opened.pop() != closing[character]):
-                return False
-    return not opened
+def _last_parts(parts: Sequence[str]) -> list[int]:
+    """For an item that starts at each part, the part in which all its brackets are closed.
+
+    Brackets that are not closed, or not opened, do not count.
+    """
+    opening = {")": "(", "]": "[", "}": "{"}
+    opened: list[tuple[str, int]] = []
+    counts = dict.fromkeys("([{", 0)
+    last = list(range(len(parts)))
+    for number, part in enumerate(parts):
+        for character in part:
+            if character in counts:
+                opened.append((character, number))
+                counts[character] += 1
+            elif counts.get(opening.get(character, ""), 0):
+                while True:
+                    bracket, first = opened.pop()
+                    counts[bracket] -= 1
+                    if bracket == opening[character]:
+                        break
+                last[first] = number
+    for number in reversed(range(len(parts))):
+        # Brackets of later parts of the item may be closed later still.
+        inner = number + 1
+        while inner <= last[number]:
+            last[number] = max(last[number], last[inner])
+            inner = last[inner] + 1
+    return last
