@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
+from ssl_asr.data.languages import is_spaced
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.names import in_order, output_names
 from ssl_asr.inference.subtitles import TIMED, render
@@ -146,6 +147,9 @@ class Outputs:
             raise ConfigError(
                 "output", f"{output} cannot be written: no permission for {folder}", "give another folder"
             )
+        for path in self.files():
+            if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+                raise ConfigError("output", f"the name {path.name} is too long", "give a shorter name")
 
     def _check_overwritten(self, kept: Sequence[Path]) -> None:
         """Refuse to replace audio, a manifest, or anything that is not a file."""
@@ -191,15 +195,15 @@ class Outputs:
                 print(_rendered(ordered, kind), end="")
             elif kind in _FILE_EACH and self.in_folder:
                 for own in recordings:
-                    _put(self._file(kind, self.names[recording_key(own[0])]), _rendered(own, kind))
+                    _put(self._file(kind, self.names[recording_key(own[0])]), own, kind)
             else:
-                _put(self._file(kind), _rendered(ordered, kind))
+                _put(self._file(kind), ordered, kind)
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, rows: Sequence[Prediction], kind: str) -> None:
     try:
         with written_whole(path) as file:
-            file.write(text)
+            file.write(_rendered(rows, kind))
     except OSError as error:
         raise ConfigError("output", f"{path} cannot be written: {error.strerror}", "give another name") from None
 
@@ -213,7 +217,7 @@ def _json(rows: Sequence[Prediction]) -> str:
     segments = [segment for row in rows for segment in _segments(row)]
     language = next((row.detected or row.lang for row in rows if row.detected or row.lang), None)
     made = {
-        "text": " ".join(row.hyp for row in rows if row.hyp),
+        "text": (" " if is_spaced(language) else "").join(row.hyp for row in rows if row.hyp),
         "segments": [{"id": place, **segment.record()} for place, segment in enumerate(segments)],
         "language": language,
         "audio_filepath": rows[0].audio_filepath if rows else None,
