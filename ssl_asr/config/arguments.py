@@ -19,9 +19,7 @@ from ssl_asr.config.schemas import SCHEMAS
 from ssl_asr.errors import ConfigError, closest, raise_all
 
 # Flags of Hydra without a value, and with one. --info and -i may have one.
-FLAGS = frozenset(
-    "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split()
-)
+FLAGS = frozenset("--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split())
 FLAGS_WITH_VALUE = frozenset(
     "--cfg -c --package -p --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
 )
@@ -172,7 +170,9 @@ class _Reader:
         if not equals:
             follows = self._left and not self._left[0].startswith("-") and not self._is_override(self._left[0])
             value = self._left.pop(0) if follows else "…"
-        self._error(flag, "keys are written without dashes", f"write {shlex.quote(f'{close}={value}').replace('…', '')}")
+        self._error(
+            flag, "keys are written without dashes", f"write {shlex.quote(f'{close}={value}').replace('…', '')}"
+        )
 
     # Overrides ---------------------------------------------------------------------------------------------------
 

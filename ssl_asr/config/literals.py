@@ -207,7 +207,9 @@ class _Speller:
             return None
         for name, _ in pairs:
             if not re.fullmatch(r"[A-Za-z_][\w ./+-]*|[1-9]\d*", name, re.A) or name.lower() in _KEYWORDS:
-                raise ConfigError(self._key, f"'{name}' cannot be a name", "start it with a letter a-z, as in {name: path}")
+                raise ConfigError(
+                    self._key, f"'{name}' cannot be a name", "start it with a letter a-z, as in {name: path}"
+                )
         return pairs
 
     def _item(self, item: str) -> str:

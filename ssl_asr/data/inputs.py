@@ -15,6 +15,8 @@ from ssl_asr.types import Skip, Utterance
 
 # Suffixes of samples without a header, which does not say their rate.
 _HEADERLESS = (".raw", ".pcm")
+# Reason and detail for a name that libsndfile and output files refuse.
+_BAD_NAME = ("name", "the name is not Unicode text: rename the file")
 # Keys of a row besides its audio, id and duration.
 _OPTIONAL = ("offset", "lang", "task", "channel")
 
@@ -147,7 +149,7 @@ class _Collected:
         """Add a recording, unless it is there already or its name cannot be written."""
         where, duration = utterance.where, utterance.duration
         if not _is_text(utterance.id) or not _is_text(utterance.audio_filepath):
-            self._skip(utterance.id, where, "name", "the name is not Unicode text: rename the file", duration)
+            self._skip(utterance.id, where, *_BAD_NAME, duration)
             return
         key = identity(utterance)
         if key in self.first:
@@ -173,6 +175,8 @@ def _is_text(name: str) -> bool:
 
 def _unreadable(file: Path) -> tuple[str, str] | None:
     """Reason and detail if a file cannot be opened."""
+    if not _is_text(str(file)):
+        return _BAD_NAME
     if is_link(file) and status_of(file) is None:
         return "missing_file", f"a symbolic link that leads to no file: {file.readlink()}"
     if not is_file(file):

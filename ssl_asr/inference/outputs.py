@@ -146,6 +146,9 @@ class Outputs:
             raise ConfigError(
                 "output", f"{output} cannot be written: no permission for {folder}", "give another folder"
             )
+        for path in self.files():
+            if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+                raise ConfigError("output", f"the name {path.name} is too long", "give a shorter name")
 
     def _check_overwritten(self, kept: Sequence[Path]) -> None:
         """Refuse to replace audio, a manifest, or anything that is not a file."""
@@ -195,14 +198,14 @@ class Outputs:
                 print(render(ordered, kind, style), end="")
             elif kind in _FILE_EACH and self.in_folder:
                 for own in recordings:
-                    _put(self._file(kind, self.names[recording_key(own[0])]), render(own, kind, style))
+                    _put(self._file(kind, self.names[recording_key(own[0])]), own, kind, style)
             else:
-                _put(self._file(kind), render(ordered, kind, style))
+                _put(self._file(kind), ordered, kind, style)
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, rows: Sequence[Prediction], kind: str, style: SubtitleStyle) -> None:
     try:
         with written_whole(path) as file:
-            file.write(text)
+            file.write(render(rows, kind, style))
     except OSError as error:
         raise ConfigError("output", f"{path} cannot be written: {error.strerror}", "give another name") from None

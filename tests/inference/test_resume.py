@@ -60,6 +60,32 @@ def test_finished_recordings_are_not_transcribed_again(module, toy_corpus, tmp_p
     assert not path.exists()
 
 
+def test_progress_is_found_by_the_recording_and_not_by_its_id(module, toy_corpus, tmp_path, monkeypatch):
+    rows = [json.loads(line) for line in toy_corpus["dev"].read_text().splitlines()]
+    folder = toy_corpus["dev"].parent
+    own = [row | {"id": f"old{n}", "audio_filepath": str(folder / row["audio_filepath"])} for n, row in enumerate(rows)]
+    shorter = own[0] | {"id": "old0", "duration": 0.3}
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("".join(json.dumps(row) + "\n" for row in own))
+    # New ids, another order, a further row of the first file, and ids that other recordings had before.
+    renamed = [row | {"id": f"old{n + 1}"} for n, row in enumerate(own)]
+    second.write_text("".join(json.dumps(row) + "\n" for row in [shorter, *reversed(renamed)]))
+    progress = ProgressFile(tmp_path / "p.jsonl", {})
+    whole = transcribe_manifest(module, read_manifest(first), progress=progress, **OPTIONS)
+    plain, done = module.transcribe, []
+    monkeypatch.setattr(
+        module, "transcribe", lambda batch, *rest, **more: done.append(batch.ids) or plain(batch, *rest, **more)
+    )
+    again = transcribe_manifest(
+        module, read_manifest(second), progress=ProgressFile(tmp_path / "p.jsonl", {}), **OPTIONS
+    )
+    assert done == [["old0"]]
+    assert [row.id for row in again.rows] == ["old0", *(row["id"] for row in reversed(renamed))]
+    texts = {row.audio_filepath: row.hyp for row in whole.rows}
+    assert all(row.hyp == texts[row.audio_filepath] for row in again.rows[1:])
+    assert again.rows[0].duration == 0.3
+
+
 def test_progress_file_of_another_model_is_refused(module, toy_corpus, tmp_path):
     path = tmp_path / "out.jsonl.progress.jsonl"
     progress = ProgressFile(path, {"model": "a"})
