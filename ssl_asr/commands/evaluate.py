@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Score, and return the first manifest's WER under the first normalizer."""
     from ssl_asr.console import hush, make_console
-    from ssl_asr.data.languages import language_code
+    from ssl_asr.data.languages import language_code, language_tag
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.evaluation import Detail, report
     from ssl_asr.metrics.provenance import Clock
@@ -39,6 +39,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
             worst=config.worst,
             translation=config.whisper_task == "translate",
             language_code=language_code,
+            language_tag=language_tag,
         ),
     )
     if summary is not None:

@@ -32,6 +32,6 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
     tuned = tune(trials, config.decoder, grid, console=console)
     write_decoder(Path(config.output), tuned.options)
     if console is not None:
-        show(tuned, trials.greedy_wer(), console)
+        show(tuned, trials.greedy_wer(), trials.unit, console)
         console.print(f"WER {100 * tuned.wer:.2f} on dev; the settings are in {config.output}")
     return tuned.wer

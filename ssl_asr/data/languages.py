@@ -14,6 +14,8 @@ unknown codes       where a language is required, an error with a suggestion. El
 ==================  ==================================================================================================
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 import warnings
@@ -110,7 +112,9 @@ def _warn_once(text: str, where: str) -> None:
 
 
 def same_language(wanted: str, text: str) -> bool:
-    """Whether a text names the wanted language. A wanted region or script must be equal, if there is one.
+    """Whether a text names the wanted language, in the wanted region and script if there are any.
+
+    A text without a region or script has the most frequent one.
 
     Example:
         >>> [same_language("pt", "pt_br"), same_language("pt-BR", "pt-PT"), same_language("zh", "cmn_hans_cn")]
@@ -119,7 +123,7 @@ def same_language(wanted: str, text: str) -> bool:
     one, other = _parse(wanted), _parse(text)
     if one is None or other is None:
         return wanted == text
-    regions = one.territory in (None, other.territory)
+    regions = one.territory in (None, other.territory or other.maximize().territory)
     scripts = one.script in (None, _script(other))
     return _code(one) == _code(other) and regions and scripts
 
@@ -133,6 +137,23 @@ def language_code(text: str) -> str:
     """
     language = language_of(text)
     return text if language is None else language.code
+
+
+def language_tag(text: str) -> str:
+    """Shortest standard tag: `language_code`, and the region or script if it is not the most frequent one.
+
+    Example:
+        >>> language_tag("zh_cn"), language_tag("zh_tw"), language_tag("eng"), language_tag("en-GB")
+        ('zh', 'zh-TW', 'en', 'en-GB')
+    """
+    tag = _parse(text)
+    if tag is None:
+        return text
+    usual, code = type(tag).make(tag.language).maximize(), _code(tag)
+    region = tag.territory if tag.territory not in (None, usual.territory) else None
+    likely = type(tag).make(tag.language, territory=region).maximize().script
+    script = tag.script if tag.script not in (None, likely) else None
+    return "-".join(part for part in (code, script, region) if part)
 
 
 def match_language(text: str, names: Iterable[str]) -> str | None:
@@ -186,7 +207,7 @@ def nearest_language(text: str, names: Collection[str]) -> str:
     )
 
 
-def _closest(wanted: "Tag", tags: "Mapping[str, Tag]") -> str | None:
+def _closest(wanted: Tag, tags: Mapping[str, Tag]) -> str | None:
     """The name of the language that speakers of the wanted language understand best, by the distances of the CLDR."""
     from langcodes import closest_match
 
@@ -197,7 +218,7 @@ def _closest(wanted: "Tag", tags: "Mapping[str, Tag]") -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _parse(text: str | None) -> "Tag | None":
+def _parse(text: str | None) -> Tag | None:
     """The standard tag of a code or name. None if it names no language."""
     import langcodes
     from langcodes.tag_parser import LanguageTagError
@@ -225,7 +246,7 @@ def _parse(text: str | None) -> "Tag | None":
     return None if private or tag.language in _NO_LANGUAGE else tag
 
 
-def _code(tag: "Tag") -> str:
+def _code(tag: Tag) -> str:
     """Code without region and script. See the table of the module."""
     if tag.language == "nb":
         return "no"
@@ -236,7 +257,7 @@ def _code(tag: "Tag") -> str:
     return macro if macro is not None and len(own) == 3 and macro != "zh" else own
 
 
-def _macro_of(tag: "Tag") -> str | None:
+def _macro_of(tag: Tag) -> str | None:
     """The macrolanguage of a language, or None."""
     from langcodes.data_dicts import MACROLANGUAGES, NORMALIZED_MACROLANGUAGES
 
@@ -245,12 +266,12 @@ def _macro_of(tag: "Tag") -> str | None:
     return macro
 
 
-def _script(tag: "Tag") -> str:
+def _script(tag: Tag) -> str:
     """The script of a tag, or the most frequent script of its language."""
     return tag.script or _SCRIPTS.get(str(tag.language)) or tag.maximize().script or "Latn"
 
 
-def _is_usual(tag: "Tag") -> bool:
+def _is_usual(tag: Tag) -> bool:
     """Whether a tag is a macrolanguage, or the member that the code of a macrolanguage usually stands for."""
     from langcodes.data_dicts import NORMALIZED_MACROLANGUAGES
 

@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
 
 
+# SentencePiece writes a space as this character, so it cannot stand for itself.
+_SPACE = "▁"
+# No text contains these code points, which Unicode reserves for internal use.
+_UNSPELLED, _UNKNOWN_PIECE = "\ufdd0", "\ufdd1"
+
+
 class PieceTokenizer:
     """One id per SentencePiece piece, for CTC.
 
-    Id 0 is the blank. Id 1 is the unknown piece, which is piece 0 of the SentencePiece model.
+    Id 0 is the blank. Id 1 is the unknown piece, which is piece 0 of the SentencePiece model. The spelling of a special
+    piece in a text, such as ``<unk>`` or ``<s>``, is text. ``▁``, which SentencePiece writes for a space, is unknown.
 
     Args:
         model: The trained SentencePiece model, base64-encoded.
@@ -59,6 +66,7 @@ class PieceTokenizer:
                 character_coverage=1.0,
                 normalization_rule_name="identity",
                 unk_id=0,
+                unk_piece=_UNKNOWN_PIECE,
                 bos_id=-1,
                 eos_id=-1,
                 pad_id=-1,
@@ -78,11 +86,16 @@ class PieceTokenizer:
 
     def encode(self, utterance: Utterance) -> list[int]:
         """Ids of the pieces of the normalized text."""
-        return [i + 1 for i in self._pieces.encode(self._normalize(utterance.text, utterance.lang))]
+        return [i + 1 for i in self._pieces.encode(self._spelled(utterance))]
+
+    def _spelled(self, utterance: Utterance) -> str:
+        return self._normalize(utterance.text, utterance.lang).replace(_SPACE, _UNSPELLED)
 
     def unseen(self, utterance: Utterance) -> list[str]:
-        """Always empty: the model is trained on the train split with full character coverage."""
-        return []
+        """Characters of the normalized text that the unknown piece stands for, repeats included."""
+        pieces = self._pieces.encode(self._spelled(utterance), out_type=str)
+        unknown = "".join(piece for piece in pieces if self._pieces.is_unknown(self._pieces.piece_to_id(piece)))
+        return list(unknown.replace(_SPACE, "").replace(_UNSPELLED, _SPACE))
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids from which repeats are already removed. Blanks are skipped; the unknown id gives ``⁇``."""

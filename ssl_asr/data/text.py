@@ -1,8 +1,9 @@
 """Named text normalizers. References and hypotheses go through the same normalizer.
 
 ==================  ==========================================================================================
-``none``            Unicode NFC, single spaces between words, no invisible characters. Zero-width joiners and
-                    non-joiners stay between letters of the scripts that spell with them (Arabic, Persian, Indic)
+``none``            Unicode NFC, single spaces between words, no invisible characters. In the scripts that spell
+                    with them (Arabic, Persian, Indic), zero-width joiners stay after a letter, and zero-width
+                    non-joiners between two letters
 ``lower``           ``none`` in lower case, by the rules of the language (dotless i in Turkish, Azeri and others)
 ``basic``           ``lower`` of the compatibility form (NFKC), without punctuation and symbols, with digits 0-9.
                     Apostrophes inside words, letters and their combining marks are kept, so that no script loses
@@ -50,7 +51,7 @@ _INVISIBLE = regex.compile(rf"(?!{_JOINERS})[\p{{Default_Ignorable_Code_Point}}\
 # Scripts whose spelling uses the zero-width joiner and non-joiner inside words.
 _JOINING = ["Arab", "Beng", "Deva", "Gujr", "Guru", "Knda", "Mlym", "Mong", "Orya", "Sinh", "Syrc", "Taml", "Telu"]
 _JOINED = "[" + "".join(rf"\p{{Script={script}}}" for script in _JOINING) + r"\p{Mn}\p{Mc}]"
-_STRAY_JOINER = regex.compile(rf"(?<!{_JOINED}){_JOINERS}|{_JOINERS}(?!{_JOINED})")
+_STRAY_JOINER = regex.compile(rf"(?<!{_JOINED}){_JOINERS}|\u200C(?!{_JOINED})")
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼʻʽʹ＇`´′ꞌՙ՚׳", "'"))
 _WORD = r"[\p{L}\p{Mn}\p{Mc}\p{N}]"
 _OUTER_APOSTROPHE = regex.compile(rf"(?<!{_WORD})'|'(?!{_WORD})")

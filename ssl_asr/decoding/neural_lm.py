@@ -49,8 +49,6 @@ class NeuralLM(WordModel[Tokens]):
 
     def __init__(self, model: Any, tokenizer: Any, *, source: str) -> None:
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
-        # The spelling of a special token in a text, such as </s>, is text.
-        self.tokenizer.split_special_tokens = True
         end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
         if start is None and end is None:
             what = "its tokenizer has neither a start nor an end token"
@@ -75,7 +73,8 @@ class NeuralLM(WordModel[Tokens]):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            # The spelling of a special token in a text, such as </s>, is text.
+            tokenizer = AutoTokenizer.from_pretrained(source, split_special_tokens=True)
             model = AutoModelForCausalLM.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
             what = f"cannot be read as a causal language model of transformers: {str(error).splitlines()[0]}"

@@ -25,7 +25,7 @@ from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, transcribe_manifests
-from ssl_asr.metrics.edit import Edits, word_edits
+from ssl_asr.metrics.edit import Edits, Unit, wer_unit, word_edits
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule
@@ -127,6 +127,13 @@ class Trials:
             log_probs_BFV = nn.utils.rnn.pad_sequence([log_probs_FV for log_probs_FV, _ in part], batch_first=True)
             predictions = (prediction for _, prediction in part)
             yield from zip(predictions, search(log_probs_BFV, lengths_B), strict=True)
+
+    @property
+    def unit(self) -> Unit:
+        """What the WER counts; see `ssl_asr.metrics.edit`."""
+        return wer_unit(
+            (self._normalize(row.ref, row.lang), self._normalize(row.hyp, row.lang)) for row in self._greedy
+        )
 
     def _edits(self, prediction: Prediction, text: str) -> Edits:
         lang = prediction.lang
@@ -230,10 +237,10 @@ def _pairs(weights: Sequence[float], word_scores: Sequence[float]) -> list[Pair]
     return [(weight, score) for weight in sorted(weights) for score in sorted(word_scores, key=abs)]
 
 
-def show(tuned: Tuned, greedy_wer: float, console: Console) -> None:
-    """Print the WER of every trial, the chosen settings in green."""
+def show(tuned: Tuned, greedy_wer: float, unit: Unit, console: Console) -> None:
+    """Print the WER of every trial, the chosen settings in green. ``unit`` is what the WER counts."""
     options = tuned.options
-    title = f"WER % on dev; greedy {100 * greedy_wer:.2f}"
+    title = f"WER % on dev ({unit}); greedy {100 * greedy_wer:.2f}"
     console.print(_grid(title, tuned.weights, (options.lm_weight, options.word_score), "lm_weight", "word_score"))
     if tuned.unknown:
         console.print(_row("then by unknown_score", tuned.unknown, options.unknown_score))

@@ -1,7 +1,7 @@
 """Where the errors are: by tag or length, by word pair, and by utterance."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,7 +82,13 @@ class Breakdown:
 
 
 def break_down(
-    predictions: Sequence[Prediction], normalize: Normalizer, *, by: Sequence[str], confusions: int, worst: int
+    predictions: Sequence[Prediction],
+    normalize: Normalizer,
+    *,
+    by: Sequence[str],
+    confusions: int,
+    worst: int,
+    language_tag: Callable[[str], str] = str,
 ) -> Breakdown:
     """Find where the errors are.
 
@@ -92,12 +98,13 @@ def break_down(
         by: Keys to group errors by.
         confusions: Number of most frequent errors.
         worst: Number of worst utterances.
+        language_tag: The standard tag of a language, to group errors by ``lang``. Default: `str`.
 
     Raises:
         ConfigError: No utterance has one of the tags in ``by``.
     """
     return Breakdown(
-        groups={key: by_key(predictions, key, normalize) for key in by},
+        groups={key: by_key(predictions, key, normalize, language_tag) for key in by},
         confusions=frequent_errors(predictions, normalize, confusions),
         worst=worst_utterances(predictions, normalize, worst),
     )
@@ -118,13 +125,16 @@ def length_bin(duration: Seconds) -> str:
     return f"{low:g} s and more"
 
 
-def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -> list[Group]:
+def by_key(
+    predictions: Sequence[Prediction], key: str, normalize: Normalizer, language_tag: Callable[[str], str] = str
+) -> list[Group]:
     """Word errors grouped by a key.
 
     Args:
         predictions: Utterances of a split.
         key: A tag of the manifest, ``lang`` or ``length``.
         normalize: Text normalizer.
+        language_tag: The standard tag of a language. Default: `str` (languages are grouped as they are written).
 
     Returns:
         Groups sorted by value. Length bins are sorted by length.
@@ -137,7 +147,7 @@ def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -
         raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {', '.join([*_FIELD_KEYS, *tags])}")
     members: dict[str, list[Prediction]] = {}
     for prediction in predictions:
-        members.setdefault(_value(prediction, key), []).append(prediction)
+        members.setdefault(_value(prediction, key, language_tag), []).append(prediction)
     rank = {length_bin(low): place for place, low in enumerate((0.0, *_BIN_EDGES_S))} if key == "length" else {}
     ordered = sorted(members.items(), key=lambda item: (rank.get(item[0], 0), item[0]))
     return [
@@ -153,10 +163,12 @@ def by_key(predictions: Sequence[Prediction], key: str, normalize: Normalizer) -
     ]
 
 
-def _value(prediction: Prediction, key: str) -> str:
+def _value(prediction: Prediction, key: str, language_tag: Callable[[str], str]) -> str:
     if key == "length":
         return length_bin(prediction.duration)
-    value = prediction.lang if key == "lang" else prediction.tags.get(key)
+    if key == "lang" and prediction.lang is not None:
+        return language_tag(prediction.lang)
+    value = None if key == "lang" else prediction.tags.get(key)
     return "(none)" if value is None else str(value)
 
 

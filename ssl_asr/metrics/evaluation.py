@@ -44,6 +44,7 @@ class Detail:
         translation: Whether the texts are translations. BLEU and chrF then replace the error breakdown.
         language_code: The shortest code of a language, so that ``zh_cn`` in a manifest equals a detected ``zh``.
             Default: `str` (codes are compared as they are).
+        language_tag: The standard tag of a language, to group errors by ``lang``. Default: `str`.
     """
 
     by: list[str]
@@ -51,6 +52,7 @@ class Detail:
     worst: int
     translation: bool = False
     language_code: Callable[[str], str] = str
+    language_tag: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,8 +161,14 @@ def evaluate_split(
         # A translation has no word-for-word reference, so a breakdown of word errors would say little.
         return replace(evaluation, translation=translation_scores([row.ref for row in rows], [row.hyp for row in rows]))
     normalize = next(iter(normalizers.values()))
-    grouped = [row if row.lang is None else replace(row, lang=detail.language_code(row.lang)) for row in rows]
-    breakdown = break_down(grouped, normalize, by=detail.by, confusions=detail.confusions, worst=detail.worst)
+    breakdown = break_down(
+        rows,
+        normalize,
+        by=detail.by,
+        confusions=detail.confusions,
+        worst=detail.worst,
+        language_tag=detail.language_tag,
+    )
     return replace(evaluation, breakdown=breakdown)
 
 

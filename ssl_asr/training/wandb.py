@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.errors import AudioError
-from ssl_asr.metrics.edit import word_edits
+from ssl_asr.metrics.edit import wer_unit, word_edits
 from ssl_asr.metrics.report import Prediction, plain_diff
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, Utterance
@@ -86,6 +86,8 @@ def finish(*, failed: bool) -> None:
 class ValidationTable(Callback):
     """Logs a table at each validation: audio, reference, hypothesis and edits of the utterances with the most errors.
 
+    The summary of the W&B run names what the WER counts, as ``val/wer_unit``: see `ssl_asr.metrics.edit`.
+
     Args:
         logger: WandbLogger of the run.
         audio_samples: int, number of rows.
@@ -114,6 +116,7 @@ class ValidationTable(Callback):
             table.add_data(prediction.id, _audio(prediction), ref, hyp, plain_diff(ref, hyp), *counts)
         step = {"trainer/global_step": trainer.fit_loop.epoch_loop._batches_that_stepped}
         self.logger.experiment.log({"val/predictions": table, **step})
+        self.logger.experiment.summary["val/wer_unit"] = wer_unit((ref, hyp) for _, ref, hyp, _ in rows)
 
 
 def _audio(prediction: Prediction) -> wandb.Audio | None:

@@ -51,6 +51,28 @@ def test_pieces_are_fewer_than_characters_and_training_is_deterministic(pieces):
     assert again.state() == once_more.state(), "each rank trains a tokenizer, and all must be equal"
 
 
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<blank>", "|", "⁇", "[UNK]", "<|endoftext|>"]
+
+
+def test_spelled_special_pieces_are_text():
+    for model, size in (("bpe", 40), ("unigram", 27)):
+        options = Pieces(model=model, size=size, normalizer="none")
+        tokenizer = PieceTokenizer.from_texts([said(f"a {text} b") for text in SPECIAL * 3], options=options)
+        for text in SPECIAL:
+            ids = tokenizer.encode(said(f"a {text}"))
+            assert BLANK_ID not in ids
+            assert UNKNOWN_ID not in ids
+            assert tokenizer.decode(ids) == f"a {text}"
+            assert tokenizer.unseen(said(text)) == []
+
+
+def test_the_space_of_sentencepiece_in_a_text_is_unknown(pieces):
+    assert pieces.decode(pieces.encode(said("the▁cat"))) == "the ⁇ cat"
+    assert pieces.unseen(said("the▁cat")) == ["▁"]
+    with pytest.raises(ManifestError, match=r"'▁' U\+2581 x1 \(first at m.jsonl:3\)"):
+        check_coverage(pieces, [said("the▁cat")], where="train")
+
+
 def test_unseen_character_gets_unknown_id(pieces):
     ids = pieces.encode(said("cat ж"))
     assert UNKNOWN_ID in ids

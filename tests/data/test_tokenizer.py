@@ -1,9 +1,12 @@
 """Characters and Whisper's tokens: round trips, special ids, prompts, and restoring from plain data."""
 
+import json
 from pathlib import Path
 from pydoc import locate
 
 import pytest
+from tokenizers import Tokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ssl_asr.data.characters import Characters, CharTokenizer, PretrainedCharacters
 from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
@@ -95,7 +98,98 @@ def test_english_only_whisper_refuses_other_languages(whisper):
         whisper.prompt(said("ab", lang="de"))
     with pytest.raises(ConfigError, match="task 'translate'"):
         whisper.prompt(said("ab", task="translate"))
-    assert whisper.prompt(said("ab", lang="en")) == [START, NO_TIMESTAMPS]
+    for lang in ("en", "en_us", "eng", "English", "auto", None):
+        assert whisper.prompt(said("ab", lang=lang)) == [START, NO_TIMESTAMPS]
+
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<blank>", "|", "▁", "⁇"]
+
+
+@pytest.mark.parametrize("text", SPECIAL)
+def test_spelled_special_labels_are_text_for_characters(text):
+    tokenizer = CharTokenizer.from_texts([said(f"a {text}")], normalizer="none")
+    ids = tokenizer.encode(said(f"a {text}"))
+    assert not {BLANK_ID, UNKNOWN_ID} & set(ids)
+    assert tokenizer.decode(ids) == f"a {text}"
+    assert CharTokenizer(characters="z", normalizer="none").unseen(said(text)) == list(text)
+
+
+CONTROL = [
+    "hello <|endoftext|> world",
+    "<|en|> hi",
+    "<|startoftranscript|><|de|><|translate|>",
+    "<|0.00|> a <|30.00|>",
+    "<|nospeech|>",
+    "<|notimestamps|> x <|startofprev|> y <|startoflm|>",
+]
+
+
+@pytest.mark.parametrize("text", CONTROL)
+def test_spelled_special_tokens_are_text_for_whisper(whisper_tiny_en, text):
+    tokenizer = WhisperTokenizer.from_folder(whisper_tiny_en, language=None, task="transcribe", normalizer="none")
+    *ids, end = tokenizer.encode(said(text))
+    assert end == tokenizer.end_id
+    assert max(ids) < tokenizer.end_id
+    assert tokenizer.decode(ids) == text
+    start, *previous = tokenizer.previous(text)
+    assert max(previous) < tokenizer.end_id < start
+    assert tokenizer.encode(said(tokenizer.decode(ids)))[:-1] == ids
+
+
+def _multilingual(whisper_tiny_en, *, languages, **options):
+    """The tokenizer of tiny.en with the special tokens of a multilingual checkpoint."""
+    content = json.loads((whisper_tiny_en / "tokenizer.json").read_text())
+    content["added_tokens"] = []
+    content["post_processor"] = None
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokens = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
+    tokens += [
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
+    tokenizer.add_special_tokens(tokens)
+    return WhisperTokenizer(tokenizer_json=tokenizer.to_str(), **options)
+
+
+# The languages of all multilingual checkpoints before large-v3.
+OLD = [code for code in LANGUAGES if code != "yue"]
+
+
+@pytest.mark.parametrize(
+    ("form", "token"),
+    [
+        ("zh_cn", "zh"), ("cmn_hans_cn", "zh"), ("zh-HK", "zh"), ("German", "de"), ("deu", "de"), ("jv_id", "jw"),
+        ("fil_ph", "tl"), ("nb", "no"), ("nb_no", "no"), ("nn-NO", "nn"), ("iw", "he"), ("tr-TR", "tr"), ("EN", "en"),
+    ],
+)  # fmt: skip
+def test_language_of_any_form_gives_the_token_of_the_checkpoint(whisper_tiny_en, form, token):
+    options = {"task": "transcribe", "normalizer": "none"}
+    tokenizer = _multilingual(whisper_tiny_en, languages=OLD, language=form, **options)
+    assert tokenizer.language == token
+    expected = tokenizer.languages[token]
+    assert tokenizer.prompt(said("a"))[1] == expected
+    other = _multilingual(whisper_tiny_en, languages=OLD, language="auto", **options)
+    assert other.language is None
+    assert other.prompt(said("a", lang=form))[1] == expected
+    with pytest.raises(ConfigError, match="m.jsonl:3: no language"):
+        other.prompt(said("a", lang="und"))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("yue", "did you mean 'zh'"), ("gsw", "did you mean 'de'"), ("xx", "use one of en zh de")],
+)
+def test_unknown_language_is_an_error_with_its_place(whisper_tiny_en, form, message):
+    options = {"language": None, "task": "transcribe", "normalizer": "none"}
+    tokenizer = _multilingual(whisper_tiny_en, languages=OLD, **options)
+    with pytest.raises(ConfigError, match=rf"(?i)m.jsonl:3: this checkpoint has no language '{form}'. {message}"):
+        tokenizer.prompt(said("a", lang=form))
+    new = _multilingual(whisper_tiny_en, languages=[*OLD, "yue"], **options)
+    assert new.prompt(said("a", lang="yue_hant_hk"))[1] == new.languages["yue"]
 
 
 def test_restored_tokenizer_equals_original(whisper):

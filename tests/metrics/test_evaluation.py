@@ -1,10 +1,12 @@
 """Evaluation of splits: what is computed, written and printed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from ssl_asr.data.languages import language_code, language_tag
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.evaluation import Detail, evaluate_split, report, with_reference
@@ -47,6 +49,30 @@ def test_report_writes_predictions_and_results(tmp_path):
     shown = console.export_text()
     assert "test; 1 not scored: u9" in shown
     assert "Most frequent errors" not in shown
+
+
+def test_languages_are_compared_by_their_codes():
+    langs = [("zh_cn", "zh"), ("cmn_hans_cn", "zh"), ("zh", "yue"), ("jv", "jw"), ("zh-TW", "zh")]
+    rows = [replace(_prediction(i, "a", "b", detected=detected), lang=lang) for i, (lang, detected) in enumerate(langs)]
+    detail = Detail(by=["lang"], confusions=0, worst=0, language_code=language_code, language_tag=language_tag)
+    found = evaluate_split("test", rows, [], NORMALIZERS, detail)
+    assert [(one.lang, one.utterances, one.accuracy) for one in found.languages] == [("jv", 1, 1.0), ("zh", 4, 0.75)]
+    assert [(group.value, group.utterances) for group in found.breakdown.groups["lang"]] == [
+        ("jv", 1),
+        ("zh", 3),
+        ("zh-TW", 1),
+    ]
+
+
+@pytest.mark.parametrize("lang", ["zh", "zh_cn", "cmn", "cmn_hans_cn", "Mandarin", "xx", None])
+@pytest.mark.parametrize("name", ["none", "lower", "basic", "whisper_basic", "by_language"])
+def test_scores_of_chinese_count_characters_under_every_code(tmp_path, name, lang):
+    row = replace(_prediction(0, "今天天气好", "今天 天汽好"), lang=lang)
+    console = Console(record=True, width=160)
+    report({"t": [row]}, {}, normalizers=get_normalizers([name]), folder=tmp_path, console=console, samples=1)
+    score = json.loads((tmp_path / "results.json").read_text())["t"]["scores"][name]
+    assert (score["wer"], score["cer"], score["wer_unit"]) == (0.2, 0.2, "characters")
+    assert "characters" in console.export_text()
 
 
 def test_detail_adds_languages_and_breakdown():

@@ -60,9 +60,19 @@ def test_logits_of_a_language_equal_transformers(mms, language):
     torch.testing.assert_close(ours_BFV, logits_BFV[..., columns], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["de", "de-DE", "German", "DEU"])
+def test_language_of_any_form_loads_its_adapters(mms, form):
+    module, expected = (load_model(str(mms), InferenceOptions(language=name), lambda _: None) for name in (form, "deu"))
+    assert module.tokenizer.characters == expected.tokenizer.characters
+    ours, theirs = module.state_dict(), expected.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 @pytest.mark.parametrize(
     ("language", "message"),
     [
+        ("auto", "got language None, expected one of the 2 languages"),
+        ("gsw", "got language gsw, expected one of the 2 languages .*did you mean 'deu'"),
         (None, "got language None, expected one of the 2 languages .*known names: deu, eng"),
         ("dea", "got language dea, expected one of the 2 languages .*did you mean 'deu'"),
     ],

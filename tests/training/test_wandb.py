@@ -56,6 +56,12 @@ def test_offline_run_has_config_metrics_and_tables(finished_run):
             history.append(items)
     keys = {key for row in history for key in row}
     assert {"val/wer", "val/loss", "train/loss", "lr/rest"} <= keys
+    summary = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            items = record.summary.update
+            summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+    assert summary["val/wer_unit"] == "words"
     tables = [row for row in history if any(key.startswith("val/predictions") for key in row)]
     assert len(tables) == 2, "one table per validation"
     steps = [row["trainer/global_step"] for row in history if "trainer/global_step" in row]
