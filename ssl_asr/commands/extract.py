@@ -29,7 +29,7 @@ def extract(config: ExtractConfig, folder: Path) -> float | None:  # noqa: ARG00
         layers=_cut(encoder, config.layers),
         dtype=config.dtype,
         silence=config.silence,
-        downmix="mean",
+        downmix=config.downmix,
     )
     skips = extract_states(cache, manifest, run=run_options(config), console=console)
     for skip in [*unreadable, *skips]:

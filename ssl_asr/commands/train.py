@@ -29,8 +29,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed, run.module)
-    # A development run changes no file of an earlier run in the same folder.
-    writes = config.trainer.fast_dev_run is False
+    writes = config.trainer.fast_dev_run is False  # a development run changes no file of an earlier run
     if first and writes:
         write_beginning(run, run_dir)
     if console is not None:
@@ -50,6 +49,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
             )
         failed = False
     finally:
+        run.data.print_notices()
         finish_run(config.logger, failed=failed)
     return best_score(run.trainer)
 

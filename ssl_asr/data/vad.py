@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.errors import missing_extra
-from ssl_asr.types import SAMPLE_RATE, Seconds, Utterance
+from ssl_asr.types import SAMPLE_RATE, Downmix, Seconds, Utterance
 
 # Audio in memory at a time.
 _BLOCK_S: Seconds = 300.0
@@ -27,7 +27,7 @@ def _detector() -> Any:
 
 
 def speech_spans(
-    utterance: Utterance, *, longest_s: Seconds, whole_T: Tensor | None = None
+    utterance: Utterance, *, longest_s: Seconds, whole_T: Tensor | None = None, downmix: Downmix = "mean"
 ) -> list[tuple[Seconds, Seconds]]:
     """Spans of speech as ``(start, end)``, in seconds from the start of the utterance.
 
@@ -35,6 +35,7 @@ def speech_spans(
         utterance: The recording.
         longest_s: Maximum length of a span, in seconds. Longer speech is split at its longest pause.
         whole_T: float32, samples of the utterance at 16 kHz. Default: None (read them block by block).
+        downmix: What several channels of the file become.
 
     Raises:
         AudioError: The audio cannot be read.
@@ -44,7 +45,7 @@ def speech_spans(
     from silero_vad import get_speech_timestamps
 
     spans: list[tuple[Seconds, Seconds]] = []
-    for start_s, block_T in _blocks(utterance, whole_T):
+    for start_s, block_T in _blocks(utterance, whole_T, downmix):
         found = get_speech_timestamps(
             block_T, detector, sampling_rate=SAMPLE_RATE, max_speech_duration_s=longest_s, speech_pad_ms=100
         )
@@ -56,13 +57,13 @@ def speech_spans(
     return spans
 
 
-def _blocks(utterance: Utterance, whole_T: Tensor | None) -> Iterator[tuple[Seconds, Tensor]]:
+def _blocks(utterance: Utterance, whole_T: Tensor | None, downmix: Downmix) -> Iterator[tuple[Seconds, Tensor]]:
     start_s = 0.0
     while start_s < utterance.duration:
         length_s = min(_BLOCK_S, utterance.duration - start_s)
         if whole_T is None:
             part = replace(utterance, offset=utterance.offset + start_s, duration=length_s)
-            yield start_s, read_waveform(part)
+            yield start_s, read_waveform(part, downmix=downmix)
         else:
             yield start_s, whole_T[round(start_s * SAMPLE_RATE) : round((start_s + length_s) * SAMPLE_RATE)]
         start_s += length_s

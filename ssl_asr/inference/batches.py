@@ -15,13 +15,14 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
+from ssl_asr.data.signal import notices, print_notices
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import LongForm, ProgressCallback, Recording, transcribe_long
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Batch, Seconds, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Downmix, Notice, Seconds, Skip, Tokenizer, Utterance
 
 PredictionsCallback = Callable[[Sequence[Prediction]], None]
 """Called with the predictions of each finished batch, and of each finished long recording."""
@@ -36,6 +37,7 @@ class RunOptions:
         num_workers: Number of processes that read audio; 0 reads in the main process.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
+        downmix: What several channels become: their ``mean``, the ``first``, or an error (``refuse``).
         on_bad_audio: ``skip`` counts and names files that cannot be read, ``error`` stops at the first.
         max_skip_fraction: A manifest that loses a larger fraction of its utterances is an error.
     """
@@ -44,6 +46,7 @@ class RunOptions:
     num_workers: int
     accelerator: str
     precision: str
+    downmix: Downmix = "mean"
     on_bad_audio: Literal["skip", "error"] = "skip"
     max_skip_fraction: float = 1.0
 
@@ -138,6 +141,8 @@ def transcribe_manifests(
 ) -> Transcripts:
     """Transcribe manifests: short recordings in batches, long ones one by one.
 
+    Findings in the audio are printed on standard error at the end.
+
     Args:
         module: The model.
         manifests: Manifests by name.
@@ -155,21 +160,26 @@ def transcribe_manifests(
     done = Transcripts({name: [] for name in manifests}, {name: [] for name in manifests})
     short = {name: one.select(np.flatnonzero(one.durations_N <= limit).tolist()) for name, one in manifests.items()}
     short = {name: one for name, one in short.items() if len(one)}
+    noticed: dict[Notice, None] = {}
     if short:
         data = inference_data(
             short, tokenizer=module.tokenizer, limits=module.limits(), run=run, console=console if tables else None
         )
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions))
-    if long_form is None:
-        return done
-    long_run = _LongRun(module, run, options, long_form, console)
-    for name, manifest in manifests.items():
-        for i in np.flatnonzero(manifest.durations_N > limit).tolist():
-            result = long_run(manifest[i])
-            done.add(Transcripts({}, {name: [result]}) if isinstance(result, Skip) else Transcripts({name: [result]}))
-            if isinstance(result, Prediction):
-                on_predictions([result])
+        noticed = data.notices
+    if long_form is not None:
+        long_run = _LongRun(module, run, options, long_form, console)
+        for name, manifest in manifests.items():
+            for i in np.flatnonzero(manifest.durations_N > limit).tolist():
+                result = long_run(manifest[i])
+                if isinstance(result, Skip):
+                    done.add(Transcripts({}, {name: [result]}))
+                else:
+                    done.add(Transcripts({name: [result]}))
+                    on_predictions([result])
+        noticed |= long_run.notices
+    print_notices(noticed)
     return done
 
 
@@ -187,20 +197,23 @@ class _LongRun:
         self._module, self._run, self._options, self._long_form = module, run, options, long_form
         self._console = console
         self._ready = False
+        self.notices: dict[Notice, None] = {}
 
     def __call__(self, utterance: Utterance) -> Prediction | Skip:
         """The prediction of one recording, or why it could not be read."""
         self._prepare()
+        recording = Recording(utterance, downmix=self._run.downmix)
         with _minutes_bar(self._console) as bar:
             task = bar.add_task(utterance.id, total=utterance.duration / 60)
             try:
                 hypothesis = transcribe_long(
-                    self._module, Recording(utterance), self._long_form, self._options, _in_minutes(bar, task)
+                    self._module, recording, self._long_form, self._options, _in_minutes(bar, task)
                 )
             except AudioError as error:
                 if self._run.on_bad_audio == "error":
                     raise
                 return Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration)
+        self.notices |= dict.fromkeys(notices(utterance.id, recording.signals))
         return Prediction.of(utterance, hypothesis)
 
     def _prepare(self) -> None:
@@ -258,7 +271,7 @@ def inference_data(
         max_s=None,
         speed_factors=[],
         num_workers=run.num_workers,
-        downmix="mean",
+        downmix=run.downmix,
         check_audio=True,
         on_bad_audio=run.on_bad_audio,
         max_skip_fraction=run.max_skip_fraction,

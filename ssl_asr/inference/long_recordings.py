@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
+from ssl_asr.data.signal import Signal
 from ssl_asr.data.vad import packed, speech_spans
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance, Word
+from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Example, Hypothesis, Samples, Seconds, Segment, Utterance, Word
 
 ProgressCallback = Callable[[Seconds], None]
 """Called with the number of seconds of a recording that are transcribed so far."""
@@ -62,10 +63,15 @@ class Recording:
     Args:
         utterance: The whole recording.
         whole_T: All its samples (float32, 16 kHz) if they are in memory, or None to read the file.
+        downmix: What several channels of the file become.
+
+    Attributes:
+        signals: Findings of the check of the samples, of each part that was read.
     """
 
-    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None) -> None:
-        self.utterance, self._whole_T = utterance, whole_T
+    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None, *, downmix: Downmix = "mean") -> None:
+        self.utterance, self._whole_T, self._downmix = utterance, whole_T, downmix
+        self.signals: list[Signal] = []
 
     def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
         """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
@@ -76,13 +82,13 @@ class Recording:
         whole = self.utterance
         part = replace(whole, offset=whole.offset + start, duration=duration, **changes)  # type: ignore[arg-type]
         if self._whole_T is None:
-            return Example(part, read_waveform(part), [])
+            return Example(part, read_waveform(part, downmix=self._downmix, signals=self.signals), [])
         first = round(start * SAMPLE_RATE)
         return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
 
     def speech(self, longest_s: Seconds) -> list[tuple[Seconds, Seconds]]:
         """Start and end of each part with speech, in seconds. Parts are at most ``longest_s`` long."""
-        spans = speech_spans(self.utterance, longest_s=longest_s, whole_T=self._whole_T)
+        spans = speech_spans(self.utterance, longest_s=longest_s, whole_T=self._whole_T, downmix=self._downmix)
         return packed(spans, longest_s=longest_s)
 
 
