@@ -2,7 +2,8 @@
 
     content                             library      length
     WAV, FLAC, AIFF, AU, CAF, W64, …    soundfile    the header, which is exact
-    OGG Vorbis, one stream              soundfile    the header, which is exact
+    OGG with one stream of Vorbis, or   soundfile    its last page, which is exact
+    of up to 2 minutes of Opus
     MP3 with a valid Xing/Info frame    soundfile    that frame, which is exact
     all other formats, and video        PyAV         decoding, see `ssl_asr.data.ffmpeg`
 
@@ -37,6 +38,12 @@ AUDIO_SUFFIXES = (
 
 # A reader of a long recording stays open for the next part.
 _LONG_S: Seconds = 60.0
+# libsndfile decodes other samples after a seek in Opus. Up to this length, it decodes from the start.
+_OPUS_S: Seconds = 120.0
+# Frames of MP3 need bits of earlier frames. After a seek, this much is decoded and discarded.
+_MP3_RUN_UP_S: Seconds = 1.0
+# A length that is no length: FLAC has 36 bits for it.
+_UNKNOWN: Samples = 1 << 36
 # Samples of one call to libsndfile. The length in a damaged header can exceed the memory.
 _BLOCK: Samples = 1 << 20
 # Sample rates outside this range are those of damaged headers.
@@ -108,21 +115,40 @@ class SoundfileSource:
         if start >= self.frames:
             return np.zeros((0, self.channels), dtype=np.float32)
         try:
-            if self._file.tell() != start:
-                self._file.seek(start)
+            self._go_to(start)
             blocks = [self._file.read(min(count, _BLOCK), dtype="float32", always_2d=True)]
             left = count - len(blocks[0])
             while left > 0 and len(blocks[-1]) == _BLOCK:
                 blocks.append(self._file.read(min(left, _BLOCK), dtype="float32", always_2d=True))
                 left -= len(blocks[-1])
-        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+        except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
             raise damaged(error) from None
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
+    def _go_to(self, start: Samples) -> None:
+        """Go to a sample."""
+        position = self._file.tell()
+        if position == start:
+            return
+        run_up = round(_MP3_RUN_UP_S * self.rate)
+        if self._file.format == "MP3" and start > run_up:
+            position = self._file.seek(start - run_up)
+        elif self._file.format != "MP3" and self._file.subtype != "OPUS":
+            position = self._file.seek(start)
+        elif start < position:
+            self._file.close()
+            self._file = soundfile.SoundFile(self._file.name)
+            position = 0
+        while position < start:
+            skipped = len(self._file.read(min(start - position, _BLOCK), dtype="float32"))
+            if skipped == 0:
+                raise RuntimeError(f"no sample {start:,}")
+            position += skipped
+
     @property
     def stays_open(self) -> bool:
-        """MP3 has no index of positions. libsndfile finds them by reading, and keeps them while the file is open."""
-        return self._file.format == "MP3" and self.length_s() > _LONG_S
+        """Positions in MP3 are found by reading and kept by libsndfile. Opus is read on from the last part."""
+        return (self._file.format == "MP3" or self._file.subtype == "OPUS") and self.length_s() > _LONG_S
 
     def close(self) -> None:
         """Close the file."""
@@ -164,8 +190,8 @@ def _has_exact_frame(head: bytes, audio_bytes: int) -> bool:
     return flags & 3 == 3 and size in (audio_bytes, audio_bytes - 128)
 
 
-def _has_one_vorbis_stream(path: str, size: int) -> bool:
-    """Whether an OGG file has one stream, of Vorbis. libsndfile reads the first one of several streams."""
+def _has_one_ogg_stream(path: str, size: int) -> bool:
+    """Whether an OGG file has one stream, of Vorbis or Opus. libsndfile reads the first one of several streams."""
     with Path(path).open("rb") as file:
         position, streams = 0, 0
         while position + 27 <= size:
@@ -177,7 +203,7 @@ def _has_one_vorbis_stream(path: str, size: int) -> bool:
             if page[5] & 2:
                 streams += 1
                 file.seek(position + body)
-                if streams > 1 or file.read(7) != b"\x01vorbis":
+                if streams > 1 or not file.read(8).startswith((b"\x01vorbis", b"OpusHead")):
                     return False
             position += body + sum(page[27:body])
     return streams == 1
@@ -187,7 +213,7 @@ def _soundfile_is_exact(key: FileKey) -> bool:
     """Whether soundfile reads the file whole, by its first bytes."""
     head, at = _head(key.path)
     if head[:4] == b"OggS":
-        return at == 0 and _has_one_vorbis_stream(key.path, key.size)
+        return at == 0 and _has_one_ogg_stream(key.path, key.size)
     if at > 0 or _is_mpeg(head):
         return head[:4] == b"fLaC" or (_is_mpeg(head) and _has_exact_frame(head, key.size - at))
     return True
@@ -202,7 +228,8 @@ def _open_soundfile(key: FileKey) -> SoundfileSource | None:
     except (soundfile.LibsndfileError, RuntimeError):
         return None
     # A header without a length: the samples were streamed. MPEG audio in WAV has an estimate.
-    if file.frames <= 0 or (file.subtype.startswith("MPEG") and file.format != "MP3"):
+    has_no_length = not 0 < file.frames < _UNKNOWN or (file.subtype.startswith("MPEG") and file.format != "MP3")
+    if has_no_length or (file.subtype == "OPUS" and file.frames > _OPUS_S * file.samplerate):
         file.close()
         return None
     return SoundfileSource(file)

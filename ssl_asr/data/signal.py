@@ -9,9 +9,9 @@ integers_as_floats   a float file has samples above 8, or only        divided by
                      integers, some of them not -1, 0 or 1            is not below the peak of the file; a notice
 over_range           the peak is above 1.25, but not above 8          kept; a notice
 silent               no sample is above -70 dB                        kept; a notice
-clipped              over 1 % of the samples are above 1, or in a     kept; a notice
-                     run of three or more at the positive or
-                     negative peak
+clipped              over 1 % of the samples are above 1 (with no     kept; a notice
+                     peak above 1.25), or in a run of three or more
+                     at the positive or negative peak
 dc_offset            the mean of the samples is above 0.05            kept; a notice
 opposite_phase       channels cancel when mixed, see `cancels`        the first channel, or the loudest if the first
                                                                       has less than half its power; a notice
@@ -156,7 +156,7 @@ def measured(samples_T: NDArray[np.float32], signal: Signal) -> Signal:
         return signal
     high, low = samples_T.max(), samples_T.min()
     peak = max(float(high), -float(low))
-    clipped = np.abs(samples_T) > 1 if peak > 1 else np.zeros(len(samples_T), dtype=bool)
+    clipped = np.abs(samples_T) > 1 if 1 < peak <= _OVER_PEAK else np.zeros(len(samples_T), dtype=bool)
     if peak > _SILENT_PEAK:
         at_peak = (samples_T == high) | (samples_T == low)
         runs = at_peak[2:] & at_peak[1:-1] & at_peak[:-2]
