@@ -2,9 +2,10 @@
 
     content                             library      length
     WAV, FLAC, AIFF, AU, CAF, W64, …    soundfile    the header, which is exact
-    OGG with one stream of Vorbis, or   soundfile    its last page, which is exact
-    of up to 2 minutes of Opus
-    MP3 with a valid Xing/Info frame    soundfile    that frame, which is exact
+    OGG with one stream of Vorbis       soundfile    its last page, which is exact
+    Opus, one stream, up to 2 minutes   soundfile    its last page, which is exact
+    MP3 with a valid Xing/Info frame,   soundfile    that frame, which is exact
+    up to 2 minutes
     all other formats, and video        PyAV         decoding, see `ssl_asr.data.ffmpeg`
 
 The content of a file decides, not the suffix of its name. A file that soundfile cannot open, and a file whose header
@@ -38,10 +39,8 @@ AUDIO_SUFFIXES = (
 
 # A reader of a long recording stays open for the next part.
 _LONG_S: Seconds = 60.0
-# libsndfile decodes other samples after a seek in Opus. Up to this length, it decodes from the start.
-_OPUS_S: Seconds = 120.0
-# Frames of MP3 need bits of earlier frames. After a seek, this much is decoded and discarded.
-_MP3_RUN_UP_S: Seconds = 1.0
+# Longest file without seeks that soundfile reads.
+_FORWARD_S: Seconds = 120.0
 # A length that is no length: FLAC has 36 bits for it.
 _UNKNOWN: Samples = 1 << 36
 # Samples of one call to libsndfile. The length in a damaged header can exceed the memory.
@@ -90,6 +89,11 @@ class Source(Protocol):
         """Close the file."""
 
 
+def _is_read_forward(file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile decodes other samples after a seek, so that parts are reached from the start of the file."""
+    return file.format == "MP3" or file.subtype == "OPUS"
+
+
 class SoundfileSource:
     """A file that soundfile reads. See `Source`."""
 
@@ -130,10 +134,7 @@ class SoundfileSource:
         position = self._file.tell()
         if position == start:
             return
-        run_up = round(_MP3_RUN_UP_S * self.rate)
-        if self._file.format == "MP3" and start > run_up:
-            position = self._file.seek(start - run_up)
-        elif self._file.format != "MP3" and self._file.subtype != "OPUS":
+        if not _is_read_forward(self._file):
             position = self._file.seek(start)
         elif start < position:
             self._file.close()
@@ -147,8 +148,8 @@ class SoundfileSource:
 
     @property
     def stays_open(self) -> bool:
-        """Positions in MP3 are found by reading and kept by libsndfile. Opus is read on from the last part."""
-        return (self._file.format == "MP3" or self._file.subtype == "OPUS") and self.length_s() > _LONG_S
+        """A file without seeks is read on from the last part."""
+        return _is_read_forward(self._file) and self.length_s() > _LONG_S
 
     def close(self) -> None:
         """Close the file."""
@@ -229,7 +230,7 @@ def _open_soundfile(key: FileKey) -> SoundfileSource | None:
         return None
     # A header without a length: the samples were streamed. MPEG audio in WAV has an estimate.
     has_no_length = not 0 < file.frames < _UNKNOWN or (file.subtype.startswith("MPEG") and file.format != "MP3")
-    if has_no_length or (file.subtype == "OPUS" and file.frames > _OPUS_S * file.samplerate):
+    if has_no_length or (_is_read_forward(file) and file.frames > _FORWARD_S * file.samplerate):
         file.close()
         return None
     return SoundfileSource(file)
