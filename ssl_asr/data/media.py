@@ -91,7 +91,7 @@ class Source(Protocol):
 
 def _is_read_forward(file: soundfile.SoundFile) -> bool:
     """Whether libsndfile decodes other samples after a seek, so that parts are reached from the start of the file."""
-    return file.format == "MP3" or file.subtype == "OPUS"
+    return bool(file.format == "MP3" or file.subtype == "OPUS")
 
 
 class SoundfileSource:
