@@ -111,6 +111,8 @@ LineWidth = Annotated[int, Ge(2)]
 CueSeconds = Annotated[float, Ge(1)]
 RecommendedFreeze = Literal["none", "feature_encoder", "encoder"]
 NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_english", "by_language"]
+Downmix = Literal["mean", "first", "refuse"]
+"""What several channels become: their mean, the first channel, or an error."""
 Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 SAMPLE_RATE: Hertz = 16_000
@@ -168,12 +170,21 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A finding in the audio of an utterance that was read. `ssl_asr.data.signal` lists all findings."""
+
+    id: str
+    finding: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """An utterance with its audio (float32, mono, 16 kHz) and its target tokens."""
+    """An utterance with its audio (float32, mono, 16 kHz), its target tokens, and findings in its audio."""
 
     utterance: Utterance
     waveform_T: "Tensor"
     tokens: list[int]
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,7 @@ class Batch:
         token_lengths_B: Target tokens of each utterance, int64 on the CPU.
         utterances: In batch order.
         skipped: Utterances of this batch that could not be read.
+        notices: Findings in the audio of the utterances.
     """
 
     waveform_BT: "Tensor"
@@ -195,6 +207,7 @@ class Batch:
     token_lengths_B: "Tensor"
     utterances: list[Utterance]
     skipped: list[Skip] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:

@@ -36,7 +36,7 @@ def extract(config: ExtractConfig, folder: Path) -> float | None:  # noqa: ARG00
         layers=_cut(encoder, config.layers),
         dtype=config.dtype,
         silence=config.silence,
-        downmix="mean",
+        downmix=config.downmix,
     )
     skips = extract_states(cache, given.manifest, run=run_options(config), console=console)
     done = len(given.manifest) - len(skips)

@@ -57,6 +57,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
             )
         failed = False
     finally:
+        run.data.print_notices()
         finish_run(config.logger, failed=failed)
     return best_score(run.trainer)
 

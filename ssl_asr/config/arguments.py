@@ -19,9 +19,9 @@ from ssl_asr.config.schemas import SCHEMAS
 from ssl_asr.errors import ConfigError, closest, raise_all
 
 # Flags of Hydra without a value, and with one. --info and -i may have one.
-FLAGS = frozenset("--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split())
+FLAGS = frozenset(["--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"])
 FLAGS_WITH_VALUE = frozenset(
-    "--cfg -c --package -p --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
+    ["--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"]
 )
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _CHOICES = {"--info": _INFO, "-i": _INFO, "--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Quote
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -112,7 +112,7 @@ def spell(key: str, value: str, reading: Reading, *, sweeps: bool, known: frozen
     if len(pieces) == 1 or speller.is_structure(value):
         return speller.value(value)
     # Several items without brackets. A path may have commas, but a file that is read exists.
-    if reading.listed and (any(map(speller.found, pieces)) or not reading.single and reading.role == "text"):
+    if reading.listed and (any(map(speller.found, pieces)) or (not reading.single and reading.role == "text")):
         return speller.value(f"[{value}]")
     if reading.role not in ("output", "text") and not reading.listed and not value.startswith(("[", "{", "(")):
         raise _several(key, value)

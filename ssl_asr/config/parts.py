@@ -11,6 +11,7 @@ from annotated_types import MinLen
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
     CueSeconds,
+    Downmix,
     Expected,
     InputPath,
     IsPath,
@@ -213,6 +214,8 @@ class Running:
     Attributes:
         max_batch_s: Seconds of audio in a batch, padding included.
         num_workers: Processes that read audio. 0 reads in the main process.
+        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
+            become one of them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         precision: Lightning's precision.
         verbose: Show progress bars and tables.
@@ -222,6 +225,7 @@ class Running:
 
     max_batch_s: PositiveFloat = 120.0
     num_workers: NonNegativeInt = 2
+    downmix: Downmix = "mean"
     accelerator: str = "auto"
     precision: Precision = "32-true"
     verbose: bool = True

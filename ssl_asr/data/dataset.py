@@ -7,10 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ssl_asr.data.audio import Downmix, read_waveform
+from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.signal import Signal, notices
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.errors import AudioError
-from ssl_asr.types import Batch, Example, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Downmix, Example, Skip, Tokenizer, Utterance
 
 
 class SpeechDataset(Dataset["Example | Skip"]):
@@ -48,26 +49,27 @@ class SpeechDataset(Dataset["Example | Skip"]):
 
     def __getitem__(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
+        signals: list[Signal] = []
         try:
-            waveform_T = self._waveform(utterance, index)
+            waveform_T = self._waveform(utterance, index, signals)
         except AudioError as error:
             if not self.skip_bad_audio:
                 raise
             return Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration)
         tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
-        return Example(utterance, waveform_T, tokens)
+        return Example(utterance, waveform_T, tokens, notices(utterance.id, signals))
 
-    def _waveform(self, utterance: Utterance, index: int) -> torch.Tensor:
+    def _waveform(self, utterance: Utterance, index: int, signals: list[Signal]) -> torch.Tensor:
         if self.state_store is not None and utterance.id in self.state_store:
             return torch.zeros(0)
         speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
-        return read_waveform(utterance, downmix=self.downmix, speed=speed)
+        return read_waveform(utterance, downmix=self.downmix, speed=speed, signals=signals)
 
 
 def collate(items: Sequence[Example | Skip]) -> Batch:
     """Pad examples with zeros to a batch. This is the only place where padding is made.
 
-    Skips are passed on in the batch, so that the main process can count and name them.
+    Skips and notices are passed on in the batch, so that the main process can count and name them.
     """
     examples = [item for item in items if isinstance(item, Example)]
     lengths_B = torch.tensor([len(example.waveform_T) for example in examples], dtype=torch.int64)
@@ -85,4 +87,5 @@ def collate(items: Sequence[Example | Skip]) -> Batch:
         token_lengths_B=token_lengths_B,
         utterances=[example.utterance for example in examples],
         skipped=[item for item in items if isinstance(item, Skip)],
+        notices=[notice for example in examples for notice in example.notices],
     )

@@ -1,13 +1,14 @@
 """JSON Lines manifests, kept in two arrays so that worker processes share the memory.
 
-The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest),
-``duration`` in seconds and ``text``. Optional keys: ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``.
-All other keys are kept in ``Utterance.tags``.
+The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
+``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
+other keys are kept in ``Utterance.tags``. If ``duration`` is missing, it is that of the audio file from ``offset`` on.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -15,11 +16,14 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.languages import given_language, language_of, same_language
-from ssl_asr.errors import ConfigError, ManifestError, raise_all
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
 from ssl_asr.textfiles import to_json
 from ssl_asr.types import Seconds, Utterance
 
+# Threads that measure audio.
+_THREADS = 8
 # Key of rows that do not come from one file: where each comes from.
 WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
@@ -51,7 +55,7 @@ def _check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestErro
     if not isinstance(row, dict):
         return [ManifestError(where, f"is a JSON {type(row).__name__}", "write one JSON object per line")]
     errors = []
-    required = ("audio_filepath", "duration", "text") if require_text else ("audio_filepath", "duration")
+    required = ("audio_filepath", "text") if require_text else ("audio_filepath",)
     for name, (is_right, expected) in _FIELDS.items():
         if row.get(name) is None:
             if name in required:
@@ -67,11 +71,11 @@ def _default_id(row: Mapping[str, Any]) -> str:
     return stem if offset is None else f"{stem}@{offset}"
 
 
-def _utterance(row: dict[str, Any], where: str, folder: Path) -> Utterance:
+def _utterance(row: dict[str, Any], where: str, folder: Path, duration: Seconds) -> Utterance:
     return Utterance(
         id=row.get("id") or _default_id(row),
         audio_filepath=str(folder / row["audio_filepath"]),
-        duration=float(row["duration"]),
+        duration=duration,
         text=row.get("text") or "",
         offset=float(row.get("offset") or 0.0),
         lang=given_language(row.get("lang")),
@@ -121,7 +125,8 @@ class Manifest(Sequence[Utterance]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = json.loads(self._line_at(int(self._starts[index])))
-        return _utterance(row, f"{self.path}:{self._lines[index]}", self.path.parent)
+        where = f"{self.path}:{self._lines[index]}"
+        return _utterance(row, where, self.path.parent, float(self.durations_N[index]))
 
     def _line_at(self, start: int) -> bytes:
         chunk = 4096
@@ -174,6 +179,7 @@ def read_manifest(
     require_text: bool = True,
     only: Mapping[str, Any] | None = None,
     unique_ids: bool = True,
+    measure: bool = True,
 ) -> Manifest:
     """Read a manifest and check every line.
 
@@ -183,10 +189,12 @@ def read_manifest(
         only: Keys and values. Lines with other values are left out, and their ids do not count as duplicates.
             Default: None (all lines).
         unique_ids: Whether duplicate ids are an error.
+        measure: Whether to measure the audio of lines without ``duration``. If not, their duration is NaN.
 
     Raises:
         ManifestError: The file does not exist or has no utterance.
-        ManifestError, UserErrors: Lines are invalid or have duplicate ids. Lists all errors, with ``file:line``.
+        ManifestError, UserErrors: Lines are invalid or have duplicate ids, or audio without ``duration`` cannot be
+            read. Lists all errors, with ``file:line``.
         ConfigError: No line has the values of ``only``.
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
@@ -209,7 +217,45 @@ def read_manifest(
         raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
     if not index.starts:
         raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
-    return index.manifest(data)
+    manifest = index.manifest(data)
+    if measure:
+        _measure(manifest)
+    return manifest
+
+
+def _measure(manifest: Manifest) -> None:
+    """Fill in missing durations from the audio files, each of which is decoded once.
+
+    Raises:
+        ManifestError, UserErrors: Files cannot be read, or end before the offset.
+    """
+    missing = np.flatnonzero(np.isnan(manifest.durations_N)).tolist()
+    if not missing:
+        return
+    first_line = {(one := manifest[i]).audio_filepath: one.where for i in reversed(missing)}
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        lengths = dict(zip(first_line, pool.map(_length, first_line.items()), strict=True))
+    errors = []
+    for i in missing:
+        utterance = manifest[i]
+        length = lengths[utterance.audio_filepath]
+        if isinstance(length, AudioError):
+            what = f"has no 'duration', and its audio cannot be measured: {length.what}"
+            errors.append(ManifestError(utterance.where, what, length.remedy))
+        elif length <= utterance.offset:
+            what = f"'offset' is {utterance.offset:g} s, and {utterance.audio_filepath} ends at {length:.2f} s"
+            errors.append(ManifestError(utterance.where, what, "correct 'offset'"))
+        else:
+            manifest.durations_N[i] = length - utterance.offset
+    raise_all(errors)
+
+
+def _length(audio: tuple[str, str]) -> Seconds | AudioError:
+    path, where = audio
+    try:
+        return audio_duration_s(Path(path), where=where)
+    except AudioError as error:
+        return error
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -258,7 +304,8 @@ class _LineIndex:
         first = self.line_of_id.setdefault(utterance_id, number)
         self.starts.append(start)
         self.numbers.append(number)
-        self.durations.append(float(row["duration"]))
+        duration = row.get("duration")
+        self.durations.append(math.nan if duration is None else float(duration))
         if first == number or not self.unique_ids:
             return []
         what = f"id '{utterance_id}' is already used at {self.path}:{first}"

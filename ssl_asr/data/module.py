@@ -15,11 +15,12 @@ from ssl_asr.data.filters import Limits, Selection, check_skips, print_selection
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
-from ssl_asr.types import Batch, Example, Skip, Tokenizer
+from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer
 
 # Reasons to drop an utterance that are not errors of its audio file.
 _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -34,8 +35,35 @@ class _LoaderOptions(TypedDict):
     generator: torch.Generator
 
 
-class ResumableLoader(DataLoader["Batch"]):
-    """A DataLoader over one epoch that can resume after any batch.
+class NoticingLoader(DataLoader["Batch"]):
+    """A DataLoader that keeps the notices of its batches, which worker processes made.
+
+    Args:
+        dataset: A split.
+        sampler: Its batches.
+        notices: Notices are added as keys, in the order of the batches.
+        options: Further options of the DataLoader.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: SpeechDataset,
+        sampler: TrainBatchSampler | EvalBatchSampler,
+        notices: dict[Notice, None],
+        **options: Unpack[_LoaderOptions],
+    ) -> None:
+        super().__init__(dataset, batch_sampler=sampler, **options)  # type: ignore[arg-type]
+        self._notices = notices
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self._notices.update(dict.fromkeys(batch.notices))
+            yield batch
+
+
+class ResumableLoader(NoticingLoader):
+    """A loader of one epoch that can resume after any batch.
 
     Lightning stores its ``state_dict`` in the checkpoint. After ``load_state_dict``, iteration starts after the last
     batch of the saved run. Its length is always that of the whole epoch.
@@ -44,13 +72,20 @@ class ResumableLoader(DataLoader["Batch"]):
         dataset: The training split.
         sampler: Batches of the epoch.
         epoch: Number of the epoch.
+        notices: See `NoticingLoader`.
         options: Further options of the DataLoader.
     """
 
     def __init__(
-        self, *, dataset: SpeechDataset, sampler: TrainBatchSampler, epoch: int, **options: Unpack[_LoaderOptions]
+        self,
+        *,
+        dataset: SpeechDataset,
+        sampler: TrainBatchSampler,
+        epoch: int,
+        notices: dict[Notice, None],
+        **options: Unpack[_LoaderOptions],
     ) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)  # type: ignore[arg-type]
+        super().__init__(dataset=dataset, sampler=sampler, notices=notices, **options)
         self._sampler, self._epoch, self._yielded = sampler, epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -107,6 +142,7 @@ class ASRDataModule(L.LightningDataModule):
 
     Attributes:
         test_dev: Whether the test loop also covers the dev split. Set it after training.
+        notices: Findings in the audio that was read so far, as keys.
     """
 
     def __init__(
@@ -126,6 +162,7 @@ class ASRDataModule(L.LightningDataModule):
         self.test_dev = False
         self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
+        self.notices: dict[Notice, None] = {}
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -192,6 +229,10 @@ class ASRDataModule(L.LightningDataModule):
         """Dropped utterances of each split."""
         return {name: selection.skips for name, selection in self.selections.items()}
 
+    def print_notices(self) -> None:
+        """Print findings in the audio that was read, on standard error."""
+        print_notices(self.notices)
+
     @property
     def test_names(self) -> list[str]:
         """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested."""
@@ -253,7 +294,11 @@ class ASRDataModule(L.LightningDataModule):
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch)), sampler=sampler, epoch=epoch, **self._options()
+            dataset=self._dataset("train", self._speeds(epoch)),
+            sampler=sampler,
+            epoch=epoch,
+            notices=self.notices,
+            **self._options(),
         )
 
     def fewest_eval_batches(self, split: str, world_size: int = 1) -> int | None:
@@ -273,7 +318,7 @@ class ASRDataModule(L.LightningDataModule):
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = self._eval_sampler(name, rank, world_size)
-        return DataLoader(self._dataset(name), batch_sampler=sampler, **self._options())  # type: ignore[arg-type]
+        return NoticingLoader(dataset=self._dataset(name), sampler=sampler, notices=self.notices, **self._options())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loader of the dev split. Empty list if there is no dev split."""

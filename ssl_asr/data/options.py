@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from ssl_asr.data.audio import Downmix
 from ssl_asr.types import (
+    Downmix,
     Expected,
     Fraction,
     IsPath,
@@ -36,7 +36,8 @@ class DataConfig:
         speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
             empty list leaves the audio unchanged.
         num_workers: Processes that read audio. 0 reads in the main process.
-        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``.
+        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
+            become one of them.
         check_audio: Open every file at the start, and compare its header with the manifest.
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.

@@ -41,7 +41,7 @@ def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Uttera
 
 def _utterances(path: Path) -> Iterator[Utterance]:
     if path.suffix == ".jsonl":
-        yield from read_manifest(path)
+        yield from read_manifest(path, measure=False)
         return
     remedy = "give UTF-8 text with one sentence per line"
     for number, line in read_lines(path, error=ManifestError, remedy=remedy):

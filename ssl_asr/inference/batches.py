@@ -16,6 +16,7 @@ from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
+from ssl_asr.data.signal import notices, print_notices
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
 from ssl_asr.inference.long_recordings import ProgressCallback, Recording, transcribe_long
@@ -24,7 +25,7 @@ from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Batch, Seconds, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Downmix, Notice, Seconds, Skip, Tokenizer, Utterance
 
 PredictionsCallback = Callable[[Sequence[Prediction]], None]
 """Called with the predictions of each finished batch, and of each finished long recording."""
@@ -39,6 +40,7 @@ class RunOptions:
         num_workers: Number of processes that read audio; 0 reads in the main process.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
+        downmix: What several channels become: their ``mean``, the ``first``, or an error (``refuse``).
         on_bad_audio: ``skip`` counts and names files that cannot be read, ``error`` stops at the first.
         max_skip_fraction: A manifest that loses a larger fraction of its utterances is an error.
     """
@@ -47,6 +49,7 @@ class RunOptions:
     num_workers: int
     accelerator: str
     precision: str
+    downmix: Downmix = "mean"
     on_bad_audio: Literal["skip", "error"] = "skip"
     max_skip_fraction: float = 1.0
 
@@ -148,7 +151,7 @@ def transcribe_manifests(
 ) -> Transcripts:
     """Transcribe manifests: short recordings in batches, long ones one by one.
 
-    Predictions have the order of their manifest.
+    Predictions have the order of their manifest. Findings in the audio are printed on standard error at the end.
 
     Args:
         module: The model.
@@ -169,12 +172,14 @@ def transcribe_manifests(
     done = Transcripts({name: [] for name in manifests}, {name: [] for name in manifests})
     short = {name: one.select(np.flatnonzero(one.durations_N <= limit).tolist()) for name, one in manifests.items()}
     short = {name: one for name, one in short.items() if len(one)}
+    noticed: dict[Notice, None] = {}
     if short:
         data = inference_data(
             short, tokenizer=module.tokenizer, limits=module.limits(), run=run, console=console if tables else None
         )
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
+        noticed = data.notices
     if long_form is not None:
         long_run = _LongRun(module, run, options, long_form, console)
         for name, manifest in manifests.items():
@@ -185,6 +190,8 @@ def transcribe_manifests(
                 else:
                     done.predictions[name].append(result)
                     on_predictions([result])
+        noticed |= long_run.notices
+    print_notices(noticed)
     for name, manifest in manifests.items():
         places = {row_key(utterance): place for place, utterance in enumerate(manifest)}
         done.predictions[name].sort(key=lambda row: places[row_key(row)])
@@ -205,20 +212,23 @@ class _LongRun:
         self._module, self._run, self._options, self._long_form = module, run, options, long_form
         self._console = console
         self._ready = False
+        self.notices: dict[Notice, None] = {}
 
     def __call__(self, utterance: Utterance) -> Prediction | Skip:
         """The prediction of one recording, or why it could not be read."""
         self._prepare()
+        recording = Recording(utterance, downmix=self._run.downmix)
         with _minutes_bar(self._console) as bar:
             task = bar.add_task(utterance.id, total=utterance.duration / 60)
             try:
                 hypothesis = transcribe_long(
-                    self._module, Recording(utterance), self._long_form, self._options, _in_minutes(bar, task)
+                    self._module, recording, self._long_form, self._options, _in_minutes(bar, task)
                 )
             except AudioError as error:
                 if self._run.on_bad_audio == "error":
                     raise
                 return Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration)
+        self.notices |= dict.fromkeys(notices(utterance.id, recording.signals))
         return Prediction.of(utterance, hypothesis)
 
     def _prepare(self) -> None:
@@ -276,7 +286,7 @@ def inference_data(
         max_s=None,
         speed_factors=[],
         num_workers=run.num_workers,
-        downmix="mean",
+        downmix=run.downmix,
         check_audio=True,
         on_bad_audio=run.on_bad_audio,
         max_skip_fraction=run.max_skip_fraction,

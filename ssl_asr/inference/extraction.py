@@ -15,6 +15,8 @@ from ssl_asr.types import SAMPLE_RATE, Skip
 def extract_states(cache: StateCache, manifest: Manifest, *, run: RunOptions, console: Console | None) -> list[Skip]:
     """Write the states of every utterance that the cache's store does not have yet.
 
+    Findings in the audio are printed on standard error.
+
     Returns:
         Utterances that could not be encoded.
 
@@ -34,6 +36,7 @@ def extract_states(cache: StateCache, manifest: Manifest, *, run: RunOptions, co
         selection.kept = selection.kept.select(missing)
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
         trainer.test(extraction, datamodule=data, verbose=False)
+        data.print_notices()
     if console is not None:
         _print_totals(cache, console)
     return [*selection.skips, *extraction.skipped]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
+from ssl_asr.data.signal import Signal
 from ssl_asr.data.vad import Span, speech_parts
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.segments import transcript
@@ -31,7 +32,7 @@ from ssl_asr.inference.languages import Detected, Encoded, detect, with_language
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment, Utterance
+from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Example, Hypothesis, Samples, Seconds, Segment, Utterance
 
 ProgressCallback = Callable[[Seconds], None]
 """Called with the number of seconds of a recording that are transcribed so far."""
@@ -52,10 +53,15 @@ class Recording:
     Args:
         utterance: The whole recording.
         whole_T: All its samples (float32, 16 kHz) if they are in memory, or None to read the file.
+        downmix: What several channels of the file become.
+
+    Attributes:
+        signals: Findings of the check of the samples, of each part that was read.
     """
 
-    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None) -> None:
-        self.utterance, self._whole_T = utterance, whole_T
+    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None, *, downmix: Downmix = "mean") -> None:
+        self.utterance, self._whole_T, self._downmix = utterance, whole_T, downmix
+        self.signals: list[Signal] = []
 
     def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
         """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
@@ -66,7 +72,7 @@ class Recording:
         whole = self.utterance
         part = replace(whole, offset=whole.offset + start, duration=duration, **changes)  # type: ignore[arg-type]
         if self._whole_T is None:
-            return Example(part, read_waveform(part), [])
+            return Example(part, read_waveform(part, downmix=self._downmix, signals=self.signals), [])
         first = round(start * SAMPLE_RATE)
         return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
 
@@ -80,7 +86,10 @@ class Recording:
 
     def with_language(self, lang: str) -> "Recording":
         """The same recording. If it has no language, it gets ``lang``."""
-        return Recording(replace(self.utterance, lang=self.utterance.lang or lang), self._whole_T)
+        whole = replace(self.utterance, lang=self.utterance.lang or lang)
+        same = Recording(whole, self._whole_T, downmix=self._downmix)
+        same.signals = self.signals
+        return same
 
 
 class WindowedModule(Protocol):

@@ -29,6 +29,7 @@ def run_options(config: Running) -> RunOptions:
         num_workers=config.num_workers,
         accelerator=config.accelerator,
         precision=config.precision,
+        downmix=config.downmix,
         **skipping,
     )
 

@@ -17,25 +17,22 @@ import torch
 
 from ssl_asr.config.nodes import option_node
 from ssl_asr.config.options import build_option
-from ssl_asr.data.audio import audio_duration_s, read_waveform, resample
+from ssl_asr.data.audio import audio_duration_s, read_waveform, waveform_of
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.languages import given_language
+from ssl_asr.data.signal import Signal, notices, warn_of
 from ssl_asr.decoding.alignment import Measure
-from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_form import LongForm, check_detection
-from ssl_asr.inference.long_recordings import (
-    Recording,
-    batches,
-    transcribe_long,
-)
+from ssl_asr.inference.long_recordings import Recording, batches, transcribe_long
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Example, Hertz, Hypothesis, Seconds, Utterance
+from ssl_asr.types import SAMPLE_RATE, Downmix, Example, Hertz, Hypothesis, Notice, Seconds, Utterance
 
 Audio = str | Path | np.ndarray | torch.Tensor
-"""A file, or mono samples of shape ``(samples,)``, floats from -1 to 1."""
+"""A file, or samples of shape ``(samples,)``, ``(channels, samples)`` or ``(samples, channels)``: floats from -1 to 1,
+or integers, which are scaled by their range."""
 
 
 class Transcriber:
@@ -63,8 +60,11 @@ class Transcriber:
         stride_s: Seconds = 4.0,
         vad: bool | None = None,
         detect_every_min: float | None = None,
+        downmix: Downmix = "mean",
     ) -> list[Hypothesis]:
         """Transcribe recordings of any length. The result has the order of the input.
+
+        Findings in the audio, such as clipping or silence, are issued as warnings.
 
         Args:
             audio: Files or samples.
@@ -77,9 +77,10 @@ class Transcriber:
                 False uses none.
             detect_every_min: Minutes after which the language of a long recording is detected again. None detects it
                 once.
+            downmix: What several channels become: their ``mean``, the ``first`` channel, or an error (``refuse``).
 
         Raises:
-            AudioError: A file cannot be read, or samples are not mono floats.
+            AudioError: A file or an array cannot be read; see `ssl_asr.data.audio.waveform_of` for arrays.
             ConfigError: ``detect_every_min`` does not go with the model or the other options.
         """
         given = [audio] if isinstance(audio, str | Path | np.ndarray | torch.Tensor) else list(audio)
@@ -89,32 +90,36 @@ class Transcriber:
         limit = self.module.longest_pass_s(chunk_s)
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
+        noticed: list[Notice] = []
         for place, one in enumerate(given):
-            utterance, samples_T = _read(one, place, sample_rate, given_language(language))
+            signals: list[Signal] = []
+            utterance, samples_T = _read(one, place, sample_rate, given_language(language), downmix, signals)
             if utterance.duration > limit:
-                recording = Recording(utterance, samples_T)
+                recording = Recording(utterance, samples_T, downmix=downmix)
                 results[place] = transcribe_long(self.module, recording, long_form, self.options)
+                signals += recording.signals
             else:
-                samples_T = read_waveform(utterance) if samples_T is None else samples_T
+                if samples_T is None:
+                    samples_T = read_waveform(utterance, downmix=downmix, signals=signals)
                 short.append((place, Example(utterance, samples_T, [])))
+            noticed += notices(utterance.id, signals)
         lengths_s = [len(example.waveform_T) / SAMPLE_RATE for _, example in short]
         for rows in batches(self.module.speech_encoder, lengths_s, max_batch_s):
             own = [short[row] for row in rows]
             batch = collate([example for _, example in own]).to(self.device)
             hypotheses = transcribe_short(self.module, batch, long_form, self.options)
             results |= {place: hypothesis for (place, _), hypothesis in zip(own, hypotheses, strict=True)}
+        warn_of(noticed)
         return [results[place] for place in range(len(given))]
 
 
-def _read(audio: Audio, place: int, sample_rate: Hertz, language: str | None) -> tuple[Utterance, torch.Tensor | None]:
+def _read(
+    audio: Audio, place: int, sample_rate: Hertz, language: str | None, downmix: Downmix, signals: list[Signal]
+) -> tuple[Utterance, torch.Tensor | None]:
     """The recording as an utterance, and its samples if they were given."""
     if isinstance(audio, str | Path):
         return Utterance(str(audio), str(audio), audio_duration_s(Path(audio)), lang=language), None
-    samples = torch.as_tensor(audio)
-    if samples.ndim != 1 or not samples.is_floating_point() or not len(samples) or not samples.isfinite().all():
-        what = f"samples of shape {tuple(samples.shape)} and type {samples.dtype}, or not finite"
-        raise AudioError(f"audio {place}", what, "give mono floats from -1 to 1, shape (samples,)")
-    samples_T = resample(samples.float(), sample_rate)
+    samples_T = waveform_of(audio, sample_rate, name=f"audio {place}", downmix=downmix, signals=signals)
     return Utterance(str(place), "", len(samples_T) / SAMPLE_RATE, lang=language), samples_T
 
 

@@ -57,9 +57,39 @@ def test_long_samples_are_transcribed_by_windows(run):
     assert whole.id == parts.id == "0"
 
 
-@pytest.mark.parametrize("audio", [np.zeros((2, 100), np.float32), np.zeros(100, np.int16), np.full(9, np.nan, "f4")])
-def test_samples_that_are_not_mono_floats_are_refused(run, audio):
-    with pytest.raises(AudioError, match="mono floats"):
+def test_integers_and_channels_in_memory_give_the_text_of_floats(run, files):
+    model = ssl_asr.load(run, device="cpu")
+    samples, _ = soundfile.read(files[0], dtype="int16")
+    (expected,) = model.transcribe(files[0])
+    stereo = np.stack([samples, samples])
+    for given in (samples, samples.astype(np.int64), stereo, stereo.T, torch.from_numpy(stereo), samples[::-1][::-1]):
+        assert model.transcribe(given)[0].text == expected.text
+
+
+def test_findings_are_issued_as_warnings(run):
+    model = ssl_asr.load(run, device="cpu")
+    tone = 0.5 * np.sin(np.arange(16000) * 0.1)
+    with pytest.warns(UserWarning, match="opposite_phase: 0 "):
+        model.transcribe(np.stack([tone, -tone]))
+    with pytest.raises(AudioError, match="2 channels"):
+        model.transcribe(np.stack([tone, tone]), downmix="refuse")
+
+
+@pytest.mark.parametrize(
+    ("audio", "said"),
+    [
+        (np.zeros((100, 100), np.float32), "not clear which dimension"),
+        (np.zeros((2, 2), np.float32), "not clear which dimension"),
+        (np.zeros((1, 1, 100), np.float32), "shape (1, 1, 100)"),
+        (np.zeros(100, bool), "type bool"),
+        (np.zeros(100, complex), "type complex128"),
+        (np.zeros(0, np.float32), "has no samples"),
+        (np.full(9, np.nan, "f4"), "NaN or infinite"),
+        (np.array([0.5, 1e12]), "up to 1e\\+12"),
+    ],
+)
+def test_ambiguous_and_damaged_arrays_are_refused(run, audio, said):
+    with pytest.raises(AudioError, match=said.replace("(", "\\(").replace(")", "\\)")):
         ssl_asr.load(run, device="cpu").transcribe(audio)
 
 

@@ -1,0 +1,217 @@
+"""What the check of samples finds, and what is done about it."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssl_asr.config import schemas
+from ssl_asr.data.audio import read_waveform, resample, waveform_of
+from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.manifest import read_manifest
+from ssl_asr.data.module import ASRDataModule
+from ssl_asr.data.signal import Signal, notice_lines, notices, print_notices
+from ssl_asr.errors import AudioError
+from ssl_asr.inference.batches import RunOptions, inference_data
+from ssl_asr.inference.long_recordings import Recording
+from ssl_asr.types import Notice, Utterance
+from tests.audio_files import speech_like
+
+RATE = 16000
+SPEECH = speech_like(3.0, RATE)
+
+
+def utterance(path, duration=0.0, **more):
+    return Utterance(id="u1", audio_filepath=str(path), duration=duration, **more)
+
+
+def found_in(path, samples, subtype="FLOAT", **options):
+    """The waveform and the findings of a file."""
+    soundfile.write(path, samples, RATE, subtype=subtype)
+    signals = []
+    waveform_T = read_waveform(utterance(path), signals=signals, **options)
+    return waveform_T.numpy(), [name for signal in signals for name in signal.findings()]
+
+
+NOISE = 0.05 * np.random.default_rng(1).standard_normal(len(SPEECH)).astype(np.float32)
+HALF = (np.arange(len(SPEECH)) < len(SPEECH) // 2)[:, None]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.stack([SPEECH, -SPEECH], 1),
+        np.stack([SPEECH, -0.7 * SPEECH], 1),
+        np.stack([SPEECH, 0.001 * NOISE - SPEECH], 1),
+        np.stack([SPEECH, -SPEECH, SPEECH, -SPEECH], 1),
+        np.stack([SPEECH + 0.3 * NOISE, 0.3 * NOISE - SPEECH], 1),
+        np.where(HALF, np.stack([SPEECH, -SPEECH], 1), np.stack([SPEECH, SPEECH], 1)),
+    ],
+    ids=["exact", "unequal level", "with noise", "four channels", "noise in phase", "half of the time"],
+)
+def test_channels_of_opposite_phase_do_not_cancel(tmp_path, samples):
+    waveform, findings = found_in(tmp_path / "a.wav", samples)
+    np.testing.assert_array_equal(waveform, samples[:, 0])
+    assert findings == ["opposite_phase"]
+    waveform, findings = found_in(tmp_path / "a.wav", samples, downmix="first")
+    assert findings == []
+
+
+def test_the_louder_channel_is_used_if_the_first_is_faint(tmp_path):
+    waveform, _ = found_in(tmp_path / "a.wav", np.stack([-0.69 * SPEECH, SPEECH], 1))
+    np.testing.assert_array_equal(waveform, SPEECH)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.stack([SPEECH, SPEECH], 1),
+        np.stack([SPEECH, 0 * SPEECH], 1),
+        np.stack([SPEECH, NOISE], 1),
+        np.stack([SPEECH, -0.1 * SPEECH], 1),
+        np.stack([SPEECH, np.roll(SPEECH, 7)], 1),
+        np.stack([0 * SPEECH] * 5 + [SPEECH], 1),
+    ],
+    ids=["equal", "one silent", "unrelated", "crosstalk", "delayed", "one of six"],
+)
+def test_other_channels_are_mixed(tmp_path, samples):
+    waveform, findings = found_in(tmp_path / "a.wav", samples)
+    np.testing.assert_array_equal(waveform, samples.mean(axis=1))
+    assert findings == []
+
+
+@pytest.mark.parametrize(("bits", "level"), [(16, 1.0), (16, 0.01), (24, 1.0), (32, 1.0)])
+def test_integers_as_floats_are_scaled(tmp_path, bits, level):
+    integers = np.rint(SPEECH * level * 2 ** (bits - 1))
+    waveform, findings = found_in(tmp_path / "a.wav", integers, "DOUBLE")
+    np.testing.assert_allclose(waveform, SPEECH * level, atol=1e-4)
+    assert findings == ["integers_as_floats"]
+    # A quiet part is scaled as the whole file is.
+    part = read_waveform(utterance(tmp_path / "a.wav", 0.01, offset=0.5)).numpy()
+    np.testing.assert_array_equal(part, waveform[8000:8160])
+
+
+def test_integers_that_were_processed_are_scaled(tmp_path):
+    waveform, findings = found_in(tmp_path / "a.wav", SPEECH * 32768 + 0.25)
+    np.testing.assert_allclose(waveform, SPEECH, atol=1e-4)
+    assert findings == ["integers_as_floats"]
+
+
+def test_findings_are_named(tmp_path):
+    square = np.clip(20 * SPEECH, -0.8, 0.8)
+    cases = {
+        "silent": (0.0001 * SPEECH, "FLOAT"),
+        "over_range": (2 * SPEECH / np.abs(SPEECH).max(), "FLOAT"),
+        "clipped": (square, "PCM_16"),
+        "dc_offset": (SPEECH + 0.2, "PCM_16"),
+    }
+    for name, (samples, subtype) in cases.items():
+        waveform, findings = found_in(tmp_path / "a.wav", samples, subtype)
+        assert findings == [name]
+        np.testing.assert_allclose(waveform, samples, atol=1e-4)
+    assert found_in(tmp_path / "a.wav", SPEECH, "PCM_16")[1] == []
+    assert found_in(tmp_path / "a.wav", 0 * SPEECH, "PCM_16")[1] == ["silent"]
+    assert found_in(tmp_path / "a.wav", 0.5 * np.sin(np.arange(RATE) * 0.1), "PCM_16")[1] == []
+
+
+def test_samples_above_every_format_are_refused(tmp_path):
+    with pytest.raises(AudioError, match="samples up to 1e"):
+        found_in(tmp_path / "a.wav", SPEECH * 1e20 / np.abs(SPEECH).max())
+
+
+def test_signals_of_parts_are_those_of_the_whole():
+    silent, loud = Signal(samples=100, peak=0.0), Signal(samples=100, peak=0.5, clipped=3)
+    assert (silent + loud).findings() == ["clipped"]
+    assert (loud + Signal(samples=300, peak=0.4)).findings() == []
+    assert [one.finding for one in notices("a", [silent, silent])] == ["silent"]
+    assert notices("a", []) == ()
+
+
+def test_notices_are_said_once_with_counts_and_names(capsys):
+    found = [Notice(name, "silent") for name in "abcda"] + [Notice("x", "clipped")]
+    lines = notice_lines(found)
+    assert [line.split(":")[0] for line in lines] == ["silent", "clipped"]
+    assert "a, b, c … (4 recordings)" in lines[0]
+    assert "x (1 recording)" in lines[1]
+    print_notices(found)
+    assert capsys.readouterr().err.count("warning: ") == 2
+
+
+# Every path that reads audio -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stereo(tmp_path):
+    """Manifest of one file with channels of opposite phase, and one of equal channels."""
+    rows = []
+    for name, sign in (("anti", -1), ("same", 1)):
+        soundfile.write(tmp_path / f"{name}.wav", np.stack([SPEECH, sign * SPEECH], 1), RATE)
+        rows.append({"audio_filepath": f"{name}.wav", "text": "a"})
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return read_manifest(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_notices_of_workers_reach_the_data_module(stereo, workers, capsys):
+    run = RunOptions(max_batch_s=4.0, num_workers=workers, accelerator="cpu", precision="32-true")
+    data = inference_data({"input": stereo}, tokenizer=None, limits=Limits(), run=run, console=None)
+    for _ in range(2):
+        assert sum(len(batch) for loader in data.test_dataloader() for batch in loader) == 2
+    assert list(data.notices) == [Notice("anti", "opposite_phase")]
+    data.print_notices()
+    assert capsys.readouterr().err.startswith("warning: opposite_phase: anti (1 recording): ")
+
+
+def test_downmix_of_a_command_reaches_the_audio(stereo):
+    run = RunOptions(max_batch_s=4.0, num_workers=0, accelerator="cpu", precision="32-true", downmix="refuse")
+    data = inference_data({"input": stereo}, tokenizer=None, limits=Limits(), run=run, console=None)
+    (batch, *_) = data.test_dataloader()[0]
+    assert isinstance(data, ASRDataModule)
+    assert {skip.reason for skip in batch.skipped} == {"many_channels"}
+
+
+@pytest.mark.parametrize("command", ["Evaluate", "Transcribe", "Align", "Extract", "TuneDecoding"])
+def test_every_command_that_reads_audio_has_downmix(command):
+    assert getattr(schemas, f"{command}Config").downmix == "mean"
+
+
+def test_parts_of_a_long_recording_are_mixed_alike(stereo):
+    recording = Recording(stereo[0], downmix="first")
+    np.testing.assert_allclose(recording.part(0.5, 1.0).waveform_T, SPEECH[8000:24000], atol=1e-4)
+    recording = Recording(stereo[0])
+    parts = [recording.part(start, 1.0).waveform_T for start in (0.0, 1.0, 2.0)]
+    np.testing.assert_allclose(torch.cat(parts), SPEECH, atol=1e-4)
+    assert notices("anti", recording.signals) == (Notice("anti", "opposite_phase"),)
+
+
+def test_batches_carry_notices(stereo):
+    dataset = SpeechDataset(stereo, tokenizer=None)
+    batch = collate([dataset[0], dataset[1]])
+    assert batch.notices == [Notice("anti", "opposite_phase")]
+
+
+# Samples in memory, and sample rates -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float64"])
+def test_arrays_of_every_type_are_scaled(kind):
+    dtype = np.dtype(kind)
+    if dtype.kind == "f":
+        array = SPEECH.astype(dtype)
+    else:
+        full = 2.0 ** (15 if kind == "int64" else 8 * dtype.itemsize - 1)
+        array = (np.floor(SPEECH * full) + (full if dtype.kind == "u" else 0)).astype(dtype)
+    found = waveform_of(array, RATE, name="a")
+    np.testing.assert_allclose(found, SPEECH, atol=1 / 100 if dtype.itemsize == 1 else 1e-3)
+
+
+@pytest.mark.parametrize("rate", [44099, 15999, 22254, 11127])
+def test_rates_without_a_common_divisor_need_little_memory(rate):
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
+    found = resample(tone, rate)
+    assert len(found) == RATE
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(RATE) / RATE)
+    assert (found - expected)[200:-200].abs().max() < 0.01
