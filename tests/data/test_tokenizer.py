@@ -142,7 +142,8 @@ def _multilingual(whisper_tiny_en, *, languages, **options):
     content["added_tokens"] = []
     content["post_processor"] = None
     tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokens = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
+    # Multilingual vocabularies have one more entry before the special tokens.
+    tokens = ["<|spare|>", "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
     tokens += [
         "<|translate|>",
         "<|transcribe|>",
