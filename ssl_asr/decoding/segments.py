@@ -85,9 +85,7 @@ def in_order(words: Sequence[Word], *, end: Seconds) -> list[Word]:
 
 
 def _at(word: Word, start: Seconds, end: Seconds) -> Word:
-    """The word at other times. Its tokens stay inside it."""
-    if (start, end) == (word.start, word.end):
-        return word
+    """The word at other times. Its tokens are moved inside it."""
 
     def inside(at: Seconds) -> Seconds:
         return min(max(at, start), end)

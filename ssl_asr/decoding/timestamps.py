@@ -135,10 +135,11 @@ def segments_of(
         score: Confidence of every segment, in [0, 1].
     """
     phrases, next_start = phrases_of(tokens, begin=begin, duration=duration)
+    groups = text_tokens(tokens, phrases, end=begin, spell=decode)
     segments = [
         Segment(text, phrase.start_s, phrase.end_s, score)
-        for phrase in phrases
-        if phrase.complete and (text := decode(list(tokens[phrase.first : phrase.end])))
+        for phrase, group in zip(phrases, groups, strict=True)
+        if phrase.complete and (text := decode(group))
     ]
     return segments, next_start
 
@@ -151,7 +152,7 @@ def text_tokens(
     Args:
         tokens: Of the window.
         phrases: See `phrases_of`.
-        end: Id of the end token. Text tokens have smaller ids.
+        end: Id of the first token that is no text. Text tokens have smaller ids.
         spell: Converts tokens to text. Bytes that are no whole character give U+FFFD.
     """
     groups = [[token for token in tokens[phrase.first : phrase.end] if token < end] for phrase in phrases]

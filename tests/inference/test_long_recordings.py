@@ -16,8 +16,8 @@ from ssl_asr.data.manifest import read_manifest
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.long_recordings import Recording, transcribe_by_windows, transcribe_long, windows
 from ssl_asr.metrics.edit import word_edits
-from ssl_asr.training.module import TEXT_ONLY
-from ssl_asr.types import Hypothesis, Utterance
+from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
+from ssl_asr.types import Hypothesis, Utterance, text_of
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -94,6 +94,21 @@ def test_joined_windows_equal_one_pass_for_a_local_encoder(local, tmp_path):
     # A part of a file starts at its offset.
     inner = by_windows(local, Utterance("inner", utterance.audio_filepath, 8.0, offset=5.0), chunk_s=4.0, batch_s=9.0)
     assert inner.tokens[3:-3] == whole.tokens[slice(*_find(whole.tokens, inner.tokens[3:-3]))]
+
+
+@torch.inference_mode()
+def test_words_of_joined_windows_increase_over_the_seams(local, tmp_path):
+    noise = np.random.default_rng(1).standard_normal(16000 * 11 + 77).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "long.wav", noise, 16000)
+    utterance = Utterance("long", str(tmp_path / "long.wav"), len(noise) / 16000)
+    long_form = LongForm(chunk_s=4.0, stride_s=1.0, batch_s=9.0)
+    options = TranscribeOptions(confidence="max_prob")
+    found = transcribe_by_windows(local, Recording(utterance), long_form, options)
+    plain = transcribe_by_windows(local, Recording(utterance), long_form, TEXT_ONLY)
+    assert found.text == plain.text == text_of(found.words)
+    assert len(found.words) > 5
+    assert all(one.end <= other.start for one, other in itertools.pairwise(found.words))
+    assert all(0 <= word.start < word.end <= utterance.duration for word in found.words)
 
 
 def _find(whole, part):
