@@ -36,7 +36,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     wild = sum(not word.tokens for row in kept for word in row.words)
     if wild:
         print(
-            f"words that the model cannot spell, timed by the speech between their neighbors: {wild}", file=sys.stderr
+            f"words without a label, timed by the speech between their neighbors: {wild}", file=sys.stderr
         )
     if console is not None:
         words = sum(len(row.words) for row in kept)
