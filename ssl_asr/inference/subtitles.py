@@ -47,7 +47,7 @@ def format_of(output: str | None, asked: str | None) -> str:
 
 
 # Keys of a record that are left out if they are empty.
-_OPTIONAL = ("words", "segments", "alternatives", "detected")
+_OPTIONAL = ("words", "segments", "alternatives", "detected", "detected_probability", "no_speech")
 
 
 def record(row: Prediction) -> dict[str, object]:

@@ -88,6 +88,7 @@ def test_checkpoint_alone_transcribes(runs, run_command, toy_corpus, tmp_path, t
         f"model={moved}",
         f"input=[{tmp_path},{toy_corpus['dev']}]",
         f"output={tmp_path}/o.jsonl",
+        "vad=false",
     ]
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -104,12 +105,13 @@ def test_transcribe_writes_subtitles_and_word_times(runs, run_command, toy_corpu
     audio = toy_corpus["dev"].parent
     model = f"model={runs['ctc'][0]}"
     done = run_command("transcribe", model, f"input=['{audio}/*.wav']", f"output={tmp_path}/subs", "format=srt")
+    assert done.stderr.count("no speech was found") == len(list(audio.glob("*.wav")))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "RTFx" in done.stderr
     assert len(list((tmp_path / "subs").glob("*.srt"))) == len(list(audio.glob("*.wav")))
     one = next(iter(sorted(audio.glob("*.wav"))))
     done = run_command(
-        "transcribe", model, "input=[-]", f"output={tmp_path}/all.jsonl", "times=entropy", stdin=f"{one}\n"
+        "transcribe", model, "input=[-]", f"output={tmp_path}/all.jsonl", "times=entropy", "vad=false", stdin=f"{one}\n"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = [json.loads(line) for line in open(tmp_path / "all.jsonl")]
