@@ -8,7 +8,7 @@ from rich.console import Console
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions
-from ssl_asr.inference.long_recordings import NO_VAD, LongForm
+from ssl_asr.inference.long_form import NO_VAD, LongForm
 from ssl_asr.inference.resume import ProgressFile, transcribe_manifest
 from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
