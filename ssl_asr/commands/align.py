@@ -35,9 +35,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
         raise ConfigError("manifest", "nothing could be aligned", "see the lines above")
     wild = sum(not word.tokens for row in kept for word in row.words)
     if wild:
-        print(
-            f"words without a label, timed by the speech between their neighbors: {wild}", file=sys.stderr
-        )
+        print(f"words without a label, timed by the speech between their neighbors: {wild}", file=sys.stderr)
     if console is not None:
         words = sum(len(row.words) for row in kept)
         console.print(f"{words:,} words of {len(kept):,} utterances are in {config.output}")
