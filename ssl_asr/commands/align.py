@@ -37,7 +37,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     skips = [*unspelled, *(skip for name in config.manifest for skip in done.skips[name])]
     skips += [Skip(row.id, "", "no_room", what, row.duration) for row in rows if not row.words and row.ref.strip()]
     wild = sum(not word.tokens for row in kept for word in row.words)
-    note = f"{wild:,} words have no label of the model. Their times come from the speech around them"
+    note = f"words without a label, timed by the speech between their neighbors: {wild}"
     Summary(len(recordings), len(kept), skips, [note] if wild else (), key="manifest", verb="aligned").show(console)
     if console is not None:
         words = sum(len(row.words) for row in kept)

@@ -26,7 +26,7 @@ def ours_whisper(*, model, window, tail_s, beams, batch, max_tokens_per_s=None):
     transcriber = ssl_asr.load(model, device="cpu", window=window, tail_s=tail_s, decoder=name, decoder_options=options)
 
     def run(paths):
-        hypotheses = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch)
+        hypotheses = transcriber.transcribe([np.load(path) for path in paths], max_batch_s=30.0 * batch, vad=False)
         return [hypothesis.text for hypothesis in hypotheses]
 
     return run

@@ -135,7 +135,7 @@ def test_words_lie_within_their_utterance(whisper_tiny_en, data_root, tmp_path):
     joined = np.concatenate([first, np.zeros(2 * rate, np.float32), second])
     soundfile.write(tmp_path / "joined.flac", joined, rate)
     model = ssl_asr.load(whisper_tiny_en, device="cpu", times="max_prob")
-    (result,) = model.transcribe(tmp_path / "joined.flac")
+    (result,) = model.transcribe(tmp_path / "joined.flac", vad=False)
     assert " ".join(word.text for word in result.words) == " ".join(result.text.split())
     starts = [word.start for word in result.words]
     assert starts == sorted(starts)

@@ -88,6 +88,7 @@ def test_checkpoint_alone_transcribes(runs, run_command, toy_corpus, tmp_path, t
         f"model={moved}",
         f"input=[{tmp_path},{toy_corpus['dev']}]",
         f"output={tmp_path}/o.jsonl",
+        "vad=false",
     ]
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -103,12 +104,13 @@ def test_transcribe_writes_subtitles_and_word_times(runs, run_command, toy_corpu
     audio = toy_corpus["dev"].parent
     model = f"model={runs['ctc'][0]}"
     done = run_command("transcribe", model, f"input=['{audio}/*.wav']", f"output={tmp_path}/subs", "format=srt")
+    assert done.stderr.count("no speech was found") == len(list(audio.glob("*.wav")))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "RTFx" in done.stderr
     assert len(list((tmp_path / "subs").glob("*.srt"))) == len(list(audio.glob("*.wav")))
     one = next(iter(sorted(audio.glob("*.wav"))))
     done = run_command(
-        "transcribe", model, "input=[-]", f"output={tmp_path}/all.jsonl", "times=entropy", stdin=f"{one}\n"
+        "transcribe", model, "input=[-]", f"output={tmp_path}/all.jsonl", "times=entropy", "vad=false", stdin=f"{one}\n"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = [json.loads(line) for line in open(tmp_path / "all.jsonl")]
@@ -124,17 +126,22 @@ def test_align_writes_times_of_known_texts(runs, run_command, toy_corpus, tmp_pa
     for row in rows:
         row["audio_filepath"] = str(toy_corpus["dev"].parent / row["audio_filepath"])
     rows[0]["text"] = "ab " * 9000
+    rows[1]["text"] = "Ab, cab 123 back!"
+    rows[2]["text"] = "78 9"
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shared = [f"model={runs['ctc'][0]}", f"manifest={tmp_path}/some.jsonl"]
     done = run_command("align", *shared, f"output={tmp_path}/some.ctm")
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"skipped {rows[0]['id']}" in done.stderr
+    assert f"skipped {rows[2]['id']}: no_labels: the model has no label for any of its characters: 789" in done.stderr
+    assert "timed by the speech between their neighbors: 1" in done.stderr
     lines = [line.split() for line in open(tmp_path / "some.ctm")]
     by_file = {}
     for name, _, start, duration, word, confidence in lines:
         assert 0 <= float(confidence) <= 1
         by_file.setdefault(name, []).append((float(start), float(start) + float(duration), word))
-    for row in rows[1:]:
+    assert set(by_file) == {rows[1]["id"], rows[3]["id"]}
+    for row in (rows[1], rows[3]):
         found = by_file[row["id"]]
         assert [word for _, _, word in found] == row["text"].split()
         assert all(start <= end <= row["duration"] + 0.05 for start, end, _ in found)

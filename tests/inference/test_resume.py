@@ -8,7 +8,7 @@ from rich.console import Console
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions
-from ssl_asr.inference.long_recordings import LongForm
+from ssl_asr.inference.long_form import NO_VAD, LongForm
 from ssl_asr.inference.resume import ProgressFile, transcribe_manifest
 from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
@@ -17,7 +17,7 @@ OPTIONS = {
     "run": RunOptions(max_batch_s=2.0, num_workers=0, accelerator="cpu", precision="32-true"),
     "options": TEXT_ONLY,
     "console": None,
-    "long_form": LongForm(chunk_s=30.0, stride_s=4.0, batch_s=60.0),
+    "long_form": NO_VAD,
 }
 
 
@@ -106,7 +106,7 @@ def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tm
     path = tmp_path / "named.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # The longest recording is transcribed by windows.
-    parts = LongForm(chunk_s=longest["duration"] - 0.01, stride_s=0.1, batch_s=60.0)
+    parts = LongForm(chunk_s=longest["duration"] - 0.01, stride_s=0.1, batch_s=60.0, vad=False)
     shown = OPTIONS | {"console": Console(stderr=True, force_terminal=True), "long_form": parts}
     rows = transcribe_manifest(module, read_manifest(path), progress=None, **shown).rows
     assert len(rows) == len(lines)

@@ -22,8 +22,7 @@ def record(row: Prediction) -> dict[str, object]:
     """A transcript as JSON-like data."""
     keys = ("id", "audio_filepath", "offset", "duration")
     made: dict[str, object] = {key: getattr(row, key) for key in keys}
-    if row.channel is not None:
-        made["channel"] = row.channel
+    made |= {key: value for key in ("channel", "lang", "task") if (value := getattr(row, key)) is not None}
     made |= {"text": row.hyp, "score": row.score}
     whole = row.record()
     return made | {key: whole[key] for key in _OPTIONAL if key in whole}
