@@ -90,6 +90,9 @@ Length = Annotated[
     Expected("a fraction of the run from 0 to less than 1, or a whole number of updates"),
 ]
 VocabularySize = Annotated[int, Ge(2)]
+# A full-width character takes two columns of a subtitle, and a shown cue is visible for at least a second.
+LineWidth = Annotated[int, Ge(2)]
+CueSeconds = Annotated[float, Ge(1)]
 RecommendedFreeze = Literal["none", "feature_encoder", "encoder"]
 NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_english", "by_language"]
 Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]

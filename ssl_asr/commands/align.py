@@ -24,7 +24,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     done = _align(config, console)
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]
-    write(Path(config.output), kept, kind)
+    write(Path(config.output), kept, kind, config)
     for skip in (skip for name in config.manifest for skip in done.skips[name]):
         print(f"skipped {skip.id}: {skip.reason}: {skip.detail}", file=sys.stderr)
     for row in rows:

@@ -40,9 +40,9 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
         console=console,
     )
     if path is None:
-        print(render(done.rows, kind), end="")
+        print(render(done.rows, kind, config), end="")
     else:
-        write(path, done.rows, kind)
+        write(path, done.rows, kind, config)
     if progress is not None:
         progress.remove()
     for skip in [*unreadable, *done.skips]:

@@ -11,11 +11,14 @@ from annotated_types import MinLen
 
 from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.types import (
+    CueSeconds,
     Expected,
+    LineWidth,
     NonNegativeFloat,
     NonNegativeInt,
     NormalizerName,
     PositiveFloat,
+    PositiveInt,
     Precision,
     TailSeconds,
 )
@@ -155,6 +158,28 @@ class LongRecordings:
             yield ConfigError("chunk_s", what, "make it more than twice stride_s")
         if self.vad and find_spec("silero_vad") is None:
             yield missing_extra("vad=true", "silero-vad", "vad", "vad=false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubtitleStyle:
+    """How words are laid out as subtitles, for srt, vtt, ass and tsv. The limits are never exceeded.
+
+    Attributes:
+        max_line_width: Characters of a line. A full-width character (Chinese, Japanese, Korean) counts as two. A longer
+            word is broken.
+        max_line_count: Lines of a cue.
+        max_cue_s: Seconds that a cue is shown.
+        max_characters_per_s: Reading speed. A cue of faster speech is shown until the next cue begins.
+        highlight_words: Underline each word of srt and vtt while it is spoken, and color it in ass.
+    """
+
+    section: ClassVar[str] = "Subtitles"
+
+    max_line_width: LineWidth = 42
+    max_line_count: PositiveInt = 2
+    max_cue_s: CueSeconds = 6.0
+    max_characters_per_s: PositiveFloat = 17.0
+    highlight_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from ssl_asr.config.parts import (
     Running,
     Scoring,
     Sides,
+    SubtitleStyle,
     group,
 )
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
@@ -183,7 +184,7 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running):
+class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, SubtitleStyle, Running):
     """Transcribe files, folders or manifests with a run, a checkpoint or a pretrained model.
 
     Attributes:
@@ -197,13 +198,13 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
 
     input: list[str]
     output: str | None = None
-    format: Literal["text", "jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    format: Literal["text", "jsonl", "json", "srt", "vtt", "ass", "tsv", "ctm", "textgrid"] | None = None
     times: Confidence | None = None
     num_workers: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(ModelInput, Running):
+class AlignConfig(ModelInput, SubtitleStyle, Running):
     """Find the time of each word of known texts, by CTC forced alignment.
 
     Attributes:
@@ -218,7 +219,7 @@ class AlignConfig(ModelInput, Running):
 
     manifest: Named
     output: str
-    format: Literal["jsonl", "srt", "vtt", "ctm", "textgrid"] | None = None
+    format: Literal["jsonl", "json", "srt", "vtt", "ass", "tsv", "ctm", "textgrid"] | None = None
     times: Confidence = "max_prob"
     num_workers: NonNegativeInt = 0
 
