@@ -113,7 +113,8 @@ def timed_words(row: Prediction) -> list[Word]:
     if words and letters(text_of(words)) == text:
         return _placed(words, row)
     segments = _in_order(row.segments) or [Segment(row.hyp, 0.0, row.duration, 1.0)]
-    split = [word for segment in segments for word in _words_of(segment)]
+    following = [*(segment.start for segment in segments[1:]), math.inf]
+    split = [word for segment, until in zip(segments, following, strict=True) for word in _words_of(segment, until)]
     return _placed(split if letters(text_of(split)) == text or not words else words, row)
 
 
@@ -205,11 +206,12 @@ def _in_order(segments: Iterable[Segment]) -> list[Segment]:
     return sorted(segments, key=lambda segment: segment.start)
 
 
-def _words_of(segment: Segment) -> list[Word]:
-    """Words of a segment, or its text in parts."""
+def _words_of(segment: Segment, until: Seconds) -> list[Word]:
+    """Words of a segment, or its text in parts that end before the next segment begins."""
     if segment.words:
         return _cleaned(segment.words)
-    words = _cleaned([Word(segment.text, segment.start, segment.end, segment.confidence)])
+    end = max(segment.start, min(segment.end, until))
+    words = _cleaned([Word(segment.text, segment.start, end, segment.confidence)])
     return [part for word in split_at_spaces(words) for part in shared(word, characters(word.text))]
 
 
