@@ -35,7 +35,7 @@ def test_subtitles_of_two_and_a_half_minutes_are_within_the_limits(data_root, wh
     style = SubtitleStyle()
     for vad in (False, True):
         (hypothesis,) = model.transcribe([str(path)], vad=vad)
-        made = Prediction.of(Utterance("long", str(path), 150.0), hypothesis)
+        made = Prediction.of(Utterance(hypothesis.id, str(path), 150.0), hypothesis)
         wanted = made.hyp.split()
         assert len(wanted) > 250
         for kind, read in {"srt": read_srt, "vtt": read_vtt}.items():
