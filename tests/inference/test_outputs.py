@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.outputs import Outputs, formats_of, has_times
 from ssl_asr.inference.subtitles import FORMATS
@@ -53,8 +54,13 @@ def test_format_is_named_by_the_suffix_or_the_option():
     assert not has_times(["text", "jsonl"])
 
 
+def test_files_have_the_style_of_subtitles(here):
+    Outputs("a.srt", ["srt"], [ROW]).write([ROW], SubtitleStyle(max_line_width=3))
+    assert "one\ntwo\n" in (here / "a.srt").read_text()
+
+
 def test_every_format_can_be_written(here):
-    for kind in (*FORMATS, "json"):
+    for kind in FORMATS:
         write(f"out_{kind}", [kind, "text"], [ROW, OTHER])
         assert len(written(here / f"out_{kind}")) >= 1 + (kind != "text")
 

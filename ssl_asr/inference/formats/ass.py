@@ -8,8 +8,8 @@ from ssl_asr.inference.formats.cues import Cue, Milliseconds, Timed, joined
 
 Centiseconds = int
 
-# ASS has no escape that every reader takes: the full-width forms are shown instead.
-_ESCAPES = str.maketrans({"{": "｛", "}": "｝", "\\": "＼"})
+# ASS has no escapes that every reader takes. Characters of the same look and width are shown instead.
+_ESCAPES = str.maketrans({"{": "❴", "}": "❵", "\\": "⧵"})
 _FIELDS = (
     "Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, "
     "StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, "
@@ -35,7 +35,7 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 def ass(cues: Sequence[Cue], *, highlight: bool = False) -> str:
     r"""Cues as ASS. Before each word is a tag ``{\kN}``: N centiseconds until the next word, or until the cue's end.
 
-    Braces and backslashes of a text become their full-width forms.
+    Braces and backslashes of a text become U+2774, U+2775 and U+29F5, which look alike.
 
     Args:
         cues: In the order of time.

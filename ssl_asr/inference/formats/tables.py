@@ -53,10 +53,13 @@ def whisper_json(rows: Sequence[Prediction]) -> str:
     placed = [(segment, track.channel if several else None) for track in found for segment in segments_in(track)]
     placed.sort(key=lambda one: one[0].start)
     lang = language_of(rows)
-    texts = [clean(segment.text) for segment, _ in placed]
     segments = [_segment(number, segment, channel) for number, (segment, channel) in enumerate(placed)]
-    joined = (" " if is_spaced(lang) else "").join(texts)
-    return to_json({"text": joined, "segments": segments, "language": lang}) + "\n"
+    space = " " if is_spaced(lang) else ""
+    text = "".join(
+        segment.text if segment.words and not segment.words[0].spaced else f"{space}{segment.text}"
+        for segment, _ in placed
+    )
+    return to_json({"text": text.strip(), "segments": segments, "language": lang}) + "\n"
 
 
 def tsv(cues: Sequence[Cue]) -> str:

@@ -51,12 +51,7 @@ class Track:
 
     def words(self) -> list[Word]:
         """Words with times in the recording, a row's words after those of the row before. See `timed_words`."""
-        found: list[Word] = []
-        for row in self.rows:
-            words = timed_words(row)
-            # Utterances are separate: a space is between them.
-            found += [replace(words[0], spaced=True), *words[1:]] if words else []
-        return found
+        return [word for row in self.rows for word in timed_words(row)]
 
     def segment_ends(self) -> set[int]:
         """Number of words up to each segment's end."""
@@ -118,7 +113,8 @@ def timed_words(row: Prediction) -> list[Word]:
     if words and letters(text_of(words)) == text:
         return _placed(words, row)
     segments = _in_order(row.segments) or [Segment(row.hyp, 0.0, row.duration, 1.0)]
-    split = [word for segment in segments for word in _words_of(segment)]
+    following = [*(segment.start for segment in segments[1:]), math.inf]
+    split = [word for segment, until in zip(segments, following, strict=True) for word in _words_of(segment, until)]
     return _placed(split if letters(text_of(split)) == text or not words else words, row)
 
 
@@ -210,11 +206,12 @@ def _in_order(segments: Iterable[Segment]) -> list[Segment]:
     return sorted(segments, key=lambda segment: segment.start)
 
 
-def _words_of(segment: Segment) -> list[Word]:
-    """Words of a segment, or its text in parts."""
+def _words_of(segment: Segment, until: Seconds) -> list[Word]:
+    """Words of a segment, or its text in parts that end before the next segment begins."""
     if segment.words:
         return _cleaned(segment.words)
-    words = _cleaned([Word(segment.text, segment.start, segment.end, segment.confidence)])
+    end = max(segment.start, min(segment.end, until))
+    words = _cleaned([Word(segment.text, segment.start, end, segment.confidence)])
     return [part for word in split_at_spaces(words) for part in shared(word, characters(word.text))]
 
 
@@ -238,7 +235,9 @@ def _placed(words: Iterable[Word], row: Prediction) -> list[Word]:
     for word in words:
         start, last = _finite(word.start, word.end, last)
         found.append(replace(word, start=row.offset + start, end=row.offset + last))
-    return sorted(found, key=lambda word: word.start)
+    found.sort(key=lambda word: word.start)
+    # A space is between two rows.
+    return [replace(word, spaced=True) if number == 0 else word for number, word in enumerate(found)]
 
 
 def _finite(start: Seconds, end: Seconds, otherwise: Seconds) -> tuple[Seconds, Seconds]:

@@ -3,6 +3,7 @@
 import html
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pysubs2
@@ -15,7 +16,7 @@ from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import text_of
 
-FULL_WIDTH = str.maketrans("{}\\", "｛｝＼")
+LOOK_ALIKES = str.maketrans("{}\\", "❴❵⧵")
 
 
 def row_of(words, **changes):
@@ -95,7 +96,7 @@ def read_textgrid(text):
         entries = grid.getTier(name).entries
         assert entries[0].start == 0
         assert entries[-1].end == grid.maxTimestamp
-        assert all(before.end == after.start for before, after in zip(entries, entries[1:]))
+        assert all(before.end == after.start for before, after in pairwise(entries))
         assert all(entry.start < entry.end for entry in entries)
         found[name] = [(entry.start, entry.end, entry.label) for entry in entries if entry.label]
     return found
@@ -109,7 +110,7 @@ def check_cues(cues, style, *, one_line=False):
             assert len(lines) <= style.max_line_count
             assert max(width(line) for line in lines) <= style.max_line_width, lines
             assert max(len(line) for line in lines) <= style.max_line_width, lines
-    assert all(before[1] <= after[0] for before, after in zip(cues, cues[1:]))
+    assert all(before[1] <= after[0] for before, after in pairwise(cues))
 
 
 def texts_of(rows, style):
