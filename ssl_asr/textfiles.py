@@ -144,4 +144,4 @@ def is_hub_name(name: str) -> bool:
         >>> [is_hub_name(name) for name in ("gpt2", "openai-community/gpt2", "words.arpa", "models/a.arpa.gz")]
         [True, True, False, False]
     """
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.endswith(_FILES)
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.lower().endswith(_FILES)

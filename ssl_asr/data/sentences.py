@@ -40,9 +40,12 @@ def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Uttera
 
 
 def _utterances(path: Path) -> Iterator[Utterance]:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         yield from read_manifest(path, measure=False)
         return
     remedy = "give UTF-8 text with one sentence per line"
     for number, line in read_lines(path, error=ManifestError, remedy=remedy):
+        if number == 1 and line.startswith("{") and '"audio_filepath"' in line:
+            what = "is a line of a manifest, and this file is read as sentences"
+            raise ManifestError(f"{path}:1", what, "give the manifest a name that ends in .jsonl")
         yield Utterance(f"{path}:{number}", "", 0.0, text=line.strip())

@@ -185,11 +185,11 @@ class Arpa:
         backoff = _number(fields[-1], "back-off weight") if len(fields) == length + 2 else 0.0
         if length == 1:
             self._add_word(words[0])
-        for word in words:
-            if word not in self._index:
-                raise ValueError(f"{word!r} is not a unigram; add the word to the unigrams")
         section = self.sections[-1]
-        section.words.extend(self._index[word] for word in words)
+        try:
+            section.words.extend([self._index[word] for word in words])
+        except KeyError as error:
+            raise ValueError(f"{error} is not a unigram; add the word to the unigrams") from None
         section.log_probs.append(log_prob * LN10)
         # The longest n-grams are the context of nothing.
         section.backoffs.append(backoff * LN10 if length < len(self._declared) else 0.0)
@@ -205,9 +205,10 @@ class Arpa:
 
 def _number(text: str, what: str) -> float:
     """A finite number, base 10. Minus infinity is `LOG10_ZERO`."""
-    if _MINUS_INFINITY.fullmatch(text):
-        return LOG10_ZERO
+    # `float` also reads nan, inf, 1_000 and digits of other scripts.
     if _NUMBER.fullmatch(text) is None:
+        if _MINUS_INFINITY.fullmatch(text):
+            return LOG10_ZERO
         remedy = "; write decimal points, not commas" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         raise ValueError(f"{what} {text[:40]!r} is not a finite number{remedy}")
     number = float(text)

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ssl_asr.decoding.arpa import is_mark
 from ssl_asr.decoding.neural_lm import NeuralLM
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.word_model import WordModel
@@ -54,8 +55,8 @@ class KenLM(WordModel[Any]):
         return self.score(state, "</s>")[0]
 
     def has_word(self, word: str) -> bool:
-        """Whether a word is in the vocabulary."""
-        return word in self._model
+        """Whether a word is in the vocabulary. Marks are not."""
+        return word in self._model and not is_mark(word)
 
 
 def is_kenlm_binary(path: Path) -> bool:

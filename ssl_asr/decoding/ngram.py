@@ -64,6 +64,7 @@ class NGram(WordModel[int]):
         LanguageModelError: An n-gram is repeated.
 
     Example:
+        >>> import math
         >>> lm = NGram.from_arpa_lines(
         ...     ["\\data\\", "ngram 1=3", "ngram 2=1", "", "\\1-grams:", "-99\t<s>\t-0.3", "-0.5\t</s>",
         ...      "-0.2\ta\t-0.1", "", "\\2-grams:", "-0.05\t<s> a", "", "\\end\\"]
