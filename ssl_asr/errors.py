@@ -7,7 +7,6 @@ Invariants of the framework itself are checked by `assert`.
 import difflib
 from collections.abc import Sequence
 
-
 # A list of known names in a message is cut to some names if it has more characters.
 _MOST_CHARACTERS, _MOST_NAMES = 200, 5
 

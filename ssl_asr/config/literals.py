@@ -5,8 +5,8 @@ or a text needs none of this. So a path is taken as it is typed, with these exce
 
 1. A file of exactly this name exists: the name is taken.
 2. The whole value is quoted, is a list ``[a,b]`` or a mapping ``{name: path}`` and the key takes one, contains an
-   interpolation ``${key}`` of a known key or resolver, or, in a sweep, has several values: it has Hydra's meaning. Items
-   are again taken as they are typed.
+   interpolation ``${key}`` of a known key or resolver, or, in a sweep, has several values: it has Hydra's meaning.
+   Items are again taken as they are typed.
 3. ``null``, where the key may be null. ``~/`` at the start is the home folder.
 """
 
@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Quote
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -112,7 +112,7 @@ def spell(key: str, value: str, reading: Reading, *, sweeps: bool, known: frozen
     if len(pieces) == 1 or speller.is_structure(value):
         return speller.value(value)
     # Several items without brackets. A path may have commas, but a file that is read exists.
-    if reading.listed and (any(map(speller.found, pieces)) or not reading.single and reading.role == "text"):
+    if reading.listed and (any(map(speller.found, pieces)) or (not reading.single and reading.role == "text")):
         return speller.value(f"[{value}]")
     if reading.role not in ("output", "text") and not reading.listed and not value.startswith(("[", "{", "(")):
         raise _several(key, value)
@@ -207,15 +207,16 @@ class _Speller:
             return None
         for name, _ in pairs:
             if not re.fullmatch(r"[A-Za-z_][\w ./+-]*|[1-9]\d*", name, re.A) or name.lower() in _KEYWORDS:
-                raise ConfigError(self._key, f"'{name}' cannot be a name", "start it with a letter a-z, as in {name: path}")
+                raise ConfigError(
+                    self._key, f"'{name}' cannot be a name", "start it with a letter a-z, as in {name: path}"
+                )
         return pairs
 
     def _item(self, item: str) -> str:
         """An item of a list. Spaces around it are removed, unless a file has them in its name."""
-        if self._is_path and exists(item):
-            return literal(item)
-        stripped = item.strip(" \t")
-        return literal(stripped) if self._is_path and exists(stripped) else self._text(stripped)
+        names = (item, item.removeprefix(" "), item.strip(" \t"))
+        found = next((name for name in names if self._is_path and exists(name)), None)
+        return self._text(names[-1]) if found is None else literal(found)
 
     def _text(self, text: str) -> str:
         """Text that names no file."""

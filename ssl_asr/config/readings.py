@@ -57,7 +57,7 @@ def reading_of(annotation: Any) -> Reading:
         >>> reading_of(list[InputPath]).listed, reading_of(str | None).role
         (True, 'text')
     """
-    if annotation == Named or get_origin(annotation) is Annotated and get_origin(get_args(annotation)[0]) is dict:
+    if annotation == Named or (get_origin(annotation) is Annotated and get_origin(get_args(annotation)[0]) is dict):
         role = _role(annotation)
         return Reading(role=role, listed=role is not None, named=role is not None)
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -16,10 +16,14 @@ from tests.config.options import resolved
 TRAIN = "data.train=t.jsonl"
 
 
+def _check(name, arguments):
+    words = read_words(name, arguments)
+    preflight(name, [*words.flags, *words.overrides])
+
+
 def errors_of(name, *arguments):
     with pytest.raises(UserError) as caught:
-        words = read_words(name, list(arguments))
-        preflight(name, [*words.flags, *words.overrides])
+        _check(name, arguments)
     assert "Traceback" not in str(caught.value)
     return str(caught.value)
 
