@@ -201,7 +201,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Running)
 
     Attributes:
         input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input. The key may be
-            left out: ssl-asr transcribe a.wav b.mp3 model=…
+            left out.
         output: File, with the format in its name, or folder. null prints the text.
         format: Output format. null takes it from the name of ``output``.
         times: Write the times of words, with this measure of confidence. null leaves it to the format.
