@@ -13,7 +13,6 @@ import pytest
 from ssl_asr.__main__ import COMMANDS as SUBCOMMANDS
 from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
-from ssl_asr.config.schemas import SCHEMAS
 
 REPO = Path(__file__).parent.parent
 DOCS = ["README.md", "CHANGELOG.md", "tests/benchmarks/README.md", "tests/gpu/README.md"]

@@ -4,8 +4,8 @@
                        |     |           |      |
                        names, for input  flag   key=value     -> input=[a.wav,'b (1).mp3'] format=srt output=out/
 
-Words without ``=`` are values of the keys in ``positional`` of a command's schema. Words that start with ``-`` are flags:
-Hydra's, or short forms of keys in ``flags`` of the schema. All words after ``--`` are names.
+Words without ``=`` are values of the keys in ``positional`` of a command's schema. Words that start with ``-`` are
+flags: Hydra's, or short forms of keys in ``flags`` of the schema. All words after ``--`` are names.
 """
 
 import re
@@ -18,10 +18,18 @@ from ssl_asr.config.readings import Reading, first_parts, readings
 from ssl_asr.config.schemas import SCHEMAS
 from ssl_asr.errors import ConfigError, closest, raise_all
 
-# Flags of Hydra without a value, and with one. --info and -i may have one.
-FLAGS = frozenset(["--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"])
-FLAGS_WITH_VALUE = frozenset(
-    ["--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"]
+# Long forms of Hydra's flags with a value. --info may have one.
+_LONG = {
+    "-c": "--cfg",
+    "-p": "--package",
+    "-cp": "--config-path",
+    "-cn": "--config-name",
+    "-cd": "--config-dir",
+}
+FLAGS_WITH_VALUE = frozenset({*_LONG, *_LONG.values(), "--experimental-rerun"})
+FLAGS = frozenset(
+    {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
+    | {"--shell-completion", "-sc"}
 )
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _CHOICES = {"--info": _INFO, "-i": _INFO, "--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
@@ -143,7 +151,7 @@ class _Reader:
             expected = " or ".join(choices) if choices else "a value"
             self._error(flag, f"is followed by {value!r}, expected {expected}" if value else f"needs {expected}", "")
         else:
-            self._words.flags.append(f"{flag}={value}" if flag.startswith("--") else f"{flag}{value}")
+            self._words.flags.append(f"{_LONG.get(flag, flag)}={value}")
 
     def _check_multirun(self, flag: str) -> None:
         """Refuse ``-m NAME``, since -m names the model in other programs."""

@@ -5,8 +5,8 @@ or a text needs none of this. So a path is taken as it is typed, with these exce
 
 1. A file of exactly this name exists: the name is taken.
 2. The whole value is quoted, is a list ``[a,b]`` or a mapping ``{name: path}`` and the key takes one, contains an
-   interpolation ``${key}`` of a known key or resolver, or, in a sweep, has several values: it has Hydra's meaning. Items
-   are again taken as they are typed.
+   interpolation ``${key}`` of a known key or resolver, or, in a sweep, has several values: it has Hydra's meaning.
+   Items are again taken as they are typed.
 3. ``null``, where the key may be null. ``~/`` at the start is the home folder.
 """
 
@@ -214,10 +214,9 @@ class _Speller:
 
     def _item(self, item: str) -> str:
         """An item of a list. Spaces around it are removed, unless a file has them in its name."""
-        if self._is_path and exists(item):
-            return literal(item)
-        stripped = item.strip(" \t")
-        return literal(stripped) if self._is_path and exists(stripped) else self._text(stripped)
+        names = (item, item.removeprefix(" "), item.strip(" \t"))
+        found = next((name for name in names if self._is_path and exists(name)), None)
+        return self._text(names[-1]) if found is None else literal(found)
 
     def _text(self, text: str) -> str:
         """Text that names no file."""

@@ -215,7 +215,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
 
     Attributes:
         input: Audio files, folders, wildcards, manifests (.jsonl), or ``-`` for paths on standard input. The key may be
-            left out: ssl-asr transcribe a.wav b.mp3 model=…
+            left out.
         output: File, with the format in its name, or folder. null prints the text. A summary is written beside it.
         format: Output format, or a list of several formats, for which ``output`` is a folder. ``json`` is one file for
             each recording. null takes the format from the name of ``output``.

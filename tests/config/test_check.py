@@ -16,10 +16,14 @@ from tests.config.options import resolved
 TRAIN = "data.train=t.jsonl"
 
 
+def _check(name, arguments):
+    words = read_words(name, arguments)
+    preflight(name, [*words.flags, *words.overrides])
+
+
 def errors_of(name, *arguments):
     with pytest.raises(UserError) as caught:
-        words = read_words(name, list(arguments))
-        preflight(name, [*words.flags, *words.overrides])
+        _check(name, arguments)
     assert "Traceback" not in str(caught.value)
     return str(caught.value)
 
@@ -69,7 +73,7 @@ WRONG = {
     "optimizers.rest.betas=[0.9]": "optimizers.rest.betas: is [0.9], expected two numbers from 0 to less than 1",
     "optimizers.rest.layer_decay=0": "optimizers.rest.layer_decay: is 0, expected a number greater than 0, up to 1",
     "states.stride=4": "states.stride: is 4, expected 1, 2 or 3",
-    "run_name=${nothing}": "Interpolation key 'nothing' not found",
+    "seed=${nothing}": "Interpolation key 'nothing' not found",
     "data.train": "data.train: has no value. Write data.train=…",
 }
 

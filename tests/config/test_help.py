@@ -96,7 +96,7 @@ def test_what_only_shows_something_imports_no_torch(arguments, text):
 def test_an_unknown_command_is_refused():
     done = subprocess.run([sys.executable, "-m", "ssl_asr", "trian"], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "Did you mean 'train'?" in done.stderr
+    assert "Did you mean ssl-asr train?" in done.stderr
 
 
 @pytest.mark.parametrize(
