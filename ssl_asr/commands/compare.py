@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_asr.config.schemas import CompareConfig
+from ssl_asr.config.tools import CompareConfig
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssl_asr.config.schemas import CorpusConfig
+from ssl_asr.config.tools import CorpusConfig
 
 
 def corpus(config: CorpusConfig, folder: Path) -> float | None:  # noqa: ARG001

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ssl_asr.config.schemas import DemoConfig
+from ssl_asr.config.tools import DemoConfig
 from ssl_asr.errors import TrainingError
 
 

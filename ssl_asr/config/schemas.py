@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 
-from ssl_asr.config import parts
+from ssl_asr.config import parts, tools
 from ssl_asr.config.parts import (
     Confidence,
     Decoding,
@@ -38,6 +38,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_run, training_run
+from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import (
     Expected,
@@ -358,74 +359,6 @@ class LmConfig(Extended):
             yield ConfigError("prune", f"is {self.prune}", "list the numbers in rising order, such as [0,0,1]")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(Scoring):
-    """Test whether one system is better than another on the same utterances.
-
-    Attributes:
-        first: predictions.jsonl, or the folder of a run or an evaluation. The key may be left out.
-        second: What to compare with it. The key may be left out.
-        output: JSON file for the results.
-        worst: Number of shown utterances whose errors changed most.
-        verbose: Show tables.
-    """
-
-    section: ClassVar[str] = "Comparison"
-    positional: ClassVar[tuple[str, ...]] = ("first", "second")
-
-    first: InputPath
-    second: InputPath
-    output: OutputPath | None = None
-    worst: NonNegativeInt = 5
-    verbose: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """Synthesize a small corpus of a narrow domain with espeak-ng voices, for smoke tests.
-
-    Attributes:
-        output_dir: Folder of audio and manifests.
-        train: Number of sentences in train. Splits share no sentence and no voice.
-        dev: Number of sentences in dev.
-        test: Number of sentences in test.
-        seed: Seed of sentences, voices and noise.
-        verbose: Show progress bars.
-    """
-
-    section: ClassVar[str] = "Corpus"
-
-    output_dir: OutputPath
-    train: PositiveInt = 240
-    dev: PositiveInt = 32
-    test: PositiveInt = 64
-    seed: NonNegativeInt = 0
-    verbose: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Synthesize a corpus, evaluate Whisper on it, fine-tune, and evaluate again. Takes minutes.
-
-    Attributes:
-        output_dir: Folder of corpus, run and scores.
-        model: ``backbone`` option of the Whisper to start from.
-        train: Number of sentences in train.
-        dev: Number of sentences in dev.
-        test: Number of sentences in test.
-        epochs: Epochs of fine-tuning.
-    """
-
-    section: ClassVar[str] = "Demo"
-
-    output_dir: OutputPath = "demo"
-    model: str = "whisper_tiny_en"
-    train: PositiveInt = 240
-    dev: PositiveInt = 32
-    test: PositiveInt = 64
-    epochs: PositiveInt = 2
-
-
 Command = (
     TrainConfig
     | EvaluateConfig
@@ -460,4 +393,4 @@ def known_keys(name: str) -> list[str]:
 def annotation_of(field: Field[Any]) -> Any:
     """The type of a field that is not an option, from its text."""
     assert isinstance(field.type, str)
-    return eval(field.type, {**vars(parts), **globals()})
+    return eval(field.type, {**vars(parts), **vars(tools), **globals()})

@@ -65,7 +65,7 @@ def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
 
 
 def _lines(stream: Iterable[str]) -> list[str]:
-    return "".join(stream).splitlines()
+    return [line.removesuffix("\r") for line in "".join(stream).split("\n")]
 
 
 def gather(inputs: Sequence[Path]) -> Gathered:

@@ -103,7 +103,7 @@ class StateStore:
         for path in sorted(self.folder.glob("index-*.jsonl")):
             text = path.read_text(encoding="utf-8")
             # A crash may leave an incomplete last line.
-            for line in text[: text.rfind("\n") + 1].splitlines():
+            for line in text.split("\n")[:-1]:
                 entry = Entry(**json.loads(line))
                 self._entries[entry.id] = entry
 

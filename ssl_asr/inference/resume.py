@@ -69,7 +69,7 @@ class ProgressFile:
         return json.dumps({"made_by": self.digest})
 
     def _read(self) -> None:
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         if not lines or lines[0] != self._head():
             what = "holds transcripts of an interrupted run of another model, or with other settings"
             raise ConfigError(str(self.path), what, "resume with the same settings, or delete the file")

@@ -118,7 +118,9 @@ def read_predictions(path: Path) -> list[Prediction]:
         ManifestError: A line is not a prediction.
     """
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             predictions.append(Prediction.from_record(json.loads(line)))
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
