@@ -26,9 +26,9 @@ def _lines(path):
         TEXT.encode("utf-16"),
         codecs.BOM_UTF16_BE + TEXT.replace("\n", "\r\n").encode("utf-16-be"),
         TEXT.encode("utf-32"),
-        gzip.compress(TEXT.encode("utf-8-sig")),
-        gzip.compress(TEXT.encode("utf-16")),
-        gzip.compress(b"alpha b\xc3\xa9ta\n") + gzip.compress("γάμμα".encode()),
+        gzip.compress(TEXT.encode("utf-8-sig"), mtime=0),
+        gzip.compress(TEXT.encode("utf-16"), mtime=0),
+        gzip.compress(b"alpha b\xc3\xa9ta\n", mtime=0) + gzip.compress("γάμμα".encode(), mtime=0),
         # Two joined files, each with a mark.
         "\ufeffalpha béta\n\ufeffγάμμα\n".encode(),
     ],
@@ -53,8 +53,8 @@ def test_only_line_ends_separate_lines(tmp_path):
         (b"ab\ncd\0\n", r"a\.txt:2: cannot be read as text: it has a NUL"),
         (b"ab\n\xed\xb2\x80\n", r"a\.txt:2: cannot be read as UTF-8"),
         (codecs.BOM_UTF16_LE + b"a\0\n\0\0\xd8", r"a\.txt:\d: cannot be read as text"),
-        (gzip.compress(b"ab\n" * 999)[:-20], r"a\.txt: cannot be read: "),
-        (gzip.compress(b"ab\n")[:12], r"a\.txt: cannot be read: "),
+        (gzip.compress(b"ab\n" * 999, mtime=0)[:-20], r"a\.txt: cannot be read: "),
+        (gzip.compress(b"ab\n", mtime=0)[:12], r"a\.txt: cannot be read: "),
     ],
 )
 def test_what_is_not_text_is_refused_with_its_line(tmp_path, data, message):
