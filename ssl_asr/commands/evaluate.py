@@ -58,11 +58,7 @@ def _read(path: Path) -> "tuple[Transcripts, None]":
 
 
 def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Transcripts, Summary]":
-    """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference.
-
-    Raises:
-        ConfigError: Nothing could be transcribed.
-    """
+    """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference."""
     from ssl_asr.console import say_to
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.inference.batches import transcribe_manifests
@@ -73,15 +69,9 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Tra
 
     manifests = {name: read_manifest(path, only=config.only) for name, path in config.manifest.items()}
     module = load_model(str(config.model), inference_options(config), say_to(console))
-    run = run_options(config)
-    done = transcribe_manifests(
-        module,
-        manifests,
-        run=run,
-        # A score counts what the model makes of every utterance, silent ones included.
-        long_form=long_form(config, config.max_batch_s, check_short=False),
-        console=console,
-    )
+    # A score counts what the model makes of every utterance, silent ones included.
+    form = long_form(config, config.max_batch_s, check_short=False)
+    done = transcribe_manifests(module, manifests, run=run_options(config), long_form=form, console=console)
     summary = Summary.of(manifests, done)
     if summary.done == 0:  # there is nothing to score: raises
         summary.show(console)

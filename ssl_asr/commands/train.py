@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ssl_asr.build.training import TrainingRun
-    from ssl_asr.inference.batches import Transcripts
 
 
 def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
@@ -18,6 +17,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.build.training import build_training, write_beginning
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
+    from ssl_asr.inference.testing import transcribe_tested
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
     from ssl_asr.training.checkpointing import best_score, check_resumable, read_checkpoint
@@ -44,7 +44,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     failed = True
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resumed_from)
-        tested = _test(run, run_dir)
+        tested = transcribe_tested(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(
                 tested.predictions,
@@ -69,22 +69,3 @@ def _print_overview(run: "TrainingRun", console: "Console") -> None:
     print_groups(run.module.group_table(), type(run.config.freeze_policy).__name__, console)
     fill, padding = run.data.batching()
     console.print(f"batches: {100 * fill:.1f} % of the budget filled, {100 * padding:.1f} % padding")
-
-
-def _test(run: "TrainingRun", run_dir: Path) -> "Transcripts":
-    """Transcripts of dev and test splits, by the best checkpoint and by the average of the best if there is one."""
-    from ssl_asr.inference.batches import Transcripts, transcribe_splits
-    from ssl_asr.training.averaging import final_checkpoints
-    from ssl_asr.training.checkpointing import read_checkpoint
-
-    tested = Transcripts()
-    options = run.config.trainer
-    # The validation scored the weights of each epoch. The scores of a run are those of the weights that are kept.
-    run.data.test_dev = options.limit_val_batches != 0
-    for suffix, path in final_checkpoints(run.trainer, run_dir / "checkpoints").items():
-        if path is not None:
-            checkpoint = read_checkpoint(path)
-            run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
-        if run.data.test_names and options.limit_test_batches != 0:
-            tested.add(transcribe_splits(run.trainer, run.module, run.data).renamed(suffix))
-    return tested

@@ -141,7 +141,9 @@ def _by_grammar(key: str, value: str, reading: Reading, sweeps: bool) -> str:
             return f"[{value}]"
         raise ConfigError(key, f"has several values: {_shortened(value)}", "add -m to run a job for each")
     if reading.listed and not reading.single and value != "" and not isinstance(override.value(), list | dict | None):
-        return value if "${" in value else f"[{value}]"
+        # A backslash at the end would escape the bracket.
+        listed = value if "${" in value else f"[{value}]"
+        return listed if parsed(f"{key}={listed}") is not None else f"[{literal(value)}]"
     return value
 
 

@@ -222,7 +222,9 @@ class ASRDataModule(L.LightningDataModule):
         self.state_store = store
 
     def _with_states(self, store: StateStore | None) -> list[str]:
-        return [] if store is None else [name for name in ("train", "dev") if name in self.selections]
+        # The test loop encodes all audio itself.
+        splits = [] if store is None or self.test_dev else ["train", "dev"]
+        return [name for name in splits if name in self.selections]
 
     @property
     def skips(self) -> dict[str, list[Skip]]:

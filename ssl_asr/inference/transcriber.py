@@ -72,11 +72,8 @@ class Transcriber:
             language: Language of a multilingual Whisper, as a code of any form or a name; None detects it.
             max_batch_s: Seconds of audio in a batch, padding included.
             chunk_s, stride_s: Windows of long recordings; see `LongForm`.
-            vad: Voice activity detection. None transcribes the parts with speech of long recordings, and gives short
-                recordings without speech an empty text. True transcribes only the parts with speech of every recording.
-                False uses none.
-            detect_every_min: Minutes after which the language of a long recording is detected again. None detects it
-                once.
+            vad: Voice activity detection; see `LongForm`. By default, recordings without speech have an empty text.
+            detect_every_min: Minutes after which the language of a long recording is detected again; None for once.
             downmix: What several channels become: their ``mean``, the ``first`` channel, or an error (``refuse``).
 
         Raises:

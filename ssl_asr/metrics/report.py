@@ -99,9 +99,8 @@ class Prediction:
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
         segments = [Segment.from_record(segment) for segment in row.get("segments", [])]
         # JSON has null for a score that is not finite.
-        score = float("nan") if row.get("score", 0.0) is None else row["score"]
-        parts = {"words": words, "alternatives": alternatives, "segments": segments, "score": score}
-        return cls(**(row | parts))
+        score = {"score": float("nan")} if row.get("score", 0.0) is None else {}
+        return cls(**(row | score | {"words": words, "alternatives": alternatives, "segments": segments}))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -46,7 +46,7 @@ def manifest(path, *rows):
 
 
 def run(inputs, output=None, **more):
-    parts = {"chunk_s": 2.0, "stride_s": 0.25}
+    parts = {"chunk_s": 2.0, "stride_s": 0.25, "vad": False}
     transcribe(TranscribeConfig(input=inputs, output=output, **parts, **SHARED, **more), None)
 
 
@@ -143,8 +143,9 @@ def test_rows_are_in_order_of_time_whatever_the_order_of_the_manifest(here, caps
     capsys.readouterr()
     run(["talk.jsonl"], output)
     made = capsys.readouterr().out if output is None else (here / output).read_text()
-    places = [made.index(text) for text in dict.fromkeys(texts) if text]
-    assert output == "o.srt" or places == sorted(places)
+    if output != "o.srt":
+        places = [made.index(text) for text in dict.fromkeys(texts) if text]
+        assert places == sorted(places)
     starts = [line[:12] for line in made.splitlines() if "-->" in line]
     assert starts == sorted(starts)
 

@@ -268,4 +268,4 @@ def test_missing_extra_is_named_before_a_model_is_loaded(monkeypatch):
 def test_detecting_the_language_again_needs_voice_activity_detection():
     errors = errors_of("transcribe", "model=m", "input=[a.wav]", "vad=false", "detect_every_min=5")
     assert "detect_every_min" in errors
-    assert "remove vad=false" in errors
+    assert "Remove vad=false" in errors

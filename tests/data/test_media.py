@@ -53,9 +53,9 @@ def test_every_format_gives_the_sound_that_was_written(tmp_path, name, kind, cod
 def test_a_folder_of_all_formats_is_read_whole(tmp_path):
     for name, kind, codec, rate, options in FORMATS:
         encode(tmp_path / name, speech_like(1.0, rate), rate, kind=kind, codec=codec, **options)
-    manifest, skips = gather([tmp_path])
-    assert not skips
-    assert len(manifest) == len(FORMATS)
+    given = gather([tmp_path])
+    assert not given.skips
+    assert len(given.manifest) == len(FORMATS)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def spoken(labels, tokenizer, frames_of=1):
 
 
 def aligned(text, heard, tokenizer=LETTERS, lang=None, measure="max_prob"):
-    utterance = Utterance("u", "", 1.0, text=text, lang=lang)
+    utterance = Utterance("u", "", 100.0, text=text, lang=lang)
     timer = WordTimer(tokenizer.labels(), 1.0, measure)
     return timer.align(utterance, tokenizer, spoken(heard, tokenizer))
 
@@ -88,7 +88,7 @@ def test_a_text_that_the_labels_spell_has_the_times_of_plain_alignment():
     from ssl_asr.decoding.alignment import align, words_of
 
     log_probs = torch.randn(40, LETTERS.vocab_size, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
-    utterance = Utterance("u", "", 1.0, text="ab cab back")
+    utterance = Utterance("u", "", 100.0, text="ab cab back")
     found = WordTimer(LETTERS.labels(), 0.02, "max_prob").align(utterance, LETTERS, log_probs)
     plain = words_of(align(log_probs, LETTERS.encode(utterance), blank=0, measure="max_prob"), LETTERS.labels(), 0.02)
     assert times(found.words) == times(plain)
@@ -98,7 +98,7 @@ def test_a_text_that_the_labels_spell_has_the_times_of_plain_alignment():
 
 def test_symbols_without_a_label_are_wildcards():
     tokenizer = SymbolTokenizer(symbols=["AA", "K", "T"], normalizer="none")
-    utterance = Utterance("u", "", 1.0, text="K AA ZH T")
+    utterance = Utterance("u", "", 100.0, text="K AA ZH T")
     path = [2 + ["AA", "K", "T"].index(one) for one in ("K", "AA", "K", "T")]
     log_probs = torch.full((4, tokenizer.vocab_size), 0.01)
     log_probs[torch.arange(4), path] = 0.9
@@ -111,7 +111,7 @@ def test_pieces_write_the_words_as_they_are(model):
     texts = ["ab cab back", "cab ab", "back cab ab ab", "cack back"]
     train = [Utterance(str(i), "", 1.0, text=text) for i, text in enumerate(texts)]
     tokenizer = PieceTokenizer.from_texts(train, options=Pieces(model=model, size=9, normalizer="lower"))
-    utterance = Utterance("u", "", 1.0, text="Ab, cab 123 back!")
+    utterance = Utterance("u", "", 100.0, text="Ab, cab 123 back!")
     log_probs = torch.randn(60, tokenizer.vocab_size, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
     found = WordTimer(tokenizer.labels(), 0.02, "max_prob").align(utterance, tokenizer, log_probs)
     assert [word.text for word in found.words] == ["Ab,", "cab", "123", "back!"]
@@ -150,7 +150,7 @@ def test_each_word_is_normalized_alone():
     """A normalizer may join words ("twenty one" is "21"), split them, or leave nothing of one."""
     tokenizer = CharTokenizer(characters=" 0123456789abcdefghijklmnopqrstuvwxyz'", normalizer="whisper_english")
     text = "Um, twenty one cats won't go"
-    utterance = Utterance("u", "", 1.0, text=text)
+    utterance = Utterance("u", "", 100.0, text=text)
     log_probs = torch.randn(90, tokenizer.vocab_size, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
     found = WordTimer(tokenizer.labels(), 0.02, "max_prob").align(utterance, tokenizer, log_probs)
     assert [word.text for word in found.words] == text.split()
@@ -163,8 +163,8 @@ def test_only_what_has_no_label_at_all_is_refused_with_its_characters():
     assert fault is not None
     assert (fault.id, fault.reason) == ("u7", "no_labels")
     assert fault.detail.endswith("!123")
-    assert unspelled_text(Utterance("u", "", 1.0, text="12 3 a"), LETTERS) is None
-    assert unspelled_text(Utterance("u", "", 1.0, text=""), LETTERS) is None
+    assert unspelled_text(Utterance("u", "", 100.0, text="12 3 a"), LETTERS) is None
+    assert unspelled_text(Utterance("u", "", 100.0, text=""), LETTERS) is None
     assert aligned("123", "_ab_").words == []
 
 
@@ -182,7 +182,7 @@ def test_a_wildcard_leaves_silence_to_the_blank():
 
 def test_spelling():
     encode = encoder_of(Utterance("u", "", 1.0), LETTERS)
-    a, b = LETTERS.encode(Utterance("u", "", 1.0, text="ab"))
+    a, b = LETTERS.encode(Utterance("u", "", 100.0, text="ab"))
     assert spell("a1!b", encode).labels == (a, None, b)
     assert spell("a!b", encode).labels == (a, b)
     assert spell("?", encode).labels == (None,)
@@ -190,5 +190,5 @@ def test_spelling():
 
 
 def test_words_are_counted_by_the_language_of_the_utterance():
-    assert len(utterance_words(Utterance("u", "", 1.0, text="今天", lang="en"))) == 1
-    assert len(utterance_words(Utterance("u", "", 1.0, text="今天", lang="ja"))) == 2
+    assert len(utterance_words(Utterance("u", "", 100.0, text="今天", lang="en"))) == 1
+    assert len(utterance_words(Utterance("u", "", 100.0, text="今天", lang="ja"))) == 2

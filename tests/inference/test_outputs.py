@@ -100,8 +100,8 @@ def test_json_has_segments_with_times_of_the_recording(here):
     made = json.loads((here / "a.json").read_text())
     assert made["text"] == "one two four"
     assert [(part["text"], part["start"], part["end"]) for part in made["segments"]] == [
-        ("one two", 0.0, 4.0),
-        ("four", 61.0, 63.0),
+        ("one two", 0.5, 1.25),
+        ("four", 61.25, 62.0),
     ]
     assert made["segments"][1]["words"][0]["start"] == 61.25
     write("b.json", ["json"], [parts])
@@ -207,7 +207,7 @@ def test_folder_without_permission_is_refused(here, monkeypatch):
 def test_error_while_writing_leaves_no_partial_file(here, monkeypatch):
     outputs = Outputs("out", ["srt", "vtt"], [ROW])
 
-    def full(rows, kind):
+    def full(rows, kind, style):
         if kind == "vtt":
             raise OSError(28, "No space left on device")
         return "text"

@@ -52,11 +52,15 @@ class Model:
                 one.id,
                 f"{one.lang}@{one.offset:.2f}",
                 -1.0,
-                words=[Word(f"{one.lang}@{one.offset:.2f}", 0.1, 0.2, 1.0)],
-                segments=[Segment(f"{one.lang}@{one.offset:.2f}", 0.1, 0.2, 1.0)],
+                words=[word],
+                segments=[Segment(word.text, word.start, word.end, 1.0, (word,))],
             )
             for one in batch.utterances
+            for word in [Word(f"{one.lang}@{one.offset:.2f}", 0.1, 0.2, 1.0)]
         ]
+
+    def confidence_measure(self, measure, *, required):
+        return measure
 
     def segments_of(self, hypothesis, duration):
         return hypothesis.segments, duration

@@ -15,6 +15,7 @@ from ssl_asr.metrics.report import Prediction, read_predictions
 from ssl_asr.types import Skip
 
 NORMALIZERS = get_normalizers(["lower", "none"])
+SHOWN = {"samples": 1, "clock": Clock()}
 DETAIL = Detail(by=["speaker"], confusions=5, worst=5)
 
 
@@ -69,7 +70,7 @@ def test_languages_are_compared_by_their_codes():
 def test_scores_of_chinese_count_characters_under_every_code(tmp_path, name, lang):
     row = replace(_prediction(0, "今天天气好", "今天 天汽好"), lang=lang)
     console = Console(record=True, width=160)
-    report({"t": [row]}, {}, normalizers=get_normalizers([name]), folder=tmp_path, console=console, samples=1)
+    report({"t": [row]}, {}, normalizers=get_normalizers([name]), folder=tmp_path, console=console, **SHOWN)
     score = json.loads((tmp_path / "results.json").read_text())["t"]["scores"][name]
     assert (score["wer"], score["cer"], score["wer_unit"]) == (0.2, 0.2, "characters")
     assert "characters" in console.export_text()

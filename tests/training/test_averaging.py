@@ -101,7 +101,7 @@ def test_best_checkpoints_are_averaged_and_best_and_average_are_tested(overrides
             one, other = (checkpoint["state_dict"][key] for checkpoint in top)
             torch.testing.assert_close(value, (one + other) / 2)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results) == {"test", "test_average"}
+    assert set(results) == {"run", "dev", "dev_average", "test", "test_average"}
     out = tmp_path / "again"
     more = [f"model={folder}/average.ckpt", f"manifest={toy_corpus['test']}", "num_workers=0", f"output_dir={out}"]
     assert run_command("evaluate", *more).returncode == 0
