@@ -22,6 +22,8 @@ SEAMS = {
     "build/restore.py",
     "inference/batches.py",
     "inference/long_recordings.py",
+    "inference/recording.py",
+    "inference/voice.py",
     "inference/model.py",
     "inference/transcriber.py",
     "models/encoder.py",

@@ -19,7 +19,8 @@ from ssl_asr.data.options import DataConfig
 from ssl_asr.data.signal import notices, print_notices
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
-from ssl_asr.inference.long_recordings import ProgressCallback, Recording, transcribe_long
+from ssl_asr.inference.long_recordings import transcribe_long
+from ssl_asr.inference.recording import ProgressCallback, Recording
 from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory

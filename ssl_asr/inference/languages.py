@@ -59,7 +59,7 @@ def detect(
         module: A model that detects languages.
         spans: Start and end of each part, in order.
         part: Reads a part by its index.
-        batches: Groups parts, given their lengths in seconds; see `ssl_asr.inference.long_recordings.batches`.
+        batches: Groups parts, given their lengths in seconds; see `ssl_asr.inference.voice.batches`.
         every_s: Length of the stretches whose language is detected separately. None for one language.
     """
     languages: dict[int, Detected] = {}

@@ -14,82 +14,30 @@ A recording is read one window or batch at a time, so memory does not grow with 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
-from ssl_asr.data.signal import Signal
-from ssl_asr.data.vad import Span, speech_parts
+from ssl_asr.data.vad import Span
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.decoding.segments import transcript
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
+from ssl_asr.inference.languages import with_languages
 from ssl_asr.inference.long_form import LongForm
+from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
+from ssl_asr.inference.voice import part_languages, transcribe_by_voice
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Example, Hypothesis, Samples, Seconds, Segment, Utterance
-
-ProgressCallback = Callable[[Seconds], None]
-"""Called with the number of seconds of a recording that are transcribed so far."""
+from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment
 
 # Longest distance of the start of a window from the last timestamp of the window before it.
 _SEAM_S: Seconds = 2.0
 # Audio at the end of a recording is not decoded if it is shorter than one encoder frame.
 _MIN_REST_S: Seconds = 0.02
-
-
-def no_progress(_: Seconds) -> None:
-    """A `ProgressCallback` that does nothing."""
-
-
-class Recording:
-    """A recording, read part by part from its file or taken from samples in memory.
-
-    Args:
-        utterance: The whole recording.
-        whole_T: All its samples (float32, 16 kHz) if they are in memory, or None to read the file.
-        downmix: What several channels of the file become.
-
-    Attributes:
-        signals: Findings of the check of the samples, of each part that was read.
-    """
-
-    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None, *, downmix: Downmix = "mean") -> None:
-        self.utterance, self._whole_T, self._downmix = utterance, whole_T, downmix
-        self.signals: list[Signal] = []
-
-    def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
-        """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
-
-        Raises:
-            AudioError: The file cannot be read.
-        """
-        whole = self.utterance
-        part = replace(whole, offset=whole.offset + start, duration=duration, **changes)  # type: ignore[arg-type]
-        if self._whole_T is None:
-            return Example(part, read_waveform(part, downmix=self._downmix, signals=self.signals), [])
-        first = round(start * SAMPLE_RATE)
-        return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
-
-    def speech(self, longest_s: Seconds) -> list[Span]:
-        """Start and end of each part with speech, in seconds. Parts are at most ``longest_s`` long."""
-
-        def read(start: Seconds, duration: Seconds) -> Tensor:
-            return self.part(start, duration).waveform_T
-
-        return speech_parts(read, duration=self.utterance.duration, longest_s=longest_s)
-
-    def with_language(self, lang: str) -> "Recording":
-        """The same recording. If it has no language, it gets ``lang``."""
-        whole = replace(self.utterance, lang=self.utterance.lang or lang)
-        same = Recording(whole, self._whole_T, downmix=self._downmix)
-        same.signals = self.signals
-        return same
 
 
 class WindowedModule(Protocol):
@@ -304,90 +252,6 @@ def _seam(kept: Sequence[Segment], unfinished: Sequence[Segment], last_time: Sec
     return min(nearest, duration)
 
 
-# Voice activity ----------------------------------------------------------------------------------------------
-
-
-def transcribe_by_voice(
-    module: ASRModule,
-    recording: Recording,
-    long_form: LongForm,
-    options: TranscribeOptions,
-    progress: ProgressCallback = no_progress,
-) -> Hypothesis:
-    """Transcribe the parts with speech in batches of similar length, and join their texts."""
-    utterance = recording.utterance
-    spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
-    if not spans:
-        progress(utterance.duration)
-        return Hypothesis(utterance.id, "", 0.0, no_speech=True)
-    durations = [end - start for start, end in spans]
-    silence_s = utterance.duration - sum(durations)
-    languages, encoded = _languages(module, recording, spans, long_form)
-    found: dict[int, Hypothesis] = {}
-    for one in encoded:
-        hypotheses = module.transcribe(one.batch, one.out, options)
-        found |= dict(zip(one.rows, hypotheses, strict=True))
-        progress(silence_s + sum(durations[row] for row in found))
-    left = [row for row in range(len(spans)) if row not in found]
-    for group in batches(module.speech_encoder, [durations[row] for row in left], long_form.batch_s):
-        rows = [left[place] for place in group]
-        parts = [_part(recording, spans, row, languages) for row in rows]
-        hypotheses = module.transcribe(collate(parts).to(module.device), options=options)
-        found |= dict(zip(rows, hypotheses, strict=True))
-        progress(silence_s + sum(durations[row] for row in found))
-    joined = _joined(utterance.id, [found[row] for row in range(len(spans))], spans)
-    return with_languages(joined, languages) if languages else joined
-
-
-def _part(recording: Recording, spans: Sequence[Span], row: int, languages: Sequence[Detected] = ()) -> Example:
-    """A part of a recording. If the recording has no language, the part has the detected one."""
-    (start, end), whole = spans[row], recording.utterance
-    lang = whole.lang if whole.lang is not None or not languages else languages[row].lang
-    return recording.part(start, end - start, id=f"{whole.id}#{row}", lang=lang)
-
-
-def _languages(
-    module: ASRModule, recording: Recording, spans: Sequence[Span], long_form: LongForm
-) -> tuple[list[Detected], list[Encoded]]:
-    """The language of each part, and the encoded parts. Both are empty if the language is not detected."""
-    if not module.detects_language(recording.utterance):
-        return [], []
-    return detect(
-        module,
-        spans,
-        part=lambda row: _part(recording, spans, row),
-        batches=lambda durations: list(batches(module.speech_encoder, durations, long_form.batch_s)),
-        every_s=long_form.detect_every_s,
-    )
-
-
-def _joined(
-    utterance_id: str, hypotheses: Sequence[Hypothesis], spans: Sequence[tuple[Seconds, Seconds]]
-) -> Hypothesis:
-    """Joins the hypotheses of consecutive parts. A part without segments becomes one segment."""
-    segments: list[Segment] = []
-    for hypothesis, (start, end) in zip(hypotheses, spans, strict=True):
-        whole = [Segment(hypothesis.text, 0.0, end - start, 1.0, tuple(hypothesis.words))] if hypothesis.text else []
-        segments += [segment.later(start) for segment in hypothesis.segments or whole]
-    joined = Hypothesis(
-        utterance_id,
-        "",
-        sum(one.score for one in hypotheses) / max(1, len(hypotheses)),
-        detected=next((one.detected for one in hypotheses if one.detected), None),
-        segments=segments,
-    )
-    return transcript(joined, duration=max((end for _, end in spans), default=0.0))
-
-
-def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
-    """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
-    remaining = sorted(range(len(durations)), key=durations.__getitem__)
-    while remaining:
-        size = max(1, int(batch_s / encoder.encoded_s(durations[remaining[-1]])))
-        batch, remaining = remaining[-size:], remaining[:-size]
-        yield batch
-
-
 # Choice of the method ----------------------------------------------------------------------------------------
 
 
@@ -412,7 +276,7 @@ def transcribe_long(
         return transcribe_by_windows(windowed, recording, long_form, options, progress)
     if module.long_form == "timestamps":
         timestamped: TimestampModule = module  # type: ignore[assignment]
-        languages, _ = _languages(module, recording, _probes(module, recording, long_form), long_form)
+        languages, _ = part_languages(module, recording, _probes(module, recording, long_form), long_form)
         known = recording.with_language(languages[0].lang) if languages else recording
         found = transcribe_by_timestamps(timestamped, known, options, progress)
         return with_languages(found, languages) if languages else found

@@ -23,9 +23,10 @@ from ssl_asr.data.languages import given_language
 from ssl_asr.data.signal import Signal, notices, warn_of
 from ssl_asr.decoding.alignment import Measure
 from ssl_asr.inference.long_form import LongForm, check_detection
-from ssl_asr.inference.long_recordings import Recording, batches, transcribe_long
+from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.model import InferenceOptions, load_model
-from ssl_asr.inference.voice import transcribe_short
+from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.voice import batches, transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Downmix, Example, Hertz, Hypothesis, Notice, Seconds, Utterance

@@ -1,14 +1,152 @@
-"""Recordings that fit into one pass, by voice activity detection."""
+"""Recordings of any length, by voice activity detection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ssl_asr.data.dataset import collate
-from ssl_asr.data.vad import Span, batch_parts
+from ssl_asr.data.vad import Span, batch_parts, speech_parts
+from ssl_asr.decoding.segments import transcript
+from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
 from ssl_asr.inference.long_form import LongForm
-from ssl_asr.inference.long_recordings import _joined, batches
+from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
+from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.training.module import ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis
+from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Seconds, Segment
+
+# A text with fewer characters for a second of its part is decoded again, in pieces: Whisper sometimes ends a part after
+# a few words. Slow speech has about 8 characters a second.
+_FEWEST_CHARACTERS_PER_S = 2.5
+# Shorter parts may hold a single word.
+_SHORTEST_AGAIN_S: Seconds = 5.0
+
+
+# Long recordings ---------------------------------------------------------------------------------------------
+
+
+def transcribe_by_voice(
+    module: ASRModule,
+    recording: Recording,
+    long_form: LongForm,
+    options: TranscribeOptions,
+    progress: ProgressCallback = no_progress,
+) -> Hypothesis:
+    """Transcribe the parts with speech in batches of similar length, and join their texts."""
+    utterance = recording.utterance
+    spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
+    if not spans:
+        progress(utterance.duration)
+        return Hypothesis(utterance.id, "", 0.0, no_speech=True)
+    durations = [end - start for start, end in spans]
+    silence_s = utterance.duration - sum(durations)
+    languages, encoded = part_languages(module, recording, spans, long_form)
+    found: dict[int, Hypothesis] = {}
+    for one in encoded:
+        hypotheses = module.transcribe(one.batch, one.out, options)
+        found |= dict(zip(one.rows, hypotheses, strict=True))
+        progress(silence_s + sum(durations[row] for row in found))
+    left = [row for row in range(len(spans)) if row not in found]
+    for group in batches(module.speech_encoder, [durations[row] for row in left], long_form.batch_s):
+        rows = [left[place] for place in group]
+        parts = [_part(recording, spans, row, languages) for row in rows]
+        hypotheses = module.transcribe(collate(parts).to(module.device), options=options)
+        found |= dict(zip(rows, hypotheses, strict=True))
+        progress(silence_s + sum(durations[row] for row in found))
+    whole = [
+        _complete(module, recording, span, found[row], _language(recording, row, languages), options)
+        for row, span in enumerate(spans)
+    ]
+    joined = _joined(utterance.id, whole, spans)
+    return with_languages(joined, languages) if languages else joined
+
+
+def _is_complete(text: str, seconds: Seconds) -> bool:
+    return seconds < _SHORTEST_AGAIN_S or len(text) >= _FEWEST_CHARACTERS_PER_S * seconds
+
+
+def _complete(
+    module: ASRModule,
+    recording: Recording,
+    span: Span,
+    found: Hypothesis,
+    lang: str | None,
+    options: TranscribeOptions,
+) -> Hypothesis:
+    """The hypothesis of a part. If its text is too short for its speech, and in pieces it is not, that of the pieces.
+
+    CTC does not end early, so its hypotheses stay as they are.
+    """
+    start, end = span
+    if module.long_form == "windows" or _is_complete(found.text, end - start):
+        return found
+    spans = speech_parts(
+        lambda at, seconds: recording.part(start + at, seconds).waveform_T,
+        duration=end - start,
+        longest_s=(end - start) / 2,
+    )
+    if not spans:
+        return found
+    pieces = [recording.part(start + first, last - first, lang=lang) for first, last in spans]
+    hypotheses = module.transcribe(collate(pieces).to(module.device), options=options)
+    joined = _joined(found.id, hypotheses, spans)
+    return joined if _is_complete(joined.text, sum(last - first for first, last in spans)) else found
+
+
+def _language(recording: Recording, row: int, languages: Sequence[Detected]) -> str | None:
+    """Language of a part: that of the recording, or else the detected one."""
+    lang = recording.utterance.lang
+    return lang if lang is not None or not languages else languages[row].lang
+
+
+def _part(recording: Recording, spans: Sequence[Span], row: int, languages: Sequence[Detected] = ()) -> Example:
+    """A part of a recording, with its language."""
+    start, end = spans[row]
+    lang = _language(recording, row, languages)
+    return recording.part(start, end - start, id=f"{recording.utterance.id}#{row}", lang=lang)
+
+
+def part_languages(
+    module: ASRModule, recording: Recording, spans: Sequence[Span], long_form: LongForm
+) -> tuple[list[Detected], list[Encoded]]:
+    """The language of each part, and the encoded parts. Both are empty if the language is not detected."""
+    if not module.detects_language(recording.utterance):
+        return [], []
+    return detect(
+        module,
+        spans,
+        part=lambda row: _part(recording, spans, row),
+        batches=lambda durations: list(batches(module.speech_encoder, durations, long_form.batch_s)),
+        every_s=long_form.detect_every_s,
+    )
+
+
+def _joined(
+    utterance_id: str, hypotheses: Sequence[Hypothesis], spans: Sequence[tuple[Seconds, Seconds]]
+) -> Hypothesis:
+    """Joins the hypotheses of consecutive parts. A part without segments becomes one segment."""
+    segments: list[Segment] = []
+    for hypothesis, (start, end) in zip(hypotheses, spans, strict=True):
+        whole = [Segment(hypothesis.text, 0.0, end - start, 1.0, tuple(hypothesis.words))] if hypothesis.text else []
+        segments += [segment.later(start) for segment in hypothesis.segments or whole]
+    joined = Hypothesis(
+        utterance_id,
+        "",
+        sum(one.score for one in hypotheses) / max(1, len(hypotheses)),
+        detected=next((one.detected for one in hypotheses if one.detected), None),
+        segments=segments,
+    )
+    return transcript(joined, duration=max((end for _, end in spans), default=0.0))
+
+
+def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
+    """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
+    remaining = sorted(range(len(durations)), key=durations.__getitem__)
+    while remaining:
+        size = max(1, int(batch_s / encoder.encoded_s(durations[remaining[-1]])))
+        batch, remaining = remaining[-size:], remaining[:-size]
+        yield batch
+
+
+# Recordings that fit into one pass ---------------------------------------------------------------------------
 
 
 def transcribe_short(

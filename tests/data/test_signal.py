@@ -16,7 +16,7 @@ from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.signal import Signal, notice_lines, notices, print_notices
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.batches import RunOptions, inference_data
-from ssl_asr.inference.long_recordings import Recording
+from ssl_asr.inference.recording import Recording
 from ssl_asr.types import Notice, Utterance
 from tests.audio_files import speech_like
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.inference.long_form import LongForm
-from ssl_asr.inference.long_recordings import Recording, transcribe_by_windows, transcribe_long, windows
+from ssl_asr.inference.long_recordings import transcribe_by_windows, transcribe_long, windows
+from ssl_asr.inference.recording import Recording
 from ssl_asr.metrics.edit import word_edits
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.types import Hypothesis, Utterance, text_of

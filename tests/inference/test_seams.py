@@ -12,7 +12,8 @@ import torch
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.manifest import read_manifest
-from ssl_asr.inference.long_recordings import Recording, transcribe_by_timestamps
+from ssl_asr.inference.long_recordings import transcribe_by_timestamps
+from ssl_asr.inference.recording import Recording
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.types import Hypothesis, Segment, Utterance, Word, text_of
 

@@ -12,12 +12,19 @@ from ssl_asr.data.dataset import collate
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.languages import spread
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
-from ssl_asr.inference.long_recordings import Recording, transcribe_by_voice, transcribe_long
-from ssl_asr.inference.voice import transcribe_short
+from ssl_asr.inference.long_recordings import transcribe_long
+from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.voice import transcribe_by_voice, transcribe_short
 from ssl_asr.training.module import TEXT_ONLY
 from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Segment, Utterance, Word
 
 FORM = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0)
+
+
+@pytest.fixture
+def terse(monkeypatch):
+    """Accepts texts of any length, as those of the model below."""
+    monkeypatch.setattr("ssl_asr.inference.voice._FEWEST_CHARACTERS_PER_S", 0.0)
 
 
 class Model:
@@ -79,7 +86,7 @@ def recording(monkeypatch, parts, values, *, total=None, lang=None):
 PARTS = [(i * 40.0, i * 40.0 + 20.0) for i in range(12)]
 
 
-def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(monkeypatch):
+def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(monkeypatch, terse):
     values = [0.1] * 12
     # Parts 1, 3, 6, 8 and 10 are probed.
     assert spread(range(12), 5) == [1, 3, 6, 8, 10]
@@ -95,7 +102,7 @@ def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(m
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
-def test_few_parts_are_all_probed(monkeypatch, count):
+def test_few_parts_are_all_probed(monkeypatch, terse, count):
     model = Model()
     found = transcribe_by_voice(model, recording(monkeypatch, PARTS[:count], [0.75] * count), FORM, TEXT_ONLY)
     assert (found.detected, found.detected_probability) == ("de", pytest.approx(0.75))
@@ -147,6 +154,40 @@ def half_silent(monkeypatch):
     utterances = [Utterance(name, "", float(s)) for name, s in (("a", 2), ("b", 5), ("c", 10))]
     waves = [torch.full((round(one.duration * SAMPLE_RATE),), 0.1) for one in utterances]
     return collate([Example(one, wave, []) for one, wave in zip(utterances, waves, strict=True)])
+
+
+class EndsEarly(Model):
+    """Writes three letters for each second of recordings up to 10 s, and one word for longer ones."""
+
+    def __init__(self, word="cut"):
+        super().__init__(detects=False)
+        self.word = word
+
+    def transcribe(self, batch, out=None, options=TEXT_ONLY):
+        self.batches.append([one.duration for one in batch.utterances])
+        texts = [self.word if one.duration > 10 else "abc " * int(one.duration) for one in batch.utterances]
+        return [Hypothesis(one.id, text.strip(), -1.0) for one, text in zip(batch.utterances, texts, strict=True)]
+
+
+def test_a_part_that_ends_after_a_few_words_is_decoded_in_pieces(monkeypatch):
+    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", lambda *_, **__: [(0.0, 8.0), (9.0, 19.0)])
+    model, whole = EndsEarly(), recording(monkeypatch, [(0.0, 20.0), (30.0, 39.0)], [0.1, 0.1])
+    found = transcribe_by_voice(model, whole, FORM, TEXT_ONLY)
+    assert found.text == " ".join(["abc"] * (8 + 10 + 9))
+    assert [(one.start, one.end) for one in found.segments] == [(0.0, 8.0), (9.0, 19.0), (30.0, 39.0)]
+
+
+def test_a_short_text_stays_if_its_pieces_have_no_more(monkeypatch):
+    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", lambda *_, **__: [(0.0, 11.0), (12.0, 23.0)])
+    found = transcribe_by_voice(EndsEarly(), recording(monkeypatch, [(0.0, 24.0)], [0.1]), FORM, TEXT_ONLY)
+    assert found.text == "cut"
+
+
+def test_ctc_is_not_decoded_again(monkeypatch):
+    model = EndsEarly()
+    model.long_form = "windows"
+    transcribe_by_voice(model, recording(monkeypatch, [(0.0, 24.0)], [0.1]), FORM, TEXT_ONLY)
+    assert model.batches == [[24.0]]
 
 
 @pytest.mark.parametrize(
