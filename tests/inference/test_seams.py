@@ -16,6 +16,7 @@ from ssl_asr.inference.long_recordings import transcribe_by_timestamps
 from ssl_asr.inference.recording import Recording
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.types import Hypothesis, Segment, Utterance, Word, text_of
+from tests.inference.formats.reading import read_textgrid
 
 TIMES = TranscribeOptions(confidence="max_prob")
 
@@ -166,20 +167,18 @@ def test_text_words_and_every_format_agree_over_the_seams(whisper_tiny_en, data_
             break
     whole = np.concatenate(samples)
     soundfile.write(tmp_path / "long.wav", whole, 16000)
-    for suffix in ("jsonl", "ctm", "TextGrid"):
-        command = [f"model={whisper_tiny_en}", f"input=[{tmp_path}/long.wav]", f"output={tmp_path}/o.{suffix}"]
-        run_command("transcribe", *command, "times=max_prob", "vad=false")
-    row = json.loads((tmp_path / "o.jsonl").read_text())
+    command = [f"model={whisper_tiny_en}", f"input=[{tmp_path}/long.wav]", f"output={tmp_path}/o"]
+    run_command("transcribe", *command, "format=[jsonl,ctm,textgrid]", "times=max_prob", "vad=false")
+    row = json.loads((tmp_path / "o" / "transcripts.jsonl").read_text())
     words = row["text"].split()
     assert len(words) > 300
     assert [word["text"] for word in row["words"]] == words
     assert all(one["end"] <= other["start"] for one, other in itertools.pairwise(row["words"]))
     assert row["words"][-1]["end"] <= len(whole) / 16000
-    lines = (tmp_path / "o.ctm").read_text().splitlines()
+    lines = (tmp_path / "o" / "transcripts.ctm").read_text().splitlines()
     assert [line.split()[4] for line in lines if not line.startswith(";;")] == words
-    grid = (tmp_path / "o.TextGrid").read_text().splitlines()
-    texts = [line.split('text = "', 1)[1][:-1] for line in grid if 'text = "' in line]
-    assert [text.replace('""', '"') for text in texts if text] == words
+    tiers = read_textgrid((tmp_path / "o" / "long.TextGrid").read_text())
+    assert [text for *_, text in tiers["words"]] == words
 
 
 @pytest.mark.slow
