@@ -86,7 +86,8 @@ def recording(monkeypatch, parts, values, *, total=None, lang=None):
 PARTS = [(i * 40.0, i * 40.0 + 20.0) for i in range(12)]
 
 
-def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(monkeypatch, terse):
+@pytest.mark.usefixtures("terse")
+def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(monkeypatch):
     values = [0.1] * 12
     # Parts 1, 3, 6, 8 and 10 are probed.
     assert spread(range(12), 5) == [1, 3, 6, 8, 10]
@@ -101,8 +102,9 @@ def test_the_language_is_the_mean_over_five_parts_and_no_part_is_encoded_twice(m
     assert [word.start for word in found.words] == pytest.approx([start + 0.1 for start, _ in PARTS])
 
 
+@pytest.mark.usefixtures("terse")
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
-def test_few_parts_are_all_probed(monkeypatch, terse, count):
+def test_few_parts_are_all_probed(monkeypatch, count):
     model = Model()
     found = transcribe_by_voice(model, recording(monkeypatch, PARTS[:count], [0.75] * count), FORM, TEXT_ONLY)
     assert (found.detected, found.detected_probability) == ("de", pytest.approx(0.75))
