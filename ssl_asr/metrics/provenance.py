@@ -23,6 +23,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
+        # The checkout may change while the command runs.
+        self.git = git_commit(_PACKAGE_FOLDER)
 
     def record(self) -> dict[str, Any]:
         """Plain data about the run up to now. Times are in UTC, in ISO 8601."""
@@ -33,7 +35,7 @@ class Clock:
             "finished": finished.isoformat(timespec="seconds"),
             "seconds": round((finished - self.started).total_seconds(), 1),
             "versions": {"python": platform.python_version(), **_versions()},
-            "git": git_commit(_PACKAGE_FOLDER),
+            "git": self.git,
             "platform": platform.platform(),
         }
 
