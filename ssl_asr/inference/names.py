@@ -170,7 +170,7 @@ def _marks(row: Located) -> tuple[str, ...]:
     return "" if row.channel is None else f"ch{row.channel}", row.task or ""
 
 
-def in_order(rows: Sequence[Row]) -> list[list[Row]]:
+def by_recording(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows of each recording in order of time, recordings in order of their first rows."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:

@@ -14,7 +14,7 @@ from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, s
 from ssl_asr.data.identity import Located, recording_key
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.formats.cues import DEFAULT_STYLE
-from ssl_asr.inference.names import in_order, output_names
+from ssl_asr.inference.names import by_recording, output_names
 from ssl_asr.inference.subtitles import TIMED, render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import written_whole
@@ -191,7 +191,7 @@ class Outputs:
         Raises:
             ConfigError: A file cannot be written.
         """
-        recordings = in_order(rows)
+        recordings = by_recording(rows)
         ordered = [row for own in recordings for row in own]
         for kind in self.kinds:
             if self.path is None:

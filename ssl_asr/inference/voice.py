@@ -1,6 +1,6 @@
 """Recordings of any length, by voice activity detection."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ssl_asr.data.dataset import collate
@@ -45,11 +45,11 @@ def transcribe_by_voice(
         found |= dict(zip(one.rows, hypotheses, strict=True))
         progress(silence_s + sum(durations[row] for row in found))
     left = [row for row in range(len(spans)) if row not in found]
-    for group in batches(module.speech_encoder, [durations[row] for row in left], long_form.batch_s):
-        rows = [left[place] for place in group]
-        parts = [_part(recording, spans, row, languages) for row in rows]
-        hypotheses = module.transcribe(collate(parts).to(module.device), options=options)
-        found |= dict(zip(rows, hypotheses, strict=True))
+    seconds = {row: durations[row] for row in left}
+    for some in _transcribed(
+        module, seconds, lambda row: _part(recording, spans, row, languages), long_form.batch_s, options
+    ):
+        found |= some
         progress(silence_s + sum(durations[row] for row in found))
     whole = [
         _complete(module, recording, span, found[row], _language(recording, row, languages), options)
@@ -137,6 +137,29 @@ def _joined(
     return transcript(joined, duration=max((end for _, end in spans), default=0.0))
 
 
+def _transcribed(
+    module: ASRModule,
+    seconds: Mapping[int, Seconds],
+    part: Callable[[int], Example],
+    batch_s: Seconds,
+    options: TranscribeOptions,
+) -> Iterator[dict[int, Hypothesis]]:
+    """Hypotheses of parts by number, one batch of similar lengths at a time.
+
+    Args:
+        module: The model.
+        seconds: Length of each part.
+        part: Reads a part. Called when its batch is transcribed.
+        batch_s: Encoded seconds in a batch.
+        options: What to return besides text.
+    """
+    numbers = list(seconds)
+    for group in batches(module.speech_encoder, list(seconds.values()), batch_s):
+        rows = [numbers[place] for place in group]
+        hypotheses = module.transcribe(collate([part(row) for row in rows]).to(module.device), options=options)
+        yield dict(zip(rows, hypotheses, strict=True))
+
+
 def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
     """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
     remaining = sorted(range(len(durations)), key=durations.__getitem__)
@@ -171,10 +194,9 @@ def transcribe_short(
             return module.transcribe(batch, options=options)
     parts = [(row, span) for row, own in enumerate(spans) for span in own]
     found: dict[int, Hypothesis] = {}
-    for places in batches(module.speech_encoder, [end - start for _, (start, end) in parts], long_form.batch_s):
-        examples = [_cut(batch, *parts[place]) for place in places]
-        hypotheses = module.transcribe(collate(examples).to(module.device), options=options)
-        found |= dict(zip(places, hypotheses, strict=True))
+    seconds = {place: end - start for place, (_, (start, end)) in enumerate(parts)}
+    for some in _transcribed(module, seconds, lambda place: _cut(batch, *parts[place]), long_form.batch_s, options):
+        found |= some
     places_of = {row: [place for place, part in enumerate(parts) if part[0] == row] for row in range(len(batch))}
     return [
         _of_parts(utterance.id, [found[place] for place in places_of[row]], spans[row])

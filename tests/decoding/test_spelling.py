@@ -14,20 +14,11 @@ from ssl_asr.decoding.fusion.spelling import Speller
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.decoding.seq2seq import WhisperBeam
 from ssl_asr.errors import LanguageModelError
+from tests.decoding.test_neural_lm import FUSION as SHARED
 
 LABELS = [None, None, " ", *string.ascii_lowercase]
 PIECES = [None, None, " the", " a", "m", "n", " b", "ot", "é", " "]
-FUSION = {
-    "lm": None,
-    "lm_unit": "word",
-    "lm_weight": 0.5,
-    "word_score": 0.0,
-    "label_score": 0.0,
-    "unknown_score": -10.0,
-    "lexicon": None,
-    "hotwords": [],
-    "hotword_score": 2.0,
-}
+FUSION = SHARED | {"hotword_score": 2.0}
 BEAM = {"beam_size": 16, "beam_threshold": None, "max_labels": None, "blank_collapse": None, "n_best": 1}
 
 

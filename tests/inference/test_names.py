@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_asr.inference.names import in_order, output_names, recording_names
+from ssl_asr.inference.names import by_recording, output_names, recording_names
 from ssl_asr.metrics.report import Prediction
 
 
@@ -65,7 +65,7 @@ def test_names_of_recordings_have_no_spaces():
 
 def test_rows_are_in_order_of_recordings_and_times():
     rows = [row("b.wav", offset=5.0), row("a.wav", offset=1.0), row("./b.wav", offset=2.0), row("b.wav", 1)]
-    ordered = [(one.audio_filepath, one.channel, one.offset) for own in in_order(rows) for one in own]
+    ordered = [(one.audio_filepath, one.channel, one.offset) for own in by_recording(rows) for one in own]
     assert ordered == [("./b.wav", None, 2.0), ("b.wav", None, 5.0), ("a.wav", None, 1.0), ("b.wav", 1, 0.0)]
 
 

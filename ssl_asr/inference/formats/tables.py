@@ -8,7 +8,7 @@ from ssl_asr.data.languages import is_spaced
 from ssl_asr.inference.formats.cues import Cue
 from ssl_asr.inference.formats.segments import segments_in
 from ssl_asr.inference.formats.text import clean
-from ssl_asr.inference.formats.timeline import language_of, tracks
+from ssl_asr.inference.formats.timeline import rows_language, tracks
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import to_json
 from ssl_asr.types import Segment
@@ -52,7 +52,7 @@ def whisper_json(rows: Sequence[Prediction]) -> str:
     several = len({track.channel for track in found}) > 1
     placed = [(segment, track.channel if several else None) for track in found for segment in segments_in(track)]
     placed.sort(key=lambda one: one[0].start)
-    lang = language_of(rows)
+    lang = rows_language(rows)
     segments = [_segment(number, segment, channel) for number, (segment, channel) in enumerate(placed)]
     space = " " if is_spaced(lang) else ""
     text = "".join(

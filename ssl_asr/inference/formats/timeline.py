@@ -47,7 +47,7 @@ class Track:
     @property
     def lang(self) -> str | None:
         """Language code of the first row that has one, in its shortest form."""
-        return language_of(self.rows)
+        return rows_language(self.rows)
 
     def words(self) -> list[Word]:
         """Words with times in the recording, a row's words after those of the row before. See `timed_words`."""
@@ -65,7 +65,7 @@ class Track:
         return set(accumulate(len(timed_words(row)) for row in self.rows))
 
 
-def language_of(rows: Iterable[Prediction]) -> str | None:
+def rows_language(rows: Iterable[Prediction]) -> str | None:
     """Language code of the first row that has one, in its shortest form."""
     codes = (row.lang or row.detected for row in rows)
     found = next((code for code in codes if code), None)
