@@ -27,8 +27,8 @@ from tests.gpu.rows import ROWS_FILE, read_rows
 
 REPO = Path(__file__).parents[2]
 RESULTS = REPO / "tests" / "benchmarks" / "results"
-LIMITS_S = {"table": 190.0, "train": 120.0, "suite": 210.0}
-"""In all 520 s: with the installation of wheels, under nine minutes."""
+LIMITS_S = {"table": 200.0, "train": 200.0, "suite": 260.0}
+"""On an H200 with 16 CPU cores, the table takes 181 s, one of the two training runs 80 s, the suite 212 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ def make_parts(arguments: argparse.Namespace) -> list[Part]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu.report", "-p", "no:cacheprovider"]
     pytest += ["-m", "not slow and not benchmark", "--ignore=tests/gpu", *files]
     if not arguments.tiny:
-        pytest += ["-n", "8", "--dist", "worksteal"]
+        workers = max(2, (os.cpu_count() or 4) - 2)
+        pytest += ["-n", str(workers), "--dist", "worksteal"]
     train = [sys.executable, "-m", "tests.gpu.finetune", *tiny]
     train += ["--checkpoint", arguments.checkpoint] + (["--data", arguments.data] if arguments.data else [])
     commands = {"table": [sys.executable, "-m", "tests.gpu.bench", *tiny], "train": train, "suite": pytest}
@@ -94,7 +95,7 @@ def run_part(part: Part, results: dict[str, Any], path: Path) -> bool:
     rows_file = Path(tempfile.mkdtemp()) / "rows.jsonl"
     env = {**os.environ, ROWS_FILE: str(rows_file), "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"}
     if part.name == "suite":
-        # Eight workers with all threads each would compete for the CPU.
+        # Workers with all threads each would compete for the CPU.
         env |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     began = time.monotonic()
     process = subprocess.Popen(part.command, cwd=REPO, env=env, start_new_session=True)
