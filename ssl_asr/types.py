@@ -117,11 +117,6 @@ Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "b
 
 SAMPLE_RATE: Hertz = 16_000
 
-UNSPACED_SCRIPTS = frozenset({
-    "Bopo", "Hani", "Hira", "Kana", "Khmr", "Lana", "Laoo", "Mymr", "Tale", "Talu", "Thai", "Yiii",
-})  # fmt: skip
-"""ISO 15924 codes of scripts that are written without spaces between words. Error rates count their characters."""
-
 # First ids of every CTC vocabulary. No text contains the blank, so an attention decoder over the same vocabulary uses
 # its id as the start and the end of a sentence. UNKNOWN_ID stands for symbols that training never saw.
 BLANK_ID, UNKNOWN_ID, FIRST_LABEL_ID = 0, 1, 2

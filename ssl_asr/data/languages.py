@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ssl_asr.types import UNSPACED_SCRIPTS
+from ssl_asr.scripts import UNSPACED_SCRIPTS
 
 if TYPE_CHECKING:
     from langcodes import Language as Tag

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.alignment import Measure, Span, align
+from ssl_asr.scripts import is_unspaced
 from ssl_asr.types import BLANK_ID, UNKNOWN_ID, Seconds, Token, Word
 
 Encode = Callable[[str], list[int]]
@@ -29,8 +30,6 @@ Encode = Callable[[str], list[int]]
 _PENALTY = -0.1
 # Two wildcards take turns, so that one may follow the other without a blank in between.
 _WILDCARDS = 2
-# Parts of the names of characters of scripts that are written without spaces.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def _clusters(word: str) -> list[str]:
     opened = joins = False
     for character in word:
         follows = unicodedata.category(character)[0] in "MPZC"
-        alone = not follows and unicodedata.name(character, "").startswith(_UNSPACED)
+        alone = not follows and is_unspaced(character)
         opening = unicodedata.category(character) in ("Ps", "Pi")
         if parts and (opened or (follows and not opening) or (joins and not alone and not opening)):
             parts[-1] += character

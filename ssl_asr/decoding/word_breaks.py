@@ -8,41 +8,16 @@ its combining marks is a word. Punctuation belongs to the word before it, openin
 """
 
 import unicodedata
-from bisect import bisect_right
 from collections.abc import Iterable
 
-# First and last code points of scripts without spaces, in order.
-_UNSPACED = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Burmese
-    (0x1780, 0x17FF),  # Khmer
-    (0x19E0, 0x19FF),  # Khmer symbols
-    (0x3005, 0x3007),  # Iteration mark, closing mark, zero
-    (0x3040, 0x30FF),  # Hiragana, Katakana
-    (0x31F0, 0x31FF),  # Katakana extensions
-    (0x3400, 0x4DBF),  # Han
-    (0x4E00, 0x9FFF),  # Han
-    (0xA9E0, 0xA9FF),  # Burmese
-    (0xAA60, 0xAA7F),  # Burmese
-    (0xF900, 0xFAFF),  # Han
-    (0xFF66, 0xFF9F),  # Katakana of half width
-    (0x1B000, 0x1B16F),  # Kana
-    (0x20000, 0x3FFFF),  # Han
-)
-_STARTS = [first for first, _ in _UNSPACED]
+from ssl_asr.scripts import is_unspaced
+
 # Vowel signs that are letters by their category: Thai and Lao am.
 _MARKS = "\u0e33\u0eb3"
 # The next letter is written under or joined to the letter before: viramas and the zero-width joiner.
 _JOINING = "\u1039\u17d2\u200d"
 # Punctuation by category that is read aloud, and the marks of unknown labels and broken characters.
 _READ_ALOUD = "%&@#‰⁇\ufffd"
-
-
-def is_unspaced(character: str) -> bool:
-    """Whether a character belongs to a script without spaces. Punctuation does not."""
-    code = ord(character)
-    at = bisect_right(_STARTS, code) - 1
-    return at >= 0 and code <= _UNSPACED[at][1] and not unicodedata.category(character).startswith("P")
 
 
 def is_spoken(text: str) -> bool:

@@ -14,7 +14,7 @@ without spaces                 of CJK punctuation, and every other run of
                                digits) as one word
 =============================  ============================================  =====================================
 
-Scripts without spaces are listed in `ssl_asr.types.UNSPACED_SCRIPTS`: Chinese characters, Kana, Thai, Lao, Khmer,
+Scripts without spaces are listed in `ssl_asr.scripts.UNSPACED_SCRIPTS`: Chinese characters, Kana, Thai, Lao, Khmer,
 Burmese and others. A character is a code point after Unicode NFC, in both rates. The second row is the mixed error rate
 of code-switched speech. In text without Latin words and digits, its WER equals its CER. An empty reference takes the
 row of the hypothesis. Korean text with Chinese characters has spaces between its words.
@@ -31,18 +31,14 @@ from typing import Literal
 import regex
 from rapidfuzz.distance import Levenshtein
 
-from ssl_asr.types import UNSPACED_SCRIPTS
+from ssl_asr.scripts import ANY_UNSPACED, has_hangul, has_unspaced
 
 Operation = Literal["match", "sub", "ins", "del"]
 Unit = Literal["words", "characters", "mixed"]
 
 _TAGS: dict[str, Operation] = {"equal": "match", "replace": "sub", "insert": "ins", "delete": "del"}
-_SCRIPTS = "".join(rf"\p{{Script={script}}}" for script in sorted(UNSPACED_SCRIPTS))
-# Characters that belong to several scripts, such as the Japanese prolonged sound mark, and full-width punctuation.
-_SHARED = "".join(rf"\p{{Script_Extensions={script}}}" for script in sorted(UNSPACED_SCRIPTS))
-_SINGLE = rf"[{_SCRIPTS}]|[{_SHARED}]|(?=[\u3000-\u303F\uFF00-\uFFEF])[\p{{P}}\p{{S}}]"
-_UNSPACED = regex.compile(rf"[{_SCRIPTS}]")
-_HANGUL = regex.compile(r"\p{Script=Hangul}")
+# Also full-width punctuation.
+_SINGLE = rf"{ANY_UNSPACED}|(?=[\u3000-\u303F\uFF00-\uFFEF])[\p{{P}}\p{{S}}]"
 _UNITS = regex.compile(rf"(?P<single>{_SINGLE})|(?:(?!{_SINGLE})\S)+")
 
 
@@ -81,9 +77,7 @@ class Edits:
 def is_unspaced(ref: str, hyp: str) -> bool:
     """Whether characters are units: the reference, or the hypothesis of an empty reference, is in such a script."""
     text = ref if ref.strip() else hyp
-    if text.isascii():
-        return False
-    return _UNSPACED.search(text) is not None and _HANGUL.search(text) is None
+    return has_unspaced(text) and not has_hangul(text)
 
 
 def word_units(ref: str, hyp: str) -> tuple[list[str], list[str]]:

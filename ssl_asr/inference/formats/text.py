@@ -4,13 +4,13 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from ssl_asr.scripts import has_hangul, is_unspaced
+
 # Joins its neighbors without being visible. It separates characters that a format would read as markup.
 WORD_JOINER = "\u2060"
 # Line breaks, tabs, other control characters, and the mark that some programs write at the start of a file.
 _BREAKS = re.compile("[\\s\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Scripts without spaces between words that are not full-width: Thai, Lao, Myanmar, Khmer, half-width kana.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uff66-\uff9f]")
 _OPENING = frozenset("([{<\"'“‘«‹¿¡（［｛〈《「『【〔〖｟เแโใไເແໂໃໄ")
 _CLOSING = frozenset(
     ")]}>\"'”’»›.,;:!?…%、。，．：；！？）］｝〉》」』】〕〗｠～ー・々ゝゞヽヾ"
@@ -46,10 +46,12 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def is_unspaced(character: str) -> bool:
-    """Whether a character belongs to a script without spaces between words, or to its punctuation."""
-    hangul = "\uac00" <= character <= "\ud7af"
-    return not hangul and (width(character) == 2 or _UNSPACED.match(character) is not None)
+def stands_alone(character: str) -> bool:
+    """Whether no space separates a character from its neighbors: those of scripts without spaces, and full-width signs.
+
+    Full-width signs are punctuation and emoji. Korean is full-width too, but has spaces.
+    """
+    return is_unspaced(character) or (width(character) == 2 and not has_hangul(character))
 
 
 def may_part(before: str, after: str) -> bool:
@@ -58,7 +60,7 @@ def may_part(before: str, after: str) -> bool:
     One of them must be of a script without spaces. A line does not begin with closing punctuation, a small kana or a
     combining mark, and does not end with opening punctuation.
     """
-    if not (is_unspaced(before) or is_unspaced(after)) or _is_joined(before, after):
+    if not (stands_alone(before) or stands_alone(after)) or _is_joined(before, after):
         return False
     return after not in _CLOSING and before not in _OPENING
 
