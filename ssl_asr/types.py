@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Seconds = float
 Samples = int
 Hertz = int
+Milliseconds = int
 
 Normalizer = Callable[[str, str | None], str]
 """``normalize(text, lang)``. ``lang`` is the language code of the utterance, or None."""

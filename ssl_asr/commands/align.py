@@ -31,14 +31,14 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     done, unspelled = _align(config, manifests, console)
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]
-    if kept:
-        outputs.write(kept, config)
+    notes = outputs.write(kept, config) if kept else []
     what = "its text does not fit into its audio"
     skips = [*unspelled, *(skip for name in config.manifest for skip in done.skips[name])]
     skips += [Skip(row.id, "", "no_room", what, row.duration) for row in rows if not row.words and row.ref.strip()]
     wild = sum(not word.tokens for row in kept for word in row.words)
-    note = f"words without a label, timed by the speech between their neighbors: {wild}"
-    Summary(len(recordings), len(kept), skips, [note] if wild else (), key="manifest", verb="aligned").show(console)
+    if wild:
+        notes.append(f"words without a label, timed by the speech between their neighbors: {wild}")
+    Summary(len(recordings), len(kept), skips, notes, key="manifest", verb="aligned").show(console)
     if console is not None:
         words = sum(len(row.words) for row in kept)
         console.print(f"{words:,} words of {len(kept):,} utterances are in {config.output}")

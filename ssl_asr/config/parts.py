@@ -174,14 +174,17 @@ class LongRecordings:
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleStyle:
-    """How words are laid out as subtitles, for srt, vtt, ass and tsv. The limits are never exceeded.
+    """How words are laid out as subtitles, for srt, vtt, ass and tsv.
+
+    Lines, their number and the time of a cue are never exceeded. The reading speed is, where speech is faster: cues may
+    begin up to half a second before or after their speech to keep it, and the summary counts those that do not.
 
     Attributes:
         max_line_width: Characters of a line. A full-width character (Chinese, Japanese, Korean) counts as two. A longer
             word is broken.
         max_line_count: Lines of a cue.
         max_cue_s: Seconds that a cue is shown.
-        max_characters_per_s: Reading speed. A cue of faster speech is shown until the next cue begins.
+        max_characters_per_s: Reading speed. A cue of faster speech is shown as long as its neighbors leave time.
         highlight_words: Underline each word of srt and vtt while it is spoken, and color it in ass.
     """
 

@@ -13,9 +13,10 @@ from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.formats.cues import DEFAULT_STYLE
+from ssl_asr.inference.formats.cues import DEFAULT_STYLE, Cue, cues_of
+from ssl_asr.inference.formats.text import width
 from ssl_asr.inference.names import by_recording, output_names
-from ssl_asr.inference.subtitles import TIMED, render
+from ssl_asr.inference.subtitles import TIMED, WITH_CUES, render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import written_whole
 
@@ -167,22 +168,25 @@ class Outputs:
                 kind = "audio" if holds_audio(path) else "a manifest"
                 raise ConfigError("output", f"{path} holds {kind} and would be overwritten", "give another name")
 
-    def _file(self, kind: str, name: str = _ALL) -> Path:
-        assert self.path is not None
+    def _file(self, kind: str, name: str = _ALL) -> Path | None:
+        if self.path is None:
+            return None
         return self.path / f"{name}{_SUFFIXES[kind]}" if self.in_folder else self.path
 
     def files(self) -> list[Path]:
         """Every file that the command may write."""
         if self.path is None:
             return []
-        files = [path for path in (self.summary, self.progress) if path is not None]
+        files = [self.summary, self.progress]
         for kind in self.kinds:
             each = kind in _FILE_EACH and self.in_folder
             files += [self._file(kind, name) for name in self.names.values()] if each else [self._file(kind)]
-        return files
+        return [path for path in files if path is not None]
 
-    def write(self, rows: Sequence[Prediction], style: SubtitleStyle = DEFAULT_STYLE) -> None:
+    def write(self, rows: Sequence[Prediction], style: SubtitleStyle = DEFAULT_STYLE) -> list[str]:
         """Write transcripts, each recording in order of time. A file is never partly written.
+
+        Returns a note for each recording that has subtitles which are too fast to read.
 
         Args:
             rows: Transcripts.
@@ -192,20 +196,35 @@ class Outputs:
             ConfigError: A file cannot be written.
         """
         recordings = by_recording(rows)
-        ordered = [row for own in recordings for row in own]
+        names = [self.names[recording_key(own[0])] for own in recordings]
+        # Formats of subtitles have the same cues.
+        cues = [cues_of(own, style) if WITH_CUES.intersection(self.kinds) else [] for own in recordings]
         for kind in self.kinds:
-            if self.path is None:
-                print(render(ordered, kind, style), end="")
-            elif kind in _FILE_EACH and self.in_folder:
-                for own in recordings:
-                    _put(self._file(kind, self.names[recording_key(own[0])]), own, kind, style)
+            if kind in _FILE_EACH:
+                for name, own, shown in zip(names, recordings, cues, strict=True):
+                    _put(self._file(kind, name), render(own, kind, style, cues=shown))
             else:
-                _put(self._file(kind), ordered, kind, style)
+                _put(self._file(kind), render([row for own in recordings for row in own], kind, style))
+        return [note for name, shown in zip(names, cues, strict=True) for note in _reading_note(name, shown, style)]
 
 
-def _put(path: Path, rows: Sequence[Prediction], kind: str, style: SubtitleStyle) -> None:
+def _reading_note(name: str, cues: Sequence[Cue], style: SubtitleStyle) -> list[str]:
+    """How many cues of a recording are shown for less time than it takes to read them, if there are any."""
+    fast = [width(cue.text) * 1000 / (cue.end - cue.start) for cue in cues if cue.is_too_fast]
+    if not fast:
+        return []
+    limit = f"{style.max_characters_per_s:g} characters a second"
+    fastest = f"the fastest has {max(fast):.1f}"
+    return [f"{name}: {len(fast)} of {len(cues)} subtitles have more than {limit}, as fast as the speech; {fastest}"]
+
+
+def _put(path: Path | None, text: str) -> None:
+    """Write a file, or to standard output."""
+    if path is None:
+        print(text, end="")
+        return
     try:
         with written_whole(path) as file:
-            file.write(render(rows, kind, style))
+            file.write(text)
     except OSError as error:
         raise ConfigError("output", f"{path} cannot be written: {error.strerror}", "give another name") from None

@@ -47,13 +47,20 @@ class Recording:
         first = round(start * SAMPLE_RATE)
         return Example(part, self._whole_T[first : first + round(duration * SAMPLE_RATE)], [])
 
-    def speech(self, longest_s: Seconds) -> list[Span]:
-        """Start and end of each part with speech, in seconds. Parts are at most ``longest_s`` long."""
+    def speech(self, longest_s: Seconds, within: Span | None = None) -> list[Span]:
+        """Start and end of each part with speech, in seconds of the recording.
+
+        Args:
+            longest_s: Longest part.
+            within: Where to look. None looks everywhere.
+        """
+        first, last = within or (0.0, self.utterance.duration)
 
         def read(start: Seconds, duration: Seconds) -> Tensor:
-            return self.part(start, duration).waveform_T
+            return self.part(first + start, duration).waveform_T
 
-        return speech_parts(read, duration=self.utterance.duration, longest_s=longest_s)
+        spans = speech_parts(read, duration=last - first, longest_s=longest_s)
+        return [(first + start, first + end) for start, end in spans]
 
     def with_language(self, lang: str) -> "Recording":
         """The same recording. If it has no language, it gets ``lang``."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ssl_asr.data.dataset import collate
-from ssl_asr.data.vad import Span, batch_parts, speech_parts
+from ssl_asr.data.vad import Span, batch_parts
 from ssl_asr.decoding.segments import transcript
 from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
 from ssl_asr.inference.long_form import LongForm
@@ -78,16 +78,12 @@ def _complete(
     start, end = span
     if module.long_form == "windows" or _is_complete(found.text, end - start):
         return found
-    spans = speech_parts(
-        lambda at, seconds: recording.part(start + at, seconds).waveform_T,
-        duration=end - start,
-        longest_s=(end - start) / 2,
-    )
+    spans = recording.speech((end - start) / 2, within=span)
     if not spans:
         return found
-    pieces = [recording.part(start + first, last - first, lang=lang) for first, last in spans]
+    pieces = [recording.part(first, last - first, lang=lang) for first, last in spans]
     hypotheses = module.transcribe(collate(pieces).to(module.device), options=options)
-    joined = _joined(found.id, hypotheses, spans)
+    joined = _joined(found.id, hypotheses, [(first - start, last - start) for first, last in spans])
     return joined if _is_complete(joined.text, sum(last - first for first, last in spans)) else found
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.inference.outputs import Outputs, formats_of, has_times
 from ssl_asr.inference.subtitles import FORMATS
 from ssl_asr.metrics.report import Prediction
+from ssl_asr.textfiles import written_whole
 from ssl_asr.types import Segment, Word
 
 WORDS = [Word("one", 0.5, 0.8, 0.9), Word("two", 1.0, 1.25, 0.5)]
@@ -204,15 +206,31 @@ def test_folder_without_permission_is_refused(here, monkeypatch):
         Outputs("deep/below/o.jsonl", ["jsonl"], [ROW])
 
 
+def test_subtitles_that_are_too_fast_to_read_are_counted(here):
+    """ "unquestionably so" has 17 characters and needs 1 s. It is spoken in 0.2 s, and half a second can be added."""
+    words = [Word("unquestionably", 0.0, 0.1, 0.9), Word("so.", 0.1, 0.2, 0.9), Word("Yes.", 0.3, 4.0, 0.9)]
+    row = Prediction("u1", "", "unquestionably so. Yes.", -0.1, 4.0, "/talks/a.wav", words=words)
+    style = SubtitleStyle(max_line_width=18, max_line_count=1)
+    slow = Prediction("u2", "", "two", -0.2, 2.5, "/talks/b.wav", words=[Word("two", 0.5, 1.25, 0.5)])
+    # From 0 to 0.8 s, without the gap of 0.08 s before the next: 18 characters in 0.72 s.
+    [note] = Outputs("out", ["srt", "vtt"], [row, slow]).write([row, slow], style)
+    told = "a: 1 of 2 subtitles have more than 17 characters a second, as fast as the speech; the fastest has 25.0"
+    assert note == told
+    assert "00:00:00,000 --> 00:00:00,720" in (here / "out" / "a.srt").read_text()
+    assert Outputs("text", ["text"], [row]).write([row], style) == []
+
+
 def test_error_while_writing_leaves_no_partial_file(here, monkeypatch):
     outputs = Outputs("out", ["srt", "vtt"], [ROW])
 
-    def full(rows, kind, style):
-        if kind == "vtt":
-            raise OSError(28, "No space left on device")
-        return "text"
+    @contextmanager
+    def full(path):
+        with written_whole(path) as file:
+            yield file
+            if path.suffix == ".vtt":
+                raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssl_asr.inference.outputs.render", full)
+    monkeypatch.setattr("ssl_asr.inference.outputs.written_whole", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left"):
         outputs.write([ROW])
     assert written(here / "out") == ["a.srt"]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ssl_asr.inference.formats.cues import Cue, Milliseconds, Timed, joined
+from ssl_asr.inference.formats.cues import Cue, Timed, joined
+from ssl_asr.types import Milliseconds
 
 Centiseconds = int
 

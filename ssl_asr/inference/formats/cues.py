@@ -15,8 +15,9 @@ preposition, and highest where no space is written. ``slack`` grows with the unu
 similar width. ``short`` and ``fast`` grow as a cue is shown for less than `SHORTEST_MS` or exceeds the reading speed.
 
 A cue is shown while it is spoken, and longer if there is time after it: up to the reading speed, up to `SHORTEST_MS`,
-and up to the next cue if that one is near. Two cues are `GAP_MS` apart. If speech is faster than the reading speed, its
-cue is shown until the next one begins. No word is left out.
+and up to the next cue if that one is near. Two cues are `GAP_MS` apart. Where speech is faster than the reading speed,
+cues are moved by up to half a second, see `ssl_asr.inference.formats.reading_time`. What remains too fast is shown as
+long as possible. No word is left out.
 """
 
 import math
@@ -26,12 +27,11 @@ from itertools import accumulate, pairwise
 
 from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.inference.formats.function_words import TITLES, FunctionWords, function_words
+from ssl_asr.inference.formats.reading_time import Span, with_reading_time
 from ssl_asr.inference.formats.text import broken, characters, may_part, width
 from ssl_asr.inference.formats.timeline import Track, on_grid, shared, split_at_spaces, tracks
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.types import Word
-
-Milliseconds = int
+from ssl_asr.types import Milliseconds, Word
 
 DEFAULT_STYLE = SubtitleStyle()
 # Two frames at 25 frames a second.
@@ -78,13 +78,13 @@ class Cue:
     Attributes:
         start, end: When it is shown, in milliseconds.
         lines: Words of each line.
-        latest: Latest possible end, in milliseconds. Equal to ``end`` if the speech is faster than the reading speed.
+        is_too_fast: Whether the speech leaves less time than it takes to read the cue.
     """
 
     start: Milliseconds
     end: Milliseconds
     lines: tuple[tuple[Timed, ...], ...]
-    latest: Milliseconds
+    is_too_fast: bool = False
 
     @property
     def words(self) -> tuple[Timed, ...]:
@@ -185,13 +185,17 @@ class _Division:
                 total = best[first] + cost + self._cue_cost(first, end) + self.cut[end]
                 if total < best[end]:
                     best[end], chosen[end] = total, (first, breaks)
-        made: list[Cue] = []
+        made: list[tuple[int, int, tuple[int, ...]]] = []
         end = count
         while end > 0:
             first, breaks = chosen[end]
-            made.append(self._cue(first, end, breaks))
+            made.append((first, end, breaks))
             end = first
-        return made[::-1]
+        made.reverse()
+        spans = [Span(self.words[first].start, *self._shown(first, end)) for first, end, _ in made]
+        until = self._times(made[-1][0], count)[1] if made else 0
+        moved = with_reading_time(spans, gap=GAP_MS, longest=self.longest, until=until)
+        return [self._cue(*part, span) for part, span in zip(made, moved, strict=True)]
 
     def _width(self, first: int, end: int) -> int:
         """Columns of words on one line, without the space before the first."""
@@ -245,7 +249,7 @@ class _Division:
             layer[end] = best, (*before[chosen][1], chosen)
 
     def _times(self, first: int, end: int) -> tuple[Milliseconds, Milliseconds]:
-        """When a cue ends, and when it could end at the latest."""
+        """When a cue that is not moved ends, and when it could end at the latest."""
         start, spoken = self.words[first].start, self.words[end - 1].end
         latest = start + self.longest
         if end < len(self.words):
@@ -254,11 +258,17 @@ class _Division:
             latest = min(latest, start + max(room - GAP_MS, (room + 1) // 2))
         else:
             latest = min(latest, max(spoken, self.until))
-        reading = math.ceil(1000 * self._width(first, end) / self.style.max_characters_per_s)
-        wanted = max(spoken, start + reading, start + SHORTEST_MS)
+        wanted = max(spoken, start + self._reading(first, end), start + SHORTEST_MS)
         if end < len(self.words) and self.words[end].start - wanted < _NEAR_MS:
             wanted = self.words[end].start
         return min(wanted, latest), latest
+
+    def _reading(self, first: int, end: int) -> Milliseconds:
+        return math.ceil(1000 * self._width(first, end) / self.style.max_characters_per_s)
+
+    def _shown(self, first: int, end: int) -> tuple[Milliseconds, Milliseconds]:
+        """When a cue ends, and how long it takes to read."""
+        return self._times(first, end)[0], min(self._reading(first, end), self.longest)
 
     def _cue_cost(self, first: int, end: int) -> float:
         """Cost of a cue besides its lines."""
@@ -268,15 +278,15 @@ class _Division:
         fast = _FAST * min(2.0, max(0.0, speed / self.style.max_characters_per_s - 1))
         return _CUE + short + fast + _INSIDE_PAUSE * (self.pauses[end] - self.pauses[first + 1])
 
-    def _cue(self, first: int, end: int, breaks: tuple[int, ...]) -> Cue:
-        shown, latest = self._times(first, end)
+    def _cue(self, first: int, end: int, breaks: tuple[int, ...], shown: Span) -> Cue:
         own = self.words[first:end]
-        # The gap to the next cue may begin before the last words do.
-        spans = on_grid([(word.start / 1000, min(word.end, shown) / 1000) for word in own], 1000, until=shown / 1000)
+        # The gap to the next cue may begin before the last words do, and a cue that is moved may begin after the first.
+        times = [(max(word.start, shown.start) / 1000, min(word.end, shown.end) / 1000) for word in own]
+        spans = on_grid(times, 1000, until=shown.end / 1000)
         words = [replace(word, start=start, end=stop) for word, (start, stop) in zip(own, spans, strict=True)]
         places = [0, *(place - first for place in breaks), len(words)]
         lines = tuple(tuple(words[start:stop]) for start, stop in pairwise(places))
-        return Cue(own[0].start, shown, lines, latest)
+        return Cue(shown.start, shown.end, lines, shown.is_too_fast)
 
 
 def _cut(words: Sequence[Timed], spoken: Sequence[str], place: int, ends: set[int], known: FunctionWords) -> float:

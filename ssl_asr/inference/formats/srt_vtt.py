@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ssl_asr.inference.formats.cues import Cue, Milliseconds, Timed, joined
+from ssl_asr.inference.formats.cues import Cue, Timed, joined
 from ssl_asr.inference.formats.text import WORD_JOINER
+from ssl_asr.types import Milliseconds
 
 _VTT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What a reader of SRT takes for an arrow, a tag such as <i>, an override such as {\an8}, or a time. SRT has no escapes.

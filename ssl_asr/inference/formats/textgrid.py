@@ -6,9 +6,8 @@ from ssl_asr.inference.formats.segments import segments_in
 from ssl_asr.inference.formats.timeline import Track, on_grid, tracks
 from ssl_asr.inference.names import recording_names
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.types import Segment, Word
+from ssl_asr.types import Milliseconds, Segment, Word
 
-Milliseconds = int
 Interval = tuple[Milliseconds, Milliseconds, str]
 
 # Praat shows an interval of this length when zoomed in. A word without length gets it if there is room.

@@ -149,9 +149,17 @@ def test_cues_are_shown_for_the_time_to_read_them():
     assert len(fast) == 34
     near, far = (cues([*spoken(fast, word_s=0.2), *spoken("next", start=start)], lang="xx") for start in (2.4, 9.0))
     assert [(cue.start, cue.end) for cue in far] == [(0, 2000), (9000, 9400)]
-    assert (near[0].end, near[0].latest) == (2320, 2320)
-    crowded = cues([*spoken(fast, word_s=0.2), *spoken("next", start=1.9)], lang="xx")
-    assert crowded[0].end == crowded[0].latest == 1900 - GAP_MS
+    assert near[0].end == 2320
+    assert not near[0].is_too_fast
+
+
+def test_cues_give_way_to_a_cue_of_fast_speech():
+    """The next cue begins after 1.9 s. It waits until the first has been shown for its 2 s."""
+    fast = "thirty-four characters of all text"
+    first, second = cues([*spoken(fast, word_s=0.2), *spoken("next one", start=1.9, word_s=0.5)], lang="xx")
+    assert (first.start, first.end, second.start) == (0, 2000, 2000 + GAP_MS)
+    assert [(word.text, word.start) for word in second.words] == [("next", 2080), ("one", 2400)]
+    assert not first.is_too_fast
 
 
 def test_the_last_cue_is_not_longer_than_the_recording():
@@ -159,12 +167,13 @@ def test_the_last_cue_is_not_longer_than_the_recording():
     assert cues(spoken("one"), duration=9.0)[0].end == 1000
 
 
-def test_reading_speed_is_exceeded_only_where_speech_leaves_no_time():
+def test_cues_of_speech_that_is_always_too_fast_are_marked():
     text = " ".join(["incomprehensibilities everywhere, unquestionably."] * 12)
     made = cues(spoken(text, word_s=0.3), lang="en")
     for cue in made:
         speed = 1000 * len(cue.text) / (cue.end - cue.start)
-        assert speed <= 17.05 or cue.end == cue.latest
+        assert (speed > 17) == cue.is_too_fast
+    assert all(after.start - before.end == GAP_MS for before, after in pairwise(made))
 
 
 def test_gaps_are_two_frames_or_more():

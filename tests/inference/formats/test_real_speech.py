@@ -43,5 +43,6 @@ def test_subtitles_of_two_and_a_half_minutes_are_within_the_limits(data_root, wh
             check_cues(cues, style)
             assert " ".join(line for *_, lines in cues for line in lines).split() == wanted
         speeds = [(1000 * len(cue.text) / (cue.end - cue.start), cue) for cue in cues_of([made])]
-        assert all(speed <= 17.05 or cue.end == cue.latest for speed, cue in speeds)
-        assert np.mean([speed > 20 for speed, _ in speeds]) < 0.2
+        assert all((speed > 17) == cue.is_too_fast for speed, cue in speeds)
+        # An hour of these readers has 28 of 887 cues that are too fast.
+        assert np.mean([cue.is_too_fast for _, cue in speeds]) < 0.1
