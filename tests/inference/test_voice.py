@@ -73,13 +73,16 @@ class Model:
         return hypothesis.segments, duration
 
 
-def recording(monkeypatch, parts, values, *, total=None, lang=None):
-    """A recording with these parts of speech. Each part's samples hold its probability of German."""
+def recording(monkeypatch, parts, values, *, total=None, lang=None, pieces=()):
+    """A recording with these parts of speech. Each part's samples hold its probability of German.
+
+    ``pieces`` is the speech within a part.
+    """
     total = parts[-1][1] + 10 if total is None else total
     samples = torch.zeros(round(total * SAMPLE_RATE))
     for (start, end), value in zip(parts, values, strict=True):
         samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] = value
-    monkeypatch.setattr(Recording, "speech", lambda *_: parts)
+    monkeypatch.setattr(Recording, "speech", lambda *_, within=None: parts if within is None else list(pieces))
     return Recording(Utterance("r", "", total, lang=lang), samples)
 
 
@@ -172,17 +175,31 @@ class EndsEarly(Model):
 
 
 def test_a_part_that_ends_after_a_few_words_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", lambda *_, **__: [(0.0, 8.0), (9.0, 19.0)])
-    model, whole = EndsEarly(), recording(monkeypatch, [(0.0, 20.0), (30.0, 39.0)], [0.1, 0.1])
-    found = transcribe_by_voice(model, whole, FORM, TEXT_ONLY)
-    assert found.text == " ".join(["abc"] * (8 + 10 + 9))
-    assert [(one.start, one.end) for one in found.segments] == [(0.0, 8.0), (9.0, 19.0), (30.0, 39.0)]
+    pieces = [(30.0, 38.0), (39.0, 49.0)]
+    whole = recording(monkeypatch, [(0.0, 9.0), (30.0, 50.0)], [0.1, 0.1], pieces=pieces)
+    found = transcribe_by_voice(EndsEarly(), whole, FORM, TEXT_ONLY)
+    assert found.text == " ".join(["abc"] * (9 + 8 + 10))
+    assert [(one.start, one.end) for one in found.segments] == [(0.0, 9.0), *pieces]
 
 
 def test_a_short_text_stays_if_its_pieces_have_no_more(monkeypatch):
-    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", lambda *_, **__: [(0.0, 11.0), (12.0, 23.0)])
-    found = transcribe_by_voice(EndsEarly(), recording(monkeypatch, [(0.0, 24.0)], [0.1]), FORM, TEXT_ONLY)
+    whole = recording(monkeypatch, [(0.0, 24.0)], [0.1], pieces=[(0.0, 11.0), (12.0, 23.0)])
+    found = transcribe_by_voice(EndsEarly(), whole, FORM, TEXT_ONLY)
     assert found.text == "cut"
+
+
+def test_speech_within_a_part_has_times_of_the_recording(data_root):
+    from ssl_asr.data.audio import read_waveform
+    from ssl_asr.data.manifest import read_manifest
+
+    speech = read_waveform(read_manifest(data_root / "en_an4" / "test.jsonl")[0])
+    silence = torch.zeros(5 * SAMPLE_RATE)
+    samples = torch.cat([speech, silence, speech, silence])
+    whole = Recording(Utterance("r", "", len(samples) / SAMPLE_RATE), samples)
+    first, second = whole.speech(30.0)
+    after = len(speech) / SAMPLE_RATE
+    assert whole.speech(30.0, within=(0.0, after + 2)) == [pytest.approx(first, abs=0.1)]
+    assert whole.speech(30.0, within=(after + 2, whole.utterance.duration)) == [pytest.approx(second, abs=0.1)]
 
 
 def test_ctc_is_not_decoded_again(monkeypatch):
