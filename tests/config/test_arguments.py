@@ -10,7 +10,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -27,9 +27,8 @@ from ssl_asr.config.resolve import resolve_command
 from ssl_asr.config.schemas import SCHEMAS
 from ssl_asr.errors import ConfigError, UserError, did_you_mean
 from tests.config.options import GROUPS, compose_train
+from tests.fuzzing import FUZZ, TRIES, time_limit
 
-# Command lines that hypothesis tries. SSL_ASR_FUZZ=100000 tries more.
-TRIES = int(os.environ.get("SSL_ASR_FUZZ", "2000"))
 MODEL = "model=openai/whisper-tiny.en"
 
 
@@ -505,7 +504,6 @@ _BITS = [
 _BITS += ["a", "é", "\n", "\udcff", "null", "1e3", "-f", "-m", "--cfg", "choice(", "x.wav", "model", "sweep=x", "???"]
 _TEXT = st.lists(st.sampled_from(_BITS) | st.characters(exclude_characters="\0"), max_size=8).map("".join)
 _NAME = _TEXT.map(lambda text: text.replace("/", "_")[:60]).filter(lambda name: name not in ("", ".", "..", "???"))
-_ANY = settings(max_examples=TRIES, deadline=10_000, suppress_health_check=list(HealthCheck), database=None)
 
 
 @st.composite
@@ -518,13 +516,15 @@ def _command_lines(draw):
 
 def _outcome(name, words):
     """The overrides of a command line, and the message if it is refused."""
-    try:
-        return read_words(name, words).overrides, ""
-    except UserError as error:
-        return [], str(error)
+    with time_limit():
+        try:
+            return read_words(name, words).overrides, ""
+        except UserError as error:
+            return [], str(error)
 
 
-@_ANY
+@pytest.mark.fuzz
+@FUZZ
 @given(_command_lines())
 def test_any_words_are_read_or_refused(line):
     name, words = line
@@ -534,7 +534,8 @@ def test_any_words_are_read_or_refused(line):
     assert all(parsed(override) is not None for override in overrides)
 
 
-@settings(_ANY, max_examples=max(TRIES // 10, 10))
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=max(TRIES // 10, 10))
 @given(_NAME)
 def test_any_name_of_a_file_survives(name):
     try:
