@@ -8,9 +8,11 @@ Each reader has 2,000 tries. More tries, of all readers or of those of one file:
 Tries are the same in each run with 2,000, and others in each run with another number. A failure prints its seed.
 """
 
+import math
 import os
 import signal
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -34,12 +36,19 @@ _LIMIT_S = 30
 _LONGEST = 1000
 
 
-def fuzz(test):
+def fuzz(test=None, *, parts=1):
     """A test with the argument ``seed``, from which it makes its input.
 
     Hypothesis draws only the seed: drawing every word by it takes twenty times as long as reading a file.
+
+    Args:
+        test: The test.
+        parts: The tests of a reader that share its tries.
     """
-    return pytest.mark.fuzz(FUZZ(given(seed=st.integers(0, 2**64))(test)))
+    if test is None:
+        return partial(fuzz, parts=parts)
+    tries = settings(FUZZ, max_examples=math.ceil(TRIES / parts))
+    return pytest.mark.fuzz(tries(given(seed=st.integers(0, 2**64))(test)))
 
 
 class TooLongError(BaseException):

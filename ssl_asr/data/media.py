@@ -135,6 +135,9 @@ class SoundfileSource:
         if position == start:
             return
         if not _is_read_forward(self._file):
+            # libsndfile crashes on a seek in Vorbis without a decoder, as after a damaged header. It reads no sample.
+            if position == 0 and self._file.subtype == "VORBIS" and not len(self._file.read(1)):
+                raise RuntimeError("no first sample")
             position = self._file.seek(start)
         elif start < position:
             self._file.close()
