@@ -2,7 +2,8 @@
 
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
 ``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
-other keys are kept in ``Utterance.tags``. If ``duration`` is missing, it is that of the audio file from ``offset`` on.
+other keys are kept in ``Utterance.tags``, of which Whisper reads ``prompt``. If ``duration`` is missing, it is that of
+the audio file from ``offset`` on.
 """
 
 import codecs
@@ -43,11 +44,16 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value.strip("./") != "" and "\0" not in value
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_unicode(value)
+
+
 # key -> (check of its value, what the value should be)
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "audio_filepath": (_is_path, "the path of a file"),
     "duration": (lambda v: _is_number(v) and v > 0, f"a positive number of seconds, at most {_MOST:,}"),
-    "text": (lambda v: isinstance(v, str) and is_unicode(v), "a string of Unicode characters"),
+    "text": (_is_text, "a string of Unicode characters"),
+    "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
     "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
     "lang": (lambda v: isinstance(v, str), "a language code"),

@@ -80,6 +80,7 @@ def test_last_line_without_newline_and_very_long_line(tmp_path):
         ({**GOOD, "audio_filepath": "a\0.wav"}, r"'audio_filepath' is 'a\x00.wav'"),
         ({**GOOD, "<where>": "x:1"}, "has the key '<where>'"),
         ({**GOOD, "text": 5}, "'text' is 5"),
+        ({**GOOD, "prompt": ["names"]}, "'prompt' is ['names'], expected a string"),
         ({**GOOD, "text": [0] * 9999}, "'text' is [0, 0, 0, 0, 0, 0, ...], expected a string"),
         ({**GOOD, "text": "half of a pair: \ud83d"}, r"'text' is 'half of a pair: \ud83d'"),
         ({**GOOD, "offset": -0.1}, "'offset' is -0.1"),

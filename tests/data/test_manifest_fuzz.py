@@ -29,6 +29,7 @@ FIELDS = {
     "audio_filepath": lambda draw: _string(draw, draw.choice(NAMES)),
     "duration": lambda draw: draw.choice(SECONDS),
     "text": lambda draw: _string(draw, draw.choice(TEXTS)),
+    "prompt": lambda draw: _string(draw, draw.choice(TEXTS)),
     "id": lambda draw: _string(draw, draw.choice([text for text in TEXTS if text]) + str(draw.random())),
     "offset": lambda draw: draw.choice([*SECONDS, "0", "-0", "0.0", "-0.0"]),
     "lang": lambda draw: _string(draw, draw.choice(LANGUAGES)),
@@ -147,7 +148,7 @@ def _check(manifest, path, data):
             assert abs(getattr(utterance, key)) != math.inf
         assert utterance.channel == row.get("channel")
         assert not isinstance(utterance.channel, bool)
-        assert utterance.tags == {key: value for key, value in row.items() if key not in FIELDS}
+        assert utterance.tags == {key: value for key, value in row.items() if key not in FIELDS or key == "prompt"}
         assert json.loads(to_json(row)) == row
         assert _equal(pickle.loads(pickle.dumps(utterance)), utterance)
     path.write_text("".join(f"{to_json(row)}\n" for row in rows.values()), encoding="utf-8")
