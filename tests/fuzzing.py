@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from ssl_asr.errors import UserError, UserErrors
 
-TRIES = int(os.environ.get("SSL_ASR_FUZZ", "2000"))
-FUZZ = settings(
-    max_examples=TRIES,
+_TRIES = int(os.environ.get("SSL_ASR_FUZZ", "2000"))
+_SETTINGS = settings(
     # Readers stop by `time_limit`. A slow try on a busy machine is no failure.
     deadline=None,
     derandomize="SSL_ASR_FUZZ" not in os.environ,
@@ -47,7 +46,7 @@ def fuzz(test=None, *, parts=1):
     """
     if test is None:
         return partial(fuzz, parts=parts)
-    tries = settings(FUZZ, max_examples=math.ceil(TRIES / parts))
+    tries = settings(_SETTINGS, max_examples=math.ceil(_TRIES / parts))
     return pytest.mark.fuzz(tries(given(seed=st.integers(0, 2**64))(test)))
 
 

@@ -177,7 +177,7 @@ def _read(path, draw):
     return result_of(lambda: read_manifest(path, **options), path)
 
 
-@fuzz
+@fuzz(parts=3)
 def test_any_right_manifest_is_read_whole(path, seed):
     draw = random.Random(seed)
     data = _file(draw, [_line(draw, _pairs(draw)) for _ in range(draw.randint(1, 4))])
@@ -185,7 +185,7 @@ def test_any_right_manifest_is_read_whole(path, seed):
     _check(read_manifest(path), path, data)
 
 
-@fuzz
+@fuzz(parts=3)
 def test_wrong_rows_are_refused_or_written_back(path, seed):
     draw = random.Random(seed)
     rows = [_pairs(draw) for _ in range(draw.randint(1, 3))]
@@ -199,7 +199,7 @@ def test_wrong_rows_are_refused_or_written_back(path, seed):
         _check(manifest, path, data)
 
 
-@fuzz
+@fuzz(parts=3)
 def test_damaged_bytes_are_refused_or_written_back(path, seed):
     draw = random.Random(seed)
     data = _damaged(draw, _file(draw, [_line(draw, _pairs(draw)) for _ in range(draw.randint(1, 3))]))
