@@ -151,13 +151,11 @@ def from_json(line: bytes, where: str, *, error: Refusal, remedy: str) -> Any:
     except ValueError:
         raise error(where, "has a number with thousands of digits", "write a smaller number") from None
     except RecursionError:
-        value = _TOO_DEEP
-    if value is _TOO_DEEP or (line.count(b"[") + line.count(b"{") > _MOST_LEVELS and _is_deep(value)):
-        raise error(where, f"is nested more than {_MOST_LEVELS} levels deep", "write flatter data") from None
-    return value
-
-
-_TOO_DEEP = object()
+        pass
+    else:
+        if line.count(b"[") + line.count(b"{") <= _MOST_LEVELS or not _is_deep(value):
+            return value
+    raise error(where, f"is nested more than {_MOST_LEVELS} levels deep", "write flatter data")
 
 
 class _RefusedError(ValueError):

@@ -8,9 +8,11 @@ Each reader has 2,000 tries. More tries, of all readers or of those of one file:
 Tries are the same in each run with 2,000, and others in each run with another number. A failure prints its seed.
 """
 
+import faulthandler
 import math
 import os
 import signal
+import sys
 from contextlib import contextmanager
 from functools import partial
 
@@ -60,12 +62,14 @@ def _too_long(*_):
 
 @contextmanager
 def time_limit():
-    """Ends a block that hangs."""
+    """Ends a block that hangs. If it hangs in C code, the process ends too, and prints where."""
     previous = signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(_LIMIT_S)
+    faulthandler.dump_traceback_later(2 * _LIMIT_S, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
 

@@ -29,8 +29,6 @@ _THREADS = 8
 # Key of rows that do not come from one file: where each comes from.
 WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
-
-
 # Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
 _MOST = 1_000_000_000
 
