@@ -227,6 +227,9 @@ def test_sweeps_take_names_too():
     assert read_words("train", given).overrides[1:] == ["seed=1,2", "head=linear,dnn"]
     assert parsed(read_words("transcribe", ["-m", "input=[a b,c],[d]"]).overrides[0]).is_sweep_override()
     assert read_words("train", ["-m", "data.train=glob(*)"]).overrides == ["data.train=glob(*)"]
+    for typed, meant in ((",a (1)", ["", "a (1)"]), ("b,", ["b", ""]), (",", ["", ""])):
+        swept = parsed(read_words("transcribe", ["-m", f"decoder.prompt={typed}"]).overrides[0])
+        assert [_plain(each) for each in swept.value().list] == meant
     touch("x,y.jsonl")
     assert read("train", "-m", "data.train=x,y.jsonl") == {"data.train": "x,y.jsonl"}
 
