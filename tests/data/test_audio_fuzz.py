@@ -97,6 +97,7 @@ def _check(utterance, longest_s, shortest_s=0.0):
     assert max(1, shortest_s * SAMPLE_RATE) <= len(waveform_T) <= math.ceil(longest_s * SAMPLE_RATE)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("family", FAMILIES)
 @fuzz(parts=len(FAMILIES))
 def test_damaged_files_are_refused_or_read(contents, memory_folder, family, seed):
