@@ -1,11 +1,13 @@
-"""Text files: read line by line, or written atomically; plain or gzipped; and names on the Hugging Face Hub."""
+"""Text files: read line by line, or written atomically; plain or gzipped; JSON; and names on the Hugging Face Hub."""
 
 import codecs
 import gzip
 import json
 import math
 import re
+import reprlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
@@ -28,6 +30,8 @@ _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
 _GZIP = b"\x1f\x8b"
 # "surrogateescape" decodes a byte that is not UTF-8 to one of these characters.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# Data that is nested deeper could exceed Python's limit of recursion when it is written or sent to another process.
+_MOST_LEVELS = 100
 
 Refusal = Callable[[str, str, str], Exception]
 """Makes an error of where it is, what is wrong, and what to do: a class of `ssl_asr.errors`."""
@@ -114,9 +118,103 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    if not text.isascii() and text != text.encode(errors="replace").decode():
+    if not is_unicode(text):
         text = json.dumps(json.loads(text), ensure_ascii=True, indent=indent)
     return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def from_json(line: bytes, where: str, *, error: Refusal, remedy: str) -> Any:
+    """Plain data of one line of strict JSON (RFC 8259) in UTF-8. A byte order mark may come first.
+
+    What the line says is kept, or it is refused: so are NaN, infinite numbers, numbers that are too large, keys that
+    are repeated and data of more than 100 levels. `to_json` writes all other data so that it is read again as it is.
+
+    Args:
+        line: The line, with or without its end.
+        where: ``file:line`` for the error message.
+        error: Class of the error that is raised.
+        remedy: What to do, for the error message.
+
+    Raises:
+        error: The line is not JSON, or is refused.
+    """
+    try:
+        text = line.decode("utf-8").removeprefix(_BOM)
+        value = _STRICT.decode(text)
+    except UnicodeDecodeError as problem:
+        raise error(where, f"is not UTF-8 (byte {problem.start})", "save the file as UTF-8") from None
+    except json.JSONDecodeError as problem:
+        what = f"is not valid JSON: {problem.msg.removesuffix(' at')} at column {problem.colno}"
+        raise error(where, what, remedy) from None
+    except _RefusedError as problem:
+        raise error(where, f"is not valid JSON: {problem}", remedy) from None
+    except ValueError:
+        raise error(where, "has a number with thousands of digits", "write a smaller number") from None
+    except RecursionError:
+        pass
+    else:
+        if line.count(b"[") + line.count(b"{") <= _MOST_LEVELS or not _is_deep(value):
+            return value
+    raise error(where, f"is nested more than {_MOST_LEVELS} levels deep", "write flatter data")
+
+
+class _RefusedError(ValueError):
+    """Python's reader of JSON takes it, and JSON does not have it."""
+
+
+def _no_constant(name: str) -> Any:
+    raise _RefusedError(f"it has {name}")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _RefusedError(f"the number {shown(text)} is too large")
+    return number
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _RefusedError(f"the key {shown(key)} is repeated")
+    return row
+
+
+_STRICT = json.JSONDecoder(parse_float=_finite_number, parse_constant=_no_constant, object_pairs_hook=_distinct)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether data has more than `_MOST_LEVELS` levels."""
+    level: list[Any] = [[value]]
+    for _ in range(_MOST_LEVELS + 1):
+        items = (item for one in level for item in (one.values() if isinstance(one, dict) else one))
+        level = [item for item in items if isinstance(item, dict | list)]
+    return bool(level)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+
+
+def shown(value: Any) -> str:
+    """Plain data for a message, cut if it is long.
+
+    Example:
+        >>> shown(list(range(10)))
+        '[0, 1, 2, 3, 4, 5, ...]'
+    """
+    return _SHORT.repr(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is Unicode, without halves of surrogate pairs: names of files, and JSON, may have any.
+
+    Example:
+        >>> is_unicode("é"), is_unicode(chr(0xD800))
+        (True, False)
+    """
+    return text.isascii() or text == text.encode(errors="replace").decode()
 
 
 def _finite(value: Any) -> Any:

@@ -55,7 +55,8 @@ def new_stream(container, rate, *, codec, layout="mono", bit_rate=None, encoder=
 def write_stream(container, stream, samples):
     """Encode and write one audio stream."""
     rate, layout = stream.rate, stream.layout.name
-    frame = av.AudioFrame.from_ndarray(np.atleast_2d(samples).astype(np.float32), format="fltp", layout=layout)
+    packed = np.atleast_2d(samples).astype(np.float32).T.reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     converter = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
     for part in (*converter.resample(frame), *converter.resample(None)):
@@ -72,3 +73,31 @@ def speech_like(seconds, rate, seed=0):
     syllables = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * times)
     noise = np.random.default_rng(seed).standard_normal(len(times))
     return (0.2 * pitch * syllables + 0.003 * noise).astype(np.float32)
+
+
+def _checksums():
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = (value << 1) ^ (0x104C11DB7 if value & 0x80000000 else 0)
+        table.append(value)
+    return table
+
+
+_CHECKSUMS = _checksums()
+
+
+def with_checksums(data):
+    """Pages of OGG with the right checksum, because libraries pass over others."""
+    data, at = bytearray(data), 0
+    while data[at : at + 4] == b"OggS" and at + 27 + (data[at + 26 : at + 27] or b"\0")[0] <= len(data):
+        body = at + 27 + data[at + 26]
+        end = body + sum(data[at + 27 : body])
+        data[at + 22 : at + 26] = bytes(4)
+        value = 0
+        for byte in data[at:end]:
+            value = ((value << 8) & 0xFFFFFFFF) ^ _CHECKSUMS[(value >> 24) ^ byte]
+        data[at + 22 : at + 26] = value.to_bytes(4, "little")
+        at = end
+    return bytes(data)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from tests.command_runner import REPO, Commands
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="module")
+def memory_folder():
+    """Folder of files that are written thousands of times, in memory where the system has such a folder."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ssl_asr_fuzz_", dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import gzip
 import pytest
 
 from ssl_asr.errors import ManifestError
-from ssl_asr.textfiles import read_lines, written_whole
+from ssl_asr.textfiles import from_json, read_lines, to_json, written_whole
 
 TEXT = "alpha béta\nγάμμα\n"
 
@@ -76,3 +76,20 @@ def test_written_files_are_read_back(tmp_path, name):
         file.write(TEXT)
     assert [line for _, line in _lines(tmp_path / name)] == TEXT.splitlines()
     assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\u2028\x85\x7f\ufeff", "\ud800 é", {"é": [1, -0.0, 1e308, 10**400, None, True]}, [], {"": {}}, [[[]]] * 200],
+)
+def test_written_json_is_read_back(value):
+    line = to_json(value)
+    assert len(line.splitlines()) == 1
+    assert from_json(line.encode(), "here", error=ManifestError, remedy="") == value
+
+
+def test_data_has_at_most_a_hundred_levels():
+    assert from_json(b"[" * 100 + b"]" * 100, "here", error=ManifestError, remedy="")
+    for line in (b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 9999):
+        with pytest.raises(ManifestError, match="here: is nested more than 100 levels deep"):
+            from_json(line, "here", error=ManifestError, remedy="")

@@ -151,7 +151,8 @@ def _sweep(key: str, value: str, speller: "_Speller") -> str:
     """The values of a sweep, each spelled."""
     if _SWEEP_FUNCTION.fullmatch(value) and parsed(f"{key}={value}") is not None:
         return value
-    return ",".join(speller.value(piece) for piece in split(value, speller.found))
+    # Hydra's grammar has no empty value among several.
+    return ",".join(speller.value(piece) or _in_quotes("") for piece in split(value, speller.found))
 
 
 class _Speller:

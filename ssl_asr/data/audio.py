@@ -189,7 +189,9 @@ def _extent(samples_TC: NDArray[np.float32]) -> tuple[float, bool]:
     """Largest finite absolute value, and whether all samples are integers."""
     finite = np.isfinite(samples_TC)
     peak = float(np.max(np.abs(samples_TC), where=finite, initial=0.0))
-    return peak, bool((samples_TC == np.rint(samples_TC)).all())
+    # A signalling NaN is "invalid" in a warning of NumPy. It is an error later.
+    with np.errstate(invalid="ignore"):
+        return peak, bool((samples_TC == np.rint(samples_TC)).all())
 
 
 def _scale_of(peak: float, only_integers: bool) -> float | None:

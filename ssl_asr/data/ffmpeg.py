@@ -83,6 +83,8 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+# PyAV reads past the end of a list of this many planes or more, which crashes: the list has no null pointer at its end.
+_PLANES = 8
 # What PyAV raises for damaged files: FFmpeg's errors, and Python's for values of a header that are out of range.
 _ERRORS = (av.FFmpegError, ValueError, OverflowError, MemoryError, RuntimeError, LookupError, TypeError, AttributeError)
 
@@ -160,11 +162,12 @@ class _Stream:
             self._first = frame
         first = self._first
         own = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if own[:2] == (first.sample_rate, first.layout.name):
+        is_readable = not frame.format.is_planar or frame.layout.nb_channels < _PLANES
+        if own[:2] == (first.sample_rate, first.layout.name) and is_readable:
             yield _floats(frame)
             return
         if self._converter is None or self._converter[0] != own:
-            self._converter = (own, av.AudioResampler(format="fltp", layout=first.layout, rate=first.sample_rate))
+            self._converter = (own, av.AudioResampler(format="flt", layout=first.layout, rate=first.sample_rate))
         frame.pts = None
         for converted in self._converter[1].resample(frame):
             yield _floats(converted)

@@ -11,6 +11,7 @@ from ssl_asr.data.folders import Found, is_file, is_folder, is_link, is_manifest
 from ssl_asr.data.identity import Identity, identity
 from ssl_asr.data.manifest import WHERE, Manifest, pack_rows, read_manifest
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, UserErrors, raise_all
+from ssl_asr.textfiles import is_unicode
 from ssl_asr.types import Skip, Utterance
 
 # Suffixes of samples without a header, which does not say their rate.
@@ -148,7 +149,7 @@ class _Collected:
     def _add(self, utterance: Utterance) -> None:
         """Add a recording, unless it is there already or its name cannot be written."""
         where, duration = utterance.where, utterance.duration
-        if not _is_text(utterance.id) or not _is_text(utterance.audio_filepath):
+        if not is_unicode(utterance.id) or not is_unicode(utterance.audio_filepath):
             self._skip(utterance.id, where, *_BAD_NAME, duration)
             return
         key = identity(utterance)
@@ -164,18 +165,9 @@ class _Collected:
         self.skips.append(Skip(printable(name), where, reason, printable(detail), duration))
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name is Unicode text. Names of files may be any bytes."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _unreadable(file: Path) -> tuple[str, str] | None:
     """Reason and detail if a file cannot be opened."""
-    if not _is_text(str(file)):
+    if not is_unicode(str(file)):
         return _BAD_NAME
     if is_link(file) and status_of(file) is None:
         return "missing_file", f"a symbolic link that leads to no file: {file.readlink()}"

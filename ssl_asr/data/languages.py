@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ssl_asr.scripts import UNSPACED_SCRIPTS
+from ssl_asr.textfiles import is_unicode
 
 if TYPE_CHECKING:
     from langcodes import Language as Tag
@@ -224,13 +225,17 @@ def _parse(text: str | None) -> Tag | None:
     from langcodes.tag_parser import LanguageTagError
 
     text = given_language(text)
-    if text is None:
+    # langcodes fails on text that is not Unicode, and on NUL.
+    if text is None or "\0" in text or not is_unicode(text):
         return None
     if (mms := _MMS_NAME.fullmatch(text)) is not None:
         base = _parse(mms[1])
         script = None
         if base is not None and mms[2].lower() == "script":
-            script = langcodes.Language.find_name("script", mms[3], "en").script
+            try:
+                script = langcodes.Language.find_name("script", mms[3], "en").script
+            except LookupError:
+                return None
         return base if base is None or script is None else langcodes.Language.make(base.language, script=script)
     try:
         tag = langcodes.get(text.replace("_", "-"))

@@ -2,9 +2,11 @@
 
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
 ``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
-other keys are kept in ``Utterance.tags``. If ``duration`` is missing, it is that of the audio file from ``offset`` on.
+other keys are kept in ``Utterance.tags``, of which Whisper reads ``prompt``. If ``duration`` is missing, it is that of
+the audio file from ``offset`` on.
 """
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
-from ssl_asr.textfiles import to_json
+from ssl_asr.textfiles import from_json, is_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
 # Threads that measure audio.
@@ -27,26 +29,38 @@ _THREADS = 8
 # Key of rows that do not come from one file: where each comes from.
 WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
+# Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
+_MOST = 1_000_000_000
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value can be the path of a file. No file is named ``.`` or ``..``, or has a NUL in its name."""
+    return isinstance(value, str) and value.strip("./") != "" and "\0" not in value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_unicode(value)
 
 
 # key -> (check of its value, what the value should be)
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "audio_filepath": (lambda v: isinstance(v, str) and v != "", "a path"),
-    "duration": (lambda v: _is_number(v) and v > 0, "a positive number of seconds"),
-    "text": (lambda v: isinstance(v, str), "a string"),
+    "audio_filepath": (_is_path, "the path of a file"),
+    "duration": (lambda v: _is_number(v) and v > 0, f"a positive number of seconds, at most {_MOST:,}"),
+    "text": (_is_text, "a string of Unicode characters"),
+    "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
-    "offset": (lambda v: _is_number(v) and v >= 0, "a number of seconds, 0 or more"),
+    "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
     "lang": (lambda v: isinstance(v, str), "a language code"),
     "task": (lambda v: v in ("transcribe", "translate"), "'transcribe' or 'translate'"),
     "channel": (
         lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
         "a channel number from 0",
     ),
-    "weight": (lambda v: _is_number(v) and v >= 0, "a number, 0 or more"),
+    "weight": (_is_number, f"a number from 0 to {_MOST:,}"),
 }
 
 
@@ -55,13 +69,15 @@ def _check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestErro
     if not isinstance(row, dict):
         return [ManifestError(where, f"is a JSON {type(row).__name__}", "write one JSON object per line")]
     errors = []
+    if WHERE in row:
+        errors.append(ManifestError(where, f"has the key '{WHERE}', which is in use", "rename the key"))
     required = ("audio_filepath", "text") if require_text else ("audio_filepath",)
     for name, (is_right, expected) in _FIELDS.items():
         if row.get(name) is None:
             if name in required:
                 errors.append(ManifestError(where, f"has no '{name}'", f"add {expected}"))
         elif not is_right(row[name]):
-            errors.append(ManifestError(where, f"'{name}' is {row[name]!r}, expected {expected}"))
+            errors.append(ManifestError(where, f"'{name}' is {shown(row[name])}, expected {expected}"))
     return errors
 
 
@@ -200,7 +216,10 @@ def read_manifest(
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
     if not path.is_file():
         raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
     index = _LineIndex(path, unique_ids)
     errors: list[ManifestError] = []
     left_out = 0
@@ -262,7 +281,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Number (from 1), byte offset and content of each line that is not blank."""
     start = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
+        if line.removeprefix(codecs.BOM_UTF8).strip():
             yield number, start, line
         start += len(line) + 1
 
@@ -270,12 +289,9 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _parse(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, Any], list[ManifestError]]:
     """The JSON object of a line, and all its errors."""
     try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        return {}, [ManifestError(where, f"is not UTF-8 (byte {error.start})", "save the file as UTF-8")]
-    except json.JSONDecodeError as error:
-        remedy = "write one JSON object per line"
-        return {}, [ManifestError(where, f"is not valid JSON: {error.msg} at column {error.colno}", remedy)]
+        row = from_json(line, where, error=ManifestError, remedy="write one JSON object per line")
+    except ManifestError as error:
+        return {}, [error]
     return row, _check_row(row, where, require_text=require_text)
 
 
@@ -308,7 +324,7 @@ class _LineIndex:
         self.durations.append(math.nan if duration is None else float(duration))
         if first == number or not self.unique_ids:
             return []
-        what = f"id '{utterance_id}' is already used at {self.path}:{first}"
+        what = f"id {shown(utterance_id)} is already used at {self.path}:{first}"
         return [ManifestError(f"{self.path}:{number}", what, "give each utterance an id of its own")]
 
     def manifest(self, data: bytes) -> Manifest:

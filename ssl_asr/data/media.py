@@ -135,6 +135,9 @@ class SoundfileSource:
         if position == start:
             return
         if not _is_read_forward(self._file):
+            # libsndfile crashes on a seek in Vorbis without a decoder, as after a damaged header. It reads no sample.
+            if position == 0 and self._file.subtype == "VORBIS" and not len(self._file.read(1)):
+                raise RuntimeError("no first sample")
             position = self._file.seek(start)
         elif start < position:
             self._file.close()
@@ -246,7 +249,7 @@ def open_source(path: str | Path) -> Source:
     try:
         source = _open_soundfile(key) or DecodedSource(key)
     except OSError as error:
-        raise MediaError(f"cannot be opened: {error.strerror}", "check its permissions", "unreadable_file") from None
+        raise _unopened(error) from None
     if not MIN_RATE <= source.rate <= MAX_RATE:
         source.close()
         what = f"has a sample rate of {source.rate:,} Hz, expected {MIN_RATE:,} to {MAX_RATE:,} Hz"
@@ -254,10 +257,17 @@ def open_source(path: str | Path) -> Source:
     return source
 
 
+def _unopened(error: OSError) -> MediaError:
+    return MediaError(f"cannot be opened: {error.strerror}", "check its name and permissions", "unreadable_file")
+
+
 def _checked(path: Path) -> FileKey:
-    if not path.is_file():
+    try:
+        key = FileKey.of(path) if path.is_file() else None
+    except OSError as error:
+        raise _unopened(error) from None
+    if key is None:
         raise MediaError("no such file", "check audio_filepath", "missing_file")
-    key = FileKey.of(path)
     if key.size == 0:
         raise MediaError("empty file (0 bytes)", "get the file again", "empty_file")
     return key

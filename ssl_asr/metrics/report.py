@@ -3,7 +3,6 @@
 Scores are computed from predictions alone, so `ssl-asr evaluate predictions=...` reproduces them exactly.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, wer_unit, word_edits, word_units
-from ssl_asr.textfiles import to_json, written_whole
+from ssl_asr.textfiles import from_json, to_json, written_whole
 from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
 BOOTSTRAP_SAMPLES = 1000
@@ -117,13 +116,15 @@ def read_predictions(path: Path) -> list[Prediction]:
         ManifestError: A line is not a prediction.
     """
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
+        row = from_json(line, where, error=ManifestError, remedy="give a file that evaluate or transcribe wrote")
         try:
-            predictions.append(Prediction.from_record(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{path}:{number}", f"is not a prediction: {error}") from None
+            predictions.append(Prediction.from_record(row))
+        except (TypeError, AttributeError) as error:
+            raise ManifestError(where, f"is not a prediction: {error}") from None
     return predictions
 
 

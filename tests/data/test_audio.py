@@ -1,5 +1,7 @@
 """Reading audio: formats, resampling, offsets, channels, and errors with their reasons."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -117,6 +119,16 @@ def test_error_names_utterance_manifest_line_and_reason(tmp_path, reason):
     if reason != "non_finite":
         with pytest.raises(AudioError):
             check_header(utterance(path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_signalling_nan_gives_an_error_and_no_warning(tmp_path):
+    soundfile.write(tmp_path / "a.wav", TONE, RATE, format="WAV", subtype="FLOAT")
+    with (tmp_path / "a.wav").open("r+b") as file:
+        file.seek(-400, os.SEEK_END)
+        file.write(bytes.fromhex("0100807f"))
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        read_waveform(utterance(tmp_path / "a.wav"))
 
 
 def test_truncated_flac_is_detected_when_decoded(tmp_path):

@@ -52,7 +52,7 @@ FORMS = [
     ("es", True, "es spa es_419 es-MX Spanish Castilian"),
 ]
 NO_LANGUAGE = [None, "", "  ", "auto", "und", "mul", "zxx", "mis", "unknown"]
-UNKNOWN = ["xx", "jp", "qaa", "x-foo", "gibberish", "speaker1"]
+UNKNOWN = ["xx", "jp", "qaa", "x-foo", "gibberish", "speaker1", "\0", "de\0", "\ud800", "azj-script_x"]
 
 
 @pytest.mark.parametrize(("code", "spaced", "forms"), FORMS, ids=[row[0] for row in FORMS])

@@ -1,6 +1,7 @@
 """Manifests: fields and defaults, errors with file and line, memory shared by workers, and filters."""
 
 import json
+import math
 import os
 import pickle
 
@@ -66,8 +67,22 @@ def test_last_line_without_newline_and_very_long_line(tmp_path):
         ({**GOOD, "duration": "abc"}, "'duration' is 'abc'"),
         ({**GOOD, "duration": True}, "'duration' is True"),
         ({**GOOD, "duration": -1}, "'duration' is -1"),
-        ('{"audio_filepath": "a.wav", "duration": NaN, "text": "x"}', "'duration' is nan"),
+        ('{"audio_filepath": "a.wav", "duration": NaN, "text": "x"}', "is not valid JSON: it has NaN"),
+        ({**GOOD, "score": -math.inf}, "is not valid JSON: it has -Infinity"),
+        ('{"audio_filepath": "a.wav", "duration": 1, "text": "x", "score": 1e400}', "the number '1e400' is too large"),
+        ({**GOOD, "duration": 10**400}, "'duration' is 10000"),
+        ({**GOOD, "duration": 1e300}, "'duration' is 1e+300"),
+        ('{"audio_filepath": "a.wav", "text": "x", "n": %s}' % ("9" * 5000), "has a number with thousands of digits"),
+        ('{"audio_filepath": "a.wav", "text": "x", "text": "y"}', "is not valid JSON: the key 'text' is repeated"),
+        ("[" * 100_000, "is nested more than 100 levels deep"),
+        ('{"audio_filepath": "a.wav", "text": "x", "n": %s}' % ("[" * 100 + "]" * 100), "is nested more than 100"),
+        ({**GOOD, "id": None, "audio_filepath": "."}, "'audio_filepath' is '.', expected the path of a file"),
+        ({**GOOD, "audio_filepath": "a\0.wav"}, r"'audio_filepath' is 'a\x00.wav'"),
+        ({**GOOD, "<where>": "x:1"}, "has the key '<where>'"),
         ({**GOOD, "text": 5}, "'text' is 5"),
+        ({**GOOD, "prompt": ["names"]}, "'prompt' is ['names'], expected a string"),
+        ({**GOOD, "text": [0] * 9999}, "'text' is [0, 0, 0, 0, 0, 0, ...], expected a string"),
+        ({**GOOD, "text": "half of a pair: \ud83d"}, r"'text' is 'half of a pair: \ud83d'"),
         ({**GOOD, "offset": -0.1}, "'offset' is -0.1"),
         ({**GOOD, "channel": "left"}, "'channel' is 'left'"),
         ({**GOOD, "task": "sing"}, "'task' is 'sing'"),
@@ -95,10 +110,34 @@ def test_undecodable_empty_and_missing_files_are_refused(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"text": "\xff"}\n')
     with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
         read_manifest(tmp_path / "m.jsonl")
+    # Python's reader of JSON takes surrogates in UTF-8, and UTF-16.
+    for data in (b'{"audio_filepath": "a.wav", "text": "\xed\xa0\x80"}', json.dumps(GOOD).encode("utf-16")):
+        (tmp_path / "m.jsonl").write_bytes(data)
+        with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
+            read_manifest(tmp_path / "m.jsonl")
     with pytest.raises(ManifestError, match="has no utterance"):
         read_manifest(write(tmp_path, ""))
     with pytest.raises(ManifestError, match="no such manifest"):
         read_manifest(tmp_path / "none.jsonl")
+
+
+def test_byte_order_marks_are_left_out(tmp_path):
+    """Also on blank lines, and in the middle of joined files."""
+    path = write(tmp_path, "\ufeff", "\ufeff" + json.dumps(GOOD), " \r", json.dumps({**GOOD, "id": "b"}) + "\r")
+    assert [(u.id, u.where) for u in read_manifest(path)] == [("a", f"{path}:2"), ("b", f"{path}:4")]
+
+
+def test_a_language_may_be_any_text(tmp_path):
+    odd = ["\0", "\ud800", "azj-script_x"]
+    path = write(tmp_path, *({**GOOD, "id": str(number), "lang": lang} for number, lang in enumerate(odd)))
+    with pytest.warns(UserWarning, match="is not a known language"):
+        assert [u.lang for u in read_manifest(path)] == odd
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_its_line(tmp_path):
+    path = write(tmp_path, {"audio_filepath": "a" * 300, "text": "x"})
+    with pytest.raises(ManifestError, match="m.jsonl:1: has no 'duration'.*: cannot be opened: File name too long"):
+        read_manifest(path)
 
 
 def test_workers_share_the_memory_of_rows(tmp_path):

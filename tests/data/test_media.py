@@ -16,7 +16,7 @@ from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.media import open_source
 from ssl_asr.errors import AudioError, ManifestError, UserErrors
 from ssl_asr.types import Utterance
-from tests.audio_files import FORMATS, encode, new_stream, speech_like, write_stream
+from tests.audio_files import FORMATS, encode, new_stream, speech_like, with_checksums, write_stream
 
 RATE = 16000
 
@@ -302,6 +302,33 @@ def test_a_damaged_packet_is_left_out_and_noticed(tmp_path):
     signals = []
     assert 4.8 * RATE < len(read_waveform(utterance(path), signals=signals)) < 5 * RATE
     assert signals[0].findings() == ["damaged"]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.wv", "wavpack"), ("a.mkv", "flac")])
+def test_eight_channels_are_read(tmp_path, name, codec):
+    """Reading the planes of such a frame by PyAV ends the process."""
+    samples = np.stack([speech_like(1.0, 48000, seed) * (1 + seed) / 10 for seed in range(8)])
+    path = encode(tmp_path / name, samples, 48000, codec=codec, layout="7.1")
+    assert len(read_waveform(utterance(path))) == pytest.approx(RATE, abs=1024 / 3)
+    if codec == "flac":
+        for channel in range(8):
+            found = read_waveform(utterance(path, channel=channel))
+            assert float(found.std()) == pytest.approx(samples[channel].std(), rel=0.02)
+
+
+def test_vorbis_with_a_damaged_header_is_refused(tmp_path):
+    """libsndfile opens it, and a seek in it ends the process."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, speech_like(0.5, RATE), RATE, format="OGG", subtype="VORBIS")
+    content = path.read_bytes()
+    start, refused = content.index(b"\x05vorbis") + 20, 0
+    for at in range(start, start + 300, 3):
+        path.write_bytes(with_checksums(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]))
+        try:
+            read_waveform(utterance(path, 0.1, offset=0.2))
+        except AudioError:
+            refused += 1
+    assert refused > 10
 
 
 # Manifests without durations ---------------------------------------------------------------------------------------

@@ -1,31 +1,19 @@
 """Readers of users' files on random input: one clear error, or a result that can be written and read again.
 
-SSL_ASR_FUZZ=100000 python -m pytest tests/decoding/test_fuzzed_files.py
+`tests.fuzzing` says how to try more.
 """
 
-import os
 import random
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from ssl_asr.decoding.fusion.options import read_lexicon
 from ssl_asr.decoding.lexicon import read_pronunciations
 from ssl_asr.decoding.ngram import NGram
-from ssl_asr.errors import LanguageModelError, ManifestError
+from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
+from tests.fuzzing import fuzz, result_of
 
-# Hypothesis draws only a seed: drawing every word by it takes twenty times as long as reading a file.
-FUZZ = settings(
-    max_examples=int(os.environ.get("SSL_ASR_FUZZ", "2000")),
-    deadline=20_000,
-    derandomize="SSL_ASR_FUZZ" not in os.environ,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-seeds = st.integers(0, 2**64)
 WORDS = [
     "a",
     "b",
@@ -131,26 +119,15 @@ def _entries(draw):
     return "".join(rows).encode(encoding, errors="surrogatepass" if "utf" in encoding else "replace")
 
 
-def _result(read, where):
-    """What a reader returns, or None if it raises one error that says where."""
-    try:
-        return read()
-    except (LanguageModelError, ManifestError) as error:
-        message = str(error)
-    assert message.startswith(f"{where}:"), message
-    return None
-
-
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz") / "words.txt"
+def path(memory_folder):
+    return memory_folder / "words.txt"
 
 
-@FUZZ
-@given(seeds)
+@fuzz
 def test_arpa_file_is_refused_or_written_back(seed):
     lines = _arpa_file(random.Random(seed))
-    model = _result(lambda: NGram.from_arpa_lines(lines), "arpa")
+    model = result_of(lambda: NGram.from_arpa_lines(lines), "arpa")
     if model is None:
         return
     written = list(model.arpa_lines())
@@ -161,11 +138,10 @@ def test_arpa_file_is_refused_or_written_back(seed):
         assert again.sentence_log_prob(sentence) == pytest.approx(model.sentence_log_prob(sentence), rel=1e-5, abs=1e-4)
 
 
-@FUZZ
-@given(seeds)
+@fuzz
 def test_word_list_is_refused_or_written_back(path, seed):
     path.write_bytes(_entries(random.Random(seed)))
-    found = _result(lambda: read_lexicon(path), path)
+    found = result_of(lambda: read_lexicon(path), path)
     if found is not None:
         assert found
         path.write_text("".join(f"{word}\n" for word in found), encoding="utf-8")
@@ -175,19 +151,17 @@ def test_word_list_is_refused_or_written_back(path, seed):
 IDS = {name: i for i, name in enumerate(["<blank>", "<1>", "|", "n", "ai", "t", "a", "b", "é", "▁"])}
 
 
-@FUZZ
-@given(seeds)
+@fuzz
 def test_lexicon_is_refused_or_written_back(path, seed):
     path.write_bytes(_entries(random.Random(seed)))
-    found = _result(lambda: read_pronunciations(path, IDS), path)
+    found = result_of(lambda: read_pronunciations(path, IDS), path)
     if found is not None:
         assert all(spelling and set(spelling) <= IDS.keys() for _, spelling in found)
         path.write_text("".join(" ".join([word, *spelling]) + "\n" for word, spelling in found), encoding="utf-8")
         assert read_pronunciations(path, IDS) == found
 
 
-@FUZZ
-@given(seeds)
+@fuzz
 def test_bytes_are_refused_or_lines_of_text(path, seed):
     draw = random.Random(seed)
     marks = [b"", b"", b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\0\0", b"\xef\xbb\xbf", b"\x1f\x8b", b"\x1f\x8b\x08\0"]
@@ -197,7 +171,7 @@ def test_bytes_are_refused_or_lines_of_text(path, seed):
     def read():
         return list(read_lines(path, error=ManifestError, remedy="give text"))
 
-    lines = _result(read, path)
+    lines = result_of(read, path)
     if lines is not None:
         assert [number for number, _ in lines] == list(range(1, len(lines) + 1))
         path.write_text("".join(f"{line}\n" for _, line in lines), encoding="utf-8")

@@ -62,9 +62,20 @@ def test_bootstrap_interval_covers_known_rate():
     assert bootstrap_interval(np.array([1, 2]), np.array([0, 0]))[0] != 0
 
 
-def test_invalid_prediction_error_names_its_line(tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(ManifestError, match=r"p\.jsonl:1: is not a prediction"):
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'{"id": "a"}', "is not a prediction"),
+        (b"5", "is not a prediction"),
+        (b'{"id": "\xff"}', "is not UTF-8"),
+        (b'{"score": %s}' % (b"9" * 5000), "has a number with thousands of digits"),
+        (b"[" * 9999, "is nested more than 100 levels deep"),
+        (b'{"id": "a', "is not valid JSON"),
+    ],
+)
+def test_invalid_prediction_error_names_its_line(tmp_path, line, what):
+    (tmp_path / "p.jsonl").write_bytes(b"\n" + line + b"\n")
+    with pytest.raises(ManifestError, match=rf"p\.jsonl:2: {what}"):
         read_predictions(tmp_path / "p.jsonl")
 
 
