@@ -101,6 +101,11 @@ def raise_all(errors: Sequence[UserError]) -> None:
         raise UserErrors(errors)
 
 
+def overwrites(path: object, key: str = "output") -> ConfigError:
+    """The error for a file that a command reads and would write."""
+    return ConfigError(key, f"{path} is an input and would be overwritten", "give another name")
+
+
 def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> ConfigError:
     """The error for an option that needs a package of an optional extra.
 

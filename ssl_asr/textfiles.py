@@ -6,9 +6,10 @@ import json
 import math
 import re
 import reprlib
+import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
@@ -80,6 +81,21 @@ def read_lines(path: Path, *, error: Refusal, remedy: str) -> Iterator[tuple[int
 def _starts(file: BufferedReader | gzip.GzipFile, mark: bytes) -> bool:
     """Whether a file starts with these bytes. Does not move its position."""
     return file.peek(len(mark))[: len(mark)] == mark
+
+
+def overwritten(files: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
+    """The first of the files to write that is also read, by whatever name: a link leads to it, or it has two names."""
+    read = {same for path in inputs for same in _sameness(path)}
+    return next((path for path in files if read.intersection(_sameness(path))), None)
+
+
+def _sameness(path: Path) -> list[object]:
+    """What two names of one regular file have in common. Nothing if there is no such file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [path.resolve(), (status.st_dev, status.st_ino)] if stat.S_ISREG(status.st_mode) else []
 
 
 @contextmanager

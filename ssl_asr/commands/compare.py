@@ -1,12 +1,13 @@
 """``ssl-asr compare ONE OTHER``: test whether one system is better than another on the same utterances."""
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_asr.config.tools import CompareConfig
-from ssl_asr.errors import ConfigError, ManifestError
-from ssl_asr.textfiles import to_json, written_whole
+from ssl_asr.errors import ConfigError, ManifestError, overwrites
+from ssl_asr.textfiles import overwritten, to_json, written_whole
 
 if TYPE_CHECKING:
     from ssl_asr.metrics.significance import Comparison
@@ -23,7 +24,10 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
     console = make_console() if config.verbose else None
     normalizers = get_normalizers(config.normalizers)
     results: dict[str, dict[str, Comparison]] = {}
-    for split, paths in _pairs(Path(config.first), Path(config.second)).items():
+    pairs = _pairs(Path(config.first), Path(config.second))
+    if config.output is not None and overwritten([Path(config.output)], chain(*pairs.values())):
+        raise overwrites(config.output)
+    for split, paths in pairs.items():
         first, second = (read_predictions(path) for path in paths)
         results[split] = {name: compare_predictions(first, second, each) for name, each in normalizers.items()}
         if console is not None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def preflight(name: str, arguments: list[str]) -> None:
     errors: dict[str, UserError] = {}
     with hydra_ready(parsed):
         jobs = jobs_of(parsed)
-        for error in _shared_folder(name, jobs):
+        for error in [*_shared_folder(name, jobs), *_shared_output(jobs)]:
             errors[str(error)] = error
         for job in jobs:
             errors |= {str(error): error for error in _check_job(name, parsed, job)}
@@ -57,6 +58,14 @@ def _shared_folder(name: str, jobs: list[list[str]]) -> list[ConfigError]:
     key = "run_dir" if name == "train" else "output_dir"
     remedy = f"{shlex.quote(f'hydra.sweep.dir={folders[0]}')} gives each job a folder below it"
     return [ConfigError(key, f"is {folders[0]} for {len(jobs)} jobs", remedy)]
+
+
+def _shared_output(jobs: list[list[str]]) -> list[ConfigError]:
+    """An error if several jobs would write one file."""
+    named = [override.partition("=")[2] for job in jobs for override in job if override.startswith("output=")]
+    twice = [output for output, count in Counter(named).items() if count > 1]
+    remedy = "run the command once for each, with an output of its own"
+    return [ConfigError("output", f"is {output} for {len(jobs)} jobs", remedy) for output in twice]
 
 
 def named_folder(overrides: list[str]) -> str | None:

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
-from ssl_asr.errors import ConfigError, UserError, closest
+from ssl_asr.errors import ConfigError, UserError, closest, overwrites
+from ssl_asr.textfiles import overwritten
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
@@ -31,6 +32,20 @@ def file_errors(name: str, cfg: DictConfig) -> Iterator[UserError]:
             error = _manifest_error(key, value) if reading.role == "manifest" else _model_error(key, value)
             if error is not None:
                 yield error
+    yield from _overwritten(name, cfg)
+
+
+def _overwritten(name: str, cfg: DictConfig) -> Iterator[UserError]:
+    """An error if ``output`` is a file that another key names: a manifest, a text, a language model."""
+    inputs = [
+        Path(value)
+        for key, reading in readings(name).items()
+        if reading.role in ("manifest", "input", "model")
+        for value in _values(cfg, key)
+    ]
+    path = overwritten(map(Path, _values(cfg, "output")), inputs)
+    if path is not None:
+        yield overwrites(path)
 
 
 def _values(cfg: DictConfig, key: str) -> list[str]:

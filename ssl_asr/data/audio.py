@@ -110,7 +110,7 @@ def read_waveform(
         wanted = round(utterance.duration * rate) if utterance.duration > 0 else source.frames - start
         samples_TC = source.read(start, max(0, wanted))
         scale = _scale(source, utterance.audio_filepath, samples_TC, whole=start == 0)
-        lost = source.lost
+        lost, is_cut = source.lost, source.is_cut
     missing_s = utterance.duration - len(samples_TC) / rate
     if missing_s > DURATION_TOLERANCE_S:
         raise _truncated(utterance, missing_s)
@@ -120,7 +120,7 @@ def read_waveform(
     samples_TC = _channels(samples_TC, utterance, downmix)
     samples_T, signal = _checked(samples_TC, scale, downmix, rate, where=_where(utterance), what=what)
     if signals is not None:
-        signals.append(signal + Signal(lost=lost))
+        signals.append(signal + Signal(lost=lost, cut=is_cut))
     waveform_T = resample(torch.from_numpy(np.ascontiguousarray(samples_T)), rate)
     # Two steps, because one step from 44.1 kHz times the factor to 16 kHz would need filters of 100 MB.
     return resample(waveform_T, round(speed * SAMPLE_RATE))

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import soundfile
@@ -43,6 +43,8 @@ _LONG_S: Seconds = 60.0
 _FORWARD_S: Seconds = 120.0
 # A length that is no length: FLAC has 36 bits for it.
 _UNKNOWN: Samples = 1 << 36
+# Sizes from here on in headers of WAV and AIFF are those of streams, which do not know their size.
+_NO_SIZE = 0x7FFF0000
 # Samples of one call to libsndfile. The length in a damaged header can exceed the memory.
 _BLOCK: Samples = 1 << 20
 # Sample rates outside this range are those of damaged headers.
@@ -53,7 +55,13 @@ _FLOATS = ("FLOAT", "DOUBLE")
 
 
 class Source(Protocol):
-    """Samples of an open file."""
+    """Samples of an open file.
+
+    Attributes:
+        is_cut: Whether the file ends before its header, or the mark of its end, says.
+    """
+
+    is_cut: bool
 
     @property
     def rate(self) -> Hertz:
@@ -103,6 +111,7 @@ class SoundfileSource:
         self.channels: int = file.channels
         self.floats = file.subtype in _FLOATS
         self.lost = 0
+        self.is_cut = False
 
     @property
     def frames(self) -> Samples:
@@ -180,18 +189,31 @@ def _is_mpeg(head: bytes) -> bool:
     return len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
 
 
+class _InfoFrame(NamedTuple):
+    """What a Xing/Info frame says. Bits 0 and 1 of ``flags``: it has the number of frames, the size in bytes."""
+
+    flags: int
+    frames: int
+    size: int
+
+
+def _info_frame(head: bytes) -> _InfoFrame | None:
+    """The Xing/Info frame of an MP3 file, if it comes first."""
+    mono, version_1 = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
+    at = 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
+    if head[at : at + 4] not in (b"Xing", b"Info") or len(head) < at + 16:
+        return None
+    return _InfoFrame(*struct.unpack(">III", head[at + 4 : at + 16]))
+
+
 def _has_exact_frame(head: bytes, audio_bytes: int) -> bool:
     """Whether the first MP3 frame is a Xing/Info frame with the number of frames and the size of this very file.
 
     A file that was cut, joined from others or streamed has another size, or no such frame.
     """
-    mono, version_1 = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
-    at = 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
-    if head[at : at + 4] not in (b"Xing", b"Info") or len(head) < at + 16:
-        return False
-    flags, _, size = struct.unpack(">III", head[at + 4 : at + 16])
+    frame = _info_frame(head)
     # An ID3v1 tag of 128 bytes may follow the audio.
-    return flags & 3 == 3 and size in (audio_bytes, audio_bytes - 128)
+    return frame is not None and frame.flags & 3 == 3 and frame.size in (audio_bytes, audio_bytes - 128)
 
 
 def _has_one_ogg_stream(path: str, size: int) -> bool:
@@ -211,6 +233,34 @@ def _has_one_ogg_stream(path: str, size: int) -> bool:
                     return False
             position += body + sum(page[27:body])
     return streams == 1
+
+
+def _ends_early(key: FileKey) -> bool:
+    """Whether a file is shorter than its header says. Such a file was not copied, recorded or downloaded to its end.
+
+    WAV and AIFF have their size in the first bytes, OGG marks its last page, and the first frame of most MP3 files has
+    the number of bytes. Other formats have no such header, or are not read without their end.
+    """
+    head, at = _head(key.path)
+    if head[:4] in (b"RIFF", b"FORM") and at == 0:
+        size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        # A file that was streamed has no size, or the largest one. The last odd byte may lack its partner.
+        return 0 < size < _NO_SIZE and size + 8 > key.size + 1
+    if head[:4] == b"OggS" and at == 0:
+        return not _has_last_ogg_page(key)
+    frame = _info_frame(head) if _is_mpeg(head) else None
+    return frame is not None and bool(frame.flags & 2) and frame.size > key.size - at
+
+
+def _has_last_ogg_page(key: FileKey) -> bool:
+    """Whether the last page of an OGG file is whole, and is marked as the end of its stream."""
+    with Path(key.path).open("rb") as file:
+        # A page has at most 65,307 bytes.
+        file.seek(max(0, key.size - 65_307))
+        end = file.read()
+    page = end[end.rfind(b"OggS") :]
+    is_whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return is_whole and bool(page[5] & 4)
 
 
 def _soundfile_is_exact(key: FileKey) -> bool:
@@ -254,6 +304,7 @@ def open_source(path: str | Path) -> Source:
         source.close()
         what = f"has a sample rate of {source.rate:,} Hz, expected {MIN_RATE:,} to {MAX_RATE:,} Hz"
         raise MediaError(what, "get the file again", "bad_sample_rate")
+    source.is_cut = _ends_early(key)
     return source
 
 

@@ -48,6 +48,7 @@ _SAID = {
     "opposite_phase": "the channels have opposite phase and cancel when mixed, so that one channel was used instead."
     " Set downmix=first, or 'channel' in the manifest",
     "damaged": "some packets could not be decoded and were left out. Get the audio again",
+    "cut_off": "the file ends before its header says, and the rest is missing. Get the audio again",
 }
 
 
@@ -63,6 +64,7 @@ class Signal:
         scaled: Whether integers were scaled.
         cancelled: Whether channels cancelled.
         lost: Packets that could not be decoded.
+        cut: Whether the file ends before its header says.
     """
 
     samples: Samples = 0
@@ -72,6 +74,7 @@ class Signal:
     scaled: bool = False
     cancelled: bool = False
     lost: int = 0
+    cut: bool = False
 
     def __add__(self, other: "Signal") -> "Signal":
         return Signal(
@@ -82,6 +85,7 @@ class Signal:
             self.scaled or other.scaled,
             self.cancelled or other.cancelled,
             max(self.lost, other.lost),
+            self.cut or other.cut,
         )
 
     def findings(self) -> list[str]:
@@ -95,6 +99,7 @@ class Signal:
             "dc_offset": abs(self.total) / n > _DC,
             "opposite_phase": self.cancelled,
             "damaged": self.lost > 0,
+            "cut_off": self.cut,
         }
         return [name for name, is_found in found.items() if is_found]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, overwrites
 from ssl_asr.inference.formats.cues import DEFAULT_STYLE, Cue, cues_of
 from ssl_asr.inference.formats.text import width
 from ssl_asr.inference.names import by_recording, output_names
 from ssl_asr.inference.subtitles import TIMED, WITH_CUES, render
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import overwritten, written_whole
 
 # Suffixes of formats with one file for all recordings, and with one file for each.
 _ONE_FILE = {"text": ".txt", "jsonl": ".jsonl", "ctm": ".ctm"}
@@ -153,14 +153,10 @@ class Outputs:
 
     def _check_overwritten(self, kept: Sequence[Path]) -> None:
         """Refuse to replace audio, a manifest, or anything that is not a file."""
-        inputs = {os.path.realpath(path) for path in kept}
-        found = [status for path in inputs if (status := status_of(Path(path))) is not None]
-        inodes = {(status.st_dev, status.st_ino) for status in found}
+        if (path := overwritten(self.files(), kept)) is not None:
+            raise overwrites(path)
         for path in self.files():
-            status = status_of(path)
-            if os.path.realpath(path) in inputs or (status and (status.st_dev, status.st_ino) in inodes):
-                raise ConfigError("output", f"{path} is an input and would be overwritten", "give another name")
-            if status is None:
+            if status_of(path) is None:
                 continue
             if not is_file(path):
                 raise ConfigError("output", f"{path} is not a regular file", "leave out output for standard output")

@@ -216,6 +216,47 @@ def test_one_folder_for_several_jobs_is_refused():
     preflight("train", [*sweep, "hydra.sweep.dir=runs/a"])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("transcribe", ["input=[a.wav]", "model=openai/whisper-tiny.en", "decoder=whisper_greedy,whisper_beam"]),
+        ("lm", ["input=[a.txt]", "order=2,3"]),
+    ],
+)
+def test_one_output_for_several_jobs_is_refused(name, arguments):
+    with pytest.raises(UserError, match="output: is out/a.srt for 2 jobs"):
+        preflight(name, ["-m", *arguments, "output=out/a.srt"])
+
+
+MANIFEST_LINE = '{"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}\n'
+
+
+@pytest.mark.parametrize("link", [None, "symbolic", "hard"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lm", ["input=[{}]"]),
+        ("lm", ["input=[other.txt]", "check=[{}]"]),
+        ("tune_decoding", ["model=run", "manifest={}", "decoder=ctc_beam", "decoder.lm=words.arpa"]),
+        ("tune_decoding", ["model=run", "manifest=other.jsonl", "decoder=ctc_beam", "decoder.lm={}"]),
+        ("compare", ["first={}", "second=other.jsonl"]),
+        ("align", ["model=run", "manifest={}"]),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, name, arguments, link):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "given.jsonl"
+    path.write_text(MANIFEST_LINE)
+    output = tmp_path / "output.jsonl" if link else path
+    if link == "hard":
+        output.hardlink_to(path)
+    elif link == "symbolic":
+        output.symlink_to(path)
+    with pytest.raises(UserError, match="output: .* is an input and would be overwritten. Give another name"):
+        preflight(name, [*(argument.format(path) for argument in arguments), f"output={output}"])
+    assert path.read_text() == MANIFEST_LINE
+
+
 def test_several_processes_in_a_sweep_are_refused():
     for overrides in (["trainer=ddp"], ["trainer.devices=2"]):
         with pytest.raises(ConfigError, match="in a sweep"):

@@ -43,7 +43,9 @@ def test_every_format_gives_the_sound_that_was_written(tmp_path, name, kind, cod
     path = encode(tmp_path / name, speech_like(2.0, rate), rate, kind=kind, codec=codec, **options)
     assert path.suffix in AUDIO_SUFFIXES
     agrees_with_decoding(path, 2.0, tolerance=0.1)
-    found, written = read_waveform(utterance(path)).numpy(), speech_like(2.0, RATE)
+    signals = []
+    found, written = read_waveform(utterance(path), signals=signals).numpy(), speech_like(2.0, RATE)
+    assert signals[0].findings() == []
     # Some containers do not note the delay of the encoder, at most 0.15 s.
     inner = written[2400:14400]
     scores = [np.corrcoef(found[lag : lag + len(inner)], inner)[0, 1] for lag in range(0, 4800, 2)]
@@ -302,6 +304,40 @@ def test_a_damaged_packet_is_left_out_and_noticed(tmp_path):
     signals = []
     assert 4.8 * RATE < len(read_waveform(utterance(path), signals=signals)) < 5 * RATE
     assert signals[0].findings() == ["damaged"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "subtype"),
+    [
+        ("a.wav", "WAV", "PCM_16"),
+        ("a.wav", "WAV", "DOUBLE"),
+        ("a.aiff", "AIFF", "PCM_24"),
+        ("a.ogg", "OGG", "VORBIS"),
+        ("a.opus", "OGG", "OPUS"),
+        ("a.mp3", "MP3", "MPEG_LAYER_III"),
+    ],
+)
+def test_a_file_that_ends_before_its_header_says_is_noticed(tmp_path, name, kind, subtype):
+    path = tmp_path / name
+    soundfile.write(path, speech_like(4.0, RATE), RATE, format=kind, subtype=subtype)
+    signals = []
+    read_waveform(utterance(path), signals=signals)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert 0.9 * RATE < len(read_waveform(utterance(path), signals=signals)) < 3.0 * RATE
+    assert [signal.findings() for signal in signals] == [[], ["cut_off"]]
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_stream_without_a_size_is_not_cut_off(tmp_path, size):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech_like(1.0, RATE), RATE)
+    content = bytearray(path.read_bytes())
+    content[4:8] = struct.pack("<I", size)
+    path.write_bytes(content)
+    signals = []
+    read_waveform(utterance(path), signals=signals)
+    assert signals[0].findings() == []
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.wv", "wavpack"), ("a.mkv", "flac")])
