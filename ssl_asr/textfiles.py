@@ -110,6 +110,8 @@ def written_whole(path: Path) -> Iterator[TextIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}{_PARTIAL}")
+    # What a killed process left. A link of that name must not be followed.
+    partial.unlink(missing_ok=True)
     try:
         with _open_to_write(partial) as file:
             yield file

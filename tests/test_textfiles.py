@@ -88,6 +88,16 @@ def test_written_json_is_read_back(value):
     assert from_json(line.encode(), "here", error=ManifestError, remedy="") == value
 
 
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path):
+    other, path = tmp_path / "other.txt", tmp_path / "a.txt"
+    other.write_text("kept")
+    (tmp_path / "a.txt.partial").symlink_to(other)
+    with written_whole(path) as file:
+        file.write("new")
+    assert (other.read_text(), path.read_text(), path.is_symlink()) == ("kept", "new", False)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.txt", "other.txt"]
+
+
 def test_data_has_at_most_a_hundred_levels():
     assert from_json(b"[" * 100 + b"]" * 100, "here", error=ManifestError, remedy="")
     for line in (b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 9999):

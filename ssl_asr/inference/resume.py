@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ssl_asr.config.options import plain, plain_option
@@ -162,4 +163,14 @@ _NOT_IN_TRANSCRIPTS = ("input", "output", "format", "max_batch_s", "num_workers"
 def made_by(config: TranscribeConfig, module: ASRModule, options: TranscribeOptions) -> dict[str, Any]:
     """Everything that the transcripts of a command depend on, as plain data."""
     settings = {key: value for key, value in plain(config).items() if key not in _NOT_IN_TRANSCRIPTS}
-    return settings | {"decoder_used": plain_option(module.decoder), "word_times": options.confidence}
+    used = {"decoder_used": plain_option(module.decoder), "word_times": options.confidence}
+    return settings | used | {"weights": _weights_digest(module)}
+
+
+def _weights_digest(module: ASRModule) -> str:
+    """A digest of the first values of every weight. A model that was trained further has another one."""
+    digest = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        values = weight.flatten()[:16].detach().to("cpu", torch.float32)
+        digest.update(name.encode() + values.numpy().tobytes())
+    return digest.hexdigest()
