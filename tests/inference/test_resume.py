@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
+from ssl_asr.config.schemas import TranscribeConfig
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import NO_VAD, LongForm
-from ssl_asr.inference.resume import ProgressFile, transcribe_manifest
+from ssl_asr.inference.resume import ProgressFile, made_by, transcribe_manifest
 from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
 
@@ -95,6 +97,16 @@ def test_progress_file_of_another_model_is_refused(module, toy_corpus, tmp_path)
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ConfigError, match="interrupted"):
         ProgressFile(path, {"model": "a"})
+
+
+def test_weights_that_have_changed_are_another_model(module):
+    config = TranscribeConfig(model="run", input=["a.wav"])
+    before = made_by(config, module, TEXT_ONLY)
+    assert made_by(config, module, TEXT_ONLY) == before
+    with torch.no_grad():
+        list(module.parameters())[-1].add_(1e-3)
+    after = made_by(config, module, TEXT_ONLY)
+    assert {key for key in before if before[key] != after[key]} == {"weights"}
 
 
 def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tmp_path, capfd):

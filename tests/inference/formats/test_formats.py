@@ -191,6 +191,14 @@ def test_ctm_names_channels_and_recordings():
     assert len({name for name, _ in found.values()}) == 5
 
 
+def test_ctm_parts_the_mix_of_channels_from_the_channels():
+    words = [Word("one", 0.0, 1.0, 0.9), Word("two", 1.0, 2.0, 0.9)]
+    rows = [row_of(words, channel=channel) for channel in (None, 0, 1)]
+    lines = [(channel, word) for _, channel, _, _, word in read_ctm(render(rows, "ctm"))]
+    assert lines == [(channel, word) for channel in ("1", "2", "mix") for word in ("one", "two")]
+    assert {channel for _, channel, *_ in read_ctm(render(rows[:1], "ctm"))} == {"1"}
+
+
 def test_ctm_splits_phrases():
     row = row_of([Word("new york", 0.0, 0.7, 0.5), Word("\n", 0.7, 0.8, 1.0), Word("a\u3000b", 1.0, 1.2, 1.0)])
     assert [(start, end, word) for _, _, start, end, word in read_ctm(render([row], "ctm"))] == [
