@@ -11,7 +11,7 @@ from ssl_asr.metrics.report import Prediction
 def ctm(rows: Sequence[Prediction]) -> str:
     """Lines of ``name channel start duration word confidence``, sorted by name, channel and start.
 
-    Names have no spaces, see `recording_names`. Channels are counted from 1, and mixed channels are channel 1, or ``mix``
+    Names have no spaces, see `recording_names`. Channels are counted from 1. Mixed channels are channel 1, or ``mix``
     if a channel of the same recording is there too. A phrase with spaces is a line for each of its words, which share
     its time in proportion to their characters. Times are in hundredths of a second. Words of one speaker do not
     overlap, and none has zero length.

@@ -80,8 +80,8 @@ def read_ctm(text):
         assert 0 <= float(confidence) <= 1
         first, length = round(float(start) * 100), round(float(duration) * 100)
         assert length > 0
-        rows.append((name, int(channel), first, first + length, word))
-    assert [row[:3] for row in rows] == sorted(row[:3] for row in rows)
+        rows.append((name, int(channel) if channel.isdigit() else channel, first, first + length, word))
+    assert rows == sorted(rows, key=lambda row: (row[0], float("inf") if row[1] == "mix" else row[1], row[2]))
     return rows
 
 

@@ -195,8 +195,8 @@ def test_ctm_parts_the_mix_of_channels_from_the_channels():
     words = [Word("one", 0.0, 1.0, 0.9), Word("two", 1.0, 2.0, 0.9)]
     rows = [row_of(words, channel=channel) for channel in (None, 0, 1)]
     lines = [(channel, word) for _, channel, _, _, word in read_ctm(render(rows, "ctm"))]
-    assert lines == [(channel, word) for channel in ("1", "2", "mix") for word in ("one", "two")]
-    assert {channel for _, channel, *_ in read_ctm(render(rows[:1], "ctm"))} == {"1"}
+    assert lines == [(channel, word) for channel in (1, 2, "mix") for word in ("one", "two")]
+    assert {channel for _, channel, *_ in read_ctm(render(rows[:1], "ctm"))} == {1}
 
 
 def test_ctm_splits_phrases():
