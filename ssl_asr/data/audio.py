@@ -177,7 +177,9 @@ def _floats_of(samples: NDArray[np.generic] | Tensor, name: str) -> tuple[NDArra
     else:
         array = array[:, None]
     if kind == "f" or array.dtype.itemsize == 8:
-        return array.astype(np.float32), True
+        # Numbers beyond float32 become infinite. They are an error later.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(np.float32), True
     full = 2.0 ** (8 * array.dtype.itemsize - 1)
     return ((array.astype(np.float64) - (full if kind == "u" else 0.0)) / full).astype(np.float32), False
 

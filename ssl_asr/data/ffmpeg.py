@@ -193,7 +193,9 @@ def _floats(frame: av.AudioFrame) -> NDArray[np.float32]:
     if kind == "u1":
         array = array.astype(np.float32) - np.float32(128)
     scale = _FULL_SCALE.get(kind)
-    floats = array.astype(np.float32)
+    # Numbers beyond float32 become infinite. They are an error later.
+    with np.errstate(over="ignore", invalid="ignore"):
+        floats = array.astype(np.float32)
     return floats if scale is None else floats / np.float32(scale)
 
 

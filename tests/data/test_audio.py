@@ -8,7 +8,8 @@ import soundfile
 import torch
 import torchaudio
 
-from ssl_asr.data.audio import audio_duration_s, check_header, read_waveform
+from ssl_asr.data.audio import audio_duration_s, check_header, read_waveform, waveform_of
+from ssl_asr.data.ffmpeg import DecodedSource, FileKey
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Utterance
 
@@ -127,6 +128,20 @@ def test_signalling_nan_gives_an_error_and_no_warning(tmp_path):
     with (tmp_path / "a.wav").open("r+b") as file:
         file.seek(-400, os.SEEK_END)
         file.write(bytes.fromhex("0100807f"))
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        read_waveform(utterance(tmp_path / "a.wav"))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, np.nan, -np.inf])
+def test_numbers_beyond_float32_give_an_error_and_no_warning(tmp_path, value):
+    samples = np.where(np.arange(RATE) == 99, value, TONE.astype(np.float64))
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        waveform_of(samples, RATE, name="samples")
+    soundfile.write(tmp_path / "a.wav", samples, RATE, format="WAV", subtype="DOUBLE")
+    source = DecodedSource(FileKey.of(tmp_path / "a.wav"))
+    assert not np.isfinite(source.read(0, RATE)[99])
+    source.close()
     with pytest.raises(AudioError, match="NaN or infinite samples"):
         read_waveform(utterance(tmp_path / "a.wav"))
 
