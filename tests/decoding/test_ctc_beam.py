@@ -254,3 +254,12 @@ def test_tables_that_are_too_large_are_cleared_between_utterances(monkeypatch):
     first = prefix_beam_search(log_probs, torch.tensor([6]), **options)
     assert len(fusion._keys) > 4
     assert prefix_beam_search(log_probs, torch.tensor([6]), **options) == first
+
+
+def test_utterances_without_frames_have_one_empty_hypothesis():
+    log_probs = torch.zeros(2, 3, len(LABELS))
+    found = prefix_beam_search(log_probs, torch.tensor([0, 0]), beam_size=4, fusion=None, n_best=2, **EVERYTHING)
+    assert [[(one.tokens, one.frames, one.acoustic, one.fused) for one in row] for row in found] == [
+        [([], [], 0.0, 0.0)],
+        [([], [], 0.0, 0.0)],
+    ]

@@ -172,11 +172,27 @@ class EndsEarly(Model):
 
 
 def test_a_part_that_ends_after_a_few_words_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", lambda *_, **__: [(0.0, 8.0), (9.0, 19.0)])
-    model, whole = EndsEarly(), recording(monkeypatch, [(0.0, 20.0), (30.0, 39.0)], [0.1, 0.1])
+    asked = []
+
+    def parts(_, **limits):
+        asked.append(limits)
+        return [(0.0, 8.0), (9.0, 19.0)]
+
+    monkeypatch.setattr("ssl_asr.inference.voice.speech_parts", parts)
+    model, whole = EndsEarly(), recording(monkeypatch, [(2.0, 22.0), (30.0, 39.0)], [0.1, 0.1])
     found = transcribe_by_voice(model, whole, FORM, TEXT_ONLY)
     assert found.text == " ".join(["abc"] * (8 + 10 + 9))
-    assert [(one.start, one.end) for one in found.segments] == [(0.0, 8.0), (9.0, 19.0), (30.0, 39.0)]
+    assert [(one.start, one.end) for one in found.segments] == [(2.0, 10.0), (11.0, 21.0), (30.0, 39.0)]
+    assert asked == [{"duration": 20.0, "longest_s": 10.0}]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_score_of_a_recording_is_the_mean_and_a_part_without_segments_is_one(monkeypatch, parts):
+    spans = [(10.0 * i, 10.0 * i + 5.0) for i in range(parts)]
+    model, whole = EndsEarly(), recording(monkeypatch, spans, [0.1] * parts)
+    found = transcribe_by_voice(model, whole, FORM, TEXT_ONLY)
+    assert found.score == -1.0
+    assert [(one.start, one.end, one.confidence) for one in found.segments] == [(*span, 1.0) for span in spans]
 
 
 def test_a_short_text_stays_if_its_pieces_have_no_more(monkeypatch):
