@@ -93,3 +93,11 @@ def test_wrong_lexicon_raises_an_error_with_its_line(tmp_path, lines, message):
         _search(tmp_path, lines)
     with pytest.raises(LanguageModelError, match="no such lexicon"):
         CtcLexicon(**OPTIONS, lexicon=str(tmp_path / "none")).build(LABELS)
+
+
+def test_score_of_a_text_sums_its_paths(tmp_path):
+    """Of two frames with half a blank and half an "a", three paths of four say "a"."""
+    log_probs = torch.tensor([[[0.5, 0.5, 1e-6]] * 2]).log()
+    [[found]] = _search(tmp_path, "a\n", [None, "a", " "])(log_probs, torch.tensor([2]))
+    assert found.words == (("a", 1),)
+    assert found.score == pytest.approx(math.log(0.75), abs=1e-4)

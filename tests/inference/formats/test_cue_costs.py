@@ -84,13 +84,14 @@ def _talk(rng, count):
     return words
 
 
-@pytest.mark.parametrize("lines", [1, 2, 3])
-def test_cues_are_the_cheapest_division_of_random_words(lines):
+@pytest.mark.parametrize("seed", range(12))
+def test_cues_are_the_cheapest_division_of_random_words(seed):
+    lines = seed % 3 + 1
     style = SubtitleStyle(
         max_line_width=14, max_line_count=lines, max_cue_s=2.0, max_characters_per_s=[12.0, 9.0, 20.0][lines - 1]
     )
-    rng = np.random.default_rng(lines)
-    for _ in range(60):
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
         words = _talk(rng, 7)
         half = int(rng.integers(1, 7))
         parts = [words[:half], words[half:]]
