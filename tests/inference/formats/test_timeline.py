@@ -1,5 +1,6 @@
 """Words, segments and tracks on the time line, each time worked out by hand."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from ssl_asr.inference.formats.timeline import (
     timed_words,
     tracks,
 )
+from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Segment, Word
 from tests.inference.formats.reading import row_of
@@ -155,3 +157,17 @@ def test_parts_share_the_time_of_a_word_by_characters():
 )
 def test_times_on_a_grid(spans, options, expected):
     assert on_grid(spans, 100, **options) == expected
+
+
+def test_text_without_words_is_as_confident_as_its_segment():
+    row = Prediction("u", "", "ab cd", 0.0, 4.0, "a.wav")
+    assert [word.confidence for word in timed_words(row)] == [1.0, 1.0]
+    segments = [Segment("ab", 0.0, 1.0, 0.25), Segment("cd", 1.0, 2.0, 0.75)]
+    assert [word.confidence for word in timed_words(replace(row, segments=segments))] == [0.25, 0.75]
+
+
+def test_json_has_channels_if_there_are_several():
+    one = _row("1", ("a", 0, 1), channel=1)
+    for rows, channels in (([one], [None]), ([one, replace(one, channel=0)], [0, 1])):
+        segments = json.loads(render(rows, "json"))["segments"]
+        assert sorted((segment.get("channel") for segment in segments), key=str) == channels
