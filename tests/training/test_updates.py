@@ -280,7 +280,7 @@ def test_non_finite_update_is_skipped_by_both_optimizers_and_names_utterances(
     assert run.trainer.global_step == run.module.total_updates - 1
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
     printed = capsys.readouterr().out
-    assert "update skipped" in printed
+    assert "update skipped, gradients not finite; utterances: " in printed
     assert "train3" in printed
 
 
