@@ -377,3 +377,21 @@ def test_mp3_is_read_by_soundfile_if_its_first_frame_is_exact(tmp_path, rate, la
     for name, (data, exact) in cases.items():
         (tmp_path / "c.mp3").write_bytes(data)
         assert isinstance(open_source(tmp_path / "c.mp3"), SoundfileSource) == exact, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("u8", np.array([0, 64, 128, 192], np.uint8)),
+        ("s16", np.array([-(2**15), -(2**14), 0, 2**14], np.int16)),
+        ("s32", np.array([-(2**31), -(2**30), 0, 2**30], np.int32)),
+        ("flt", np.array([-1.0, -0.5, 0.0, 0.5], np.float32)),
+        ("dbl", np.array([-1.0, -0.5, 0.0, 0.5], np.float64)),
+    ],
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_samples_of_every_kind_are_scaled_to_one(kind, values, planar):
+    """Two channels with the same samples."""
+    rows = np.stack([values, values]) if planar else np.repeat(values, 2)[None]
+    frame = av.AudioFrame.from_ndarray(rows, format=kind + "p" * planar, layout="stereo")
+    assert ffmpeg._floats(frame).tolist() == [[value, value] for value in (-1.0, -0.5, 0.0, 0.5)]

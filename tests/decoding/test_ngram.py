@@ -2,11 +2,13 @@
 
 import math
 import random
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
+from ssl_asr.decoding.fusion.automata import LabelNGram
 from ssl_asr.decoding.kneser_ney import FALLBACK_DISCOUNTS, estimate, perplexity
 from ssl_asr.decoding.language_models import read_language_model
 from ssl_asr.decoding.ngram import NGram
@@ -233,3 +235,17 @@ def test_probabilities_equal_kenlm(tmp_path):
     for sentence in [*_sentences(20, seed=1), ["zebra", "the"]]:
         log_prob = theirs.score(" ".join(sentence)) * math.log(10)
         assert model.sentence_log_prob(sentence) == pytest.approx(log_prob, abs=1e-3)
+
+
+def test_labels_outside_the_model_score_as_its_unknown_word_and_none_is_silent():
+    model = estimate([["a", "b"], ["b", "a", "a"]], order=2).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        automaton = LabelNGram(model, [None, "a", "z", "b"], weight=0.5)
+    _, state = model.score(model.begin, "a")
+    rows = automaton.rows([model.begin, state])
+    for row, key in zip(rows.tolist(), (model.begin, state), strict=True):
+        assert row[1:] == pytest.approx([0.5 * model.score(key, word)[0] for word in ("a", "unheard", "b")])
+        assert row[0] == -math.inf
+    assert automaton.end(state) == pytest.approx(0.5 * model.end(state))
+    assert automaton.advance(model.begin, 1) == state
