@@ -1,5 +1,7 @@
 """Where words begin, in scripts with and without spaces."""
 
+import unicodedata
+
 import pytest
 
 from ssl_asr.decoding.word_breaks import is_spoken, is_unspaced, joined_text, space_between, starts_word
@@ -61,3 +63,34 @@ def test_texts_of_parts_are_joined_with_spaces_where_the_script_has_them():
     assert joined_text([]) == joined_text([""]) == ""
     assert space_between("...", "...")
     assert not space_between("น้ำ", "ดี")
+
+
+# First and last code points of Unicode's blocks.
+BLOCKS = [
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x19E0, 0x19FF),
+    (0x3005, 0x3007),
+    (0x3040, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x1B000, 0x1B16F),
+    (0x20000, 0x3FFFF),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]:X}")
+def test_scripts_without_spaces_begin_and_end_with_their_blocks(block):
+    first, last = block
+    for code in range(first, last + 1, max(1, (last - first) // 200)):
+        assert is_unspaced(chr(code)) != unicodedata.category(chr(code)).startswith("P"), hex(code)
+    assert is_unspaced(chr(first))
+    assert is_unspaced(chr(last))
+    assert not is_unspaced(chr(first - 1))
+    assert not is_unspaced(chr(last + 1))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.decoding.ctc import CtcBeam
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
-from ssl_asr.inference.decoder_tuning import Grid, Recorder, Recording, Trials, Tuned, show, tune
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.decoder_tuning import Grid, Recorder, Recording, Trials, Tuned, record, show, tune
 from ssl_asr.metrics.report import Prediction
 from tests.tables import cells, heads, wide_console
 
@@ -171,6 +173,21 @@ def test_recorder_keeps_the_frames_of_each_utterance():
     assert torch.equal(recorder.log_probs[1], log_probs[1, :2])
     assert recorder.rescorer() is None
     assert math.isclose(found[1][0].score, float(log_probs[1, :2].max(-1).values.sum()), rel_tol=1e-5)
+
+
+def test_only_models_with_a_ctc_layer_are_tuned():
+    class Built(Exception):
+        pass
+
+    def build(labels):
+        assert labels == LABELS
+        raise Built
+
+    start = SimpleNamespace(build=build)
+    with pytest.raises(ConfigError, match="has no CTC layer"):
+        record(SimpleNamespace(aligns=False), {}, start, run=None, console=None)
+    with pytest.raises(Built):
+        record(SimpleNamespace(aligns=True, tokenizer=_Letters()), {}, start, run=None, console=None)
 
 
 # What is printed --------------------------------------------------------------------------------------------

@@ -66,6 +66,9 @@ def test_finished_recordings_are_not_transcribed_again(module, toy_corpus, tmp_p
     assert [(row.id, row.hyp) for row in again.rows] == [(row.id, row.hyp) for row in whole.rows]
     progress.remove()
     assert not path.exists()
+    deep = ProgressFile(tmp_path / "new" / "folder" / "p.jsonl", {"model": "a"})
+    deep.begin()
+    assert deep.path.is_file()
 
 
 def test_progress_is_found_by_the_recording_and_not_by_its_id(module, toy_corpus, tmp_path, monkeypatch):
