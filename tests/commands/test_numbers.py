@@ -20,7 +20,7 @@ from ssl_asr.inference.resume import Transcribed
 from ssl_asr.metrics.report import Prediction, write_predictions
 from ssl_asr.training.sides import GroupRow
 from ssl_asr.types import Skip, Token, Word
-from tests.tables import cells, wide_console
+from tests.tables import cells, heads, wide_console
 
 SHARED = {"model": "toy", "accelerator": "cpu", "num_workers": 0}
 
@@ -85,6 +85,7 @@ def test_extract_prints_the_size_of_the_store():
     console = wide_console()
     _print_totals(SimpleNamespace(layers=[2, 5], store=store), console)
     assert "States of layers 2, 5" in console.export_text(clear=False)
+    assert heads(console) == [["utterances", "frames of speech", "GB on disk"]]
     assert cells(console) == [["1,234", "567,890", "1.235"]]
 
 

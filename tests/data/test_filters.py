@@ -12,7 +12,7 @@ from ssl_asr.data.filters import Limits, check_skips, ctc_frames_needed, fault_o
 from ssl_asr.data.manifest import pack_rows
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.types import Utterance
-from tests.tables import cells, wide_console
+from tests.tables import cells, heads, wide_console
 
 
 @pytest.fixture
@@ -125,6 +125,7 @@ def test_the_table_of_a_split_has_hours_of_kept_and_dropped_utterances(tmp_path)
     selection = select("dev", pack_rows(rows, tmp_path), limits, tokenizer=TOKENIZER, check_audio=False, progress=False)
     console = wide_console()
     print_selections([selection], console)
+    assert heads(console) == [["split", "utterances", "hours", "kept or dropped"]]
     assert cells(console) == [
         ["dev", "2", "1.00", "kept of 7"],
         ["", "4", "3.00", "dropped, too_long: c, d, e …"],

@@ -14,7 +14,7 @@ def test_times_of_a_run(monkeypatch):
 
     class Later(datetime):
         @classmethod
-        def now(cls, tz=None):
+        def now(cls, *_):
             return clock.started + timedelta(minutes=1, seconds=30, milliseconds=460)
 
     monkeypatch.setattr(provenance, "datetime", Later)

@@ -92,6 +92,13 @@ def test_breakdown_of_three_utterances_is_that_worked_out_by_hand():
     assert [(row["value"], row["wer"]) for row in written["speaker"]] == [("ann", 2 / 6), ("bob", 1 / 4)]
     console = wide_console()
     print_breakdown(found, LOWER, console)
+    numbers = ["WER %", "sub", "ins", "del", "units", "of", "utterances", "hours"]
+    assert heads(console) == [
+        ["speaker", *numbers],
+        ["length", *numbers],
+        ["count", "reference", "hypothesis"],
+        ["id", "errors", "alignment of reference and hypothesis"],
+    ]
     assert cells(console) == [
         ["ann", "33.33", "1", "1", "0", "6", "words", "2", "0.01"],  # 32 s are 0.0089 h
         ["bob", "25.00", "0", "0", "1", "4", "words", "1", "0.00"],
@@ -159,6 +166,8 @@ def test_comparisons_are_printed_as_percentages_with_signs():
     console = wide_console()
     print_comparisons("test", {"lower": one}, console)
     numbers = ["10.00", "7.65", "-2.35", "-5.12 to +1.23", "87.5 %", "0.0317", "1,234", "5,678"]
+    columns = ["normalizer", "unit", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p"]
+    assert heads(console) == [[*columns, "right in first only", "in second only"]]
     assert cells(console) == [["lower", "words", *numbers]]
 
 
@@ -177,6 +186,7 @@ def test_changes_are_printed_largest_first_with_both_numbers_of_errors():
     ]
     console = wide_console()
     print_changes(first, second, LOWER, 9, console)
+    assert heads(console) == [["id", "errors", "first", "second"]]
     assert cells(console) == [
         ["u1", "3 → 0", "[a→x] [b→y] [c→z]", "a b c"],
         ["u0", "0 → 1", "a b", "a [b→c]"],
@@ -195,12 +205,14 @@ def test_translation_scores_are_printed_with_their_margins():
     console = wide_console()
     scores = [TranslationScore("BLEU", 31.456, 1.234, "nrefs:1"), TranslationScore("chrF2", 58.0, 0.0, "nrefs:2")]
     print_translation(scores, console)
+    assert heads(console) == [["metric", "score", "95 % interval", "signature"]]
     assert cells(console) == [["BLEU", "31.46", "± 1.23", "nrefs:1"], ["chrF2", "58.00", "± 0.00", "nrefs:2"]]
 
 
 def test_accuracy_of_languages_is_printed_in_percent():
     console = wide_console()
     print_languages([LanguageScore("nl", 2400, {"nl": 1500, "de": 900}), LanguageScore("ga", 8, {"en": 8})], console)
+    assert heads(console) == [["language", "utterances", "accuracy %", "detected as"]]
     assert cells(console) == [["nl", "2,400", "62.5", "nl 1,500, de 900"], ["ga", "8", "0.0", "en 8"]]
     pairs = [("nl", "de"), ("nl", "nl"), ("nl", "nl"), ("en", "en"), ("nl", "af")]
     assert language_scores(pairs) == [

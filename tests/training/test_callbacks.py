@@ -8,7 +8,7 @@ import torch
 from ssl_asr.training import callbacks
 from ssl_asr.training.callbacks import Throughput, print_groups
 from ssl_asr.training.sides import GroupRow
-from tests.tables import cells, wide_console
+from tests.tables import cells, heads, wide_console
 
 
 def test_table_of_what_trains_joins_layers_and_counts_parameters():
@@ -25,6 +25,7 @@ def test_table_of_what_trains_joins_layers_and_counts_parameters():
     console = wide_console()
     print_groups(rows, "TopLayers", console)
     assert "TopLayers: 4,034 of 8,000 parameters train (50.4 %)" in console.export_text(clear=False)
+    assert heads(console) == [["optimizer", "layer group", "parameters", "peak rate"]]
     assert cells(console) == [
         ["encoder", "features", "1,200", "frozen"],
         ["encoder", "layers.0-1", "2,000", "frozen"],
