@@ -90,5 +90,5 @@ def without_pauses(words: list[Word], stretches: list[tuple[Seconds, Seconds]]) 
 
 def _longest_overlap(word: Word, stretches: list[tuple[Seconds, Seconds]]) -> tuple[Seconds, Seconds] | None:
     overlaps = [(min(word.end, end) - max(word.start, start), (start, end)) for start, end in stretches]
-    best = max(overlaps, default=(0.0, (0.0, 0.0)))
-    return best[1] if best[0] > 0 else None
+    seconds, stretch = max(overlaps, default=(0.0, None))
+    return stretch if seconds > 0 else None

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.dataset import SpeechDataset, collate
-from ssl_asr.data.filters import Limits, check_skips, ctc_frames_needed, print_selections, select
+from ssl_asr.data.filters import Limits, check_skips, ctc_frames_needed, fault_of, print_selections, select
 from ssl_asr.data.manifest import pack_rows
 from ssl_asr.errors import AudioError, ManifestError
+from ssl_asr.types import Utterance
+from tests.tables import cells, heads, wide_console
 
 
 @pytest.fixture
@@ -110,3 +112,56 @@ def test_collate_pads_with_zeros_and_keeps_integer_lengths(tmp_path):
     assert batch.lengths_B.dtype == torch.int64
     assert float(batch.waveform_BT[0, 800:].abs().max()) == 0.0
     assert batch.to("cpu").lengths_B.device.type == "cpu"
+
+
+def test_the_table_of_a_split_has_hours_of_kept_and_dropped_utterances(tmp_path):
+    """2 utterances of 1,800 s are kept. 4 of 2,700 s are too long, and one of 36 s has no text."""
+    durations = {"a": 1800, "b": 1800, "c": 2700, "d": 2700, "e": 2700, "f": 2700, "g": 36}
+    rows = [
+        {"id": name, "audio_filepath": "a.wav", "duration": seconds, "text": "" if name == "g" else "a"}
+        for name, seconds in durations.items()
+    ]
+    limits = Limits(max_s=2000.0, max_s_why="the limit")
+    selection = select("dev", pack_rows(rows, tmp_path), limits, tokenizer=TOKENIZER, check_audio=False, progress=False)
+    console = wide_console()
+    print_selections([selection], console)
+    assert heads(console) == [["split", "utterances", "hours", "kept or dropped"]]
+    assert cells(console) == [
+        ["dev", "2", "1.00", "kept of 7"],
+        ["", "4", "3.00", "dropped, too_long: c, d, e …"],
+        ["", "1", "0.01", "dropped, empty_text: g"],
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(0.099, "too_short"), (0.1, None), (30.0, None), (30.001, "too_long")])
+def test_limits_of_duration_are_allowed(seconds, reason):
+    fault = fault_of(Utterance("a", "a.wav", seconds, text="a"), Limits(min_s=0.1, max_s=30.0), None)
+    assert (None if fault is None else fault.reason) == reason
+
+
+@pytest.mark.parametrize(("prompt_tokens", "reason"), [(27, None), (28, "too_many_tokens")])
+def test_tokens_of_the_prompt_count(prompt_tokens, reason):
+    limits = Limits(max_tokens=30, prompt_tokens=prompt_tokens)
+    fault = fault_of(Utterance("a", "a.wav", 1.0, text="aba"), limits, TOKENIZER)
+    assert (None if fault is None else fault.reason) == reason
+    assert fault is None or fault.detail == "31 tokens, prompt included > 30"
+
+
+@pytest.mark.parametrize(("samples", "reason"), [(16_000 * 4, None), (16_000 * 4 - 1, "ctc_target_too_long")])
+def test_frames_are_those_of_the_samples(samples, reason):
+    """Four labels, of which two are equal and need a blank between them: 5 frames of 12,800 samples."""
+    limits = Limits(ctc_frames=lambda count: count // 12_800)
+    fault = fault_of(Utterance("a", "a.wav", samples / 16_000, text="abba"), limits, TOKENIZER)
+    assert (None if fault is None else fault.reason) == reason
+
+
+@pytest.mark.parametrize(("most", "refused"), [(0.75, False), (0.74, True)])
+def test_a_share_of_skips_is_allowed(tmp_path, most, refused):
+    rows = [{"id": f"u{i}", "audio_filepath": "a.wav", "duration": 9.0 * i + 1, "text": "a"} for i in range(4)]
+    limits = Limits(max_s=5.0)
+    selection = select("dev", pack_rows(rows, tmp_path), limits, tokenizer=None, check_audio=False, progress=False)
+    if refused:
+        with pytest.raises(ManifestError, match="3 of 4 utterances dropped"):
+            check_skips(selection, most)
+    else:
+        check_skips(selection, most)

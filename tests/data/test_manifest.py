@@ -177,3 +177,14 @@ def test_only_selects_lines_and_checks_duplicate_ids_among_them(tmp_path):
     assert [(u.lang, u.tags["target_lang"], u.where) for u in manifest] == [("es", "fr", f"{path}:2")]
     with pytest.raises(ConfigError, match="no line of"):
         read_manifest(path, only={"lang": "de"})
+
+
+def test_rows_that_come_from_no_file_are_numbered_from_one(tmp_path):
+    rows = [{"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": i + 0.5, "text": "a" * i} for i in range(3)]
+    manifest = pack_rows(rows, tmp_path)
+    assert [utterance.id for utterance in manifest] == ["u0", "u1", "u2"]
+    assert [utterance.where for utterance in manifest] == [f"{tmp_path}/<files>:{line}" for line in (1, 2, 3)]
+    assert [utterance.text for utterance in manifest] == ["", "a", "aa"]
+    assert manifest.total_s == 4.5
+    assert [utterance.id for utterance in manifest.select([2, 0])] == ["u2", "u0"]
+    assert [utterance.where[-1] for utterance in manifest.select([2, 0])] == ["3", "1"]

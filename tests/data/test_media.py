@@ -13,7 +13,7 @@ from ssl_asr.data import ffmpeg
 from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s, check_header, read_waveform
 from ssl_asr.data.inputs import gather
 from ssl_asr.data.manifest import read_manifest
-from ssl_asr.data.media import open_source
+from ssl_asr.data.media import MediaError, SoundfileSource, open_source
 from ssl_asr.errors import AudioError, ManifestError, UserErrors
 from ssl_asr.types import Utterance
 from tests.audio_files import FORMATS, encode, new_stream, speech_like, with_checksums, write_stream
@@ -402,3 +402,59 @@ def test_durations_that_cannot_be_measured_are_reported_by_line(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_manifest(path)
     assert np.isnan(read_manifest(path, measure=False)[0].duration)
+
+
+def test_single_streams_are_read_by_soundfile_and_joined_ones_are_not(tmp_path):
+    for subtype in ("VORBIS", "OPUS"):
+        data = _ogg(tmp_path / "a.ogg", subtype)
+        assert isinstance(open_source(tmp_path / "a.ogg"), SoundfileSource)
+        (tmp_path / "joined.ogg").write_bytes(data * 2)
+        assert not isinstance(open_source(tmp_path / "joined.ogg"), SoundfileSource)
+
+
+@pytest.mark.parametrize(("rate", "allowed"), [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
+def test_sample_rates_between_one_thousand_and_a_million_are_read(tmp_path, rate, allowed):
+    soundfile.write(tmp_path / "a.wav", np.zeros(4000), rate)
+    if allowed:
+        assert open_source(tmp_path / "a.wav").rate == rate
+    else:
+        with pytest.raises(MediaError, match=rf"has a sample rate of {rate:,} Hz, expected 1,000 to 1,000,000 Hz"):
+            open_source(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+@pytest.mark.parametrize("rate", [16000, 44100])  # MPEG-2 and MPEG-1
+def test_mp3_is_read_by_soundfile_if_its_first_frame_is_exact(tmp_path, rate, layout):
+    samples = np.tile(speech_like(2.0, rate), (1 if layout == "mono" else 2, 1))
+    options = {"codec": "libmp3lame", "kind": "mp3", "layout": layout}
+    whole = encode(tmp_path / "a.mp3", samples, rate, **options).read_bytes()
+    without = encode(tmp_path / "b.mp3", samples, rate, **options, muxer={"write_xing": "0"}).read_bytes()
+    cases = {
+        "whole": (whole, True),
+        "after a tag": (ID3 + whole[whole.index(b"\xff\xf3" if rate == 16000 else b"\xff\xfb") :], True),
+        "with a tag after it": (whole + b"TAG" + bytes(125), True),
+        "with more after it": (whole + bytes(127), False),
+        "without first frame": (without, False),
+        "cut": (whole[:-100], False),
+    }
+    for name, (data, exact) in cases.items():
+        (tmp_path / "c.mp3").write_bytes(data)
+        assert isinstance(open_source(tmp_path / "c.mp3"), SoundfileSource) == exact, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("u8", np.array([0, 64, 128, 192], np.uint8)),
+        ("s16", np.array([-(2**15), -(2**14), 0, 2**14], np.int16)),
+        ("s32", np.array([-(2**31), -(2**30), 0, 2**30], np.int32)),
+        ("flt", np.array([-1.0, -0.5, 0.0, 0.5], np.float32)),
+        ("dbl", np.array([-1.0, -0.5, 0.0, 0.5], np.float64)),
+    ],
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_samples_of_every_kind_are_scaled_to_one(kind, values, planar):
+    """Two channels with the same samples."""
+    rows = np.stack([values, values]) if planar else np.repeat(values, 2)[None]
+    frame = av.AudioFrame.from_ndarray(rows, format=kind + "p" * planar, layout="stereo")
+    assert ffmpeg._floats(frame).tolist() == [[value, value] for value in (-1.0, -0.5, 0.0, 0.5)]

@@ -86,6 +86,10 @@ def test_impossible_sizes_are_refused():
             PieceTokenizer.from_texts(
                 [said(text) for text in TEXTS], options=Pieces(model="bpe", size=size, normalizer="lower")
             )
+    with pytest.raises(ConfigError, match=r"of the train split: Vocabulary size too high \(5000\)\. Please set"):
+        PieceTokenizer.from_texts(
+            [said(text) for text in TEXTS], options=Pieces(model="bpe", size=5000, normalizer="lower")
+        )
     with pytest.raises(ManifestError, match="no text"):
         PieceTokenizer.from_texts([said("")], options=Pieces(model="bpe", size=24, normalizer="lower"))
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report, plan_epoch
+from ssl_asr.data.sampler import (
+    EvalBatchSampler,
+    TrainBatchSampler,
+    _cut,
+    _halve_until_divisible,
+    batching_report,
+    plan_epoch,
+)
 from ssl_asr.errors import ConfigError
 
 
@@ -81,3 +88,46 @@ def test_evaluation_has_each_utterance_once_longest_first():
     first = list(ranks[0])[0]
     assert durations[first].max() == durations.max()
     assert list(EvalBatchSampler(np.array([200.0, 1.0]), max_batch_s=10.0)) == [[0], [1]]
+
+
+# Small examples, worked out by hand -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("durations", "budget", "most", "batches"),
+    [
+        ([3.0, 2.0, 2.0, 1.0, 1.0], 4.0, None, [[0], [1, 2], [3, 4]]),
+        ([3.0, 2.0, 2.0, 1.0, 1.0], 6.0, None, [[0, 1], [2, 3, 4]]),
+        ([3.0, 2.0, 2.0, 1.0, 1.0], 99.0, 2, [[0, 1], [2, 3], [4]]),
+        # A longer utterance counts for the whole batch, and one over the budget is alone.
+        ([1.0, 3.0, 1.0, 9.0, 1.0], 4.0, None, [[0], [1], [2], [3], [4]]),
+        ([1.0, 2.0, 2.0], 4.0, None, [[0, 1], [2]]),
+    ],
+)
+def test_batches_are_cut_at_the_budget_and_at_the_most_utterances(durations, budget, most, batches):
+    assert _cut(np.arange(len(durations)), np.array(durations), budget, most) == batches
+
+
+def test_largest_batches_are_halved_until_each_rank_has_as_many():
+    batches = [[0, 1, 2, 3, 4], [5, 6], [7]]
+    _halve_until_divisible(batches, 4)
+    assert batches == [[0, 1], [5, 6], [7], [2, 3, 4]]
+    _halve_until_divisible(batches, 2)
+    assert len(batches) == 4
+    _halve_until_divisible(batches, 5)
+    assert sorted(map(len, batches)) == [1, 1, 2, 2, 2]
+    with pytest.raises(ConfigError, match="has 2 utterances for 3 ranks"):
+        _halve_until_divisible([[0], [1]], 3)
+
+
+def test_fill_and_padding_of_batches():
+    """Costs of 2 * 3 s and 1 * 2 s with 6 s of speech: half of 8 s is filled, and 2 of 8 s are padding."""
+    fill, padding = batching_report([[0, 1], [2]], np.array([3.0, 1.0, 2.0]), 8.0)
+    assert (fill, padding) == (pytest.approx(0.5), pytest.approx(0.25))
+
+
+def test_batches_of_an_epoch_are_ordered_in_groups_of_equal_cost():
+    durations = np.array([1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0])
+    batches = plan_epoch(durations, max_batch_s=8.0, max_batch_size=1, seed=0, epoch=0, world_size=2)
+    pairs = [[durations[batch[0]] for batch in batches[i : i + 2]] for i in range(0, 8, 2)]
+    assert sorted(pairs) == [[1.0, 1.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]]

@@ -13,7 +13,15 @@ from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.module import ASRDataModule
-from ssl_asr.data.signal import Signal, notice_lines, notices, print_notices
+from ssl_asr.data.signal import (
+    Signal,
+    cancels,
+    integer_scale,
+    measured,
+    notice_lines,
+    notices,
+    print_notices,
+)
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.batches import RunOptions, inference_data
 from ssl_asr.inference.recording import Recording
@@ -215,3 +223,108 @@ def test_rates_without_a_common_divisor_need_little_memory(rate):
     assert len(found) == RATE
     expected = torch.sin(2 * torch.pi * 440 * torch.arange(RATE) / RATE)
     assert (found - expected)[200:-200].abs().max() < 0.01
+
+
+# Limits of the findings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signal", "findings"),
+    [
+        (Signal(), []),
+        (Signal(samples=100, peak=0.5), []),
+        (Signal(samples=100, peak=1.25), []),
+        (Signal(samples=100, peak=1.2501), ["over_range"]),
+        # -70 dB is a 3162nd of full scale.
+        (Signal(samples=100, peak=0.000317), []),
+        (Signal(samples=100, peak=0.000316), ["silent"]),
+        (Signal(samples=0, peak=0.0), []),
+        (Signal(samples=1000, peak=0.5, clipped=10), []),
+        (Signal(samples=1000, peak=0.5, clipped=11), ["clipped"]),
+        (Signal(samples=1000, peak=0.5, total=50.0), []),
+        (Signal(samples=1000, peak=0.5, total=-50.1), ["dc_offset"]),
+        (Signal(samples=1, peak=0.5, lost=1), ["damaged"]),
+        (Signal(samples=1, peak=0.5, scaled=True, cancelled=True), ["integers_as_floats", "opposite_phase"]),
+    ],
+)
+def test_findings_begin_at_their_limits(signal, findings):
+    assert signal.findings() == findings
+
+
+def test_signals_of_parts_are_added():
+    one = Signal(samples=10, peak=0.3, total=1.0, clipped=2, scaled=True, lost=3)
+    other = Signal(samples=5, peak=0.4, total=-3.0, clipped=1, cancelled=True, lost=1)
+    assert one + other == Signal(15, 0.4, -2.0, 3, True, True, 3)
+    assert one + one == Signal(20, 0.3, 2.0, 4, True, False, 3)
+
+
+@pytest.mark.parametrize(
+    ("peak", "only_integers", "scale"),
+    [
+        (1.0, True, None),
+        (2.0, True, 2.0**15),
+        (8.0, False, None),
+        (8.5, False, 2.0**15),
+        (2.0**15, True, 2.0**15),
+        (2.0**15 + 1, True, 2.0**23),
+        (2.0**23 + 1, False, 2.0**31),
+        (2.0**31, True, 2.0**31),
+    ],
+)
+def test_full_scale_is_the_next_integer_format(peak, only_integers, scale):
+    assert integer_scale(peak, only_integers=only_integers) == scale
+
+
+def test_samples_above_every_integer_format_are_an_overflow():
+    with pytest.raises(OverflowError, match=r"samples up to 4\.29e\+09"):
+        integer_scale(2.0**32, only_integers=True)
+
+
+@pytest.mark.parametrize(
+    ("samples", "figures"),
+    [
+        ([0.5, -0.25], (2, 0.5, 0.25, 0)),
+        ([-0.5, 0.25, 0.0], (3, 0.5, -0.25, 0)),
+        # Three equal samples at the peak are clipped, two are not.
+        ([0.0, 0.5, 0.5, 0.0, -0.4], (5, 0.5, 0.6, 0)),
+        ([0.0, 0.5, 0.5, 0.5, 0.0, -0.4], (6, 0.5, 1.1, 3)),
+        ([0.5, 0.5, 0.5, 0.5], (4, 0.5, 2.0, 4)),
+        ([0.1, -0.5, -0.5, -0.5, 0.0, 0.2], (6, 0.5, -1.2, 3)),
+        ([0.0, 0.25, 0.25, 0.25, 0.5, -0.1], (6, 0.5, 1.15, 0)),
+        # Samples above 1 are clipped, but not those of a recording that is far above full scale.
+        ([1.0, 1.2, -1.1, 0.0], (4, 1.2, 1.1, 2)),
+        ([1.0, 1.3, -1.1, 0.0], (4, 1.3, 1.2, 0)),
+        ([0.0, 0.0, 0.0], (3, 0.0, 0.0, 0)),
+        ([], (0, 0.0, 0.0, 0)),
+    ],
+)
+def test_figures_of_samples(samples, figures):
+    found = measured(np.array(samples, dtype=np.float32), Signal())
+    assert (found.samples, found.clipped) == (figures[0], figures[3])
+    assert (found.peak, found.total) == (pytest.approx(figures[1]), pytest.approx(figures[2]))
+
+
+@pytest.mark.parametrize(
+    ("level", "loud_seconds", "cancelled"),
+    [
+        # The mean of x and -a x has (1 - a)^2 / (1 + a^2) of the power of unrelated channels: 0.2 and 0.155.
+        (0.5, 10, False),
+        (0.55, 10, True),
+        # Cancelled seconds with 10 % and with 20 % of the power.
+        (1.0, 1, False),
+        (1.0, 2, True),
+    ],
+)
+def test_channels_cancel_from_a_share_of_power_and_time(level, loud_seconds, cancelled):
+    tone = np.sin(np.arange(10 * 1000) * 0.3).astype(np.float32)
+    opposite = np.arange(len(tone)) < loud_seconds * 1000
+    samples_TC = np.stack([tone, np.where(opposite, -level * tone, level * tone)], 1)
+    assert cancels(samples_TC, samples_TC.mean(axis=1), 1000) == cancelled
+
+
+def test_notices_name_three_recordings_and_count_all():
+    found = [Notice(f"u{i}", "silent") for i in range(4)] + [Notice("u0", "silent"), Notice("u7", "clipped")]
+    silent, clipped = notice_lines(found)
+    assert silent.startswith("silent: u0, u1, u2 … (4 recordings): ")
+    assert clipped.startswith("clipped: u7 (1 recording): ")
+    assert notice_lines(found[:3])[0].startswith("silent: u0, u1, u2 (3 recordings): ")

@@ -119,3 +119,14 @@ def test_digest_depends_on_names_and_values():
     digests = [state_digest(pairs) for pairs in ([("a", a)], [("b", a)], [("a", b)], [("a", a), ("c", torch.zeros(0))])]
     assert len(set(digests)) == 4
     assert state_digest([("x", b), ("a", a)]) == state_digest([("a", a), ("x", b)])
+
+
+def test_totals_and_size_are_those_of_the_files(tmp_path):
+    store = StateStore(tmp_path / "new", origin=ORIGIN, shard_bytes=10_000)
+    fill(store, range(3))
+    assert (len(store), store.totals()) == (3, (0, 0)), "nothing is on disk yet"
+    store.flush()
+    assert (len(store), store.totals()) == (3, (3, 4 + 5 + 6))
+    size = sum(path.stat().st_size for path in (tmp_path / "new").glob("*.safetensors"))
+    assert size > 2 * 3 * 4 * (5 + 6 + 7), "float32 of 2 layers, 3 features and 5, 6 and 7 frames"
+    assert store.gigabytes() == size / 1_000_000_000

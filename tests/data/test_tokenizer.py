@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ssl_asr.data.characters import Characters, CharTokenizer, PretrainedCharacters
+from ssl_asr.data.symbols import SymbolTokenizer
 from ssl_asr.data.tokenizer import check_coverage, restore_tokenizer
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer, WhisperTokens
 from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
@@ -217,3 +218,14 @@ def test_real_whisper_encodes_like_transformers(whisper_tiny_en):
     assert tokenizer.decode(tokenizer.encode(said(text))) == text
     assert tokenizer.vocab_size == 51864
     assert not tokenizer.is_multilingual
+
+
+def test_lacking_labels_are_named_with_their_number_and_their_first_utterance():
+    characters = CharTokenizer(characters="ab", normalizer="none")
+    with pytest.raises(
+        ManifestError, match=r"2 characters are not in .*: 'x' U\+0078 x2 \(first at .*\); 'é' U\+00E9 x1"
+    ):
+        check_coverage(characters, [said("axé"), said("x")], where="train")
+    symbols = SymbolTokenizer(symbols=["K"], normalizer="none")
+    with pytest.raises(ManifestError, match=r"1 symbols are not in the vocabulary: 'AE1' x3 \(first"):
+        check_coverage(symbols, [said("K AE1 AE1"), said("AE1")], where="train")

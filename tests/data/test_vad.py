@@ -161,3 +161,71 @@ def test_importing_the_detector_leaves_the_threads_alone():
 
     speech_of(np.zeros(1000))
     assert "silero_vad" not in sys.modules
+
+
+# Limits, worked out by hand ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "spans"),
+    [
+        ([0.5, 0.5, 0.0, 0.0, 0.0], [(0, 2)]),
+        ([0.5, 0.49, 0.0, 0.0, 0.0], []),
+        ([0.6, 0.6, 0.36, 0.0, 0.0, 0.0], [(0, 3)]),
+        ([0.6, 0.6, 0.34, 0.0, 0.0, 0.0], [(0, 2)]),
+        ([0.6, 0.6, 0.0, 0.0, 0.6, 0.0], [(0, 5)]),
+        ([0.6, 0.6, 0.0, 0.0, 0.0, 0.6, 0.6], [(0, 2), (5, 7)]),
+        ([0.4, 0.6, 0.4, 0.6], [(1, 4)]),
+        ([], []),
+    ],
+)
+def test_stretches_of_speech_by_frame(probabilities, spans):
+    assert made(probabilities).speech() == spans
+
+
+@pytest.mark.parametrize(
+    ("steady", "pure", "is_speech"),
+    [(0.985, 0.985, True), (0.995, 0.5, False), (0.5, 0.995, False), (0.0, 0.0, True)],
+)
+def test_tones_are_no_speech(steady, pure, is_speech):
+    p = torch.full((5,), 0.9)
+    active = Activity(p, torch.full_like(p, 0.1), torch.full_like(p, steady), torch.full_like(p, pure))
+    assert active.speech() == ([(0, 5)] if is_speech else [])
+
+
+def test_the_first_frame_of_speech_does_not_make_it_a_tone():
+    """It follows something else. Without it, the median of 0.5, 0.5 and 1 is 0.5."""
+    p = torch.full((4,), 0.9)
+    assert Activity(p, p, torch.tensor([1.0, 0.5, 0.5, 1.0]), torch.zeros(4)).speech() == [(0, 4)]
+    assert Activity(p, p, torch.tensor([0.5, 1.0, 1.0, 0.5]), torch.zeros(4)).speech() == []
+
+
+def test_padding_is_four_tenths_of_a_second():
+    """Frames have 512 samples at 16 kHz, 0.032 s. Speech in frames 100 to 119 is 3.2 to 3.84 s."""
+    active = made([0.0] * 100 + [0.9] * 20 + [0.0] * 100)
+    assert parts_of(active, duration=220 * 0.032, longest_s=30.0) == [(pytest.approx(2.8), pytest.approx(4.24))]
+    near = made([0.0] * 5 + [0.9] * 20 + [0.0] * 5)
+    assert parts_of(near, duration=30 * 0.032, longest_s=30.0) == [(0.0, pytest.approx(0.96))]
+
+
+@pytest.mark.parametrize(
+    ("spans", "longest_s", "expected"),
+    [
+        ([(0.0, 2.0), (5.0, 6.0)], 30.0, [(0.0, 6.0)]),
+        ([(0.0, 2.0), (5.01, 6.0)], 30.0, [(0.0, 2.0), (5.01, 6.0)]),
+        ([(1.0, 2.0), (3.0, 6.0)], 5.0, [(1.0, 6.0)]),
+        ([(1.0, 2.0), (3.0, 6.0)], 4.9, [(1.0, 2.0), (3.0, 6.0)]),
+        ([(0.0, 1.0), (2.0, 3.0), (4.0, 5.0)], 4.0, [(0.0, 3.0), (4.0, 5.0)]),
+        ([], 4.0, []),
+    ],
+)
+def test_spans_are_packed_up_to_the_longest_and_over_pauses_of_three_seconds(spans, longest_s, expected):
+    assert packed(spans, longest_s=longest_s) == expected
+
+
+def test_the_quietest_frame_has_the_lowest_level_and_probability_around_it():
+    levels = [1.0, 0.2, 1.0, 1.0, 0.3, 0.3, 0.3, 1.0, 1.0]
+    assert made([0.9] * 9, levels).quietest(0, 9) == 5
+    assert made([0.9, 0.9, 0.0, 0.0, 0.0, 0.9, 0.9, 0.9, 0.9]).quietest(0, 9) == 3
+    assert made([0.9] * 9, levels).quietest(6, 9) == 6
+    assert made([0.9] * 9, levels).quietest(4, 4) == 4

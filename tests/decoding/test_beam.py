@@ -91,6 +91,25 @@ def test_wide_beam_finds_same_texts_as_exhaustive_search(decoder, states, length
             assert [one.score for one in found[row]] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
+def test_suppressed_tokens_are_in_no_text_or_do_not_begin_one(decoder, states):
+    """Token 2 is never chosen, and tokens 3 and 0, the end, not as the first. The texts are the best of all others."""
+    h, lengths = states
+    constraints = Constraints(end_id=0, limits=[3] * 3, suppression=Suppression(always=(2,), first=(3, 0)))
+    options = {"beam_size": 200, "length_penalty": 0.0, "n_best": 5}
+    with torch.inference_mode():
+        found = beam_search(decoder, h, lengths, [[0]] * 3, constraints=constraints, **options)
+        for row in range(3):
+            scored = [
+                (_log_prob(decoder, h[row, : lengths[row]], tokens, ended), list(tokens))
+                for tokens, ended in _every_text(3)
+                if tokens and 2 not in tokens and tokens[0] != 3
+            ]
+            assert [one.tokens for one in found[row]] == [tokens for _, tokens in sorted(scored, reverse=True)[:5]]
+        greedy = greedy_decode(decoder, h, lengths, [[0]] * 3, constraints=constraints)
+    assert all(row.tokens and 2 not in row.tokens and row.tokens[0] != 3 for row in greedy)
+    assert any(3 in one.tokens for row in found for one in row)
+
+
 def test_beam_of_one_equals_greedy_and_batch_composition_does_not_matter(decoder, states):
     h, lengths = states
     options = {"length_penalty": 1.0, "n_best": 1, "constraints": Constraints(end_id=0, limits=[9] * 3)}

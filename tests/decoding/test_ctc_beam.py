@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_asr.decoding.ctc import collapse
-from ssl_asr.decoding.ctc_beam import prefix_beam_search
+from ssl_asr.decoding.ctc_beam import _step_candidates, prefix_beam_search
 from ssl_asr.decoding.fusion.automata import LabelBonus, LabelNGram
 from ssl_asr.decoding.fusion.hotwords import Hotwords
 from ssl_asr.decoding.fusion.tables import Fusion
@@ -254,3 +254,21 @@ def test_tables_that_are_too_large_are_cleared_between_utterances(monkeypatch):
     first = prefix_beam_search(log_probs, torch.tensor([6]), **options)
     assert len(fusion._keys) > 4
     assert prefix_beam_search(log_probs, torch.tensor([6]), **options) == first
+
+
+def test_utterances_without_frames_have_one_empty_hypothesis():
+    log_probs = torch.zeros(2, 3, len(LABELS))
+    found = prefix_beam_search(log_probs, torch.tensor([0, 0]), beam_size=4, fusion=None, n_best=2, **EVERYTHING)
+    assert [[(one.tokens, one.frames, one.acoustic, one.fused) for one in row] for row in found] == [
+        [([], [], 0.0, 0.0)],
+        [([], [], 0.0, 0.0)],
+    ]
+
+
+@pytest.mark.parametrize(("most", "labels"), [(None, 4), (5, 4), (4, 4), (3, 3), (1, 1)])
+def test_the_most_likely_labels_extend_a_prefix_without_the_blank(most, labels):
+    log_probs = torch.tensor([[[0.5, 0.02, 0.3, 0.08, 0.1]]]).log()
+    ids, values = _step_candidates(log_probs, 0, most)
+    assert ids.shape == values.shape == (1, 1, labels)
+    assert set(ids.flatten().tolist()) == set([2, 4, 3, 1][:labels])
+    assert torch.equal(values, log_probs.gather(2, ids))

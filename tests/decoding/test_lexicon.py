@@ -39,6 +39,9 @@ def test_words_spelled_as_written_equal_prefix_beam_search_with_a_closed_vocabul
     for (ours, *_), (theirs, *_) in zip(expected, found, strict=True):
         assert _text(theirs.tokens) == " ".join(word for word, _ in theirs.words)
         assert sum(count for _, count in theirs.words) == len(theirs.tokens) == len(theirs.frames)
+        # A space counts to the word before it.
+        last = len(theirs.words) - 1
+        assert [count for _, count in theirs.words] == [len(w) + (i < last) for i, (w, _) in enumerate(theirs.words)]
         same += _text(ours.tokens).strip() == _text(theirs.tokens)
     # flashlight sums "ab" and " ab", our search scores each alone. The best text of confident frames is the same.
     assert same == 12
@@ -53,6 +56,7 @@ def test_words_with_several_pronunciations_are_found_and_timed(tmp_path):
     found = search(log_probs, torch.tensor([11]))[0]
     assert found[0].words == (("night", 3), ("data", 3))
     assert found[0].tokens == [2, 3, 4, 5, 3, 4]
+    assert found[0].frames == [1, 2, 5, 7, 8, 9]
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     spans = align(log_probs[0], found[0].tokens, blank=0, measure="max_prob")
     words = listed_words(spans, found[0].words, labels, 0.1)
@@ -89,3 +93,11 @@ def test_wrong_lexicon_raises_an_error_with_its_line(tmp_path, lines, message):
         _search(tmp_path, lines)
     with pytest.raises(LanguageModelError, match="no such lexicon"):
         CtcLexicon(**OPTIONS, lexicon=str(tmp_path / "none")).build(LABELS)
+
+
+def test_score_of_a_text_sums_its_paths(tmp_path):
+    """Of two frames with half a blank and half an "a", three paths of four say "a"."""
+    log_probs = torch.tensor([[[0.5, 0.5, 1e-6]] * 2]).log()
+    [[found]] = _search(tmp_path, "a\n", [None, "a", " "])(log_probs, torch.tensor([2]))
+    assert found.words == (("a", 1),)
+    assert found.score == pytest.approx(math.log(0.75), abs=1e-4)

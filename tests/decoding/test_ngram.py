@@ -2,11 +2,13 @@
 
 import math
 import random
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
+from ssl_asr.decoding.fusion.automata import LabelNGram
 from ssl_asr.decoding.kneser_ney import FALLBACK_DISCOUNTS, estimate, perplexity
 from ssl_asr.decoding.language_models import read_language_model
 from ssl_asr.decoding.ngram import NGram
@@ -233,3 +235,45 @@ def test_probabilities_equal_kenlm(tmp_path):
     for sentence in [*_sentences(20, seed=1), ["zebra", "the"]]:
         log_prob = theirs.score(" ".join(sentence)) * math.log(10)
         assert model.sentence_log_prob(sentence) == pytest.approx(log_prob, abs=1e-3)
+
+
+def test_labels_outside_the_model_score_as_its_unknown_word_and_none_is_silent():
+    model = estimate([["a", "b"], ["b", "a", "a"]], order=2).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        automaton = LabelNGram(model, [None, "a", "z", "b"], weight=0.5)
+    _, state = model.score(model.begin, "a")
+    rows = automaton.rows([model.begin, state])
+    for row, key in zip(rows.tolist(), (model.begin, state), strict=True):
+        assert row[1:] == pytest.approx([0.5 * model.score(key, word)[0] for word in ("a", "unheard", "b")])
+        assert row[0] == -math.inf
+    assert automaton.end(state) == pytest.approx(0.5 * model.end(state))
+    assert automaton.advance(model.begin, 1) == state
+
+
+def test_contexts_that_a_pruned_file_lacks_have_the_backed_off_log_probability():
+    """The trigram "a b c" is missing, and "a b c d" needs it: log p(c | a b) is the back-off of "a b" and p(c | b)."""
+    words = ["<unk>", "<s>", "</s>", "a", "b", "c", "d"]
+    a, b, c, d = (words.index(word) for word in "abcd")
+
+    def grams(*rows):
+        return (
+            np.array([row[0] for row in rows], dtype=np.int64),
+            np.array([row[1] for row in rows]),
+            np.array([row[2] for row in rows]),
+        )
+
+    orders = [
+        grams(*(((word,), -2.0, -0.5) for word in range(7))),
+        grams(((a, b), -0.2, -0.1), ((b, c), -0.3, -0.05), ((c, d), -0.7, 0.0)),
+        grams(((b, c, d), -0.4, 0.0)),
+        grams(((a, b, c, d), -0.05, 0.0)),
+    ]
+    model = NGram(words, orders)
+    state = model.begin
+    found = []
+    for word in "abcd":
+        log_prob, state = model.score(state, word)
+        found.append(log_prob)
+    # p(a) after the start, p(b | a), -0.1 - 0.3, and p(d | a b c).
+    assert found == pytest.approx([-2.5, -0.2, -0.4, -0.05])

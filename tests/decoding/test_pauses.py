@@ -75,3 +75,8 @@ def test_ends_of_real_speech_are_found(data_root, noise):
         stretches = sounds(wave_T + noise * torch.randn(len(wave_T)))
         found += abs(stretches[0][0] - 1) < 0.1 and abs(stretches[-1][1] - 1 - len(speech_T) / 16000) < 0.1
     assert found >= 9
+
+
+def test_the_stretch_of_a_word_is_the_one_with_most_of_it():
+    assert _moved([(0.5, 3.0)], [(0.0, 1.0), (1.5, 2.6), (2.8, 9.0)]) == [(1.5, 2.6)]
+    assert _moved([(1.0, 2.0)], [(0.0, 1.0), (2.0, 3.0)]) == [(1.0, 2.0)], "a word that only touches its neighbors"

@@ -133,3 +133,20 @@ def test_text_fails_if_it_repeats_itself_or_is_improbable():
     assert option.fails("an ordinary sentence", -1.5)
     assert option.fails("again " * 40, -0.5)
     assert not _options("beam").fails("again " * 40, -1.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, []),
+        ({"word_score": 0.5}, ["Words"]),
+        ({"word_score": -0.5}, ["Words"]),
+        ({"hotwords": ["Ab c"]}, ["Hotwords"]),
+        ({"hotwords": ["ab"], "word_score": 1.0}, ["Words", "Hotwords"]),
+    ],
+)
+def test_only_what_has_a_score_is_fused(changes, kinds):
+    option = replace(_options("beam"), **changes)
+    parts = option.parts(4, lambda tokens: "".join([" ab", "c", " c", "."][token] for token in tokens))
+    assert [type(part).__name__ for part in parts] == kinds
+    assert len(option.scorers(parts, 2)) == (1 if kinds else 0)

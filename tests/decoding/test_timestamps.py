@@ -101,3 +101,13 @@ def test_bytes_of_a_character_on_both_sides_of_a_timestamp_stay_together():
     assert groups == [[1, 2, 3, 4], [5], [2]]
     broken = [15, 2, 17, 17, 5, 20, 20]
     assert text_tokens(broken, _phrases(broken), end=END, spell=spell) == [[2], [5], []]
+
+
+def test_a_character_of_four_bytes_may_have_three_of_them_after_the_timestamp():
+    pieces = {1: b" ok", 2: b"\xf0", 3: b"\x9f", 4: b"\x98", 5: b"\x80", 6: b"!"}
+
+    def spell(ids):
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    tokens = [15, 1, 2, 17, 17, 3, 4, 5, 6, 20, 20]
+    assert text_tokens(tokens, _phrases(tokens), end=END, spell=spell) == [[1, 2, 3, 4, 5], [6], []]

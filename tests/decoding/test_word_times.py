@@ -38,11 +38,19 @@ def test_path_has_the_largest_sum():
     assert first_frames(table).tolist() == firsts
 
 
-def test_smoothed_table_equals_transformers():
-    weights = torch.rand(3, 6, 40)
+@pytest.mark.parametrize("tokens", [2, 3, 6])
+def test_smoothed_table_equals_transformers(tokens):
+    weights = torch.rand(3, tokens, 40)
     normal = (weights - weights.mean(1, keepdim=True)) / weights.std(1, keepdim=True, unbiased=False)
     expected = _median_filter(normal[None], 7)[0].mean(0)
     assert np.allclose(smoothed(weights), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_fewer_frames_than_half_a_filter_are_not_smoothed(frames):
+    weights = torch.rand(2, 5, frames, dtype=torch.float64)
+    normal = (weights - weights.mean(1, keepdim=True)) / weights.std(1, keepdim=True, unbiased=False)
+    assert np.allclose(smoothed(weights), normal.mean(0).numpy())
 
 
 def _spelled(pieces):

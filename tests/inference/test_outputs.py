@@ -234,3 +234,11 @@ def test_error_while_writing_leaves_no_partial_file(here, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be written: No space left"):
         outputs.write([ROW])
     assert written(here / "out") == ["a.srt"]
+
+
+def test_names_of_240_bytes_are_the_longest(here):
+    Outputs("a" * 236 + ".srt", ["srt"], [ROW])
+    with pytest.raises(ConfigError, match="is too long"):
+        Outputs("a" * 237 + ".srt", ["srt"], [ROW])
+    with pytest.raises(ConfigError, match="is too long"):
+        Outputs("ü" * 119 + ".srt", ["srt"], [ROW])

@@ -1,5 +1,6 @@
 """An interrupted transcription resumes, and only with the same model and settings."""
 
+import io
 import json
 
 import pytest
@@ -55,11 +56,21 @@ def test_finished_recordings_are_not_transcribed_again(module, toy_corpus, tmp_p
         module, "transcribe", lambda batch, *rest, **more: done.append(batch.ids) or plain(batch, *rest, **more)
     )
     progress = ProgressFile(path, {"model": "a"})
-    again = transcribe_manifest(module, manifest, progress=progress, **OPTIONS)
+    console = Console(record=True, width=120, file=io.StringIO())
+    again = transcribe_manifest(module, manifest, progress=progress, **(OPTIONS | {"console": console}))
+    said = f"{len(kept)} of {len(manifest)} recordings were transcribed before the run was interrupted"
+    assert said in console.export_text()
+    durations = {utterance.id: utterance.duration for utterance in manifest}
+    assert whole.audio_s == pytest.approx(sum(durations.values()))
+    assert again.audio_s == pytest.approx(sum(durations[one] for one in durations if one not in before))
+    assert again.rtfx == again.audio_s / again.busy_s
     assert not before & {one for ids in done for one in ids}
     assert [(row.id, row.hyp) for row in again.rows] == [(row.id, row.hyp) for row in whole.rows]
     progress.remove()
     assert not path.exists()
+    deep = ProgressFile(tmp_path / "new" / "folder" / "p.jsonl", {"model": "a"})
+    deep.begin()
+    assert deep.path.is_file()
 
 
 def test_progress_is_found_by_the_recording_and_not_by_its_id(module, toy_corpus, tmp_path, monkeypatch):

@@ -148,6 +148,8 @@ def test_times_after_the_end_of_the_recording_are_moved_into_it():
 def test_a_rest_shorter_than_a_frame_is_not_decoded():
     script = [([phrase("one", 1, 2)], 1, 30.0)]
     assert run(script, 30.015)[1] == [0.0]
+    more = [*script, ([phrase("two", 0, 0.02)], 1, 30.0)]
+    assert run(more, 30.03)[1] == [0.0, 30.0]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,23 @@ def test_integers_and_channels_in_memory_give_the_text_of_floats(run, files):
         assert model.transcribe(given)[0].text == expected.text
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"chunk_s": 30.0, "stride_s": 4.0, "batch_s": 120.0, "vad": None, "detect_every_s": None}),
+        (
+            {"chunk_s": 9.0, "vad": True, "detect_every_min": 2.5},
+            {"chunk_s": 9.0, "vad": True, "detect_every_s": 150.0},
+        ),
+    ],
+)
+def test_settings_of_long_recordings_have_the_documented_defaults(run, monkeypatch, given, expected):
+    seen = []
+    monkeypatch.setattr("ssl_asr.inference.transcriber.check_detection", lambda *args: seen.append(args[1]))
+    ssl_asr.load(run).transcribe([], **given)
+    assert {key: getattr(seen[0], key) for key in expected} == expected
+
+
 def test_findings_are_issued_as_warnings(run):
     model = ssl_asr.load(run, device="cpu")
     tone = 0.5 * np.sin(np.arange(16000) * 0.1)

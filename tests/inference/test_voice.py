@@ -175,11 +175,28 @@ class EndsEarly(Model):
 
 
 def test_a_part_that_ends_after_a_few_words_is_decoded_in_pieces(monkeypatch):
-    pieces = [(30.0, 38.0), (39.0, 49.0)]
+    asked, pieces = [], [(30.0, 38.0), (39.0, 49.0)]
     whole = recording(monkeypatch, [(0.0, 9.0), (30.0, 50.0)], [0.1, 0.1], pieces=pieces)
+    speech = Recording.speech
+
+    def speech_within(self, longest_s, within=None):
+        asked.append((longest_s, within))
+        return speech(self, longest_s, within=within)
+
+    monkeypatch.setattr(Recording, "speech", speech_within)
     found = transcribe_by_voice(EndsEarly(), whole, FORM, TEXT_ONLY)
     assert found.text == " ".join(["abc"] * (9 + 8 + 10))
     assert [(one.start, one.end) for one in found.segments] == [(0.0, 9.0), *pieces]
+    assert asked[1:] == [(10.0, (30.0, 50.0))]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_score_of_a_recording_is_the_mean_and_a_part_without_segments_is_one(monkeypatch, parts):
+    spans = [(10.0 * i, 10.0 * i + 5.0) for i in range(parts)]
+    model, whole = EndsEarly(), recording(monkeypatch, spans, [0.1] * parts)
+    found = transcribe_by_voice(model, whole, FORM, TEXT_ONLY)
+    assert found.score == -1.0
+    assert [(one.start, one.end, one.confidence) for one in found.segments] == [(*span, 1.0) for span in spans]
 
 
 def test_a_short_text_stays_if_its_pieces_have_no_more(monkeypatch):

@@ -280,7 +280,7 @@ def test_non_finite_update_is_skipped_by_both_optimizers_and_names_utterances(
     assert run.trainer.global_step == run.module.total_updates - 1
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
     printed = capsys.readouterr().out
-    assert "update skipped" in printed
+    assert "update skipped, gradients not finite; utterances: " in printed
     assert "train3" in printed
 
 
@@ -303,3 +303,24 @@ def test_audio_that_becomes_unreadable_during_training_is_counted(toy_checkpoint
     skipped = [(s.id, s.reason) for s in run.module.skipped_audio["train"]]
     assert skipped == [("train4", "not_audio")] * 2, "once per epoch, in a batch without other utterances"
     assert [(s.id, s.reason) for s in run.module.skipped_audio["dev"]] == [("dev1", "missing_file")]
+
+
+def test_logged_losses_and_rates_are_those_of_the_updates(toy_checkpoints, toy_corpus, tmp_path, no_dropout):
+    """With a window of one batch and no decay of the rate: the mean loss before the first update, and its gradient."""
+    more = ["logger=csv", "trainer.max_epochs=1", "freeze=true", "trainer.gradient_clip_val=null"]
+    more += ["scheduler@schedulers.rest=constant", "schedulers.rest.warmup=0", "optimizers.rest.lr=0.25"]
+    run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
+    reference = build(tmp_path / "other", *settings(toy_checkpoints, toy_corpus, *more))
+    run.trainer.fit(run.module, datamodule=run.data)
+    rows = list(csv.DictReader(open(tmp_path / "metrics" / "metrics.csv")))
+    module = reference.module.train()
+    items = [reference.data._dataset("train")[i] for i in next(iter(reference.data.train_sampler(0)))]
+    assert len(items) > 1
+    loss = module.loss(collate(items)).total / len(items)
+    loss.backward()
+    norm = torch.stack([p.grad.square().sum() for p in module.parameters() if p.grad is not None]).sum().sqrt()
+    first = {key: float(next(row[key] for row in rows if row[key])) for key in ("train/loss", "train/grad_norm")}
+    assert first["train/loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert first["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert {float(row["lr/rest"]) for row in rows if row.get("lr/rest")} == {0.25}
+    assert [float(row["train/nonfinite_updates"]) for row in rows if row.get("train/nonfinite_updates")] == [0.0]

@@ -1,13 +1,15 @@
 """Where cues and lines end, and how long cues are shown."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from ssl_asr.config.parts import SubtitleStyle
-from ssl_asr.inference.formats.cues import GAP_MS, cues_of
+from ssl_asr.inference.formats.cues import GAP_MS, cues_of, track_cues
 from ssl_asr.inference.formats.text import width
+from ssl_asr.inference.formats.timeline import tracks
 from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Segment, Word
@@ -241,3 +243,15 @@ def test_words_without_times_make_cues_in_proportion_to_their_characters():
     made = cues_of([long])
     check_cues([(cue.start, cue.end, cue.texts) for cue in made], STYLE)
     assert [cue.start for cue in made][:2] == [0, 1000 * len(made[0].words)]
+
+
+def test_cues_of_a_track_and_segments_of_a_long_text_are_in_order():
+    """Segments are made of words without any, by the cues."""
+    row = row_of(spoken("one two three. " * 40))
+    [track] = tracks([row])
+    starts = [cue.start for cue in track_cues(track)]
+    assert len(starts) > 5
+    assert starts == sorted(starts)
+    segments = json.loads(render([row], "json"))["segments"]
+    assert [segment["start"] for segment in segments] == sorted(segment["start"] for segment in segments)
+    assert " ".join(segment["text"].strip() for segment in segments) == row.hyp

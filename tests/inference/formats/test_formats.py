@@ -9,6 +9,7 @@ import pytest
 import srt
 
 from ssl_asr.config.parts import SubtitleStyle
+from ssl_asr.inference.formats.ass import ass
 from ssl_asr.inference.formats.cues import Cue, Timed
 from ssl_asr.inference.formats.text import WORD_JOINER, broken, clean
 from ssl_asr.inference.formats.timeline import on_grid
@@ -332,3 +333,23 @@ def test_every_timed_format_is_rendered():
 )
 def test_long_words_are_broken_at_good_places(text, parts):
     assert broken(text, 10) == parts
+
+
+def test_ass_cue_within_one_hundredth_lasts_one():
+    assert ",0:00:00.10,0:00:00.11," in ass([Cue(100, 104, ((Timed("a", 100, 104),),), 104)])
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "clock"),
+    [
+        (0, "0:00:00.00"),
+        (59_994, "0:00:59.99"),
+        (60_000, "0:01:00.00"),
+        (3_600_000, "1:00:00.00"),
+        (7_322_340, "2:02:02.34"),
+        (36_000_005, "10:00:00.01"),
+    ],
+)
+def test_ass_clock(milliseconds, clock):
+    words = (Timed("a", milliseconds, milliseconds + 1000),)
+    assert f"Dialogue: 0,{clock}," in ass([Cue(milliseconds, milliseconds + 1000, (words,), milliseconds + 1000)])

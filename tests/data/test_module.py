@@ -1,0 +1,132 @@
+"""The data of a run: shared ids, batches, loaders, and where an epoch resumes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssl_asr.data.characters import CharTokenizer
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.module import ASRDataModule, read_manifests
+from ssl_asr.data.options import DataConfig
+from ssl_asr.errors import ConfigError, ManifestError, UserErrors
+
+TOKENIZER = CharTokenizer(characters=" ab", normalizer="none")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Six utterances of 1 s for training, two of 0.5 s for dev, three and one of 1 s in two test splits."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+
+    def manifest(name, count, seconds=1.0):
+        rows = [
+            {"id": f"{name}{i}", "audio_filepath": "a.wav", "duration": seconds, "text": "ab"} for i in range(count)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / f"{name}.jsonl")
+
+    return DataConfig(
+        train=manifest("train", 6),
+        dev=manifest("dev", 2, 0.5),
+        test={"one": manifest("one", 3), "two": manifest("two", 1)},
+        max_batch_s=4.0,
+        max_batch_size=None,
+        eval_batch_s=2.0,
+        min_s=0.1,
+        max_s=None,
+        speed_factors=[],
+        num_workers=0,
+        downmix="mean",
+        check_audio=False,
+        on_bad_audio="skip",
+        max_skip_fraction=0.5,
+        allow_duplicate_ids=False,
+    )
+
+
+def _data(config, **limits):
+    data = ASRDataModule(
+        config=config, manifests=read_manifests(config), tokenizer=TOKENIZER, limits=Limits(**limits), seed=0
+    )
+    data.select()
+    return data
+
+
+def test_numbers_of_batches_are_those_of_the_budgets(config):
+    data = _data(config)
+    assert list(data.batches_per_epoch(3, 1)) == [2, 2, 2]
+    assert list(data.batches_per_epoch(2, 2)) == [1, 1]
+    assert data.batching() == (pytest.approx(0.75), pytest.approx(0.0))  # 4 and 2 of 4 s
+    assert data.fewest_eval_batches("dev") == 1
+    assert data.fewest_eval_batches("test") == 1
+    assert len(data.test_dataloader()[0]) == 2
+    assert data.fewest_eval_batches("dev", 4) == 1
+    assert _data(replace(config, dev=None, test={})).fewest_eval_batches("test") is None
+
+
+def test_the_dev_split_is_tested_if_asked(config):
+    data = _data(config)
+    assert data.test_names == ["one", "two"]
+    data.test_dev = True
+    assert data.test_names == ["dev", "one", "two"]
+    assert [len(loader) for loader in data.test_dataloader()] == [1, 2, 1]
+    ids = [[i for batch in loader for i in batch.ids] for loader in data.test_dataloader()]
+    assert list(map(sorted, ids)) == [["dev0", "dev1"], ["one0", "one1", "one2"], ["two0"]]
+    alone = _data(replace(config, dev=None, test={}))
+    assert alone.val_dataloader() == []
+    with pytest.raises(ConfigError, match="no test manifest"):
+        alone.test_dataloader()
+
+
+def test_ids_in_two_splits_are_refused_unless_allowed(config):
+    shared = replace(config, dev=config.train.replace("train", "copy"))
+    text = open(config.train).read()
+    open(shared.dev, "w").write(text)
+    with pytest.raises(ManifestError, match=r"6 utterance ids occur in two splits: 'train0' at .*train\.jsonl:1 and"):
+        read_manifests(shared)
+    assert list(read_manifests(replace(shared, allow_duplicate_ids=True))) == ["train", "dev", "one", "two"]
+    # The same line of the same file is one utterance.
+    assert list(read_manifests(replace(config, test={"again": config.dev}))) == ["train", "dev", "again"]
+
+
+def test_errors_of_all_manifests_come_together(config, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("no json\n")
+    with pytest.raises(UserErrors) as found:
+        read_manifests(config)
+    assert len(found.value.errors) == 2
+
+
+def test_too_many_skips_are_refused(config):
+    with pytest.raises(ManifestError, match="0 of 6 utterances are usable"):
+        _data(config, max_s=0.9)
+    with pytest.raises(ManifestError, match="0 of 2 utterances are usable"):
+        _data(config, min_s=0.6)
+    kept = _data(replace(config, max_skip_fraction=1.0, train=None), max_s=0.9)
+    assert {name: len(skips) for name, skips in kept.skips.items()} == {"dev": 0, "one": 3, "two": 1}
+
+
+def test_an_epoch_resumes_after_the_batches_that_it_gave(config):
+    class Trainer:
+        current_epoch, global_rank, world_size = 1, 0, 1
+
+    data = _data(config)
+    data.trainer = Trainer()
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    first = next(batches).ids
+    state = loader.state_dict()
+    assert state == {"epoch": 1, "batches": 1}
+    rest = [batch.ids for batch in batches]
+    assert loader.state_dict() == {"epoch": 1, "batches": 2}
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(state)
+    assert [batch.ids for batch in resumed] == rest
+    assert [batch.ids for batch in resumed] == [first, *rest], "the next iteration is whole"
+    for other in ({"epoch": 0, "batches": 1}, {"epoch": 1, "batches": 2}):
+        again = data.train_dataloader()
+        again.load_state_dict(other)
+        assert [batch.ids for batch in again] == [first, *rest]
