@@ -1,6 +1,7 @@
 """The LightningDataModule: from manifests to batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TypedDict, Unpack
 
 import lightning as L
@@ -215,10 +216,9 @@ class ASRDataModule(L.LightningDataModule):
         """Use cached encoder states: audio of train and dev utterances in the store is not read.
 
         Raises:
-            CheckpointError: The audio of an utterance has changed since its states were computed.
+            CheckpointError: The states of an utterance are those of other audio.
         """
-        for name in self._with_states(store):
-            store.check(self.selections[name].kept)
+        store.check(chain.from_iterable(self.selections[name].kept for name in self._with_states(store)))
         self.state_store = store
 
     def _with_states(self, store: StateStore | None) -> list[str]:

@@ -17,19 +17,40 @@ from torch import Tensor
 from ssl_asr.errors import CheckpointError
 from ssl_asr.types import Utterance
 
-FORMAT = 1
+FORMAT = 2
 _SHARD_BYTES = 256 << 20
+_PART_BYTES = 64 << 10
 
 
 def audio_key(utterance: Utterance) -> str:
-    """Key of the audio of an utterance: name and size of the file, offset, duration and channel.
+    """Key of the audio of an utterance: name, size and content of the file, offset, duration and channel.
 
-    The key stays equal if the folder moves, and changes if the audio is edited. The text is not part of it, because
-    encoder states do not depend on it.
+    The key stays equal if the folder moves, and differs for a file of equal name and size with other audio, such as
+    the enhanced copy of a noisy recording. The text is not part of it, because encoder states do not depend on it.
     """
     path = Path(utterance.audio_filepath)
-    size = path.stat().st_size if path.is_file() else None
-    return json.dumps([path.name, size, utterance.offset, utterance.duration, utterance.channel])
+    found = path.stat() if path.is_file() else None
+    size = None if found is None else found.st_size
+    content = None if found is None else _content_digest(path.absolute(), found.st_size, found.st_mtime_ns)
+    return json.dumps([path.name, size, content, utterance.offset, utterance.duration, utterance.channel])
+
+
+# Cached, because a long recording may have many utterances. The time is only a key of the cache.
+@lru_cache(maxsize=4096)
+def _content_digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
+    """Digest of the first, middle and last 64 KiB of a file, or of the whole file if it is shorter than that.
+
+    An edit between these parts that keeps the size is not noticed.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= 3 * _PART_BYTES:
+            digest.update(file.read())
+        else:
+            for start in (0, (size - _PART_BYTES) // 2, size - _PART_BYTES):
+                file.seek(start)
+                digest.update(file.read(_PART_BYTES))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +144,22 @@ class StateStore:
         return sum(path.stat().st_size for path in self.folder.glob("states-*.safetensors")) / 1e9
 
     def check(self, utterances: Iterable[Utterance]) -> None:
-        """Check that the audio of utterances in the store has not changed since their states were computed.
+        """Check that the states of utterances in the store were computed from their audio.
 
         Raises:
-            CheckpointError: The audio of an utterance has changed.
+            CheckpointError: The states of an utterance are those of other audio, or two utterances with other audio
+                have one id.
         """
+        first: dict[str, Utterance] = {}
         for utterance in utterances:
+            other = first.setdefault(utterance.id, utterance)
+            if other is not utterance and audio_key(other) != audio_key(utterance):
+                places = f"{other.where} and {utterance.where}"
+                what = f"states are kept by id, and '{utterance.id}' is other audio at {places}"
+                raise CheckpointError(str(self.folder), what, "give each utterance an id of its own")
             entry = self._entries.get(utterance.id)
             if entry is not None and entry.audio != audio_key(utterance):
-                what = f"the audio of '{utterance.id}' ({utterance.where}) has changed since its states were computed"
+                what = f"has states of '{utterance.id}' ({utterance.where}) from other audio of that id"
                 raise CheckpointError(str(self.folder), what, "use another folder, or delete this one")
 
     def put(self, utterance: Utterance, states_LFD: Tensor, frames: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_asr.data.state_store import StateStore, state_digest
+from ssl_asr.data.state_store import StateStore, audio_key, state_digest
 from ssl_asr.errors import CheckpointError
 from ssl_asr.types import Utterance
 
@@ -99,7 +99,7 @@ def test_changed_audio_with_equal_id_is_refused(tmp_path, changed):
     fill(store, [0])
     store.flush()
     store.check([utterance(0), utterance(1), utterance(0, text="new words", where="m:3")])
-    with pytest.raises(CheckpointError, match=r"audio of 'u/0 é' \(m:7\) has changed"):
+    with pytest.raises(CheckpointError, match=r"has states of 'u/0 é' \(m:7\) from other audio"):
         store.check([utterance(0, where="m:7", **changed)])
 
 
@@ -110,8 +110,47 @@ def test_edited_file_is_refused(tmp_path):
     store.put(utterance(0, audio_filepath=str(path)), states(0), 4)
     store.flush()
     path.write_bytes(b"123456")
-    with pytest.raises(CheckpointError, match="has changed"):
+    with pytest.raises(CheckpointError, match="from other audio"):
         store.check([utterance(0, audio_filepath=str(path))])
+
+
+SIZE = 300_000
+
+
+def written(folder, at=None):
+    """A file of 300 kB, with one byte changed."""
+    folder.mkdir(exist_ok=True)
+    content = bytearray(number % 251 for number in range(SIZE))
+    if at is not None:
+        content[at] ^= 1
+    (folder / "a.wav").write_bytes(content)
+    return utterance(0, audio_filepath=str(folder / "a.wav"))
+
+
+@pytest.mark.parametrize("at", [0, 65_535, SIZE // 2, SIZE - 65_536, SIZE - 1])
+def test_file_of_equal_name_and_size_with_other_audio_is_refused(tmp_path, at):
+    store = StateStore(tmp_path / "s", origin=ORIGIN)
+    store.put(written(tmp_path / "noisy"), states(0), 4)
+    store.flush()
+    store.check([written(tmp_path / "moved")])
+    with pytest.raises(CheckpointError, match="from other audio"):
+        store.check([written(tmp_path / "enhanced", at)])
+
+
+def test_other_audio_with_the_id_of_an_utterance_is_refused_before_states_are_computed(tmp_path):
+    store = StateStore(tmp_path, origin=ORIGIN)
+    store.check([utterance(0), utterance(0, text="again"), utterance(1)])
+    with pytest.raises(CheckpointError, match="'u/0 é' is other audio at train:1 and dev:2. Give each utterance an id"):
+        store.check([utterance(0, where="train:1"), utterance(0, where="dev:2", audio_filepath="b.wav")])
+
+
+def test_every_byte_of_a_short_file_counts(tmp_path):
+    path = tmp_path / "a.wav"
+    keys = set()
+    for content in (b"1234567", b"1239567", b"1234568", b"9234567"):
+        path.write_bytes(content)
+        keys.add(audio_key(utterance(0, audio_filepath=str(path))))
+    assert len(keys) == 4
 
 
 def test_digest_depends_on_names_and_values():

@@ -77,6 +77,25 @@ def test_extract_takes_files_and_a_finished_run_and_names_bad_audio(run_command,
     torch.testing.assert_close(states_LFD.float(), expected, atol=5e-3, rtol=5e-3)
 
 
+def test_enhanced_copy_of_equal_name_and_size_does_not_get_the_states_of_the_noisy_one(
+    run_command, toy_checkpoints, toy_corpus, tmp_path
+):
+    noisy = (toy_corpus["dev"].parent / "dev0.wav").read_bytes()
+    for name, content in (("noisy", noisy), ("enhanced", noisy[:-2] + b"\x07\x07"), ("copy", noisy)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").write_bytes(content)
+        (tmp_path / name / "m.jsonl").write_text('{"id": "a", "audio_filepath": "a.wav", "text": ""}\n')
+    base = [f"model={toy_checkpoints['wav2vec2_layer']}", f"output_dir={tmp_path}/states"]
+    assert run_command("extract", *base, f"input=[{tmp_path}/noisy/m.jsonl]").returncode == 0
+    enhanced = run_command("extract", *base, f"input=[{tmp_path}/enhanced/m.jsonl]")
+    assert enhanced.returncode == 2
+    assert "has states of" in enhanced.stderr
+    assert "from other audio of that id. Use another folder" in enhanced.stderr
+    copy = run_command("extract", *base, f"input=[{tmp_path}/copy/m.jsonl]")
+    assert copy.returncode == 0, copy.stderr
+    assert "1 utterances have states already" in copy.stdout
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
