@@ -13,6 +13,7 @@ from ssl_asr.config.check import composed_job, named_folder, preflight
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
+from ssl_asr.config.interruption import GoOn, how_to_go_on
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.errors import ConfigError, UserError, raise_all
@@ -60,12 +61,13 @@ def show_config(name: str, arguments: list[str]) -> str:
     return as_yaml(node)
 
 
-def run(name: str, job: Callable[[], Job]) -> None:
+def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
     """Run a command: the ``main`` of every entry point.
 
     Args:
         name: Name of the command.
         job: Returns the work to do. Called after the command line is checked, so that it may import torch.
+        go_on: Takes what to do if the job is interrupted.
     """
     if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
@@ -85,7 +87,7 @@ def run(name: str, job: Callable[[], Job]) -> None:
         sys.exit(EXIT_USER_ERROR)
     if name in ("train", "evaluate"):
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])
-    failures = _run_hydra(name, job)
+    failures = _run_hydra(name, job, go_on)
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -101,7 +103,7 @@ def _option_folders(arguments: list[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _run_hydra(name: str, job: Callable[[], Job]) -> int:
+def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
     """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -119,6 +121,7 @@ def _run_hydra(name: str, job: Callable[[], Job]) -> int:
             config = resolve_command(name, cfg)
             if is_sweep and isinstance(config, TrainConfig):
                 refuse_ddp(config)
+            go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
         except UserError as error:
             _print_error(error)
