@@ -1,5 +1,7 @@
 """How every command starts: check the command line, then let Hydra run the command once or as a sweep."""
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -123,7 +125,8 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
                 refuse_ddp(config)
             go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
-        except UserError as error:
+        except (UserError, OSError) as caught:
+            error = _as_user_error(caught)
             _print_error(error)
             failures.append(str(error))
             if not is_sweep:
@@ -134,6 +137,22 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
 
     task()
     return len(failures)
+
+
+def _as_user_error(error: UserError | OSError) -> UserError:
+    """The error for the user. An error of the file system that names no file is raised as it is, unless a disk is full.
+
+    Raises:
+        OSError: It names no file.
+    """
+    if isinstance(error, UserError):
+        return error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and error.filename is None:
+        raise error
+    where = "a file" if error.filename is None else os.fsdecode(error.filename)
+    remedy = "make room, and run the command again" if full else "check the path and its permissions"
+    return UserError(where, error.strerror or str(error), remedy)
 
 
 def _print_error(error: UserError) -> None:
