@@ -22,13 +22,16 @@ COMMANDS = {
 
 def run_command(name: str) -> None:
     """Run a command on the rest of the command line."""
-    from ssl_asr.config import launch
+    from ssl_asr.config.interruption import interruptible
 
-    def load() -> launch.Job:
-        job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{name}"), name)
-        return job
+    with interruptible() as go_on:
+        from ssl_asr.config import launch
 
-    launch.run(name, load)
+        def load() -> launch.Job:
+            job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{name}"), name)
+            return job
+
+        launch.run(name, load, go_on)
 
 
 def _usage() -> str:

@@ -4,9 +4,11 @@ import codecs
 import gzip
 import json
 import math
+import os
 import re
 import reprlib
 import stat
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +19,8 @@ from typing import Any, TextIO
 
 # End of the name of a file that is being written.
 _PARTIAL = ".partial"
+# Most file systems allow 255 bytes, and a file that is being written has a longer name.
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 240, 4000
 # File name endings of language models.
 _FILES = (".arpa", ".gz", ".bin", ".binary", ".klm", ".kenlm", ".lm")
 _BOM = "\ufeff"
@@ -119,6 +123,41 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+def too_long(path: Path) -> str | None:
+    """What is too long for a file system, or None."""
+    name = next((name for name in path.parts if len(os.fsencode(name)) > _MAX_NAME_BYTES), None)
+    if name is not None:
+        return f"the name {name[:40]}… is too long"
+    return "the path is too long" if len(os.fsencode(path.absolute())) > _MAX_PATH_BYTES else None
+
+
+def why_not_made(path: Path, *, folder: bool) -> str | None:
+    """Why a file or folder cannot be written, or None if it can. Folders above it are made when it is written.
+
+    Args:
+        path: A path that may exist.
+        folder: Whether it is a folder.
+    """
+    long = too_long(path)
+    if long is not None:
+        return long
+    above = path if folder else path.parent
+    while not os.path.lexists(above):
+        above = above.parent
+    try:
+        if os.path.lexists(path) and path.is_dir() != folder:
+            kinds = ("file", "folder") if folder else ("folder", "file")
+            return f"{path} is a {kinds[0]}, and a {kinds[1]} is needed"
+        if not above.is_dir():
+            return f"{path} cannot be written: {above} is not a folder"
+        # A file without a name. Permissions alone do not say whether a file can be made.
+        with tempfile.TemporaryFile(dir=above):
+            return None
+    except OSError as error:
+        why = f"no permission for {above}" if isinstance(error, PermissionError) else f"{above}: {error.strerror}"
+        return f"{path} cannot be written: {why}"
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

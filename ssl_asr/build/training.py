@@ -26,7 +26,7 @@ from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import make_trainer, seed_everything
+from ssl_asr.training.trainer import check_accelerator, make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -57,6 +57,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         folder: Folder of the run.
         console: Where tables are printed; None prints nothing.
     """
+    check_accelerator(config.trainer.accelerator, config.trainer.devices, prefix="trainer.")
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)

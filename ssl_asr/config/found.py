@@ -12,26 +12,26 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
 from ssl_asr.errors import ConfigError, UserError, closest, overwrites
-from ssl_asr.textfiles import overwritten
+from ssl_asr.textfiles import overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
 
 
 def file_errors(name: str, cfg: DictConfig) -> Iterator[UserError]:
-    """An error for each manifest that is something else, and for each model whose name is misspelled.
+    """An error for each manifest that is something else, misspelled name of a model, and output that cannot be made.
 
     Args:
         name: Name of the command.
         cfg: Config composed by Hydra.
     """
     for key, reading in readings(name).items():
-        if reading.role not in ("manifest", "model"):
+        check = _CHECKS.get(str(reading.role))
+        # Whether the output of these commands is a file depends on their format.
+        if check is None or (key == "output" and name in ("transcribe", "align")):
             continue
-        for value in _values(cfg, key):
-            error = _manifest_error(key, value) if reading.role == "manifest" else _model_error(key, value)
-            if error is not None:
-                yield error
+        errors = (check(key, value) for value in _values(cfg, key))
+        yield from (error for error in errors if error is not None)
     yield from _overwritten(name, cfg)
 
 
@@ -89,6 +89,15 @@ def _model_error(key: str, name: str) -> ConfigError | None:
     if near is None or key == "backbone.source":
         return None
     return ConfigError(key, f"no file, folder or backbone option '{name}'", f"did you mean {key}={near}?")
+
+
+def _output_error(key: str, name: str) -> ConfigError | None:
+    """An error if a file or folder cannot be made."""
+    fault = why_not_made(Path(name), folder=key != "output")
+    return None if fault is None else ConfigError(key, fault, "give another name")
+
+
+_CHECKS = {"manifest": _manifest_error, "model": _model_error, "output": _output_error}
 
 
 @lru_cache(maxsize=1)

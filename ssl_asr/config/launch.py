@@ -1,5 +1,7 @@
 """How every command starts: check the command line, then let Hydra run the command once or as a sweep."""
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from ssl_asr.config.check import composed_job, named_folder, preflight
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
+from ssl_asr.config.interruption import GoOn, how_to_go_on
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.errors import ConfigError, UserError, raise_all
@@ -60,12 +63,13 @@ def show_config(name: str, arguments: list[str]) -> str:
     return as_yaml(node)
 
 
-def run(name: str, job: Callable[[], Job]) -> None:
+def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
     """Run a command: the ``main`` of every entry point.
 
     Args:
         name: Name of the command.
         job: Returns the work to do. Called after the command line is checked, so that it may import torch.
+        go_on: Takes what to do if the job is interrupted.
     """
     if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
@@ -85,7 +89,7 @@ def run(name: str, job: Callable[[], Job]) -> None:
         sys.exit(EXIT_USER_ERROR)
     if name in ("train", "evaluate"):
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])
-    failures = _run_hydra(name, job)
+    failures = _run_hydra(name, job, go_on)
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -101,7 +105,7 @@ def _option_folders(arguments: list[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _run_hydra(name: str, job: Callable[[], Job]) -> int:
+def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
     """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -119,8 +123,10 @@ def _run_hydra(name: str, job: Callable[[], Job]) -> int:
             config = resolve_command(name, cfg)
             if is_sweep and isinstance(config, TrainConfig):
                 refuse_ddp(config)
+            go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
-        except UserError as error:
+        except (UserError, OSError) as caught:
+            error = _as_user_error(caught)
             _print_error(error)
             failures.append(str(error))
             if not is_sweep:
@@ -131,6 +137,22 @@ def _run_hydra(name: str, job: Callable[[], Job]) -> int:
 
     task()
     return len(failures)
+
+
+def _as_user_error(error: UserError | OSError) -> UserError:
+    """The error for the user. An error of the file system that names no file is raised as it is, unless a disk is full.
+
+    Raises:
+        OSError: It names no file.
+    """
+    if isinstance(error, UserError):
+        return error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and error.filename is None:
+        raise error
+    where = "a file" if error.filename is None else os.fsdecode(error.filename)
+    remedy = "make room, and run the command again" if full else "check the path and its permissions"
+    return UserError(where, error.strerror or str(error), remedy)
 
 
 def _print_error(error: UserError) -> None:

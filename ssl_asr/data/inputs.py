@@ -1,6 +1,7 @@
 """Audio files, folders and manifests as one list of recordings to transcribe, each once."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,13 +57,21 @@ def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
         if not any(character in name for character in "*?[") or os.path.lexists(name):
             paths.append(Path(name))
             continue
-        pattern = Path(name)
-        root = Path(pattern.anchor) if pattern.is_absolute() else Path()
-        found = sorted(root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else name))
+        found = _matches(name)
         if not found:
             raise ConfigError("input", f"nothing matches {name}", "check the pattern")
         paths += found
     return paths
+
+
+def _matches(name: str) -> list[Path]:
+    """Paths that match a wildcard. As in a shell, ``**`` in a name with other characters is ``*``."""
+    pattern = Path(*(part if part == "**" else re.sub(r"\*\*+", "*", part) for part in Path(name).parts))
+    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    try:
+        return sorted(root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else str(pattern)))
+    except OSError as error:
+        raise ConfigError("input", f"{name} cannot be searched: {error.strerror}", "check the pattern") from None
 
 
 def _lines(stream: Iterable[str]) -> list[str]:

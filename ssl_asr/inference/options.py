@@ -6,10 +6,17 @@ from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
+from ssl_asr.training.trainer import check_accelerator
 
 
 def inference_options(config: ModelInput) -> InferenceOptions:
-    """Settings of the loaded model that a command can change."""
+    """Settings of the loaded model that a command can change.
+
+    Raises:
+        ConfigError: This machine does not have the accelerator.
+    """
+    if isinstance(config, Running):
+        check_accelerator(config.accelerator, 1)
     options: dict[str, Any] = {"window": config.window, "tail_s": config.tail_s, "extensions": tuple(config.extensions)}
     if isinstance(config, Languages):
         options |= {"language": config.language, "whisper_task": config.whisper_task}

@@ -18,15 +18,13 @@ from ssl_asr.inference.formats.text import width
 from ssl_asr.inference.names import by_recording, output_names
 from ssl_asr.inference.subtitles import TIMED, WITH_CUES, render
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.textfiles import overwritten, written_whole
+from ssl_asr.textfiles import overwritten, too_long, why_not_made, written_whole
 
 # Suffixes of formats with one file for all recordings, and with one file for each.
 _ONE_FILE = {"text": ".txt", "jsonl": ".jsonl", "ctm": ".ctm"}
 _FILE_EACH = {"json": ".json", "srt": ".srt", "vtt": ".vtt", "ass": ".ass", "tsv": ".tsv", "textgrid": ".TextGrid"}
 _SUFFIXES = _ONE_FILE | _FILE_EACH
 _BY_SUFFIX = {suffix.lower(): kind for kind, suffix in _SUFFIXES.items()}
-# Most file systems allow 255 bytes, and a file that is being written has a longer name.
-_MAX_NAME_BYTES = 240
 # Stems of files beside those of the recordings, in a folder.
 _ALL, _SUMMARY, _PROGRESS = "transcripts", "summary", "progress"
 
@@ -130,26 +128,16 @@ class Outputs:
     def _check_place(self, output: str) -> None:
         """Refuse a folder in place of a file, a file in place of a folder, and what cannot be written."""
         assert self.path is not None
-        if self.in_folder and os.path.lexists(output) and not is_folder(Path(output)):
-            raise ConfigError("output", f"{output} is a file, and a folder is needed", "give another name")
         if not self.in_folder and (is_folder(Path(output)) or output.endswith(os.sep)):
             [kind] = self.kinds
             example = self.path / f"{_ALL}{_SUFFIXES[kind]}"
             raise ConfigError(
                 "output", f"{output} is a folder, and format={kind} is one file", f"write output={example}"
             )
-        folder = self.path if self.in_folder else self.path.parent
-        while not os.path.lexists(folder):
-            folder = folder.parent
-        if not is_folder(folder):
-            raise ConfigError("output", f"{output} cannot be written: {folder} is not a folder", "give another name")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(
-                "output", f"{output} cannot be written: no permission for {folder}", "give another folder"
-            )
-        for path in self.files():
-            if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
-                raise ConfigError("output", f"the name {path.name} is too long", "give a shorter name")
+        faults = (why_not_made(self.path, folder=self.in_folder), *map(too_long, self.files()))
+        fault = next((fault for fault in faults if fault is not None), None)
+        if fault is not None:
+            raise ConfigError("output", fault, "give another name")
 
     def _check_overwritten(self, kept: Sequence[Path]) -> None:
         """Refuse to replace audio, a manifest, or anything that is not a file."""

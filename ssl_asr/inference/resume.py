@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.textfiles import to_json
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.training.module import ASRModule, TranscribeOptions
 from ssl_asr.types import Seconds, Skip, Utterance
 
@@ -71,7 +72,10 @@ class ProgressFile:
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        if not lines or lines[0] != self._head():
+        if len(lines) == 1 and self._head().startswith(lines[0]):
+            # Empty, or the run was interrupted while it wrote the first line.
+            return
+        if lines[0] != self._head():
             what = "holds transcripts of an interrupted run of another model, or with other settings"
             raise ConfigError(str(self.path), what, "resume with the same settings, or delete the file")
         for line in lines[1:]:
@@ -83,16 +87,32 @@ class ProgressFile:
             self.done[identity(row)] = row
 
     def begin(self) -> None:
-        """Rewrite the file without a partial last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", encoding="utf-8") as file:
+        """Write the file anew without a partial last line. It is replaced as a whole, so that no transcript is lost.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        with self._written(), written_whole(self.path) as file:
             file.write(f"{self._head()}\n")
             file.writelines(to_json(row.record()) + "\n" for row in self.done.values())
 
     def add(self, rows: Sequence[Prediction]) -> None:
-        """Append transcripts."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Append transcripts.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        with self._written(), self.path.open("a", encoding="utf-8") as file:
             file.writelines(to_json(row.record()) + "\n" for row in rows)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"cannot be written: {error.strerror}"
+            remedy = "make room or give another output. The same command continues with what is left"
+            raise ConfigError(str(self.path), what, remedy) from None
 
     def remove(self) -> None:
         """Remove the file."""

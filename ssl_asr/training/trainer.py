@@ -128,6 +128,43 @@ def is_first_process() -> bool:
     return rank in (None, 0)
 
 
+def check_accelerator(accelerator: str, devices: int | str | list[int], *, prefix: str = "") -> None:
+    """Refuse an accelerator and devices that this machine does not have, before anything is loaded.
+
+    Args:
+        accelerator: Lightning's accelerator.
+        devices: Number of devices, a list of their numbers, or auto.
+        prefix: Start of the keys in messages.
+
+    Raises:
+        ConfigError: There is no such accelerator or device. Names what is available.
+    """
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    kinds = {name: AcceleratorRegistry[name]["accelerator"] for name in AcceleratorRegistry}
+    found = [name for name, kind in kinds.items() if kind.is_available()]
+    best = next((name for name in found if name != "cpu"), "cpu")
+    name = {"auto": best, "gpu": next((each for each in ("mps", "cuda") if each in found), "gpu")}.get(
+        accelerator, accelerator
+    )
+    if name not in found:
+        known = accelerator in (*kinds, "gpu")
+        what = f"is {accelerator}, which this machine does not have" if known else f"is {accelerator!r}, which is none"
+        names = " or ".join(["auto", *(["gpu"] if {"mps", "cuda"} & set(found) else []), *found])
+        raise ConfigError(f"{prefix}accelerator", what, f"use {names}")
+    try:
+        if devices in (0, "0", []):
+            raise ValueError("at least one device is needed")
+        if devices != "auto":
+            kinds[name].parse_devices(devices)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        count = kinds[name].auto_device_count()
+        remedy = f"use auto, or up to {count} of {name}" if name != "cpu" else "use auto, or a number of processes"
+        raise ConfigError(f"{prefix}devices", f"is {devices!r}: {said}", remedy) from None
+
+
 def make_trainer(
     config: TrainerConfig,
     *,

@@ -53,7 +53,7 @@ def test_help_lists_options_of_other_folders(tmp_path, capsys, monkeypatch):
     assert re.search(r"linear, mine, none", help_text("train", [tmp_path], width=100))
     for flags in (["--config-dir", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
         monkeypatch.setattr(sys, "argv", ["ssl-asr", "--help", *flags])
-        launch.run("train", lambda: None)
+        launch.run("train", lambda: None, lambda _: None)
         assert "mine" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_shown_config_is_what_runs(monkeypatch, capsys):
     assert shown["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.FreezeEncoder"}
     assert shown["data"]["test"] == {"a_x": "a/x.jsonl"}
     monkeypatch.setattr(sys, "argv", ["ssl-asr", "--cfg", "job", *given])
-    launch.run("train", lambda: None)
+    launch.run("train", lambda: None, lambda _: None)
     assert yaml.safe_load(capsys.readouterr().out) == shown
 
 

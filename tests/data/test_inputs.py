@@ -228,3 +228,20 @@ def test_manifest_may_end_in_json_and_transcripts_in_json_are_not_manifests(here
     given = gather([here / "m.json", here / "a.json"])
     assert paths(given) == [str(here / "a.wav")]
     assert reasons(given) == [("a.json", "not_audio")]
+
+
+def test_two_stars_in_a_name_are_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("o/sub/x", "o/ax"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("o/a.wav", "o/ax/b.wav", "o/sub/c.wav", "foo"):
+        (tmp_path / name).touch()
+    assert [path.as_posix() for path in expand(["o/**.wav"], [])] == ["o/a.wav"]
+    assert [path.as_posix() for path in expand(["**foo"], [])] == ["foo"]
+    assert [path.as_posix() for path in expand(["o/**x/*.wav"], [])] == ["o/ax/b.wav"]
+    assert [path.as_posix() for path in expand([f"{tmp_path}/o/***.wav"], [])] == [f"{tmp_path}/o/a.wav"]
+    assert len(expand(["o/**/*.wav"], [])) == 3
+    with pytest.raises(ConfigError, match=r"nothing matches \*\*bar"):
+        expand(["**bar"], [])
+    with pytest.raises(ConfigError, match="cannot be searched: File name too long|nothing matches"):
+        expand([f"{'a' * 300}/*.wav"], [])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from contextlib import contextmanager
 
 import numpy as np
@@ -171,6 +172,8 @@ def refusals(here):
         "other audio": ("old.wav", ["text"], "holds audio"),
         "no file": ("pipe.jsonl", ["jsonl"], "is not a regular file"),
         "device": ("/dev/null", ["jsonl"], "is not a regular file"),
+        "long folder": ("x" * 300 + "/o.srt", ["srt"], "is too long"),
+        "no place for files": ("/proc/o.srt", ["srt"], "/proc: No such file or directory"),
         "long name": ("x" * 250 + ".jsonl", ["jsonl"], "is too long"),
     }
 
@@ -201,7 +204,10 @@ def test_outputs_of_an_earlier_run_are_replaced(here):
 
 
 def test_folder_without_permission_is_refused(here, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    def refuses(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuses)
     with pytest.raises(ConfigError, match="no permission"):
         Outputs("deep/below/o.jsonl", ["jsonl"], [ROW])
 

@@ -13,6 +13,7 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import NO_VAD, LongForm
 from ssl_asr.inference.resume import ProgressFile, made_by, transcribe_manifest
+from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
 
@@ -118,6 +119,40 @@ def test_weights_that_have_changed_are_another_model(module):
         list(module.parameters())[-1].add_(1e-3)
     after = made_by(config, module, TEXT_ONLY)
     assert {key for key in before if before[key] != after[key]} == {"weights"}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 11, 40])
+def test_progress_file_that_was_cut_in_its_first_line_has_nothing_done(tmp_path, cut):
+    path = tmp_path / "p.jsonl"
+    ProgressFile(path, {"model": "a"}).begin()
+    path.write_bytes(path.read_bytes()[:cut])
+    progress = ProgressFile(path, {"model": "a"})
+    assert progress.done == {}
+    progress.begin()
+    assert len(path.read_text().splitlines()) == 1
+    path.write_text('{"made_by": "0000')
+    with pytest.raises(ConfigError, match="interrupted"):
+        ProgressFile(path, {"model": "a"})
+
+
+def test_progress_that_is_rewritten_or_cannot_be_written_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "p.jsonl"
+    progress = ProgressFile(path, {"model": "a"})
+    progress.begin()
+    row = Prediction("u1", "", "one", -0.1, 4.0, "/talks/a.wav")
+    progress.add([row])
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssl_asr.inference.resume.to_json", full)
+    again = ProgressFile(path, {"model": "a"})
+    for write in (again.begin, lambda: again.add([row])):
+        with pytest.raises(ConfigError, match=r"p.jsonl: cannot be written: No space left.*same command continues"):
+            write()
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tmp_path, capfd):
