@@ -147,3 +147,11 @@ def test_labels_that_do_not_fit_are_spread_evenly():
         (0, 1, 0.0),
         (1, 2, 0.0),
     ]
+
+
+def test_a_space_separates_a_listed_word_from_the_one_before_it():
+    """Labels without a space: "好" and "tea" are not separated, "tea" and "nigh" are, whatever the first word was."""
+    labels = [None, "a"]
+    spans = [Span(1, place, place + 1, 0.5) for place in range(3)]
+    words = listed_words(spans, [("好", 1), ("tea", 1), ("nigh", 1)], labels, 0.02)
+    assert [word.spaced for word in words] == [True, False, True]
