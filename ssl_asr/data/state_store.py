@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_asr.data.identity import content_digest
 from ssl_asr.errors import CheckpointError
 from ssl_asr.types import Utterance
 
 FORMAT = 2
 _SHARD_BYTES = 256 << 20
-_PART_BYTES = 64 << 10
 
 
 def audio_key(utterance: Utterance) -> str:
@@ -29,28 +29,9 @@ def audio_key(utterance: Utterance) -> str:
     the enhanced copy of a noisy recording. The text is not part of it, because encoder states do not depend on it.
     """
     path = Path(utterance.audio_filepath)
-    found = path.stat() if path.is_file() else None
-    size = None if found is None else found.st_size
-    content = None if found is None else _content_digest(path.absolute(), found.st_size, found.st_mtime_ns)
+    size = path.stat().st_size if path.is_file() else None
+    content = content_digest(path)
     return json.dumps([path.name, size, content, utterance.offset, utterance.duration, utterance.channel])
-
-
-# Cached, because a long recording may have many utterances. The time is only a key of the cache.
-@lru_cache(maxsize=4096)
-def _content_digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
-    """Digest of the first, middle and last 64 KiB of a file, or of the whole file if it is shorter than that.
-
-    An edit between these parts that keeps the size is not noticed.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        if size <= 3 * _PART_BYTES:
-            digest.update(file.read())
-        else:
-            for start in (0, (size - _PART_BYTES) // 2, size - _PART_BYTES):
-                file.seek(start)
-                digest.update(file.read(_PART_BYTES))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ssl_asr.config.options import plain, plain_option
 from ssl_asr.config.schemas import TranscribeConfig
-from ssl_asr.data.identity import Identity, identity
+from ssl_asr.data.identity import Identity, content_digest, identity
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
@@ -63,7 +63,7 @@ class ProgressFile:
     def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
         self.path = path
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
-        self.done: dict[Identity, Prediction] = {}
+        self._rows: dict[Identity, tuple[str | None, Prediction]] = {}
         if path.is_file():
             self._read()
 
@@ -80,11 +80,18 @@ class ProgressFile:
             raise ConfigError(str(self.path), what, "resume with the same settings, or delete the file")
         for line in lines[1:]:
             try:
-                row = Prediction.from_record(json.loads(line))
-            except (json.JSONDecodeError, TypeError):
+                record = json.loads(line)
+                content = record.pop("content", None)
+                row = Prediction.from_record(record)
+            except (json.JSONDecodeError, TypeError, AttributeError):
                 # The run was interrupted while it wrote this line.
                 break
-            self.done[identity(row)] = row
+            self._rows[identity(row)] = content, row
+
+    @property
+    def done(self) -> dict[Identity, Prediction]:
+        """Finished transcripts of files that have not changed since."""
+        return {key: row for key, (content, row) in self._rows.items() if content == _content(row)}
 
     def begin(self) -> None:
         """Write the file anew without a partial last line. It is replaced as a whole, so that no transcript is lost.
@@ -94,7 +101,7 @@ class ProgressFile:
         """
         with self._written(), written_whole(self.path) as file:
             file.write(f"{self._head()}\n")
-            file.writelines(to_json(row.record()) + "\n" for row in self.done.values())
+            file.writelines(map(_line, self.done.values()))
 
     def add(self, rows: Sequence[Prediction]) -> None:
         """Append transcripts.
@@ -103,7 +110,7 @@ class ProgressFile:
             ConfigError: The file cannot be written.
         """
         with self._written(), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(to_json(row.record()) + "\n" for row in rows)
+            file.writelines(map(_line, rows))
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -117,6 +124,15 @@ class ProgressFile:
     def remove(self) -> None:
         """Remove the file."""
         self.path.unlink(missing_ok=True)
+
+
+def _content(row: Prediction) -> str | None:
+    return content_digest(Path(row.audio_filepath))
+
+
+def _line(row: Prediction) -> str:
+    """A line of the file: the transcript, and a digest of the audio's content."""
+    return to_json({"content": _content(row)} | row.record()) + "\n"
 
 
 def transcribe_manifest(

@@ -100,6 +100,25 @@ def test_progress_is_found_by_the_recording_and_not_by_its_id(module, toy_corpus
     assert again.rows[0].duration == 0.3
 
 
+def test_a_file_that_has_changed_is_transcribed_again(tmp_path):
+    """Other audio of the same size at the same path, as a denoised copy."""
+    paths = [tmp_path / name for name in ("a.wav", "b.wav")]
+    for path in paths:
+        path.write_bytes(bytes(1000))
+    rows = [Prediction(path.stem, "", "one", -0.1, 4.0, str(path)) for path in paths]
+    progress = ProgressFile(tmp_path / "p.jsonl", {})
+    progress.begin()
+    progress.add(rows)
+    assert list(ProgressFile(tmp_path / "p.jsonl", {}).done.values()) == rows
+    paths[0].write_bytes(bytes(999) + b"1")
+    again = ProgressFile(tmp_path / "p.jsonl", {})
+    assert list(again.done.values()) == rows[1:]
+    again.begin()
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 2
+    paths[1].unlink()
+    assert ProgressFile(tmp_path / "p.jsonl", {}).done == {}
+
+
 def test_progress_file_of_another_model_is_refused(module, toy_corpus, tmp_path):
     path = tmp_path / "out.jsonl.progress.jsonl"
     progress = ProgressFile(path, {"model": "a"})
