@@ -71,6 +71,16 @@ def test_resumed_run_continues_metrics_and_results(finished, copy, run_command, 
     assert read_checkpoint(copy / "checkpoints" / "last.ckpt")["global_step"] == 20
 
 
+def test_resuming_with_another_learning_rate_is_refused_and_changes_no_result(copy, run_command, command):
+    before = contents(copy)
+    done = run_command(*command, f"run_dir={copy}", "resume=auto", "optimizers.rest.lr=0.5")
+    assert done.returncode == 2
+    assert "error: optimizers.rest.lr: is 0.5, but this run was started with " in done.stderr
+    # Hydra writes its own record of the command line before it starts a job.
+    changed = {path for path, content in contents(copy).items() if before.get(path) != content}
+    assert not {path for path in changed if ".hydra" not in path.parts}
+
+
 def test_auto_starts_a_new_run_where_there_is_none(run_command, command, tmp_path):
     done = run_command(*command, f"run_dir={tmp_path}/new", "resume=auto", "trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr[-3000:]
