@@ -24,7 +24,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.training.checkpointing import best_score, check_resumable, check_same_settings, read_checkpoint
     from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
-    from ssl_asr.training.trainer import is_first_process
+    from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
     clock = Clock()
@@ -47,6 +47,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     failed = True
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resumed_from)
+        check_trained(run.trainer)
         tested = transcribe_tested(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(
