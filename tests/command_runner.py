@@ -81,6 +81,7 @@ def _set_up(request):
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     sys.argv = request["words"]
+    sys.orig_argv = [sys.executable, "-m", *request["words"]]
     signal.alarm(_TIMEOUT_S)
 
 

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Train, test, and return the best dev score, which sweeps compare."""
     from ssl_asr.build.training import build_training, write_beginning
+    from ssl_asr.config.options import plain
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.inference.testing import transcribe_tested
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
-    from ssl_asr.training.checkpointing import best_score, check_resumable, read_checkpoint
+    from ssl_asr.training.checkpointing import best_score, check_resumable, check_same_settings, read_checkpoint
     from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
-    from ssl_asr.training.trainer import is_first_process
+    from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
     clock = Clock()
@@ -33,6 +34,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     writes = first and config.trainer.fast_dev_run is False
     resumed_from = checkpoint_to_resume(config.resume, run_dir)
     resumed = None if resumed_from is None else read_checkpoint(resumed_from)
+    if resumed is not None:
+        check_same_settings(resumed, plain(config))
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed, run.module)
@@ -44,6 +47,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     failed = True
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resumed_from)
+        check_trained(run.trainer)
         tested = transcribe_tested(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(

@@ -207,6 +207,9 @@ class ASRDataModule(L.LightningDataModule):
 
     def _check(self, selection: Selection) -> None:
         check_skips(selection, self.config.max_skip_fraction)
+        if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
+            what = "every utterance has weight 0, so nothing would be learned"
+            raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
         bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
         if bad_audio and self.config.on_bad_audio == "error":
             remedy = "correct the manifest, or set data.on_bad_audio=skip"

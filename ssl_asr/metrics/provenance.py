@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +31,7 @@ class Clock:
         """Plain data about the run up to now. Times are in UTC, in ISO 8601."""
         finished = datetime.now(UTC)
         return {
-            "command": shlex.join(sys.argv),
+            "command": typed_command(sys.orig_argv),
             "started": self.started.isoformat(timespec="seconds"),
             "finished": finished.isoformat(timespec="seconds"),
             "seconds": round((finished - self.started).total_seconds(), 1),
@@ -38,6 +39,20 @@ class Clock:
             "git": self.git,
             "platform": platform.platform(),
         }
+
+
+def typed_command(words: Sequence[str]) -> str:
+    """The command line of this process, as it can be typed again. The script ``ssl-asr`` is shown by its name.
+
+    Args:
+        words: `sys.orig_argv`, since commands change `sys.argv`.
+
+    Example:
+        >>> typed_command(["/usr/bin/python3", "/usr/bin/ssl-asr", "evaluate", "model=my run"])
+        "ssl-asr evaluate 'model=my run'"
+    """
+    script = next((place for place, word in enumerate(words) if Path(word).name == "ssl-asr"), None)
+    return shlex.join(words if script is None else ["ssl-asr", *words[script + 1 :]])
 
 
 def _versions() -> dict[str, str]:

@@ -113,9 +113,10 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a file written by `write_predictions`.
 
     Raises:
-        ManifestError: A line is not a prediction.
+        ManifestError: A line is not a prediction, or two lines are of one recording.
     """
-    predictions = []
+    predictions: list[Prediction] = []
+    first: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -125,6 +126,11 @@ def read_predictions(path: Path) -> list[Prediction]:
             predictions.append(Prediction.from_record(row))
         except (TypeError, AttributeError) as error:
             raise ManifestError(where, f"is not a prediction: {error}") from None
+        new = predictions[-1]
+        key = new.id, new.audio_filepath, new.offset, new.duration, new.channel, new.lang, new.task
+        if first.setdefault(key, number) != number:
+            what = f"'{new.id}' is the recording of line {first[key]}, and would be scored twice"
+            raise ManifestError(where, what, "remove one of the lines")
     return predictions
 
 

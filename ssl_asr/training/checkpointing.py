@@ -16,11 +16,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ssl_asr.errors import CheckpointError
+from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.training.module import ASRModule
 
 FORMAT = 2
 KEY = "ssl_asr"
+# A resumed run keeps these sections of its config. Its optimizers and schedulers continue from their saved states, so
+# that other values would be shown and recorded, and have no effect.
+_KEPT = ("optimizers", "schedulers", "seed", "freeze_policy", "backbone", "task", "states", "head")
+# Except these: the pretrained model may have moved, and how states are computed does not change them.
+_FREE = {"backbone.source", "backbone.revision", "backbone.gradient_checkpointing", "backbone.attention"}
 
 
 def _digest(path: Path) -> str:
@@ -144,6 +149,43 @@ def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
     if differing:
         what = f"was made with another {', '.join(differing)}"
         raise CheckpointError("resume", what, "resume with the config of that run, or start a new run")
+
+
+def check_same_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse to continue a run with other settings of what trains and how. Its length and its files may change.
+
+    Args:
+        checkpoint: The checkpoint to resume.
+        config: The configuration that runs, as plain data.
+
+    Raises:
+        ConfigError, UserErrors: Names each key that resuming cannot change, with both values.
+    """
+    started, now = (_flat({key: each.get(key) for key in _KEPT}) for each in (checkpoint[KEY]["config"], config))
+    differing = sorted(key for key in {*started, *now} - _FREE if started.get(key) != now.get(key))
+    # Another class has other keys, which need not be named too.
+    classes = [key.removesuffix("_target_") for key in differing if key.endswith("._target_")]
+    remedy = "leave it as it was, or start a new run in another run_dir, without resume"
+    errors = []
+    for key in differing:
+        if key.endswith("._target_") or not key.startswith(tuple(classes)):
+            seen = f"is {_shown(now.get(key))}, but this run was started with {_shown(started.get(key))}"
+            errors.append(ConfigError(key.removesuffix("._target_"), f"{seen}, which resuming cannot change", remedy))
+    raise_all(errors)
+
+
+def _shown(value: Any) -> str:
+    """A value of a config. A class is shown by its name."""
+    text = "null" if value is None else str(value)
+    return text.rpartition(".")[2] if text.startswith("ssl_asr.") else text
+
+
+def _flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of nested data by their keys, joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def _model_type(description: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Interval
 from rich.console import Console
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, TrainingError
 from ssl_asr.types import Expected, NonNegativeInt, PositiveFloat, PositiveInt, Precision
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class TrainerConfig:
     def conflicts(self, run: "TrainConfig") -> Iterable[ConfigError]:
         """Values that do not go together, and values that the data or the metrics do not allow."""
         yield from run.check_monitor("trainer.monitor", self.monitor)
+        if self.max_steps == 0:
+            yield ConfigError(
+                "trainer.max_steps", "is 0, which trains nothing", "use a number from 1, or -1 for no limit"
+            )
         if self.average_best is not None and run.data.dev is None:
             what = "needs a validation, and there is no dev split"
             yield ConfigError("trainer.average_best", what, "give data.dev=…, or use trainer.average_best=null")
@@ -118,6 +122,19 @@ def seed_everything(seed: int) -> None:
     from lightning import seed_everything as seed_all
 
     seed_all(seed, workers=True, verbose=False)
+
+
+def check_trained(trainer: "Trainer") -> None:
+    """Refuse the results of a run that has made no update. A finished run that is resumed has made its updates.
+
+    Raises:
+        TrainingError: No update was made.
+    """
+    if trainer.global_step == 0:
+        what = "ended without any update, so the model is what it was before"
+        raise TrainingError(
+            "training", what, "see the warnings above, and check weights, lengths and limits of batches"
+        )
 
 
 def is_first_process() -> bool:

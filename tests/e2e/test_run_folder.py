@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+import shlex
 import shutil
 
 import pytest
 
 from ssl_asr.config.run_folder import checkpoint_to_resume, other_run
-from ssl_asr.metrics.provenance import git_commit
+from ssl_asr.metrics.provenance import git_commit, typed_command
 from ssl_asr.metrics.report import read_predictions
 from ssl_asr.training.checkpointing import read_checkpoint
 from tests.training.toy_runs import toy_overrides
@@ -71,6 +72,16 @@ def test_resumed_run_continues_metrics_and_results(finished, copy, run_command, 
     assert read_checkpoint(copy / "checkpoints" / "last.ckpt")["global_step"] == 20
 
 
+def test_resuming_with_another_learning_rate_is_refused_and_changes_no_result(copy, run_command, command):
+    before = contents(copy)
+    done = run_command(*command, f"run_dir={copy}", "resume=auto", "optimizers.rest.lr=0.5")
+    assert done.returncode == 2
+    assert "error: optimizers.rest.lr: is 0.5, but this run was started with " in done.stderr
+    # Hydra writes its own record of the command line before it starts a job.
+    changed = {path for path, content in contents(copy).items() if before.get(path) != content}
+    assert not {path for path in changed if ".hydra" not in path.parts}
+
+
 def test_auto_starts_a_new_run_where_there_is_none(run_command, command, tmp_path):
     done = run_command(*command, f"run_dir={tmp_path}/new", "resume=auto", "trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,11 +106,22 @@ def test_results_hold_dev_and_test_and_where_they_come_from(finished):
         len(read_predictions(finished / "predictions" / "dev.jsonl")) == results["dev"]["scores"]["lower"]["utterances"]
     )
     run = results["run"]
-    assert "backbone=wav2vec2_base" in run["command"]
+    assert shlex.split(run["command"])[1:5] == ["-m", "ssl_asr", "train", "backbone=wav2vec2_base"]
     assert run["versions"]["torch"].startswith("2.")
     assert run["started"] <= run["finished"]
     assert run["seconds"] > 0
     assert run["git"] == git_commit(finished.parent) or len(run["git"]["commit"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["/v/bin/python", "/v/bin/ssl-asr", "evaluate", "model=a b"], "ssl-asr evaluate 'model=a b'"),
+        (["python", "-m", "ssl_asr.train", "run_dir=r"], "python -m ssl_asr.train run_dir=r"),
+    ],
+)
+def test_command_can_be_typed_again(words, typed):
+    assert typed_command(words) == typed
 
 
 def test_folder_outside_git_has_no_commit(tmp_path):

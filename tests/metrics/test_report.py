@@ -1,6 +1,7 @@
 """Predictions survive their file, scores equal jiwer, and tables show alignments."""
 
 import json
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -91,3 +92,15 @@ def test_tables_show_alignments_and_scores(predictions):
     assert "of 60" in shown
     print_samples(predictions, lower, console, 0)
     assert console.export_text() == ""
+
+
+def test_recording_with_two_lines_is_refused_with_both_line_numbers(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [Prediction(name, "x", "y", 0.0, 1.0, f"{name}.wav") for name in ("a", "b")]
+    rows += [replace(rows[0], hyp="z"), replace(rows[0], audio_filepath="c.wav"), replace(rows[0], offset=1.0)]
+    lines = [json.dumps(row.record()) + "\n" for row in rows]
+    path.write_text("".join(lines))
+    with pytest.raises(ManifestError, match=r"p\.jsonl:3: 'a' is the recording of line 1, and would be scored twice"):
+        read_predictions(path)
+    path.write_text("".join([*lines[:2], *lines[3:]]))
+    assert len(read_predictions(path)) == 4

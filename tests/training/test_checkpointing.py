@@ -9,9 +9,16 @@ import textwrap
 import pytest
 import torch
 
-from ssl_asr.errors import CheckpointError
-from ssl_asr.training.checkpointing import FORMAT, KEY, check_resumable, read_checkpoint, write_checkpoint
-from tests.training.toy_runs import build, toy_overrides
+from ssl_asr.errors import CheckpointError, ConfigError, UserErrors
+from ssl_asr.training.checkpointing import (
+    FORMAT,
+    KEY,
+    check_resumable,
+    check_same_settings,
+    read_checkpoint,
+    write_checkpoint,
+)
+from tests.training.toy_runs import build, config_of, toy_overrides
 
 PLAIN = {KEY: {"format": FORMAT}, "weights": torch.arange(10.0)}
 
@@ -152,6 +159,42 @@ def test_resuming_with_another_vocabulary_or_family_raises_checkpoint_error(toy_
     family = build(tmp_path / "c", *toy_overrides(toy_checkpoints["hubert_group"], toy_corpus))
     with pytest.raises(CheckpointError, match="made with another model.config.model_type"):
         check_resumable(last, family.module)
+
+
+STARTED = ["data.train=t.jsonl", "backbone=wav2vec2_base"]
+
+
+def resume_with(*overrides):
+    saved = {KEY: {"config": config_of(*STARTED)}}
+    check_same_settings(saved, config_of(*STARTED, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizers.rest.lr=0.5", "optimizers.rest.lr: is 0.5, but this run was started with 0.002, which resuming"),
+        ("optimizer@optimizers.rest=sgd", "optimizers.rest: is SGD, but this run was started with AdamW, which"),
+        ("seed=7", "seed: is 7, but this run was started with 0, which resuming cannot change. Leave it as it was"),
+        ("freeze=true", "freeze_policy: is FreezeEncoder, but this run was started with FreezeFeatureEncoder,"),
+        ("backbone.layerdrop=0.3", "backbone.layerdrop: is 0.3, but this run was started with null,"),
+    ],
+)
+def test_resuming_with_settings_that_it_cannot_change_names_key_and_values(override, message):
+    with pytest.raises(ConfigError) as caught:
+        resume_with(override)
+    assert str(caught.value).startswith(message)
+
+
+def test_resuming_names_every_key_that_it_cannot_change():
+    with pytest.raises(UserErrors) as caught:
+        resume_with("optimizers.encoder.lr=0.5", "optimizers.rest.lr=0.5")
+    assert [error.where for error in caught.value.errors] == ["optimizers.encoder.lr", "optimizers.rest.lr"]
+
+
+def test_resuming_may_change_length_files_and_machine():
+    resume_with("trainer.max_epochs=99", "trainer.max_steps=9", "trainer.devices=2", "data.num_workers=1")
+    resume_with("resume=auto", "verbose=false", "logger=none", "trainer.val_check_interval=0.5")
+    resume_with("backbone.source=/moved/model", "backbone.gradient_checkpointing=true", "data.train=moved.jsonl")
 
 
 def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path):

@@ -1,6 +1,7 @@
 """Updates of two optimizers: equality with a hand-written loop, counting, and non-finite losses."""
 
 import csv
+import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,9 +12,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
 from ssl_asr.data.dataset import collate
-from ssl_asr.errors import TrainingError
+from ssl_asr.errors import ConfigError, TrainingError
 from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
+from ssl_asr.training.trainer import check_trained
 from tests.training.toy_runs import build, parameters_of, toy_overrides
 
 # Gradients of key biases are zero up to rounding. With a small eps, Adam would turn the rounding into full steps.
@@ -222,6 +224,8 @@ def test_window_without_weight_makes_no_update_and_logs_no_nan(toy_checkpoints, 
     start = parameters_of(run.module)
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.trainer.global_step == 0
+    with pytest.raises(TrainingError, match="ended without any update"):
+        check_trained(run.trainer)
     assert run.module.nonfinite_updates == 0
     for name, value in parameters_of(run.module).items():
         assert torch.equal(value, start[name]), name
@@ -233,6 +237,22 @@ def test_max_steps_counts_updates(toy_checkpoints, toy_corpus, tmp_path):
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.trainer.global_step == 3 == run.module.total_updates
+    check_trained(run.trainer)
+
+
+def test_max_steps_of_zero_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+    with pytest.raises(ConfigError, match="trainer.max_steps: is 0, which trains nothing. Use a number from 1"):
+        build(tmp_path, *settings(toy_checkpoints, toy_corpus, "trainer.max_steps=0"))
+
+
+def test_training_data_without_weight_is_refused(toy_checkpoints, toy_corpus, tmp_path):
+    rows = [json.loads(line) | {"weight": 0} for line in open(toy_corpus["train"])]
+    for row in rows:
+        row["audio_filepath"] = str(toy_corpus["train"].parent / row["audio_filepath"])
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"data.train: .*train\.jsonl: every utterance has weight 0"):
+        build(tmp_path / "run", *settings(toy_checkpoints, toy_corpus, f"data.train={train}"))
 
 
 def test_loggers_count_updates(toy_checkpoints, toy_corpus, tmp_path):
