@@ -113,7 +113,7 @@ def test_undecodable_empty_and_missing_files_are_refused(tmp_path):
     # Python's reader of JSON takes surrogates in UTF-8, and UTF-16.
     for data in (b'{"audio_filepath": "a.wav", "text": "\xed\xa0\x80"}', json.dumps(GOOD).encode("utf-16")):
         (tmp_path / "m.jsonl").write_bytes(data)
-        with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
+        with pytest.raises(ManifestError, match=r"is not UTF-8|is text in UTF-16, expected UTF-8"):
             read_manifest(tmp_path / "m.jsonl")
     with pytest.raises(ManifestError, match="has no utterance"):
         read_manifest(write(tmp_path, ""))
@@ -177,3 +177,11 @@ def test_only_selects_lines_and_checks_duplicate_ids_among_them(tmp_path):
     assert [(u.lang, u.tags["target_lang"], u.where) for u in manifest] == [("es", "fr", f"{path}:2")]
     with pytest.raises(ConfigError, match="no line of"):
         read_manifest(path, only={"lang": "de"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_manifests_in_other_encodings_of_unicode_are_named(tmp_path, encoding):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes('{"audio_filepath": "a.wav", "text": "a"}\n'.encode(encoding))
+    with pytest.raises(ManifestError, match=f"is text in {encoding[:6].upper()}, expected UTF-8"):
+        read_manifest(path)
