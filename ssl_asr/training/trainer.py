@@ -139,8 +139,8 @@ def check_accelerator(accelerator: str, devices: int | str | list[int], *, prefi
     Raises:
         ConfigError: There is no such accelerator or device. Names what is available.
     """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.accelerators import AcceleratorRegistry
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     kinds = {name: AcceleratorRegistry[name]["accelerator"] for name in AcceleratorRegistry}
     found = [name for name, kind in kinds.items() if kind.is_available()]
