@@ -102,6 +102,17 @@ def _sameness(path: Path) -> list[object]:
     return [path.resolve(), (status.st_dev, status.st_ino)] if stat.S_ISREG(status.st_mode) else []
 
 
+def other_unicode(start: bytes) -> str | None:
+    """The name of the encoding of a text that starts with these bytes, if it is UTF-16 or UTF-32; otherwise None.
+
+    Example:
+        >>> other_unicode("{}".encode("utf-16")), other_unicode(b"{}")
+        ('UTF-16', None)
+    """
+    marked = next((name.upper() for mark, name in _MARKS if start.startswith(mark)), None)
+    return marked or ("UTF-16" if start.startswith((b'{\0"', b"\0{\0")) else None)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
     """Open a text file for writing. The file gets its name at the end of the block, and only if there is no error.

@@ -122,6 +122,10 @@ class _Reader:
         if flag not in {*FLAGS, *FLAGS_WITH_VALUE, *self._short} and flag[:2] in self._short and flag[1] != "-":
             flag, equals, value = word[:2], "=", word[2:]
         if flag in self._short:
+            if not equals and self._left and self._sets_known(self._left[0]):
+                written = f"{flag} {self._short[flag].upper()} {shlex.quote(self._left[0])}"
+                self._error(flag, f"has no value before {self._left[0]}", f"write {written}")
+                return
             self._short_flag(flag, value if equals else self._value_after())
         elif flag in ("--info", "-i"):
             after = self._left.pop(0) if not equals and self._left and self._left[0] in _INFO else "all"
@@ -198,6 +202,11 @@ class _Reader:
 
     def _starts_known(self, key: str) -> bool:
         return re.split(r"[./@]", key)[0] in first_parts(self._name)
+
+    def _sets_known(self, word: str) -> bool:
+        """Whether a word sets a key of the command."""
+        found = _OVERRIDE.fullmatch(word)
+        return found is not None and _KEY.fullmatch(found["key"]) is not None and self._starts_known(found["key"])
 
     def _override(self, word: str) -> None:
         found = _OVERRIDE.fullmatch(word)

@@ -21,6 +21,7 @@ from ssl_asr.config.composing import (
     without_hydra,
 )
 from ssl_asr.config.expected import describe
+from ssl_asr.config.folders import option_names
 from ssl_asr.config.found import file_errors, option_for_checkpoint
 from ssl_asr.config.nodes import RENAMED
 from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
@@ -139,7 +140,10 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     if not parent:
         known = known_keys(config) if config in SCHEMAS else _keys_of(config, good, "")
         return ConfigError(key, "unknown key", did_you_mean(key, known, f"ssl-asr {config} --help"))
-    return ConfigError(key, "unknown key", did_you_mean(last, _keys_of(config, good, parent)))
+    known = _keys_of(config, good, parent)
+    if not known and option_names(parent):
+        return ConfigError(key, f"no {parent} is chosen", f"choose one too: {parent}={'|'.join(option_names(parent))}")
+    return ConfigError(key, "unknown key", did_you_mean(last, known))
 
 
 def _wrong_type(config: str, key: str, value: str) -> ConfigError | None:

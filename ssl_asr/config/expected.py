@@ -11,6 +11,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import ValidationError
 
 from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import shown
 from ssl_asr.types import Expected
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -42,7 +43,7 @@ def check_value(key: str, value: Any, annotation: Any, *, strict: bool = True) -
     try:
         return validate(value), []
     except ValidationError:
-        return value, [ConfigError(key, f"is {value!r}, expected {describe(annotation)}")]
+        return value, [ConfigError(key, f"is {shown(value)}, expected {describe(annotation)}")]
 
 
 def _is_hashable(annotation: Any) -> bool:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
 from ssl_asr.errors import ConfigError, UserError, closest, overwrites
-from ssl_asr.textfiles import overwritten, why_not_made
+from ssl_asr.textfiles import other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
@@ -61,7 +61,13 @@ def _values(cfg: DictConfig, key: str) -> list[str]:
 
 def _manifest_error(key: str, name: str) -> ConfigError | None:
     """An error if a path is not a manifest. A path that does not exist is an error of the command."""
-    path = Path(name)
+    try:
+        return _manifest_fault(key, name, Path(name))
+    except OSError as error:
+        return ConfigError(key, f"'{name}' cannot be opened: {error.strerror}", "check its name and permissions")
+
+
+def _manifest_fault(key: str, name: str, path: Path) -> ConfigError | None:
     if path.is_dir():
         other = ". ssl-asr transcribe takes folders" if key == "manifest" else ""
         return ConfigError(key, f"'{name}' is a folder, expected a manifest (.jsonl)", f"{_HOW}{other}")
@@ -72,6 +78,8 @@ def _manifest_error(key: str, name: str) -> ConfigError | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text or text.startswith(b"{"):
         return None
+    if (encoding := other_unicode(start)) is not None:
+        return ConfigError(key, f"'{name}' is text in {encoding}, expected UTF-8", "save the file as UTF-8")
     if b"\0" in start:
         other = ". ssl-asr transcribe takes audio" if key == "manifest" else ""
         return ConfigError(key, f"'{name}' is audio or another binary file, expected a manifest (.jsonl)", _HOW + other)

@@ -84,8 +84,8 @@ def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
             print(show_config(name, sys.argv[1:]), end="")
             return
         preflight(name, sys.argv[1:])
-    except UserError as error:
-        _print_error(error)
+    except (UserError, OSError) as error:
+        _print_error(_as_user_error(error))
         sys.exit(EXIT_USER_ERROR)
     if name in ("train", "evaluate"):
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])

@@ -103,6 +103,12 @@ def named_manifests(value: Any, key: str) -> dict[str, str]:
         named = {f"{Path(path).resolve().parent.name}_{Path(path).stem}": path for path in value}
         if len(named) == len(value):
             return named
+        files = [Path(path).resolve() for path in value]
+        twice = next((path for path, file in zip(value, files, strict=True) if files.count(file) > 1), None)
+        if twice is not None:
+            raise ConfigError(key, f"has {twice} twice", "name each manifest once")
+        what = "has several manifests of one name, from folders of one name"
+        raise ConfigError(key, what, f"name them: {key}={{one: PATH, other: PATH}}")
     if isinstance(value, dict) and all(isinstance(path, str) for path in value.values()):
         taken = sorted({str(name) for name in value} & _RESERVED[key])
         if taken:

@@ -125,7 +125,7 @@ class _Collected:
         elif status_of(path) is not None:
             raise ManifestError(str(path), "is not a regular file", "save the audio in a file, and give its name")
         else:
-            raise ManifestError(str(path), "no such file or folder", "check input")
+            raise ManifestError(str(path), *_not_there(path))
 
     def _add_folder(self, folder: Path) -> None:
         found: Found = search(folder)
@@ -172,6 +172,17 @@ class _Collected:
 
     def _skip(self, name: str, where: str, reason: str, detail: str, duration: float = 0.0) -> None:
         self.skips.append(Skip(printable(name), where, reason, printable(detail), duration))
+
+
+def _not_there(path: Path) -> tuple[str, str]:
+    """What is wrong with a path that cannot be seen, and what to do."""
+    try:
+        path.stat()
+    except PermissionError:
+        return "no permission to look into its folder", "check the permissions of the folder"
+    except OSError:
+        pass
+    return "no such file or folder", "check input"
 
 
 def _unreadable(file: Path) -> tuple[str, str] | None:

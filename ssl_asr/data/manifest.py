@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
-from ssl_asr.textfiles import from_json, is_unicode, shown, to_json
+from ssl_asr.textfiles import from_json, is_unicode, other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
 # Threads that measure audio.
@@ -214,12 +214,14 @@ def read_manifest(
         ConfigError: No line has the values of ``only``.
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
-    if not path.is_file():
-        raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
     try:
+        if not path.is_file():
+            raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
         data = path.read_bytes()
     except OSError as error:
         raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
+    if (encoding := other_unicode(data[:4])) is not None:
+        raise ManifestError(str(path), f"is text in {encoding}, expected UTF-8", "save the file as UTF-8")
     index = _LineIndex(path, unique_ids)
     errors: list[ManifestError] = []
     left_out = 0

@@ -122,6 +122,9 @@ def read_predictions(path: Path) -> list[Prediction]:
             continue
         where = f"{path}:{number}"
         row = from_json(line, where, error=ManifestError, remedy="give a file that evaluate or transcribe wrote")
+        if isinstance(row, dict) and "audio_filepath" in row and not {"hyp", "ref", "score"} & set(row):
+            remedy = f"to transcribe and score it, write manifest={path} model=…"
+            raise ManifestError(where, "is a line of a manifest, not a prediction", remedy)
         try:
             predictions.append(Prediction.from_record(row))
         except (TypeError, AttributeError) as error:

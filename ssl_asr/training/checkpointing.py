@@ -6,6 +6,7 @@ read   compare the checksum, load with weights_only=True
 
 import hashlib
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many types for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            # torch gives advice on files that are checkpoints.
+            reason = "it is not a checkpoint, or holds more than weights and plain data"
         raise CheckpointError(str(path), f"cannot be read: {reason}", "was it written by ssl_asr?") from None
     if checkpoint.get(KEY, {}).get("format") != FORMAT:
         raise CheckpointError(str(path), "was not written by this version of ssl_asr")

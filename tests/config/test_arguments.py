@@ -252,6 +252,11 @@ def test_sweeps_take_names_too():
         ("transcribe", ["a.wav", "-f"], "-f: has no value. Write -f FORMAT."),
         (
             "transcribe",
+            ["a.wav", "-o", "model=openai/whisper-tiny.en"],
+            "-o: has no value before model=openai/whisper-tiny.en. Write -o OUTPUT model=openai/whisper-tiny.en.",
+        ),
+        (
+            "transcribe",
             ["a.wav", "-m", "whisper_tiny"],
             "-m: runs a sweep, and takes no value. Write model=whisper_tiny.",
         ),

@@ -83,6 +83,24 @@ def test_a_mistake_is_named_with_its_key_and_remedy(override):
     assert WRONG[override] in errors_of("train", TRAIN, override)
 
 
+def test_a_setting_of_a_part_that_is_not_chosen_says_to_choose_one():
+    message = errors_of("transcribe", "input=[a.wav]", "model=m", "decoder.beam_size=3")
+    assert message.startswith("decoder.beam_size: no decoder is chosen. Choose one too: decoder=")
+    assert "ctc_beam|" in message
+
+
+def test_numbers_of_many_digits_are_cut():
+    assert len(errors_of("train", TRAIN, f"seed=-{'9' * 300}")) < 150
+
+
+def test_manifests_of_one_path_or_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    twice = errors_of("evaluate", "model=m", "manifest=[dv.jsonl,./dv.jsonl]")
+    assert twice.startswith("manifest: has dv.jsonl twice. Name each manifest once")
+    same = errors_of("evaluate", "model=m", "manifest=[a/x/dv.jsonl,b/x/dv.jsonl]")
+    assert "Name them: manifest={one: PATH, other: PATH}" in same
+
+
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [

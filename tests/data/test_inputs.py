@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +246,12 @@ def test_two_stars_in_a_name_are_one(tmp_path, monkeypatch):
         expand(["**bar"], [])
     with pytest.raises(ConfigError, match="cannot be searched: File name too long|nothing matches"):
         expand([f"{'a' * 300}/*.wav"], [])
+
+
+def test_a_file_in_a_folder_that_may_not_be_read_is_not_missing(monkeypatch):
+    def refuses(self, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuses)
+    with pytest.raises(ManifestError, match=r"closed/a.wav: no permission to look into its folder"):
+        gather([Path("closed/a.wav")])

@@ -113,7 +113,7 @@ def test_undecodable_empty_and_missing_files_are_refused(tmp_path):
     # Python's reader of JSON takes surrogates in UTF-8, and UTF-16.
     for data in (b'{"audio_filepath": "a.wav", "text": "\xed\xa0\x80"}', json.dumps(GOOD).encode("utf-16")):
         (tmp_path / "m.jsonl").write_bytes(data)
-        with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not UTF-8"):
+        with pytest.raises(ManifestError, match=r"is not UTF-8|is text in UTF-16, expected UTF-8"):
             read_manifest(tmp_path / "m.jsonl")
     with pytest.raises(ManifestError, match="has no utterance"):
         read_manifest(write(tmp_path, ""))
@@ -188,3 +188,11 @@ def test_rows_that_come_from_no_file_are_numbered_from_one(tmp_path):
     assert manifest.total_s == 4.5
     assert [utterance.id for utterance in manifest.select([2, 0])] == ["u2", "u0"]
     assert [utterance.where[-1] for utterance in manifest.select([2, 0])] == ["3", "1"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_manifests_in_other_encodings_of_unicode_are_named(tmp_path, encoding):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes('{"audio_filepath": "a.wav", "text": "a"}\n'.encode(encoding))
+    with pytest.raises(ManifestError, match=f"is text in {encoding[:6].upper()}, expected UTF-8"):
+        read_manifest(path)

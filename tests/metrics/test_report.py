@@ -80,6 +80,13 @@ def test_invalid_prediction_error_names_its_line(tmp_path, line, what):
         read_predictions(tmp_path / "p.jsonl")
 
 
+def test_a_manifest_is_not_taken_for_predictions(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"audio_filepath": "a.wav", "text": "a", "id": "1"}\n')
+    with pytest.raises(ManifestError, match=r"m.jsonl:1: is a line of a manifest.*write manifest=.*m.jsonl model="):
+        read_predictions(path)
+
+
 def test_tables_show_alignments_and_scores(predictions):
     assert plain_diff("a b c", "a x c d") == "a [b→x] c +d"
     assert plain_diff("a b", "b") == "-a b"

@@ -207,3 +207,10 @@ def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path
         assert saved["tokenizer"]["kind"] == "whisper"
         assert saved["model"]["generation"]["begin_suppress_tokens"] == [256, 7]
         assert saved["model"]["window"] == "real"
+
+
+def test_a_file_that_is_no_checkpoint_gets_no_advice_of_torch(tmp_path):
+    (tmp_path / "a.opus").write_bytes(b"OggS" + bytes(range(200)))
+    with pytest.raises(CheckpointError, match="cannot be read: it is not a checkpoint") as caught:
+        read_checkpoint(tmp_path / "a.opus")
+    assert "weights_only" not in str(caught.value)
