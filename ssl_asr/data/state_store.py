@@ -37,7 +37,7 @@ def audio_key(utterance: Utterance) -> str:
 
 # Cached, because a long recording may have many utterances. The time is only a key of the cache.
 @lru_cache(maxsize=4096)
-def _content_digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
+def _content_digest(path: Path, size: int, _mtime_ns: int) -> str:
     """Digest of the first, middle and last 64 KiB of a file, or of the whole file if it is shorter than that.
 
     An edit between these parts that keeps the size is not noticed.
