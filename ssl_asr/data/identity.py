@@ -101,7 +101,7 @@ def content_digest(path: Path) -> str | None:
 
 # Cached, because a long recording may have many utterances. The time is only a key of the cache.
 @lru_cache(maxsize=4096)
-def _content_digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
+def _content_digest(path: Path, size: int, _mtime_ns: int) -> str:
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     with path.open("rb") as file:
         if size <= 3 * _PART_BYTES:
