@@ -64,22 +64,27 @@ def read_lines(path: Path, *, error: Refusal, remedy: str) -> Iterator[tuple[int
             unpacked: Any = gzip.open(raw) if _starts(raw, _GZIP) else raw  # noqa: SIM115
             encoding = next((name for mark, name in _MARKS if _starts(unpacked, mark)), "utf-8")
             errors = "surrogateescape" if encoding == "utf-8" else "strict"
-            for number, line in enumerate(TextIOWrapper(unpacked, encoding=encoding, errors=errors), start=1):
-                text = line.removesuffix("\n").lstrip(_BOM)
-                if not text.isascii() and (found := _NOT_UTF8.search(text)):
-                    byte = ord(found.group()) - 0xDC00
-                    what = f"cannot be read as UTF-8: byte 0x{byte:02x} after {text[: found.start()][-20:]!r}"
-                    raise error(f"{path}:{number}", what, "save the file as UTF-8")
-                if "\0" in text:
-                    what = "cannot be read as text: it has a NUL character"
-                    raise error(f"{path}:{number}", what, "save the file as UTF-8 text")
-                yield number, text
+            with TextIOWrapper(unpacked, encoding=encoding, errors=errors) as lines:
+                for number, line in enumerate(lines, start=1):
+                    yield number, _checked_line(line, f"{path}:{number}", error)
     except FileNotFoundError:
         raise error(str(path), "no such file", remedy) from None
     except UnicodeError as problem:
         raise error(f"{path}:{number + 1}", f"cannot be read as text: {problem}", "save the file as UTF-8") from None
     except (OSError, EOFError, zlib.error) as problem:
         raise error(str(path), f"cannot be read: {problem}", remedy) from None
+
+
+def _checked_line(line: str, where: str, error: Refusal) -> str:
+    """A line without its end and without byte order marks."""
+    text = line.removesuffix("\n").lstrip(_BOM)
+    if not text.isascii() and (found := _NOT_UTF8.search(text)):
+        byte = ord(found.group()) - 0xDC00
+        what = f"cannot be read as UTF-8: byte 0x{byte:02x} after {text[: found.start()][-20:]!r}"
+        raise error(where, what, "save the file as UTF-8")
+    if "\0" in text:
+        raise error(where, "cannot be read as text: it has a NUL character", "save the file as UTF-8 text")
+    return text
 
 
 def _starts(file: BufferedReader | gzip.GzipFile, mark: bytes) -> bool:

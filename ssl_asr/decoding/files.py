@@ -1,8 +1,8 @@
-"""Types of options that name files, which are checked before a run starts, and the lines of lexicons."""
+"""Types of options that name files, which are checked before a run starts, and the lines of lexicons and phrases."""
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -54,3 +54,33 @@ def read_entries(path: Path, *, remedy: str) -> Iterator[tuple[int, list[str]]]:
                 raise LanguageModelError(f"{path}:{number}", f"{control!r} has a control character", "remove it")
         if fields != [""]:
             yield number, fields
+
+
+def read_phrases(hotwords: Iterable[str]) -> list[str]:
+    """Expected phrases. Each that is the name of a file stands for the lines of that file which are not blank.
+
+    Args:
+        hotwords: Phrases and names of text files, which may be gzipped.
+
+    Raises:
+        LanguageModelError: A line of a file is not text, or a file has no phrase.
+    """
+    phrases: list[str] = []
+    for given in hotwords:
+        if not _is_readable(given):
+            phrases.append(given)
+            continue
+        lines = read_lines(Path(given), error=LanguageModelError, remedy="write one phrase per line")
+        found = [phrase for _, line in lines if (phrase := " ".join(line.split()))]
+        if not found:
+            raise LanguageModelError(given, "has no phrase", "write one phrase per line")
+        phrases += found
+    return phrases
+
+
+def _is_readable(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        # Too long for the name of a file, or with a NUL character.
+        return False

@@ -1,5 +1,6 @@
 """Words and phrases that a model cannot spell are named, and the rest is used."""
 
+import gzip
 import math
 import string
 import warnings
@@ -50,6 +51,35 @@ def test_phrases_that_cannot_be_spelled_are_named(phrases, used, reason):
     (message,) = messages
     assert message.startswith("decoder.hotwords: 1 of 2 phrases have no effect, as the model cannot spell them: ")
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"marry\nnew york\n",
+        b"\xef\xbb\xbfmarry\r\n\r\n  new\tyork  \r\n",
+        "marry\nnew york".encode("utf-16"),
+        gzip.compress(b"marry\nnew york\n"),
+    ],
+    ids=["plain", "mark, tabs and blank lines", "UTF-16", "gzip"],
+)
+def test_phrases_of_a_file_are_its_lines(tmp_path, data):
+    path = tmp_path / "names.txt"
+    path.write_bytes(data)
+    found, messages = _hotwords([str(path), "san jose"])
+    assert found == ["marry", "new york", "san jose"]
+    assert not messages
+
+
+def test_a_file_without_a_phrase_or_with_other_bytes_is_refused(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\n \n")
+    with pytest.raises(LanguageModelError, match="names.txt: has no phrase. Write one phrase per line"):
+        _hotwords([str(path)])
+    path.write_bytes(b"marry\nzo\xeb\n")
+    with pytest.raises(LanguageModelError, match="names.txt:2"):
+        _hotwords([str(path)])
+    assert _hotwords(["a" * 5000])[0] == ["a" * 5000]
 
 
 def test_spaces_and_byte_order_marks_in_phrases_do_not_matter():
@@ -168,7 +198,7 @@ def test_words_and_labels_that_a_language_model_lacks_are_named(tmp_path):
         FusionOptions(**(options | {"lm_unit": "label"})).parts(LABELS)
 
 
-def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise():
+def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise(tmp_path):
     tokens = ["", " Marry", " New", " York", " a", "b", "!"]
 
     def parts(phrases):
@@ -179,6 +209,8 @@ def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise
         return sorted(phrase.strip() for phrase in part._phrases)
 
     assert parts(["MARRY!", "new\tyork."]) == ["marry", "new york"]
+    (tmp_path / "names.txt").write_text("MARRY!\nnew york.\n", encoding="utf-8-sig")
+    assert parts([str(tmp_path / "names.txt")]) == ["marry", "new york"]
     with pytest.warns(Notice, match="'!\\?' "):
         assert parts(["marry", "!?"]) == ["marry"]
 

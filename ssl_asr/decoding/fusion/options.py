@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_asr.console import notify, shortened
-from ssl_asr.decoding.files import LanguageModelName, TextFile, read_entries
+from ssl_asr.decoding.files import LanguageModelName, TextFile, read_entries, read_phrases
 from ssl_asr.decoding.fusion.automata import Automaton, LabelBonus, LabelNGram
 from ssl_asr.decoding.fusion.hotwords import Hotwords
 from ssl_asr.decoding.fusion.spelling import Speller, spelled
@@ -35,7 +35,7 @@ class FusionOptions(Rescoring):
             model. null forbids these words.
         lexicon: text file of the known words, one per line; only the first field of a line is read. null for the words
             of the language model.
-        hotwords: expected phrases.
+        hotwords: expected phrases, and text files with a phrase per line.
         hotword_score: score added for each character of an expected phrase.
     """
 
@@ -68,7 +68,8 @@ class FusionOptions(Rescoring):
             parts.append(self._words(word_model, labels))
         if self.hotwords:
             effect = "have no effect"
-            hotwords = spelled(self.hotwords, Speller(labels), where="decoder.hotwords", kind="phrases", effect=effect)
+            phrases = read_phrases(self.hotwords)
+            hotwords = spelled(phrases, Speller(labels), where="decoder.hotwords", kind="phrases", effect=effect)
             parts.append(Hotwords(labels, hotwords, bonus=self.hotword_score))
         if self.label_score != 0:
             parts.append(LabelBonus(labels, bonus=self.label_score))
