@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_asr.data.ffmpeg import FileKey, MediaError
 from ssl_asr.data.media import AUDIO_SUFFIXES as AUDIO_SUFFIXES
-from ssl_asr.data.media import Source, length_s, open_source, source_of
+from ssl_asr.data.media import Source, ends_early, length_s, open_source, source_of
 from ssl_asr.data.signal import Signal, integer_scale, measured, mix
 from ssl_asr.errors import AudioError
 from ssl_asr.types import SAMPLE_RATE, Downmix, Hertz, Samples, Seconds, Utterance
@@ -110,7 +110,7 @@ def read_waveform(
         wanted = round(utterance.duration * rate) if utterance.duration > 0 else source.frames - start
         samples_TC = source.read(start, max(0, wanted))
         scale = _scale(source, utterance.audio_filepath, samples_TC, whole=start == 0)
-        lost, is_cut = source.lost, source.is_cut
+        lost, is_cut = source.lost, signals is not None and ends_early(utterance.audio_filepath)
     missing_s = utterance.duration - len(samples_TC) / rate
     if missing_s > DURATION_TOLERANCE_S:
         raise _truncated(utterance, missing_s)

@@ -295,7 +295,6 @@ class DecodedSource:
 
     def __init__(self, key: FileKey) -> None:
         self._key = key
-        self.is_cut = False
         self._blocks: deque[NDArray[np.float32]] = deque()
         self._restart()
         while self._stream.rate == 0 and self._decode_more():

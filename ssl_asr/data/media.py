@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -55,13 +56,7 @@ _FLOATS = ("FLOAT", "DOUBLE")
 
 
 class Source(Protocol):
-    """Samples of an open file.
-
-    Attributes:
-        is_cut: Whether the file ends before its header, or the mark of its end, says.
-    """
-
-    is_cut: bool
+    """Samples of an open file."""
 
     @property
     def rate(self) -> Hertz:
@@ -111,7 +106,6 @@ class SoundfileSource:
         self.channels: int = file.channels
         self.floats = file.subtype in _FLOATS
         self.lost = 0
-        self.is_cut = False
 
     @property
     def frames(self) -> Samples:
@@ -235,12 +229,21 @@ def _has_one_ogg_stream(path: str, size: int) -> bool:
     return streams == 1
 
 
-def _ends_early(key: FileKey) -> bool:
+def ends_early(path: str | Path) -> bool:
     """Whether a file is shorter than its header says. Such a file was not copied, recorded or downloaded to its end.
 
     WAV and AIFF have their size in the first bytes, OGG marks its last page, and the first frame of most MP3 files has
     the number of bytes. Other formats have no such header, or are not read without their end.
+
+    Raises:
+        MediaError: The file does not exist or is empty.
     """
+    return _ends_early(_checked(Path(path)))
+
+
+# Every epoch reads a file again, and every part of a long recording.
+@lru_cache(maxsize=65536)
+def _ends_early(key: FileKey) -> bool:
     head, at = _head(key.path)
     if head[:4] in (b"RIFF", b"FORM") and at == 0:
         size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
@@ -304,7 +307,6 @@ def open_source(path: str | Path) -> Source:
         source.close()
         what = f"has a sample rate of {source.rate:,} Hz, expected {MIN_RATE:,} to {MAX_RATE:,} Hz"
         raise MediaError(what, "get the file again", "bad_sample_rate")
-    source.is_cut = _ends_early(key)
     return source
 
 

@@ -23,15 +23,14 @@ _SHARD_BYTES = 256 << 20
 
 
 def audio_key(utterance: Utterance) -> str:
-    """Key of the audio of an utterance: name, size and content of the file, offset, duration and channel.
+    """Key of the audio of an utterance: name and content of the file, offset, duration and channel.
 
     The key stays equal if the folder moves, and differs for a file of equal name and size with other audio, such as
     the enhanced copy of a noisy recording. The text is not part of it, because encoder states do not depend on it.
     """
     path = Path(utterance.audio_filepath)
-    size = path.stat().st_size if path.is_file() else None
     content = content_digest(path)
-    return json.dumps([path.name, size, content, utterance.offset, utterance.duration, utterance.channel])
+    return json.dumps([path.name, content, utterance.offset, utterance.duration, utterance.channel])
 
 
 @dataclass(frozen=True, slots=True)
