@@ -165,3 +165,13 @@ def test_lint_finds_unused_code(tmp_path):
 if __name__ == "__main__":
     for what, value in figures().items():
         print(f"{what}: {value if isinstance(value, list) else round(value, 1)}")
+
+
+def test_no_assertion_has_its_comparison_in_its_message():
+    """``assert a, b == (1, 2)`` compares nothing: what follows the first comma is the message."""
+    found = []
+    for path in sorted((REPO / "tests").rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        compared = [node for node in nodes if isinstance(node, ast.Assert) and isinstance(node.msg, ast.Compare)]
+        found += [f"{path}:{node.lineno}" for node in compared]
+    assert not found

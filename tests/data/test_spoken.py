@@ -93,3 +93,12 @@ def test_corpus_has_its_sizes_voices_and_durations(tmp_path, monkeypatch):
     assert 150 <= min(speeds) < 175 < 190 < max(speeds) < 210
     assert 35 <= min(heights) < 45 < 55 < max(heights) < 65
     assert [how["voice"] for _, how in _Beep.said][12:14] == [VOICES["dev"][n % len(VOICES["dev"])] for n in (0, 1)]
+
+
+def test_corpus_is_made_again_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(spoken, "Espeak", _Beep)
+    sizes = CorpusSizes(train=2, dev=1, test=1)
+    manifests = make_corpus(tmp_path, sizes, seed=4)
+    first = [path.read_text() for path in manifests.values()]
+    assert make_corpus(tmp_path, sizes, seed=4) == manifests
+    assert [path.read_text() for path in manifests.values()] == first

@@ -212,6 +212,20 @@ def test_hotwords_score_only_whole_words_and_phrases():
     _check(Hotwords(LABELS, phrases, bonus=1.5), fused, frames=5)
 
 
+def test_hotwords_pay_each_character_in_advance_and_take_back_what_is_not_finished():
+    """As in the drawing of the module, with a bonus of 2 for each character of "ab b " and "ab "."""
+    hotwords = Hotwords([None, None, " ", "a", "b"], ["ab", "ab b"], bonus=2.0)
+    key, scores = hotwords.begin, []
+    for label in (3, 4, 2, 4, 4):
+        scores.append(float(hotwords.scores(key, [label])[0]))
+        key = hotwords.advance(key, label)
+    # "ab " is earned. The second "b" is on credit until a third one shows that the word is another.
+    assert scores == [2.0, 2.0, 2.0, 2.0, -2.0]
+    assert hotwords.end("ab") == 2.0
+    assert hotwords.end("ab b") == 2.0
+    assert hotwords.end("a") == -2.0
+
+
 def test_one_label_may_end_a_word_and_begin_the_next():
     """Whisper's byte pairs have such labels: "b a" ends a word with a letter before the space."""
     labels = [None, None, "a", "b a", " "]

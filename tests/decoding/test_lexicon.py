@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ssl_asr.decoding import lexicon
 from ssl_asr.decoding.alignment import align, listed_words
 from ssl_asr.decoding.ctc_beam import prefix_beam_search
 from ssl_asr.decoding.fusion.tables import Fusion
@@ -101,3 +102,15 @@ def test_score_of_a_text_sums_its_paths(tmp_path):
     [[found]] = _search(tmp_path, "a\n", [None, "a", " "])(log_probs, torch.tensor([2]))
     assert found.words == (("a", 1),)
     assert found.score == pytest.approx(math.log(0.75), abs=1e-4)
+
+
+def test_language_model_that_kenlm_cannot_read_is_named(tmp_path, monkeypatch):
+    from ssl_asr.decoding.kneser_ney import estimate
+
+    def ctc_decoder(**_):
+        raise RuntimeError("wrong version of the format\nmore")
+
+    monkeypatch.setattr(lexicon, "_import_decoder", lambda: ctc_decoder)
+    estimate([["b", "b"]] * 9 + [["ab"]], order=2).model.write_arpa(tmp_path / "lm.arpa")
+    with pytest.raises(LanguageModelError, match=r"lm.arpa: wrong version of the format. Build the model again"):
+        _search(tmp_path, "ab\n", lm=str(tmp_path / "lm.arpa"))

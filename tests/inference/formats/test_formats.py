@@ -187,7 +187,7 @@ def test_ctm_names_channels_and_recordings():
         said("odd", audio_filepath=";;comment.wav"),
     ]
     found = {word: (name, channel) for name, channel, _, _, word in read_ctm(render(rows, "ctm"))}
-    assert found["left"][1], found["right"][1] == (1, 2)
+    assert (found["left"][1], found["right"][1]) == (1, 2)
     assert found["left"][0] == found["right"][0] == "two"
     assert len({name for name, _ in found.values()}) == 5
 
@@ -235,11 +235,18 @@ def test_textgrid_has_tiers_for_channels_recordings_and_overlaps():
 
     assert tiers(said("a"), said("b", offset=2.0)) == {"words": ["a", "b"], "segments": ["a", "b"]}
     by_channel = tiers(said("b", channel=1), said("a", channel=0))
-    assert by_channel["channel 1 - words"], by_channel["channel 2 - words"] == (["a"], ["b"])
+    assert (by_channel["channel 1 - words"], by_channel["channel 2 - words"]) == (["a"], ["b"])
     by_name = tiers(said("a", audio_filepath="p/x.wav"), said("b", audio_filepath="q/x.wav"))
     assert sorted(words for name, words in by_name.items() if name.endswith("words")) == [["a"], ["b"]]
     overlap = tiers(said("a", "b"), said("c", "d", offset=0.25))
-    assert overlap["words"], overlap["overlap 2 - words"] == (["a", "b"], ["c", "d"])
+    assert (overlap["words"], overlap["overlap 2 - words"]) == (["a", "b"], ["c", "d"])
+    # A recording beside one with channels, earlier in the alphabet, has no channel of its own.
+    by_both = tiers(said("a", audio_filepath="a.wav"), *(said("b", audio_filepath="b.wav", channel=n) for n in (0, 1)))
+    assert sorted(name for name in by_both if name.endswith("words")) == [
+        "a - words",
+        "b - channel 1 - words",
+        "b - channel 2 - words",
+    ]
 
 
 def test_textgrid_has_segments():
