@@ -82,6 +82,12 @@ def test_a_file_without_a_phrase_or_with_other_bytes_is_refused(tmp_path):
     assert _hotwords(["a" * 5000])[0] == ["a" * 5000]
 
 
+@pytest.mark.parametrize("name", ["naems.txt", "naems.TXT.gz"])
+def test_a_misspelled_file_of_hotwords_is_not_a_phrase(name):
+    with pytest.raises(LanguageModelError, match=f"{name}: no such file of hotwords. Check the path"):
+        _hotwords(["marry", name])
+
+
 def test_spaces_and_byte_order_marks_in_phrases_do_not_matter():
     found, messages = _hotwords(["\ufeffmarry", "new\tyork\r\n", "san \u00a0 jose"])
     assert found == ["marry", "new york", "san jose"]
@@ -198,7 +204,7 @@ def test_words_and_labels_that_a_language_model_lacks_are_named(tmp_path):
         FusionOptions(**(options | {"lm_unit": "label"})).parts(LABELS)
 
 
-def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise(tmp_path):
+def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise(tmp_path, monkeypatch):
     tokens = ["", " Marry", " New", " York", " a", "b", "!"]
 
     def parts(phrases):
@@ -211,8 +217,12 @@ def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise
     assert parts(["MARRY!", "new\tyork."]) == ["marry", "new york"]
     (tmp_path / "names.txt").write_text("MARRY!\nnew york.\n", encoding="utf-8-sig")
     assert parts([str(tmp_path / "names.txt")]) == ["marry", "new york"]
+    (tmp_path / "marry").write_text("new york")
+    (tmp_path / "names.txt").write_text("MARRY!\n")
+    monkeypatch.chdir(tmp_path)
+    assert parts(["names.txt"]) == ["marry"], "a phrase of a file is not the name of a file"
     with pytest.warns(Notice, match="'!\\?' "):
-        assert parts(["marry", "!?"]) == ["marry"]
+        assert parts(["a", "!?"]) == ["a"]
 
 
 def test_commands_print_a_notice_as_one_line_and_once(capsys, monkeypatch):
