@@ -15,12 +15,12 @@ from ssl_asr.decoding.fusion.spelling import Speller
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.decoding.seq2seq import WhisperBeam
 from ssl_asr.errors import LanguageModelError
-from tests.decoding.test_neural_lm import FUSION as SHARED
+from tests.decoding.options import CTC_BEAM
+from tests.decoding.options import FUSION as SHARED
 
 LABELS = [None, None, " ", *string.ascii_lowercase]
 PIECES = [None, None, " the", " a", "m", "n", " b", "ot", "é", " "]
 FUSION = SHARED | {"hotword_score": 2.0}
-BEAM = {"beam_size": 16, "beam_threshold": None, "max_labels": None, "blank_collapse": None, "n_best": 1}
 
 
 def _hotwords(phrases, labels=LABELS):
@@ -149,7 +149,7 @@ def _decoded(search, text):
 def test_a_closed_lexicon_names_the_words_that_it_loses(tmp_path):
     path = tmp_path / "words.lex"
     path.write_text("marry\nCALL\nnow\nmarry\n")
-    options = FUSION | BEAM | {"lexicon": str(path), "unknown_score": None}
+    options = FUSION | CTC_BEAM | {"lexicon": str(path), "unknown_score": None}
     with pytest.warns(Notice, match=r"words\.lex: 1 of 3 words are never written.*'CALL' \(case: write 'call'\)"):
         search = CtcBeam(**options).build(LABELS)
     assert _decoded(search, "marry now") == "marry now"
@@ -168,7 +168,7 @@ def test_a_closed_lexicon_names_the_words_that_it_loses(tmp_path):
 def test_every_word_of_a_lexicon_can_be_written(tmp_path, data):
     path = tmp_path / "words.lex"
     path.write_bytes(data)
-    options = FUSION | BEAM | {"lexicon": str(path), "unknown_score": None}
+    options = FUSION | CTC_BEAM | {"lexicon": str(path), "unknown_score": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         search = CtcBeam(**options).build(LABELS)
