@@ -124,7 +124,9 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
             config = resolve_command(name, cfg)
             if is_sweep and isinstance(config, TrainConfig):
                 refuse_ddp(config)
-            go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
+            # The jobs of a sweep have several folders, and its command line takes none of them.
+            run_dir = None if is_sweep else getattr(config, "run_dir", None)
+            go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
         except (UserError, OSError) as caught:
             error = _as_user_error(caught)

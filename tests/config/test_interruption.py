@@ -63,6 +63,7 @@ def test_an_exit_without_a_signal_is_left_as_it_is(tmp_path):
 
 def test_every_command_says_how_to_go_on():
     assert how_to_go_on("train", "a b", None).endswith("add resume=auto 'run_dir=a b' to the command")
+    assert how_to_go_on("train", None, None) == "the same command starts from the beginning", "in a sweep"
     assert how_to_go_on("transcribe", None, "out.jsonl") == "the same command again continues with what is left"
     assert "With output=FILE" in how_to_go_on("transcribe", None, None)
     assert how_to_go_on("lm", None, "a.arpa") == "the same command starts from the beginning"
