@@ -93,13 +93,13 @@ def _starts(file: BufferedReader | gzip.GzipFile, mark: bytes) -> bool:
 
 
 def overwritten(files: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
-    """The first of the files to write that is also read, by whatever name: a link leads to it, or it has two names."""
+    """The first of the files to write that is also an input, or None. Links, symbolic or hard, are the same file."""
     read = {same for path in inputs for same in _sameness(path)}
     return next((path for path in files if read.intersection(_sameness(path))), None)
 
 
 def _sameness(path: Path) -> list[object]:
-    """What two names of one regular file have in common. Nothing if there is no such file."""
+    """What is equal for two names of one regular file: resolved path and inode. Empty if there is no such file."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -232,7 +232,7 @@ def from_json(line: bytes, where: str, *, error: Refusal, remedy: str) -> Any:
 
 
 class _RefusedError(ValueError):
-    """Python's reader of JSON takes it, and JSON does not have it."""
+    """Text that Python's json module accepts and RFC 8259 does not allow."""
 
 
 def _no_constant(name: str) -> Any:

@@ -39,6 +39,8 @@ LIBRARIES = {
     "peft": {"models"},
     "wandb": {"training/wandb"},
 }
+# Modules that take seconds to import.
+SLOW = ("lightning", "transformers.modeling_utils", "torchmetrics", "peft", "torch._dynamo", "wandb")
 
 
 def _name(path: Path) -> str:
@@ -113,8 +115,7 @@ def test_option_modules_import_no_slow_library():
         if line.strip().startswith("_target_:")
     }
     modules = ", ".join(sorted({target.rpartition(".")[0] for target in targets if target.startswith("ssl_asr.")}))
-    slow = "('lightning', 'transformers.modeling_utils', 'torchmetrics', 'peft', 'torch._dynamo', 'wandb')"
-    code = f"import sys, {modules}; print([m for m in {slow} if m in sys.modules])"
+    code = f"import sys, {modules}; print([m for m in {SLOW} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]", done.stderr
 

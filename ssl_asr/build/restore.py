@@ -87,6 +87,7 @@ def restore_module(
         detect_language=speech.detect,
     )
     module: ASRModule = option("task").build(parts)
+    module.downmix = config["data"]["downmix"]
     module.load_for_inference(checkpoint)
     merge_adapters(module)
     return module

@@ -66,5 +66,5 @@ def _align(
         faults = [unspelled_text(utterance, module.tokenizer) for utterance in manifest]
         unspelled += [fault for fault in faults if fault is not None]
         spelled[name] = manifest.select([i for i, fault in enumerate(faults) if fault is None])
-    done = transcribe_manifests(module, spelled, run=run_options(config), options=options, console=console)
+    done = transcribe_manifests(module, spelled, run=run_options(config, module), options=options, console=console)
     return done, unspelled

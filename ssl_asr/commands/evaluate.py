@@ -71,7 +71,7 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Tra
     module = load_model(str(config.model), inference_options(config), say_to(console))
     # A score counts what the model makes of every utterance, silent ones included.
     form = long_form(config, config.max_batch_s, check_short=False)
-    done = transcribe_manifests(module, manifests, run=run_options(config), long_form=form, console=console)
+    done = transcribe_manifests(module, manifests, run=run_options(config, module), long_form=form, console=console)
     summary = Summary.of(manifests, done)
     if summary.done == 0:  # there is nothing to score: raises
         summary.show(console)

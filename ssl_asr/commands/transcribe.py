@@ -62,7 +62,7 @@ def _transcribe(
     return transcribe_manifest(
         module,
         manifest,
-        run=run_options(config),
+        run=run_options(config, module),
         options=options,
         long_form=long_form(config, config.max_batch_s, check_short=True),
         progress=None if path is None else ProgressFile(path, made_by(config, module, options)),

@@ -19,7 +19,7 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
     console = make_console() if config.verbose else None
     manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
     module = load_model(config.model, inference_options(config), say_to(console))
-    recorded = record(module, manifests, config.decoder, run=run_options(config), console=console)
+    recorded = record(module, manifests, config.decoder, run=run_options(config, module), console=console)
     trials = Trials(recorded, get_normalizer(config.normalizer, key="normalizer"))
     grid = Grid(
         lm_weights=config.lm_weights,

@@ -15,8 +15,10 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,6 +52,18 @@ class Arguments:
     config_dir: str | None
     config_path: str | None
     shows: str | None
+
+
+def quicken_lists() -> None:
+    """Make Hydra parse a list in time proportional to its length.
+
+    Hydra 1.3 finds each item by counting from the first one. A command line with 10,000 files took minutes.
+    """
+    HydraOverrideVisitor.visitListContainer = _visit_list
+
+
+def _visit_list(visitor: HydraOverrideVisitor, context: OverrideParser.ListContainerContext) -> list[Any]:
+    return [visitor.visitElement(element) for element in context.element()]
 
 
 def parse_arguments(name: str, arguments: list[str]) -> Arguments:

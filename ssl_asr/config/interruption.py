@@ -27,7 +27,7 @@ def how_to_go_on(name: str, folder: str | None, output: str | None) -> str:
 
     Args:
         name: Name of the command.
-        folder: Folder of a training run.
+        folder: Folder of a training run. None in a sweep.
         output: Where transcripts are written.
 
     Example:

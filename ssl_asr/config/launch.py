@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ssl_asr.config.arguments import asks_for_help, read_words
 from ssl_asr.config.check import composed_job, named_folder, preflight
-from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
+from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments, quicken_lists
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
 from ssl_asr.config.interruption import GoOn, how_to_go_on
@@ -74,6 +74,7 @@ def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
     if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
         return
+    quicken_lists()
     try:
         words = read_words(name, sys.argv[1:])
         for note in words.notes:
@@ -123,7 +124,9 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
             config = resolve_command(name, cfg)
             if is_sweep and isinstance(config, TrainConfig):
                 refuse_ddp(config)
-            go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
+            # The jobs of a sweep have several folders, and its command line takes none of them.
+            run_dir = None if is_sweep else getattr(config, "run_dir", None)
+            go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
         except (UserError, OSError) as caught:
             error = _as_user_error(caught)

@@ -218,7 +218,7 @@ class Running:
         max_batch_s: Seconds of audio in a batch, padding included.
         num_workers: Processes that read audio. 0 reads in the main process.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
-            become one of them.
+            become one of them. null takes the value that a run was trained with, and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         precision: Lightning's precision.
         verbose: Show progress bars and tables.
@@ -228,7 +228,7 @@ class Running:
 
     max_batch_s: PositiveFloat = 120.0
     num_workers: NonNegativeInt = 2
-    downmix: Downmix = "mean"
+    downmix: Downmix | None = None
     accelerator: str = "auto"
     precision: Precision = "32-true"
     verbose: bool = True

@@ -41,6 +41,7 @@ from ssl_asr.config.run_folder import other_run, training_run
 from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import (
+    Downmix,
     Expected,
     Fraction,
     InputPath,
@@ -267,6 +268,8 @@ class ExtractConfig(ModelInput, Running):
         layers: ``last``, ``all``, or a list of numbers. 0 is the input of the first layer, n the output of layer n.
         dtype: ``float32``, or ``float16`` for half the space.
         silence: Also write the frames after the speech that Whisper's encoder computes.
+        downmix: What to do with several channels, as ``data.downmix`` of the training that reads the states: ``mean``,
+            ``first`` or ``refuse``.
     """
 
     section: ClassVar[str] = "Extraction"
@@ -277,6 +280,7 @@ class ExtractConfig(ModelInput, Running):
     layers: Literal["last", "all"] | list[NonNegativeInt] = "last"
     dtype: Literal["float32", "float16"] = "float32"
     silence: bool = False
+    downmix: Downmix = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)

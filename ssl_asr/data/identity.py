@@ -87,16 +87,17 @@ def row_key(one: Located) -> RowKey:
 
 
 def content_digest(path: Path) -> str | None:
-    """Digest of the first, middle and last 64 KiB of a file, or of the whole file if it is shorter. None: no file.
+    """Digest of the first, middle and last 64 KiB of a file, or of a shorter file as a whole. None if there is none.
 
     It tells other audio under the same name apart, wherever the file lies. An edit between these parts that keeps the
     size is not noticed.
     """
     try:
         found = path.stat()
+        is_file = stat.S_ISREG(found.st_mode)
+        return _content_digest(path.absolute(), found.st_size, found.st_mtime_ns) if is_file else None
     except OSError:
         return None
-    return _content_digest(path.absolute(), found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 # Cached, because a long recording may have many utterances. The time is only a key of the cache.

@@ -15,8 +15,16 @@ from ssl_asr.types import Expected, IsPath
 _GAP = re.compile(r"[ \t]+")
 
 
+# Ends of the names of files of phrases. Another name that is no file is a phrase.
+_PHRASE_FILES = (".txt", ".txt.gz")
+
+
 def _is_file(name: str) -> bool:
-    return Path(name).is_file()
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        # Too long for the name of a file, or with a NUL character.
+        return False
 
 
 def _is_language_model(name: str) -> bool:
@@ -57,17 +65,20 @@ def read_entries(path: Path, *, remedy: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_phrases(hotwords: Iterable[str]) -> list[str]:
-    """Expected phrases. Each that is the name of a file stands for the lines of that file which are not blank.
+    """The given phrases, with the lines of each text file in place of its name. Blank lines are left out.
 
     Args:
         hotwords: Phrases and names of text files, which may be gzipped.
 
     Raises:
-        LanguageModelError: A line of a file is not text, or a file has no phrase.
+        LanguageModelError: A name ends in .txt or .txt.gz and there is no such file, a line of a file is not text, or a
+            file has no phrase.
     """
     phrases: list[str] = []
     for given in hotwords:
-        if not _is_readable(given):
+        if not _is_file(given):
+            if given.lower().endswith(_PHRASE_FILES):
+                raise LanguageModelError(given, "no such file of hotwords", "check the path")
             phrases.append(given)
             continue
         lines = read_lines(Path(given), error=LanguageModelError, remedy="write one phrase per line")
@@ -76,11 +87,3 @@ def read_phrases(hotwords: Iterable[str]) -> list[str]:
             raise LanguageModelError(given, "has no phrase", "write one phrase per line")
         phrases += found
     return phrases
-
-
-def _is_readable(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):
-        # Too long for the name of a file, or with a NUL character.
-        return False

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
-from ssl_asr.decoding.files import LanguageModelName, read_phrases
+from ssl_asr.decoding.files import LanguageModelName
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
 from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
@@ -208,6 +208,11 @@ class AttentionGreedy(_Greedy, _Limited):
         return []
 
 
+def _folded_phrase(phrase: str) -> str:
+    """A phrase as `fold` spells tokens. Without letters, it stays as it is and is reported as impossible to spell."""
+    return fold(" ".join(phrase.split())).strip() or phrase
+
+
 @dataclass(frozen=True, kw_only=True)
 class WhisperBeam(_Beam, _WhisperText):
     """The ``whisper_beam`` decoder, with optional shallow fusion and rescoring.
@@ -262,11 +267,9 @@ class WhisperBeam(_Beam, _WhisperText):
         own = {
             option.name: getattr(self, option.name) for option in fields(FusionOptions) if hasattr(self, option.name)
         }
-        # A phrase without letters stays as it is, and is reported as one that cannot be spelled.
-        hotwords = [fold(" ".join(phrase.split())).strip() or phrase for phrase in read_phrases(self.hotwords)]
-        options = FusionOptions(**(own | {"label_score": 0.0, "lexicon": None, "hotwords": hotwords}))
+        options = FusionOptions(**(own | {"label_score": 0.0, "lexicon": None}))
         tokens = [spell([token]) for token in range(vocab_size)]
-        return options.parts([fold(token) for token in tokens], tokens)
+        return options.parts([fold(token) for token in tokens], tokens, _folded_phrase)
 
     def scorers(self, parts: Sequence[Automaton[Any]], utterances: int) -> list[Scorer]:
         """The scorers of one search.

@@ -6,7 +6,9 @@ from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
+from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator
+from ssl_asr.types import Downmix
 
 
 def inference_options(config: ModelInput) -> InferenceOptions:
@@ -28,15 +30,16 @@ def inference_options(config: ModelInput) -> InferenceOptions:
     return InferenceOptions(**options)
 
 
-def run_options(config: Running) -> RunOptions:
-    """How a command runs the model over manifests."""
+def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
+    """How a command runs a model over manifests. A config without ``downmix`` takes that of the module, or ``mean``."""
+    trained: Downmix = "mean" if module is None else module.downmix
     skipping = {key: getattr(config, key) for key in ("on_bad_audio", "max_skip_fraction") if hasattr(config, key)}
     return RunOptions(
         max_batch_s=config.max_batch_s,
         num_workers=config.num_workers,
         accelerator=config.accelerator,
         precision=config.precision,
-        downmix=config.downmix,
+        downmix=trained if config.downmix is None else config.downmix,
         **skipping,
     )
 

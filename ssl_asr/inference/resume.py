@@ -94,7 +94,7 @@ class ProgressFile:
         return {key: row for key, (content, row) in self._rows.items() if content == _content(row)}
 
     def begin(self) -> None:
-        """Write the file anew without a partial last line. It is replaced as a whole, so that no transcript is lost.
+        """Rewrite the file without a partial last line. The file is replaced at once, so that no transcript is lost.
 
         Raises:
             ConfigError: It cannot be written.

@@ -61,7 +61,7 @@ class Transcriber:
         stride_s: Seconds = 4.0,
         vad: bool | None = None,
         detect_every_min: float | None = None,
-        downmix: Downmix = "mean",
+        downmix: Downmix | None = None,
     ) -> list[Hypothesis]:
         """Transcribe recordings of any length. The result has the order of the input.
 
@@ -75,7 +75,7 @@ class Transcriber:
             chunk_s, stride_s: Windows of long recordings; see `LongForm`.
             vad: Voice activity detection; see `LongForm`. By default, recordings without speech have an empty text.
             detect_every_min: Minutes after which the language of a long recording is detected again; None for once.
-            downmix: What several channels become: their ``mean``, the ``first`` channel, or an error (``refuse``).
+            downmix: Several channels: ``mean``, ``first`` or ``refuse``. None takes the value of training, or ``mean``.
 
         Raises:
             AudioError: A file or an array cannot be read; see `ssl_asr.data.audio.waveform_of` for arrays.
@@ -86,6 +86,7 @@ class Transcriber:
         long_form = LongForm(chunk_s=chunk_s, stride_s=stride_s, batch_s=max_batch_s, vad=vad, detect_every_s=every_s)
         check_detection(self.module, long_form, language)
         limit = self.module.longest_pass_s(chunk_s)
+        downmix = downmix or self.module.downmix
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
         noticed: list[Notice] = []

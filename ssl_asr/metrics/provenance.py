@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def typed_command(words: Sequence[str]) -> str:
         >>> typed_command(["/usr/bin/python3", "/usr/bin/ssl-asr", "evaluate", "model=my run"])
         "ssl-asr evaluate 'model=my run'"
     """
-    script = next((place for place, word in enumerate(words) if Path(word).name == "ssl-asr"), None)
+    # What follows -m is a module and its arguments, which may be paths of this name.
+    before = takewhile(lambda word: word != "-m", words)
+    script = next((place for place, word in enumerate(before) if Path(word).name == "ssl-asr"), None)
     return shlex.join(words if script is None else ["ssl-asr", *words[script + 1 :]])
 
 

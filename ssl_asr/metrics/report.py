@@ -16,12 +16,20 @@ from rich.text import Text
 
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, wer_unit, word_edits, word_units
-from ssl_asr.textfiles import from_json, to_json, written_whole
+from ssl_asr.textfiles import from_json, shown, to_json, written_whole
 from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
 BOOTSTRAP_SAMPLES = 1000
 # Fields that are left out of a record if they are empty.
 _OPTIONAL = ("task", "words", "alternatives", "detected", "detected_probability", "segments", "no_speech")
+# Types of the fields that scores and reports read.
+_TYPES = dict.fromkeys(("id", "ref", "hyp", "audio_filepath"), str) | {
+    "duration": int | float,
+    "offset": int | float,
+    "channel": int | None,
+    "lang": str | None,
+    "task": str | None,
+}
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
 
 
@@ -93,7 +101,14 @@ class Prediction:
 
     @classmethod
     def from_record(cls, row: dict[str, Any]) -> "Prediction":
-        """Prediction from the result of `record`. Raises TypeError if keys are missing or unknown."""
+        """Prediction from the result of `record`.
+
+        Raises:
+            TypeError: A key is missing or unknown, or has a value of another type.
+        """
+        wrong = next((name for name, kind in _TYPES.items() if name in row and not isinstance(row[name], kind)), None)
+        if wrong is not None:
+            raise TypeError(f"'{wrong}' is {shown(row[wrong])}")
         words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
         segments = [Segment.from_record(segment) for segment in row.get("segments", [])]

@@ -20,7 +20,7 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.training.sides import OptimConfig, Sides
 from ssl_asr.training.state_cache import StateCache
 from ssl_asr.training.validation import ValidationLoop
-from ssl_asr.types import SAMPLE_RATE, Batch, Hypothesis, Normalizer, Seconds, Tokenizer, Utterance
+from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Hypothesis, Normalizer, Seconds, Tokenizer, Utterance
 
 LongFormMethod = Literal["windows", "timestamps"]
 """How a model transcribes a recording that is too long for one pass.
@@ -70,6 +70,9 @@ class ASRModule(ValidationLoop):
 
     aligns: bool = False
     """Whether the model can align known texts."""
+
+    downmix: Downmix = "mean"
+    """What several channels become, as in the training of the model."""
 
     long_form: LongFormMethod | None = None
     """How long recordings are transcribed without voice activity detection; None if they cannot be."""

@@ -167,9 +167,9 @@ def check_accelerator(accelerator: str, devices: int | str | list[int], *, prefi
     )
     if name not in found:
         known = accelerator in (*kinds, "gpu")
-        what = f"is {accelerator}, which this machine does not have" if known else f"is {accelerator!r}, which is none"
+        fault = "which this machine does not have" if known else "which is no accelerator"
         names = " or ".join(["auto", *(["gpu"] if {"mps", "cuda"} & set(found) else []), *found])
-        raise ConfigError(f"{prefix}accelerator", what, f"use {names}")
+        raise ConfigError(f"{prefix}accelerator", f"is {accelerator!r}, {fault}", f"use {names}")
     try:
         if devices in (0, "0", []):
             raise ValueError("at least one device is needed")

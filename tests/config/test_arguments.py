@@ -11,13 +11,16 @@ from typing import get_type_hints
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf import OmegaConf
 
 from ssl_asr.__main__ import main
 from ssl_asr.config import launch
 from ssl_asr.config.arguments import FLAGS, FLAGS_WITH_VALUE, asks_for_help, read_words
 from ssl_asr.config.check import preflight
-from ssl_asr.config.composing import parse_arguments
+from ssl_asr.config.composing import parse_arguments, quicken_lists
 from ssl_asr.config.literals import parsed, split
 from ssl_asr.config.nodes import as_yaml, named_manifests
 from ssl_asr.config.readings import SETTINGS, readings
@@ -563,7 +566,23 @@ def test_any_name_of_a_file_survives(seed):
         os.remove(name)
 
 
-def test_long_words_take_no_time():
+@pytest.mark.parametrize(
+    "text", ["[]", "[a]", "[[],[b,'c d'],{x: [1,2]}]", "choice([a,b],[1,null])", f"[{','.join(map(str, range(300)))}]"]
+)
+def test_the_items_of_a_list_are_looked_for_once(monkeypatch, text):
+    looked_for = []
+    element = OverrideParser.ListContainerContext.element
+    monkeypatch.setattr(HydraOverrideVisitor, "visitListContainer", HydraOverrideVisitor.visitListContainer)
+    by_hydra = OverridesParser.create().parse_override(f"key={text}").value()
+    quicken_lists()
+    monkeypatch.setattr(
+        OverrideParser.ListContainerContext, "element", lambda self, i=None: looked_for.append(i) or element(self, i)
+    )
+    assert OverridesParser.create().parse_override(f"key={text}").value() == by_hydra
+    assert set(looked_for) == {None}, "an item was counted from the start of its list"
+
+
+def test_long_words_end_in_a_short_message():
     for word in (" " * 9000, "(," * 4000, "'" * 9000, "'a," * 3000, "\\" * 4000, "${" * 4000, "a:" * 4000):
         for name, key in (("transcribe", "input"), ("evaluate", "manifest")):
             assert len(_outcome(name, [f"{key}={word}"])[1]) < 500

@@ -11,6 +11,7 @@ from ssl_asr.decoding.ctc import CtcBeam, greedy_search
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.step_model import AtLeast, Constraints
+from tests.decoding.options import CTC_BEAM, FUSION
 
 SIZE, END = 7, 0
 
@@ -115,9 +116,7 @@ def test_padding_is_blank_for_any_blank_id(blank):
 
 def test_greedy_and_beam_search_decode_the_same_frames():
     """The fault: one search rounded a relative length, the other truncated it and lost the last label."""
-    options = {"lm": None, "lm_unit": "word", "lm_weight": 0.0, "word_score": 0.0, "label_score": 0.0}
-    options |= {"unknown_score": -10.0, "lexicon": None, "hotwords": [], "hotword_score": 0.0, "beam_threshold": None}
-    search = CtcBeam(**options, beam_size=8, max_labels=None, blank_collapse=None, n_best=1).build([None] * 4)
+    search = CtcBeam(**FUSION, **CTC_BEAM).build([None] * 4)
     for frames in range(1, 60):
         log_probs = torch.full((2, 60, 4), -12.0)
         log_probs[..., 0] = -0.001

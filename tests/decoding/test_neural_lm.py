@@ -19,19 +19,8 @@ from ssl_asr.decoding.rescoring import Rescorer, Rescoring
 from ssl_asr.decoding.step_model import Constraints
 from ssl_asr.errors import LanguageModelError
 from tests import toys
+from tests.decoding.options import FUSION
 from tests.decoding.test_ctc_beam import EVERYTHING, LABELS, _all_scored, _log_probs, _text
-
-FUSION = {
-    "lm": None,
-    "lm_unit": "word",
-    "lm_weight": 0.5,
-    "word_score": 0.0,
-    "label_score": 0.0,
-    "unknown_score": -10.0,
-    "lexicon": None,
-    "hotwords": [],
-    "hotword_score": 0.5,
-}
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from ssl_asr.decoding.fusion.spelling import Speller
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.decoding.seq2seq import WhisperBeam
 from ssl_asr.errors import LanguageModelError
-from tests.decoding.test_neural_lm import FUSION as SHARED
+from tests.decoding.options import CTC_BEAM
+from tests.decoding.options import FUSION as SHARED
 
 LABELS = [None, None, " ", *string.ascii_lowercase]
 PIECES = [None, None, " the", " a", "m", "n", " b", "ot", "é", " "]
 FUSION = SHARED | {"hotword_score": 2.0}
-BEAM = {"beam_size": 16, "beam_threshold": None, "max_labels": None, "blank_collapse": None, "n_best": 1}
 
 
 def _hotwords(phrases, labels=LABELS):
@@ -80,6 +80,12 @@ def test_a_file_without_a_phrase_or_with_other_bytes_is_refused(tmp_path):
     with pytest.raises(LanguageModelError, match="names.txt:2"):
         _hotwords([str(path)])
     assert _hotwords(["a" * 5000])[0] == ["a" * 5000]
+
+
+@pytest.mark.parametrize("name", ["naems.txt", "naems.TXT.gz"])
+def test_a_misspelled_file_of_hotwords_is_not_a_phrase(name):
+    with pytest.raises(LanguageModelError, match=f"{name}: no such file of hotwords. Check the path"):
+        _hotwords(["marry", name])
 
 
 def test_spaces_and_byte_order_marks_in_phrases_do_not_matter():
@@ -143,7 +149,7 @@ def _decoded(search, text):
 def test_a_closed_lexicon_names_the_words_that_it_loses(tmp_path):
     path = tmp_path / "words.lex"
     path.write_text("marry\nCALL\nnow\nmarry\n")
-    options = FUSION | BEAM | {"lexicon": str(path), "unknown_score": None}
+    options = FUSION | CTC_BEAM | {"lexicon": str(path), "unknown_score": None}
     with pytest.warns(Notice, match=r"words\.lex: 1 of 3 words are never written.*'CALL' \(case: write 'call'\)"):
         search = CtcBeam(**options).build(LABELS)
     assert _decoded(search, "marry now") == "marry now"
@@ -162,7 +168,7 @@ def test_a_closed_lexicon_names_the_words_that_it_loses(tmp_path):
 def test_every_word_of_a_lexicon_can_be_written(tmp_path, data):
     path = tmp_path / "words.lex"
     path.write_bytes(data)
-    options = FUSION | BEAM | {"lexicon": str(path), "unknown_score": None}
+    options = FUSION | CTC_BEAM | {"lexicon": str(path), "unknown_score": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         search = CtcBeam(**options).build(LABELS)
@@ -198,7 +204,7 @@ def test_words_and_labels_that_a_language_model_lacks_are_named(tmp_path):
         FusionOptions(**(options | {"lm_unit": "label"})).parts(LABELS)
 
 
-def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise(tmp_path):
+def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise(tmp_path, monkeypatch):
     tokens = ["", " Marry", " New", " York", " a", "b", "!"]
 
     def parts(phrases):
@@ -211,8 +217,12 @@ def test_hotwords_of_whisper_ignore_case_and_punctuation_and_are_named_otherwise
     assert parts(["MARRY!", "new\tyork."]) == ["marry", "new york"]
     (tmp_path / "names.txt").write_text("MARRY!\nnew york.\n", encoding="utf-8-sig")
     assert parts([str(tmp_path / "names.txt")]) == ["marry", "new york"]
+    (tmp_path / "marry").write_text("new york")
+    (tmp_path / "names.txt").write_text("MARRY!\n")
+    monkeypatch.chdir(tmp_path)
+    assert parts(["names.txt"]) == ["marry"], "a phrase of a file is not the name of a file"
     with pytest.warns(Notice, match="'!\\?' "):
-        assert parts(["marry", "!?"]) == ["marry"]
+        assert parts(["a", "!?"]) == ["a"]
 
 
 def test_commands_print_a_notice_as_one_line_and_once(capsys, monkeypatch):

@@ -9,23 +9,10 @@ import torch
 from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.seq2seq import AttentionBeam, WhisperBeam
 from ssl_asr.decoding.step_model import AtLeast, Suppression, start_search
+from tests.decoding.options import FUSION
 
 BEAM = AttentionBeam(
-    beam_size=2,
-    length_penalty=0.0,
-    n_best=1,
-    max_tokens_per_s=None,
-    ctc_weight=0.3,
-    max_labels=5,
-    lm=None,
-    lm_unit="word",
-    lm_weight=0.0,
-    word_score=0.0,
-    label_score=0.0,
-    unknown_score=None,
-    lexicon=None,
-    hotwords=[],
-    hotword_score=0.0,
+    **FUSION, beam_size=2, length_penalty=0.0, n_best=1, max_tokens_per_s=None, ctc_weight=0.3, max_labels=5
 )
 
 

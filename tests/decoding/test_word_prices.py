@@ -11,8 +11,9 @@ from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.kneser_ney import estimate
 from ssl_asr.decoding.ngram import NGram
+from tests.decoding.options import CTC_BEAM
 from tests.decoding.test_ctc_beam import EVERYTHING, LABELS, _all_scored, _log_probs, _text
-from tests.decoding.test_spelling import BEAM, FUSION
+from tests.decoding.test_spelling import FUSION
 from tests.decoding.test_spelling import LABELS as LETTERS
 
 SENTENCES = [text.split() for text in ("ab a", "b ab", "ab b a", "a", "ba ab")]
@@ -112,7 +113,7 @@ def test_a_word_of_the_language_model_outside_the_lexicon_is_found_at_the_defaul
         log_probs[0, 2 * at, LETTERS.index(letter)] = math.log(0.9)
         log_probs[0, 2 * at + 1, 0] = math.log(0.99)
     log_probs = log_probs.log_softmax(-1)
-    options = FUSION | BEAM | {"lm": str(tmp_path / "lm.arpa"), "lexicon": str(tmp_path / "words.lex")}
+    options = FUSION | CTC_BEAM | {"lm": str(tmp_path / "lm.arpa"), "lexicon": str(tmp_path / "words.lex")}
     options |= {"unknown_score": unknown_score, "beam_size": 32}
     found = [
         CtcBeam(**(options | {"beam_threshold": threshold})).build(LETTERS)(log_probs, torch.tensor([20]))[0][0]

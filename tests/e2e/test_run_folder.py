@@ -118,6 +118,8 @@ def test_results_hold_dev_and_test_and_where_they_come_from(finished):
     [
         (["/v/bin/python", "/v/bin/ssl-asr", "evaluate", "model=a b"], "ssl-asr evaluate 'model=a b'"),
         (["python", "-m", "ssl_asr.train", "run_dir=r"], "python -m ssl_asr.train run_dir=r"),
+        (["python", "-m", "ssl_asr", "train", "run_dir=r/ssl-asr"], "python -m ssl_asr train run_dir=r/ssl-asr"),
+        (["/v/python", "/v/bin/ssl-asr", "train", "-m", "seed=1,2"], "ssl-asr train -m seed=1,2"),
     ],
 )
 def test_command_can_be_typed_again(words, typed):

@@ -13,25 +13,11 @@ from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.decoder_tuning import Grid, Recorder, Recording, Trials, Tuned, record, show, tune
 from ssl_asr.metrics.report import Prediction
+from tests.decoding.options import CTC_BEAM, FUSION
 from tests.tables import cells, heads, wide_console
 
 LABELS = [None, "a", "b", " "]
-START = CtcBeam(
-    beam_size=4,
-    beam_threshold=None,
-    max_labels=None,
-    blank_collapse=None,
-    n_best=1,
-    lm=None,
-    lm_unit="word",
-    lm_weight=0.0,
-    word_score=0.0,
-    label_score=0.0,
-    unknown_score=None,
-    lexicon=None,
-    hotwords=[],
-    hotword_score=0.0,
-)
+START = CtcBeam(**(FUSION | CTC_BEAM | {"beam_size": 4, "lm_weight": 0.0, "unknown_score": None, "hotword_score": 0.0}))
 GRID = Grid(
     lm_weights=[1.0, 0.0],
     word_scores=[-1.0, 2.0, 0.0],

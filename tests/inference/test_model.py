@@ -6,7 +6,7 @@ from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.inference.model import InferenceOptions, find_checkpoint, load_encoder, load_label_tokenizer, load_model
 from tests.training.toy_runs import build, toy_overrides
 
-SHORT = ["trainer.max_epochs=1", "trainer.max_steps=1"]
+SHORT = ["trainer.max_epochs=1", "trainer.max_steps=1", "data.downmix=first"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def test_other_names_are_those_of_pretrained_models(tmp_path):
 def test_a_run_is_loaded_in_eval_mode_with_its_labels(ctc_run):
     module = load_model(str(ctc_run), InferenceOptions())
     assert not module.training
+    assert module.downmix == "first", "as in training"
     encoder = load_encoder(str(ctc_run), InferenceOptions())
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())

@@ -1,5 +1,7 @@
 """From the configuration of commands to the options of inference."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ssl_asr.config.schemas import TranscribeConfig
@@ -24,6 +26,10 @@ def test_options_of_the_run_and_of_the_model():
     run = run_options(config)
     assert (run.max_batch_s, run.num_workers, run.accelerator, run.downmix) == (33.0, 3, "cpu", "first")
     assert run.precision == config.precision
+    module = SimpleNamespace(downmix="refuse")
+    assert run_options(config, module).downmix == "first"
+    assert run_options(_config(), module).downmix == "refuse", "as the model was trained"
+    assert run_options(_config()).downmix == "mean"
     options = inference_options(config)
     assert (options.language, options.whisper_task, options.decoder) == ("nl", "transcribe", config.decoder)
     assert (options.max_tokens_per_s, options.detect_language, options.extensions) == (None, False, ())

@@ -2,12 +2,14 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from ssl_asr.config.schemas import TranscribeConfig
+from ssl_asr.data.identity import content_digest
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import RunOptions
@@ -191,3 +193,13 @@ def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tm
     assert said.out == ""
     assert "[/red] a name" in said.err
     assert "Testing" in said.err
+
+
+def test_a_file_that_can_no_longer_be_opened_has_no_content(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"1")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert content_digest(tmp_path / "a.wav") is None

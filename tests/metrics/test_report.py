@@ -63,6 +63,9 @@ def test_bootstrap_interval_covers_known_rate():
     assert bootstrap_interval(np.array([1, 2]), np.array([0, 0]))[0] != 0
 
 
+_RECORD = b'{"id": "a", "ref": %s, "hyp": "x", "score": 0, "duration": 1, "audio_filepath": "a.wav", "lang": %s}'
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [
@@ -72,6 +75,8 @@ def test_bootstrap_interval_covers_known_rate():
         (b'{"score": %s}' % (b"9" * 5000), "has a number with thousands of digits"),
         (b"[" * 9999, "is nested more than 100 levels deep"),
         (b'{"id": "a', "is not valid JSON"),
+        (_RECORD % (b'"x"', b'["en"]'), r"is not a prediction: 'lang' is \['en'\]"),
+        (_RECORD % (b"7", b"null"), "is not a prediction: 'ref' is 7"),
     ],
 )
 def test_invalid_prediction_error_names_its_line(tmp_path, line, what):

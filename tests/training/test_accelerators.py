@@ -16,9 +16,9 @@ def _no_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("accelerator", "devices", "message"),
     [
-        ("gpu", 1, r"^trainer.accelerator: is gpu, which this machine does not have. Use auto or cpu.$"),
-        ("cuda", 1, r"^trainer.accelerator: is cuda, which this machine does not have"),
-        ("foo", 1, r"^trainer.accelerator: is 'foo', which is none. Use auto or cpu.$"),
+        ("gpu", 1, r"^trainer.accelerator: is 'gpu', which this machine does not have. Use auto or cpu.$"),
+        ("cuda", 1, r"^trainer.accelerator: is 'cuda', which this machine does not have"),
+        ("foo", 1, r"^trainer.accelerator: is 'foo', which is no accelerator. Use auto or cpu.$"),
         ("cpu", "two", r"^trainer.devices: is 'two'"),
         ("cpu", 0, r"^trainer.devices: is 0: at least one device is needed"),
         ("auto", -1, r"^trainer.devices: is -1"),

@@ -1,7 +1,7 @@
 """Options of shallow fusion, which decoders inherit, and the automata that they describe."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,12 +49,18 @@ class FusionOptions(Rescoring):
     hotwords: list[str]
     hotword_score: float
 
-    def parts(self, labels: Sequence[str | None], tokens: Sequence[str | None] | None = None) -> list[Automaton[Any]]:
+    def parts(
+        self,
+        labels: Sequence[str | None],
+        tokens: Sequence[str | None] | None = None,
+        phrase_text: Callable[[str], str] = str,
+    ) -> list[Automaton[Any]]:
         """The automata of these options.
 
         Args:
             labels: Spelling of each label for words and hotwords. None for ids that no text contains.
             tokens: Spelling of each label for a neural language model over labels. None for `labels`.
+            phrase_text: Text that is scored in place of an expected phrase.
 
         Raises:
             LanguageModelError: A file is missing or wrong, or no word in it can be spelled with these labels.
@@ -68,7 +74,7 @@ class FusionOptions(Rescoring):
             parts.append(self._words(word_model, labels))
         if self.hotwords:
             effect = "have no effect"
-            phrases = read_phrases(self.hotwords)
+            phrases = [phrase_text(phrase) for phrase in read_phrases(self.hotwords)]
             hotwords = spelled(phrases, Speller(labels), where="decoder.hotwords", kind="phrases", effect=effect)
             parts.append(Hotwords(labels, hotwords, bonus=self.hotword_score))
         if self.label_score != 0:
