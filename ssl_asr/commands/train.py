@@ -21,7 +21,13 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.inference.testing import transcribe_tested
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
-    from ssl_asr.training.checkpointing import best_score, check_resumable, check_same_settings, read_checkpoint
+    from ssl_asr.training.checkpointing import (
+        best_score,
+        check_length,
+        check_resumable,
+        check_same_settings,
+        read_checkpoint,
+    )
     from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
     from ssl_asr.training.trainer import check_trained, is_first_process
@@ -36,6 +42,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     resumed = None if resumed_from is None else read_checkpoint(resumed_from)
     if resumed is not None:
         check_same_settings(resumed, plain(config))
+        check_length(resumed, max_epochs=config.trainer.max_epochs, max_steps=config.trainer.max_steps)
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed, run.module)

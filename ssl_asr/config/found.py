@@ -1,5 +1,6 @@
 """Looks at the files and models that a config names, before anything is loaded."""
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -90,11 +91,20 @@ def _manifest_fault(key: str, name: str, path: Path) -> ConfigError | None:
 
 
 def _model_error(key: str, name: str) -> ConfigError | None:
-    """An error if a model is no file, and its name looks like the name of a ``backbone`` option."""
-    if "/" in name or Path(name).exists() or name in option_names("backbone"):
+    """An error if a model is neither a file nor a name of the Hub, or looks like the name of a ``backbone`` option."""
+    if Path(name).exists() or name in option_names("backbone"):
         return None
-    near = closest(name, option_names("backbone"))
-    if near is None or key == "backbone.source":
+    hub = re.sub(r"^(https?://)?(www\.)?(huggingface\.co|hf\.co)/", "", name.split("/tree/")[0]).strip("/")
+    if hub.count("/") == 1 and (name.endswith("/") or "huggingface.co/" in name or "hf.co/" in name):
+        return ConfigError(key, f"no file or folder '{name}'", f"for the model of the Hub, write {key}={hub}")
+    if (
+        name.startswith(("/", "./", "../", "~"))
+        or name.count("/") > 1
+        or name.endswith((".ckpt", ".pt", ".safetensors"))
+    ):
+        return ConfigError(key, f"no file or folder '{name}'", "check the path")
+    near = None if "/" in name or key == "backbone.source" else closest(name, option_names("backbone"))
+    if near is None:
         return None
     return ConfigError(key, f"no file, folder or backbone option '{name}'", f"did you mean {key}={near}?")
 

@@ -13,9 +13,9 @@ from ssl_asr.types import Skip
 
 # Further suffixes of recordings. Such a file is opened like the others, and named if it cannot be read.
 _MORE_NAMES = """
-3ga 3gp 3g2 8svx aa aac aax ac3 aif aifc aiff alac amr ape au avi awb caf dct ds2 dsf dss dts dvf eac3 flv gsm m2ts m4a
-m4b m4r m4v mka mkv mmf mov mp1 mp2 mp4 mpc mpeg mpg msv mts nist nsp pcm ra ram raw rf64 rm sd2 shn snd sph spx tta vob
-voc vox w64 wave weba webm wma wmv wv wve
+3g2 3ga 3gp 8svx aa aac aax ac3 aif aifc aiff alac amr ape au avi awb caf dct ds2 dsf dss dts dvf eac3 flv g722 gsm
+latm loas m2ts m4a m4b m4r m4v mka mkv mmf mov mp1 mp2 mp4 mpc mpeg mpg msv mts nist nsp nut oma pcm ra ram raw rf64
+rm sd2 shn snd sox sph spx tak thd tta vob voc vox w64 wave weba webm wma wmv wv wve
 """
 _MORE_SUFFIXES = {f".{name}" for name in _MORE_NAMES.split()}
 # Ends of names of files that are not complete or not in use, such as talk.wav.part.
@@ -31,11 +31,15 @@ _MAGIC = (
     (0, b"caff"),
     (8, b"AIFF"),
     (8, b"AIFC"),
-    (4, b"ftypM4A"),
-    (4, b"ftypmp4"),
-    (4, b"ftypisom"),
+    *((4, b"ftyp" + brand) for brand in (b"M4", b"mp4", b"iso", b"3g", b"qt", b"dash", b"avc1")),
     (0, b"#!AMR"),
     (0, b"ajkg"),
+    (0, b"\x1aE\xdf\xa3"),  # Matroska and WebM
+    (0, b"FLV\x01"),
+    (0, b"wvpk"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF: WMA and WMV
+    *((0, b"\xff" + layer) for layer in (b"\xfa", b"\xfb", b"\xf2", b"\xf3")),  # MP3 without tags
+    *((0, b"\xff" + layer) for layer in (b"\xf0", b"\xf1", b"\xf8", b"\xf9")),  # AAC
 )
 
 

@@ -1,7 +1,8 @@
 """The one notion of a language: codes and names of any common form, and what follows from them.
 
 Takes ISO 639-1 (``de``), ISO 639-3 (``deu``), BCP 47 (``de-DE``), FLEURS (``cmn_hans_cn``), Common Voice (``zh-CN``),
-MMS (``azj-script_latin``) and English names (``German``). All forms of a language give equal answers.
+MMS (``azj-script_latin``), POSIX (``de_DE.UTF-8``), Whisper (``<|de|>``) and English names (``German``). All forms of a
+language give equal answers.
 
 ==================  ==================================================================================================
 no language         null, an empty string, ``auto``, ``und``, ``mul``, ``mis``, ``zxx``, ``unknown``, ``multilingual``
@@ -39,6 +40,10 @@ _SCRIPTS = {"crh": "Latn", "azb": "Arab"}
 _NO_LANGUAGE = frozenset({"auto", "und", "mul", "mis", "zxx", "undetermined", "unknown", "multilingual", "multiple"})
 # MMS: azj-script_latin, quc-dialect_central.
 _MMS_NAME = re.compile(r"([a-z]{3})-(script|dialect)_(\w+)", flags=re.IGNORECASE)
+# POSIX: zh_CN.UTF-8, de_DE@euro, sr@latin.
+_POSIX_NAME = re.compile(r"([a-z]{2,3}(?:_[a-z]{2}(?:\.[\w-]+)?)?)@(\w+)|([a-z]{2,3}_[a-z]{2})\.[\w-]+", re.I | re.A)
+_WHISPER_TOKEN = re.compile(r"<\|(\w+)\|>", re.A)
+_WINDOWS_NAMES = {"zh-chs": "zh-Hans", "zh-cht": "zh-Hant"}
 _MOST_LISTED = 120
 
 
@@ -229,26 +234,51 @@ def _parse(text: str | None) -> Tag | None:
     if text is None or "\0" in text or not is_unicode(text):
         return None
     if (mms := _MMS_NAME.fullmatch(text)) is not None:
-        base = _parse(mms[1])
-        script = None
-        if base is not None and mms[2].lower() == "script":
-            try:
-                script = langcodes.Language.find_name("script", mms[3], "en").script
-            except LookupError:
-                return None
-        return base if base is None or script is None else langcodes.Language.make(base.language, script=script)
+        return _in_script(_parse(mms[1]), mms[3]) if mms[2].lower() == "script" else _parse(mms[1])
+    if (posix := _POSIX_NAME.fullmatch(text)) is not None:
+        locale = _parse(posix[1] or posix[3])
+        # Other modifiers, such as @euro, are about currencies and sorting.
+        return _in_script(locale, posix[2] or "") or locale
+    if (token := _WHISPER_TOKEN.fullmatch(text)) is not None:
+        return _parse(token[1])
     try:
-        tag = langcodes.get(text.replace("_", "-"))
+        dashed = text.replace("_", "-")
+        tag = _member(langcodes.get(_WINDOWS_NAMES.get(dashed.lower(), dashed)))
     except LanguageTagError:
         tag = None
-    if tag is None or not tag.is_valid():
+    if tag is None:
+        # Two letters that are no language are those of a country. langcodes knows them as names of rare languages.
+        if re.fullmatch(r"[A-Za-z]{2}", text):
+            return None
         try:
-            tag = langcodes.get(langcodes.find(text.strip()).to_tag())
+            tag = langcodes.get(langcodes.find(text.replace("_", " ")).to_tag())
         except LookupError:
             return None
     # Private languages have no properties.
     private = tag.language is None or not re.fullmatch(r"(?!q[a-t])[a-z]{2,3}", tag.language)
     return None if private or tag.language in _NO_LANGUAGE else tag
+
+
+def _in_script(tag: Tag | None, script: str) -> Tag | None:
+    """A language in the script of an English name. None if there is no such script, or no language."""
+    if tag is None:
+        return None
+    try:
+        return type(tag).make(tag.language, script=type(tag).find_name("script", script, "en").script)
+    except LookupError:
+        return None
+
+
+def _member(tag: Tag) -> Tag | None:
+    """The language of a tag that names a member: ``zh-nan`` is ``nan``. None if it is no member, as in ``eng-fra``."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    if not tag.extlangs:
+        return tag if tag.is_valid() else None
+    member = tag.extlangs[0]
+    if tag.language not in (MACROLANGUAGES.get(member), "sgn"):
+        return None
+    return type(tag).make(member, script=tag.script, territory=tag.territory)
 
 
 def _code(tag: Tag) -> str:

@@ -93,8 +93,8 @@ class Source(Protocol):
 
 
 def _is_read_forward(file: soundfile.SoundFile) -> bool:
-    """Whether libsndfile decodes other samples after a seek, so that parts are reached from the start of the file."""
-    return bool(file.format == "MP3" or file.subtype == "OPUS")
+    """Whether parts are reached from the start: libsndfile has no seek, as in GSM, or gives other samples after it."""
+    return bool(file.format == "MP3" or file.subtype == "OPUS" or not file.seekable())
 
 
 class SoundfileSource:
@@ -102,6 +102,7 @@ class SoundfileSource:
 
     def __init__(self, file: soundfile.SoundFile) -> None:
         self._file = file
+        self._position: Samples = 0
         self.rate: Hertz = file.samplerate
         self.channels: int = file.channels
         self.floats = file.subtype in _FLOATS
@@ -123,34 +124,37 @@ class SoundfileSource:
             return np.zeros((0, self.channels), dtype=np.float32)
         try:
             self._go_to(start)
-            blocks = [self._file.read(min(count, _BLOCK), dtype="float32", always_2d=True)]
+            blocks = [self._next(count)]
             left = count - len(blocks[0])
             while left > 0 and len(blocks[-1]) == _BLOCK:
-                blocks.append(self._file.read(min(left, _BLOCK), dtype="float32", always_2d=True))
+                blocks.append(self._next(left))
                 left -= len(blocks[-1])
         except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
             raise damaged(error) from None
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
+    def _next(self, count: Samples) -> NDArray[np.float32]:
+        """The next samples, at most a block."""
+        samples: NDArray[np.float32] = self._file.read(min(count, _BLOCK), dtype="float32", always_2d=True)
+        self._position += len(samples)
+        return samples
+
     def _go_to(self, start: Samples) -> None:
         """Go to a sample."""
-        position = self._file.tell()
-        if position == start:
+        if self._position == start:
             return
         if not _is_read_forward(self._file):
             # libsndfile crashes on a seek in Vorbis without a decoder, as after a damaged header. It reads no sample.
-            if position == 0 and self._file.subtype == "VORBIS" and not len(self._file.read(1)):
+            if self._position == 0 and self._file.subtype == "VORBIS" and not len(self._file.read(1)):
                 raise RuntimeError("no first sample")
-            position = self._file.seek(start)
-        elif start < position:
+            self._position = self._file.seek(start)
+        elif start < self._position:
             self._file.close()
             self._file = soundfile.SoundFile(self._file.name)
-            position = 0
-        while position < start:
-            skipped = len(self._file.read(min(start - position, _BLOCK), dtype="float32"))
-            if skipped == 0:
+            self._position = 0
+        while self._position < start:
+            if not len(self._next(start - self._position)):
                 raise RuntimeError(f"no sample {start:,}")
-            position += skipped
 
     @property
     def stays_open(self) -> bool:
@@ -271,9 +275,9 @@ def _soundfile_is_exact(key: FileKey) -> bool:
     head, at = _head(key.path)
     if head[:4] == b"OggS":
         return at == 0 and _has_one_ogg_stream(key.path, key.size)
-    if at > 0 or _is_mpeg(head):
-        return head[:4] == b"fLaC" or (_is_mpeg(head) and _has_exact_frame(head, key.size - at))
-    return True
+    if _is_mpeg(head):
+        return _has_exact_frame(head, key.size - at)
+    return at == 0 or head[:4] in (b"fLaC", b"RIFF", b"FORM")
 
 
 def _open_soundfile(key: FileKey) -> SoundfileSource | None:

@@ -62,6 +62,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
     """
+    if path.is_dir():
+        raise CheckpointError(str(path), "is a folder", f"give a file, as {path / 'checkpoints' / 'last.ckpt'}")
     if not path.is_file():
         raise CheckpointError(str(path), "no such checkpoint")
     noted = _digest_path(path)
@@ -176,6 +178,21 @@ def check_same_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> N
             seen = f"is {_shown(now.get(key))}, but this run was started with {_shown(started.get(key))}"
             errors.append(ConfigError(key.removesuffix("._target_"), f"{seen}, which resuming cannot change", remedy))
     raise_all(errors)
+
+
+def check_length(checkpoint: dict[str, Any], *, max_epochs: int, max_steps: int) -> None:
+    """Refuse to continue a run that is already longer than it may be. One that has this length ends as it was.
+
+    Raises:
+        ConfigError: Names the limit that the run exceeds.
+    """
+    remedy = "use a larger number to continue it, or leave out resume"
+    if checkpoint["epoch"] >= max_epochs:
+        what = f"is {max_epochs}, but the run to resume is in epoch {checkpoint['epoch'] + 1}"
+        raise ConfigError("trainer.max_epochs", what, remedy)
+    if 0 <= max_steps < checkpoint["global_step"]:
+        what = f"is {max_steps}, but the run to resume has made {checkpoint['global_step']} updates"
+        raise ConfigError("trainer.max_steps", what, remedy)
 
 
 def _shown(value: Any) -> str:

@@ -103,6 +103,21 @@ def test_manifests_of_one_path_or_one_name_are_told_apart(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("runs/one/checkpoints/best.ckpt", "model: no file or folder 'runs/one/checkpoints/best.ckpt'. Check the path"),
+        ("/no/such/folder", "model: no file or folder '/no/such/folder'"),
+        ("best.ckpt", "model: no file or folder 'best.ckpt'"),
+        ("openai/whisper-tiny.en/", "for the model of the Hub, write model=openai/whisper-tiny.en"),
+        ("https://huggingface.co/openai/whisper-base", "write model=openai/whisper-base"),
+        ("https://huggingface.co/openai/whisper-base/tree/main", "write model=openai/whisper-base"),
+    ],
+)
+def test_a_path_that_is_missing_is_not_looked_for_on_the_hub(name, message):
+    assert message.lower() in errors_of("transcribe", "input=[a.wav]", f"model={name}").lower()
+
+
+@pytest.mark.parametrize(
     ("override", "remedy"),
     [
         ("optimizers.pretrained.lr=1e-5", "Write optimizers.encoder.lr=1e-5"),

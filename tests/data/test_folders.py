@@ -25,6 +25,15 @@ from ssl_asr.data.folders import holds_audio, is_manifest
         b"....ftypisom....",
         b"#!AMR\n" + bytes(10),
         b"ajkg" + bytes(12),
+        b"....ftypM4V ....",
+        b"....ftyp3gp5....",
+        b"....ftypqt  ....",
+        b"\x1aE\xdf\xa3" + bytes(12),
+        b"FLV\x01\x04" + bytes(11),
+        b"wvpk" + bytes(12),
+        b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(8),
+        b"\xff\xfb\x90\x64" + bytes(12),
+        b"\xff\xf1\x50\x80" + bytes(12),
     ],
 )
 def test_audio_is_known_by_its_first_bytes(tmp_path, head):
@@ -34,6 +43,12 @@ def test_audio_is_known_by_its_first_bytes(tmp_path, head):
     for other in (b"x" + head, head[1:], b"?" * 16):
         path.write_bytes(other)
         assert not holds_audio(path), other
+
+
+@pytest.mark.parametrize("head", [b"\xff\xfea\0b\0", b"\xff\xd8\xff\xe0", b"....ftypheic....", b"%PDF-1.7", b"PK\3\4"])
+def test_text_pictures_and_archives_are_no_audio(tmp_path, head):
+    (tmp_path / "a").write_bytes(head + bytes(12))
+    assert not holds_audio(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

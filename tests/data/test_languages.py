@@ -19,19 +19,21 @@ from ssl_asr.data.languages import (
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.metrics.edit import wer_unit
 
-# Code, whether spaces separate words, and forms: ISO 639-1, 639-3, BCP 47, FLEURS, Common Voice, MMS, English names.
+# Code, whether spaces separate words, and forms: ISO 639-1, 639-3, BCP 47, FLEURS, Common Voice, MMS, FLORES, POSIX,
+# Windows, Whisper's tokens, English names and own names.
 FORMS = [
-    ("en", True, "en eng EN en-US en_us en-UK English"),
-    ("de", True, "de deu ger DE de-DE de_de de-AT German Deutsch"),
-    ("tr", True, "tr tur TR tr-TR tr_tr Turkish"),
+    ("en", True, "en eng EN en-US en_us en-UK English eng_Latn en_US.UTF-8 en_GB.ISO-8859-15 <|en|>"),
+    ("de", True, "de deu ger DE de-DE de_de de-AT German Deutsch de_DE@euro deu_Latn"),
+    ("tr", True, "tr tur TR tr-TR tr_tr Turkish tur_Latn tr_TR.utf8 Türkçe"),
     ("az", True, "az aze azj az-AZ az_az azj-script_latin Azerbaijani"),
     (
         "zh",
         False,
-        "zh zho chi cmn zh_cn zh-CN zh-TW zh-HK cmn_hans_cn zh-Hans-CN cmn-script_simplified Mandarin Chinese",
+        "zh zho chi cmn zh_cn zh-CN zh-TW zh-HK cmn_hans_cn zh-Hans-CN cmn-script_simplified Mandarin Chinese "
+        "zho_Hant zh_CN.UTF-8 zh-CHS zh_cht <|zh|> Mandarin_Chinese 中文",
     ),
-    ("yue", False, "yue yue_hant_hk yue-HK yue-script_traditional Cantonese"),
-    ("ja", False, "ja jpn JA ja-JP ja_jp Japanese"),
+    ("yue", False, "yue yue_hant_hk yue-HK yue-script_traditional Cantonese zh-yue"),
+    ("ja", False, "ja jpn JA ja-JP ja_jp Japanese ja_JP.eucJP 日本語"),
     ("th", False, "th tha th_th th-TH Thai"),
     ("lo", False, "lo lao lo_la Lao"),
     ("km", False, "km khm km_kh Khmer"),
@@ -46,13 +48,16 @@ FORMS = [
     ("jv", True, "jv jav jw jv_id Javanese"),
     ("fil", True, "fil tl tgl fil_ph Filipino Tagalog"),
     ("ro", True, "ro ron rum mo ro_ro Romanian Moldavian"),
-    ("sr", True, "sr srp sr_rs sr-Latn hbs sh Serbian"),
+    ("sr", True, "sr srp sr_rs sr-Latn hbs sh Serbian sr@latin sr_RS@latin"),
     ("pt", True, "pt por pt-BR pt_br pt-PT Portuguese"),
     ("hi", True, "hi hin hi_in hi-IN Hindi"),
+    ("nan", False, "nan zh-nan zh-min-nan nan-TW Min_Nan min-nan"),
     ("es", True, "es spa es_419 es-MX Spanish Castilian"),
 ]
 NO_LANGUAGE = [None, "", "  ", "auto", "und", "mul", "zxx", "mis", "unknown"]
 UNKNOWN = ["xx", "jp", "qaa", "x-foo", "gibberish", "speaker1", "\0", "de\0", "\ud800", "azj-script_x"]
+# Codes of countries, which are names of rare languages too, pairs of languages, and names of files.
+UNKNOWN += ["ua", "au", "ir", "vu", "eng-fra", "de-nan", "mon-khm", "de.wav", "<|de", "C.UTF-8"]
 
 
 @pytest.mark.parametrize(("code", "spaced", "forms"), FORMS, ids=[row[0] for row in FORMS])
@@ -76,6 +81,11 @@ def test_dotless_i_depends_on_language_and_script():
     plain = ["de", "en", "az-Cyrl", "azj-script_cyrillic", "kk", "ku", "uz", "tk"]
     assert [form for form in dotted if not find_language(form).dotted_i] == []
     assert [form for form in plain if find_language(form).dotted_i] == []
+
+
+def test_modifiers_of_a_locale_may_be_scripts():
+    forms = ["sr", "sr_RS@latin", "uz_UZ@cyrillic", "de_DE@euro", "ks_IN@devanagari"]
+    assert [find_language(form).script for form in forms] == ["Cyrl", "Latn", "Cyrl", "Latn", "Deva"]
 
 
 def test_latin_transcripts_of_chinese_have_spaces():

@@ -119,6 +119,11 @@ def _flac_without_length(path):
     return data
 
 
+def _wav_after_a_tag(path):
+    soundfile.write(path, speech_like(3.0, RATE), RATE, format="WAV")
+    return ID3 + path.read_bytes()
+
+
 def _ogg(path, subtype="VORBIS", seconds=1.5):
     soundfile.write(path, speech_like(seconds, RATE), RATE, format="OGG", subtype=subtype)
     return path.read_bytes()
@@ -135,6 +140,7 @@ LENGTHS = {
     "mp3 with two tags at its start": (lambda p: ID3 + ID3 + _mp3(p), 3.0),
     "mp3 joined from two": (lambda p: _mp3(p, 1.5) * 2, 3.0),
     "mp3 after zeros": (lambda p: bytes(3000) + _mp3(p, write_xing="0"), 3.0),
+    "wav after a tag": (_wav_after_a_tag, 3.0),
     "wav with size 0": (lambda p: _wav_header(0) + PCM, 3.0),
     "wav with the largest size": (lambda p: _wav_header(0xFFFFFFFF) + PCM, 3.0),
     "wav with a size above the file": (lambda p: _wav_header(2 * len(PCM)) + PCM, 3.0),
@@ -204,6 +210,22 @@ def test_parts_have_the_samples_of_the_whole(tmp_path, name, codec, rate, muxer,
         assert part.shape == whole[start : start + rate].shape
         assert np.abs(part - whole[start : start + rate]).max() < tolerance
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "GSM610"), ("AIFF", "GSM610"), ("AU", "G721_32"), ("WAV", "NMS_ADPCM_24"), ("XI", "DPCM_16")],
+)
+def test_formats_in_which_libsndfile_cannot_seek_are_read(tmp_path, kind, subtype):
+    path = tmp_path / "a.wav"
+    rate = 44100 if kind == "XI" else 8000
+    soundfile.write(path, speech_like(3.0, rate), rate, format=kind, subtype=subtype)
+    agrees_with_decoding(path, 3.0, tolerance=0.05)
+    source = open_source(path)
+    whole = source.read(0, source.frames)
+    assert np.abs(whole).max() > 0.1
+    for start in (7000, 20, 20, 7100, source.frames - 10, source.frames, 0):
+        np.testing.assert_array_equal(source.read(start, 100), whole[start : start + 100])
 
 
 def test_reading_on_decodes_each_packet_once(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from ssl_asr.errors import CheckpointError, ConfigError, UserErrors
 from ssl_asr.training.checkpointing import (
     FORMAT,
     KEY,
+    check_length,
     check_resumable,
     check_same_settings,
     read_checkpoint,
@@ -214,3 +215,27 @@ def test_a_file_that_is_no_checkpoint_gets_no_advice_of_torch(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: it is not a checkpoint") as caught:
         read_checkpoint(tmp_path / "a.opus")
     assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "message"),
+    [
+        (4, -1, None),
+        (9, 20, None),
+        (3, -1, "trainer.max_epochs: is 3, but the run to resume is in epoch 4"),
+        (1, -1, "trainer.max_epochs: is 1"),
+        (9, 19, "trainer.max_steps: is 19, but the run to resume has made 20 updates"),
+    ],
+)
+def test_a_run_that_is_longer_than_allowed_is_not_resumed(max_epochs, max_steps, message):
+    checkpoint = {"epoch": 3, "global_step": 20}
+    if message is None:
+        check_length(checkpoint, max_epochs=max_epochs, max_steps=max_steps)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_length(checkpoint, max_epochs=max_epochs, max_steps=max_steps)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a folder. Give a file, as .*last.ckpt"):
+        read_checkpoint(tmp_path)
