@@ -10,7 +10,7 @@ import torch
 
 from ssl_asr.console import Notice, hush
 from ssl_asr.decoding.ctc import CtcBeam
-from ssl_asr.decoding.fusion.options import FusionOptions
+from ssl_asr.decoding.fusion.options import FusionOptions, read_lexicon
 from ssl_asr.decoding.fusion.spelling import Speller
 from ssl_asr.decoding.lexicon import CtcLexicon
 from ssl_asr.decoding.seq2seq import WhisperBeam
@@ -174,6 +174,15 @@ def test_every_word_of_a_lexicon_can_be_written(tmp_path, data):
         search = CtcBeam(**options).build(LABELS)
     for word in ("ab", "cab", "back", "ab cab"):
         assert _decoded(search, word) == word
+
+
+def test_lines_of_a_lexicon_with_more_than_a_word_are_named(tmp_path):
+    path = tmp_path / "words.lex"
+    path.write_text("ab a b |\nab back\nback b ae k\ncab\n")
+    with pytest.warns(
+        Notice, match=r"words.lex: .*only the first field of these lines is used: 2: ab back, 3: back b ae k"
+    ):
+        assert read_lexicon(path) == ["ab", "back", "cab"]
 
 
 def test_lexicon_of_pronunciations_names_every_wrong_word(tmp_path):

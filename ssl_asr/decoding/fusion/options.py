@@ -116,14 +116,25 @@ class FusionOptions(Rescoring):
 def read_lexicon(path: Path) -> list[str]:
     """Words of a lexicon file: the first field of each line, repeated words once.
 
+    Warns of lines with further fields that do not spell the word, as in a list of phrases or of pronunciations.
+
     Raises:
         LanguageModelError: There is no such file, a line is not text, or the file contains no word.
     """
     remedy = "give a UTF-8 text file with one word per line"
-    words = list(dict.fromkeys(fields[0] for _, fields in read_entries(path, remedy=remedy)))
-    if not words:
+    entries = list(read_entries(path, remedy=remedy))
+    if not entries:
         raise LanguageModelError(str(path), "contains no word", remedy)
-    return words
+    longer = [f"{number}: {' '.join(fields)}" for number, fields in entries if not _spells(*fields)]
+    if longer:
+        what = "a lexicon has one word per line, so only the first field of these lines is used"
+        notify(f"{path}: {what}: {shortened(longer, shown=5)}.")
+    return list(dict.fromkeys(fields[0] for _, fields in entries))
+
+
+def _spells(word: str, *labels: str) -> bool:
+    """Whether the fields after a word are its characters, and perhaps the mark of its end."""
+    return "".join(labels).removesuffix("|") in ("", word)
 
 
 def _name_unscored(words: Sequence[str], model: WordModel[Any] | None, where: str) -> None:
