@@ -1,6 +1,7 @@
 """Characters and Whisper's tokens: round trips, special ids, prompts, and restoring from plain data."""
 
 import json
+from functools import cache
 from pathlib import Path
 from pydoc import locate
 
@@ -137,8 +138,9 @@ def test_spelled_special_tokens_are_text_for_whisper(whisper_tiny_en, text):
     assert tokenizer.encode(said(tokenizer.decode(ids)))[:-1] == ids
 
 
-def _multilingual(whisper_tiny_en, *, languages, **options):
-    """The tokenizer of tiny.en with the special tokens of a multilingual checkpoint."""
+@cache
+def _multilingual_json(whisper_tiny_en, languages):
+    """The tokenizer of tiny.en with the special tokens of a multilingual checkpoint, as JSON."""
     content = json.loads((whisper_tiny_en / "tokenizer.json").read_text())
     content["added_tokens"] = []
     content["post_processor"] = None
@@ -154,11 +156,16 @@ def _multilingual(whisper_tiny_en, *, languages, **options):
         "<|notimestamps|>",
     ]
     tokenizer.add_special_tokens(tokens)
-    return WhisperTokenizer(tokenizer_json=tokenizer.to_str(), **options)
+    return tokenizer.to_str()
+
+
+@cache
+def _multilingual(whisper_tiny_en, *, languages, **options):
+    return WhisperTokenizer(tokenizer_json=_multilingual_json(whisper_tiny_en, languages), **options)
 
 
 # The languages of all multilingual checkpoints before large-v3.
-OLD = [code for code in LANGUAGES if code != "yue"]
+OLD = tuple(code for code in LANGUAGES if code != "yue")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_unknown_language_is_an_error_with_its_place(whisper_tiny_en, form, mess
     tokenizer = _multilingual(whisper_tiny_en, languages=OLD, **options)
     with pytest.raises(ConfigError, match=rf"(?i)m.jsonl:3: this checkpoint has no language '{form}'. {message}"):
         tokenizer.prompt(said("a", lang=form))
-    new = _multilingual(whisper_tiny_en, languages=[*OLD, "yue"], **options)
+    new = _multilingual(whisper_tiny_en, languages=(*OLD, "yue"), **options)
     assert new.prompt(said("a", lang="yue_hant_hk"))[1] == new.languages["yue"]
 
 

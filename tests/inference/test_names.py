@@ -81,7 +81,7 @@ def folded(name):
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(_RECORDINGS, unique=True, max_size=12))
 def test_no_two_recordings_share_a_name(recordings):
     rows = [row(*one) for one in recordings]
