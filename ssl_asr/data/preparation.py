@@ -32,8 +32,9 @@ from ssl_asr.data.formats.manifests import Target, write_manifest, write_nemo
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, full_path
 from ssl_asr.data.formats.speechbrain import write_speechbrain_csv, write_speechbrain_json
 from ssl_asr.data.kinds import KINDS, kind_of, read_source
+from ssl_asr.data.manifest import is_allowed
 from ssl_asr.errors import AudioError, ConfigError, ManifestError
-from ssl_asr.textfiles import is_unicode, to_json, written_whole
+from ssl_asr.textfiles import is_unicode, shown, to_json, written_whole
 from ssl_asr.types import Seconds, Skip
 
 # Threads that measure audio. Decoding runs outside Python's lock.
@@ -175,6 +176,9 @@ def _fault(row: Row, length: Seconds | AudioError) -> tuple[str, str] | None:
     """Reason and detail if a row cannot be used."""
     if not is_unicode(row.id) or not is_unicode(row.audio) or not is_unicode(row.text):
         return "name", "the name or the text is not Unicode: rename the file"
+    wrong = next((key for key, value in row.tags.items() if not is_allowed(key, value)), None)
+    if wrong is not None:
+        return "bad_value", f"'{wrong}' is {shown(row.tags[wrong])}, which a manifest cannot have"
     if isinstance(length, AudioError):
         return length.reason, str(length)
     if not row.text.strip():

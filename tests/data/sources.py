@@ -8,6 +8,7 @@ import soundfile
 
 from ssl_asr.commands.prepare import prepare
 from ssl_asr.config.tools import PrepareConfig
+from ssl_asr.data.manifest import read_manifest
 
 RATE = 8000
 
@@ -37,7 +38,10 @@ def run(source, output, **settings):
     sources = source if isinstance(source, list) else [source]
     settings = {"verbose": False, "max_skip_fraction": 1.0, **settings}
     prepare(PrepareConfig(input=list(map(str, sources)), output_dir=str(output), **settings), Path())
-    return {path.stem: lines(path) for path in Path(output).glob("*.jsonl")}
+    written = {path.stem: lines(path) for path in Path(output).glob("*.jsonl")}
+    for name in written.keys() - {"skipped"}:
+        read_manifest(Path(output) / f"{name}.jsonl")
+    return written
 
 
 def reasons(found):

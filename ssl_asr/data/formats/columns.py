@@ -1,5 +1,6 @@
 """Which column of a table, or key of a record, is the audio, the text, the speaker, and so on."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ssl_asr.data.formats.rows import (
     seconds_of,
     split_name,
 )
+from ssl_asr.data.manifest import is_allowed
 from ssl_asr.errors import ConfigError
 
 # Names that columns have in known corpora and toolkits, the most specific first.
@@ -49,6 +51,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "channel": ("channel",),
 }
 KEYS = tuple(GUESSES)
+# Keys of a manifest that a row has by other columns.
+_OWN = frozenset({"audio_filepath", "text", "id", "offset", "duration", "channel", "speaker", "lang"})
 # Folders beside a table that its audio may lie in.
 _FOLDERS = ("clips", "audio", "wavs", "wav")
 
@@ -128,9 +132,8 @@ class Reader:
         below = self.folder if self.options.audio_dir is None else self.options.audio_dir
         own = name_below(path, below) + (f"@{offset:g}" if offset else "")
         text = values.get("text")
-        used = set(self.columns.values())
-        tags = {key: value for key, value in record.items() if key not in used and value not in (None, "")}
-        tags |= {key: values[key] for key in ("speaker", "lang") if values.get(key) not in (None, "")}
+        tags = self._tags(found, record)
+        tags |= {key: str(values[key]) for key in ("speaker", "lang") if values.get(key) not in (None, "")}
         split = split_name(str(values.get("split") or "").strip()) if values.get("split") else self.split
         found.rows.append(
             Row(
@@ -145,6 +148,28 @@ class Reader:
                 where=where,
             )
         )
+
+    def _tags(self, found: Found, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of all other columns. A column that is named like a key of a manifest gets ``_column`` at its end."""
+        tags: dict[str, Any] = {}
+        for key, value in record.items():
+            if key in self.columns.values() or value is None or value == "":
+                continue
+            if not _is_json(value):
+                found.note(f"column '{key}' has values that are no JSON, and is left out")
+            elif key in _OWN or not is_allowed(key, value):
+                tags[f"{key}_column"] = value
+            else:
+                tags[key] = value
+        return tags
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _times(values: Mapping[str, Any]) -> tuple[float, float | None]:
