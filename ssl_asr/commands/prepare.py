@@ -39,6 +39,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
         audio_dir=None if config.audio_dir is None else Path(config.audio_dir),
         segments=config.segments,
         subset=config.subset,
+        require_text=config.require_text,
         progress=console is not None,
     )
     if config.splits is not None:
@@ -47,7 +48,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     if config.splits is None:
         check_outputs(output, config.format, list(corpus.splits))
     said = len(_say(corpus.notes))
-    measure(corpus, progress=console is not None)
+    measure(corpus, require_text=config.require_text, progress=console is not None)
     write_skipped(skipped, corpus.skips)
     summary = Summary(corpus.count, len(corpus.rows), corpus.skips, corpus.notes[said:], verb="prepared")
     summary.show(console, skipped, sys.stderr)

@@ -59,6 +59,7 @@ class PrepareConfig:
         audio_dir: Folder that relative paths of audio start at. null takes the folder of the file that names them.
         segments: For transcripts with times, ``rows`` makes each segment an utterance, and ``keep`` each recording.
         subset: Subset of a Hugging Face dataset, such as a language.
+        require_text: Leave out audio without a transcript. Otherwise its text is empty, as for noise.
         digest: Digest of a file to download, as sha256:… or md5:…, if the corpus publishes none.
         splits: Fraction of the hours by name: splits={train: 0.8, dev: 0.1, test: 0.1}. null keeps the source's splits.
         split_by: What is in one split only.
@@ -84,6 +85,7 @@ class PrepareConfig:
     audio_dir: InputPath | None = None
     segments: Literal["rows", "keep"] = "rows"
     subset: str | None = None
+    require_text: bool = True
     digest: str | None = None
     splits: Splits | None = None
     split_by: Literal["speaker", "recording", "utterance"] = "speaker"

@@ -20,7 +20,7 @@ from ssl_asr.data.corpora.tabular import (
 from ssl_asr.data.corpora.tedlium import is_tedlium, read_tedlium
 from ssl_asr.data.folders import is_manifest
 from ssl_asr.data.formats.audiofolder import is_audiofolder, read_audiofolder
-from ssl_asr.data.formats.beside import is_folder_with_transcripts, read_folder
+from ssl_asr.data.formats.beside import has_audio, is_folder_with_transcripts, read_folder
 from ssl_asr.data.formats.huggingface import is_huggingface, read_huggingface
 from ssl_asr.data.formats.kaldi import is_kaldi, read_kaldi
 from ssl_asr.data.formats.lhotse import is_lhotse, read_lhotse
@@ -70,7 +70,9 @@ def _has_manifests(path: Path) -> bool:
 
 
 def _has_tables(path: Path) -> bool:
-    return any(map(is_table, path.iterdir())) if path.is_dir() else is_table(path)
+    if path.is_dir():
+        return any(map(is_table, path.iterdir())) and not is_folder_with_transcripts(path)
+    return is_table(path)
 
 
 def _read_tables(path: Path, options: ReadOptions) -> Found:
@@ -102,10 +104,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "nemo": Kind("manifest of NeMo", _has_manifests, read_manifests, _PATHS),
         "speechbrain_json": Kind("JSON of SpeechBrain", is_speechbrain_json, read_speechbrain_json, _TABLE),
         "speechbrain_csv": Kind("CSV of SpeechBrain", is_speechbrain_csv, read_speechbrain_csv, _TABLE),
-        "folder": _folder(
-            "folder with transcripts beside the audio", is_folder_with_transcripts, read_folder, "columns", "segments"
-        ),
         "table": Kind("table", _has_tables, _read_tables, _TABLE),
+        "folder": _folder("folder of audio with transcripts beside it", has_audio, read_folder, "columns", "segments"),
     }
 )
 
@@ -123,7 +123,7 @@ def kind_of(path: Path) -> str:
         raise ManifestError(str(path), "no such file or folder", "check input")
     what = "is no corpus, dataset, manifest or table that is known"
     if path.is_dir():
-        what = "has no transcripts beside its audio, no table and no manifest, and is no corpus that is known"
+        what = "has no audio, no table and no manifest, and is no corpus that is known"
     raise ManifestError(str(path), what, f"say what it is: kind={'|'.join(KINDS)}")
 
 

@@ -133,10 +133,16 @@ def _local(name: str, options: ReadOptions, digest: str | None, notes: list[str]
 # Checks ------------------------------------------------------------------------------------------------------------
 
 
-def measure(corpus: Corpus, *, progress: bool) -> None:
+def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False) -> None:
     """Measure every audio file once, and leave out rows that cannot be used, each with its reason.
 
     A row without a duration gets what its file has after the offset. A given duration is kept if the file is as long.
+    An id that is used by another row of the split gets a number at its end.
+
+    Args:
+        corpus: Its rows, skips and notes are changed.
+        require_text: Whether rows without a text are left out.
+        progress: Whether to show a progress bar.
     """
     files = list(dict.fromkeys(row.audio for row in corpus.rows))
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
@@ -144,25 +150,50 @@ def measure(corpus: Corpus, *, progress: bool) -> None:
         bar = track(measured, "measure audio", total=len(files), transient=True, disable=not progress)
         lengths = dict(zip(files, bar, strict=True))
     kept: list[Row] = []
-    first: dict[tuple[str, str], Row] = {}
+    ids = _Ids()
     for row in corpus.rows:
-        fault = _fault(row, lengths[row.audio])
-        if fault is None and (row.split, row.id) in first:
-            other = first[row.split, row.id]
-            fault = "duplicate_id", f"the id of {other.where or other.audio} in {row.split}"
+        fault = _fault(row, lengths[row.audio], require_text) or ids.repeated(row)
         if fault is not None:
             corpus.skips.append(_skip(row, *fault))
             continue
-        first[row.split, row.id] = row
         length = lengths[row.audio]
         assert not isinstance(length, AudioError)
         duration = length - row.offset if row.duration is None else row.duration
         is_whole = row.offset == 0 and duration >= length - DURATION_TOLERANCE_S
-        kept.append(replace(row, duration=duration, whole=is_whole))
+        kept.append(replace(row, id=ids.unique(row), duration=duration, whole=is_whole))
     corpus.rows = kept
+    if ids.changed:
+        examples = ", ".join(ids.changed[:3])
+        corpus.notes.append(f"{len(ids.changed)} ids that are used twice get a number: {examples}")
     short = sum(not row.whole and row.offset == 0 and "segments" not in row.tags for row in kept)
     if short:
         corpus.notes.append(f"{short} utterances without an offset end before their file does")
+
+
+class _Ids:
+    """Ids and contents of rows that are kept. ``changed`` are the ids that got a number."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[str, str]] = set()
+        self._first: dict[tuple[str, str], Row] = {}
+        self.changed: list[str] = []
+
+    def repeated(self, row: Row) -> tuple[str, str] | None:
+        """Reason and detail if a row of the split says all the same."""
+        content = to_json([row.id, row.audio, row.offset, row.duration, row.channel, row.text, row.tags])
+        first = self._first.setdefault((row.split, content), row)
+        return None if first is row else ("duplicate", f"is the same as {first.id} ({first.where or first.audio})")
+
+    def unique(self, row: Row) -> str:
+        """The id of the row, with a number if it is taken."""
+        name, number = row.id, 1
+        while (row.split, name) in self._taken:
+            number += 1
+            name = f"{row.id}-{number}"
+        self._taken.add((row.split, name))
+        if name != row.id:
+            self.changed.append(name)
+        return name
 
 
 def _length(path: str) -> Seconds | AudioError:
@@ -172,7 +203,7 @@ def _length(path: str) -> Seconds | AudioError:
         return error
 
 
-def _fault(row: Row, length: Seconds | AudioError) -> tuple[str, str] | None:
+def _fault(row: Row, length: Seconds | AudioError, require_text: bool) -> tuple[str, str] | None:
     """Reason and detail if a row cannot be used."""
     if not is_unicode(row.id) or not is_unicode(row.audio) or not is_unicode(row.text):
         return "name", "the name or the text is not Unicode: rename the file"
@@ -181,7 +212,7 @@ def _fault(row: Row, length: Seconds | AudioError) -> tuple[str, str] | None:
         return "bad_value", f"'{wrong}' is {shown(row.tags[wrong])}, which a manifest cannot have"
     if isinstance(length, AudioError):
         return length.reason, str(length)
-    if not row.text.strip():
+    if require_text and not row.text.strip():
         return "no_text", "its text is empty"
     end = row.offset + (row.duration or 0.0)
     ends = [end, *(float(segment["end"]) for segment in row.tags.get("segments", ()) if "end" in segment)]

@@ -68,7 +68,7 @@ def read_voxpopuli(folder: Path, options: ReadOptions) -> Found:
     """Rows of the transcribed part. The audio of ``ID`` is ``YEAR/ID.ogg`` beside the table."""
     found = Found()
     for path in _voxpopuli(folder):
-        columns = {"id": "id", "audio": "<audio>", "text": "normalized_text", "speaker": "speaker_id"}
+        columns = {"id": "id", "audio": "<audio>", "text": "normalized_text", "speaker": "speaker_id", "lang": "lang"}
         reader = Reader(path.parent, columns, options, split_name(path.stem.removeprefix("asr_")))
         lang = path.parent.resolve().name
         for where, record in _records(found, path, read_records(path, quotes=False)):

@@ -20,7 +20,7 @@ def is_tedlium(folder: Path) -> bool:
 
 
 def _transcripts(folder: Path) -> list[Path]:
-    found = [path for depth in range(4) for path in folder.glob("/".join(["*"] * depth + ["*.stm"]))]
+    found = [path for depth in range(5) for path in folder.glob("/".join(["*"] * depth + ["*.stm"]))]
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssl_asr.console import shortened
 from ssl_asr.data.folders import is_audio_name, search
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, Segment, name_below, split_name
 from ssl_asr.data.formats.subtitles import read_subtitles
@@ -18,6 +19,11 @@ SUFFIXES = (".textgrid", ".srt", ".vtt", ".lab", ".txt")
 # Texts that lie beside audio and are no transcripts.
 _ABOUT = ("readme", "license", "licence", "copying", "attribution", "notice", "changelog", "about", "speakers")
 _SPLITS = ("train", "dev", "valid", "validation", "val", "test")
+
+
+def has_audio(folder: Path) -> bool:
+    """Whether a folder has audio files, in the folder itself or below it."""
+    return any(map(is_audio_name, _files(folder)))
 
 
 def is_folder_with_transcripts(folder: Path) -> bool:
@@ -33,6 +39,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 
+def _homes(files: Sequence[Path]) -> list[Path]:
+    """The folders of files, each once."""
+    return list(dict.fromkeys(path.parent for path in files))
+
+
 def read_folder(folder: Path, options: ReadOptions) -> Found:
     """Rows of a folder. Ids are paths below the folder, so that equal names in different folders stay apart.
 
@@ -42,22 +53,32 @@ def read_folder(folder: Path, options: ReadOptions) -> Found:
     inside = search(folder)
     found.skips += inside.skips
     transcripts: dict[str, list[Path]] = {}
-    for path in _files(folder):
+    # Folders behind symbolic links are searched for audio too.
+    for path in dict.fromkeys([*_files(folder), *(each for home in _homes(inside.audio) for each in home.iterdir())]):
         if path.suffix.lower() in SUFFIXES:
             transcripts.setdefault(str(path.with_suffix("")), []).append(path)
-    used: set[Path] = set()
+    used: dict[Path, Path] = {}
+    several: list[str] = []
     for audio in inside.audio:
         keys = dict.fromkeys((str(audio.with_suffix("")), str(audio)))
         beside = [path for key in keys for path in transcripts.get(key, [])]
-        used.update(beside)
+        if not beside and not options.require_text:
+            _add(found, folder, audio, None, options)
+            continue
         if not beside:
             expected = ", ".join(audio.with_suffix(suffix).name for suffix in (".txt", ".TextGrid", ".srt"))
             found.skip(name_below(audio, folder), "no_transcript", f"no transcript beside {audio}, such as {expected}")
             continue
         beside.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
         if len(beside) > 1:
-            found.note(f"{audio} has several transcripts: {beside[0].name} is read")
+            several.append(f"{beside[0].relative_to(folder)} of {len(beside)}")
+        used |= dict.fromkeys(beside[1:], audio)
+        if (other := used.setdefault(beside[0], audio)) != audio:
+            found.skip(audio.relative_to(folder).as_posix(), "duplicate", f"its transcript is that of {other}")
+            continue
         _add(found, folder, audio, beside[0], options)
+    if several:
+        found.note(f"{len(several)} recordings have several transcripts, of which one is read: {shortened(several, 3)}")
     _name_unused(found, folder, [path for paths in transcripts.values() for path in paths if path not in used])
     return found
 
@@ -74,7 +95,7 @@ def _name_unused(found: Found, folder: Path, unused: Sequence[Path]) -> None:
         found.note(f"{folder} also has {', '.join(about)}")
 
 
-def _add(found: Found, folder: Path, audio: Path, transcript: Path, options: ReadOptions) -> None:
+def _add(found: Found, folder: Path, audio: Path, transcript: Path | None, options: ReadOptions) -> None:
     """Add the rows of one recording."""
     name = name_below(audio, folder)
     parts = audio.relative_to(folder).parts
@@ -83,12 +104,12 @@ def _add(found: Found, folder: Path, audio: Path, transcript: Path, options: Rea
     if options.columns.get("speaker") == "folder" and audio.parent != folder:
         tags["speaker"] = audio.parent.name
     try:
-        segments = _segments(found, transcript, options)
-        text = read_transcript(transcript) if segments is None else ""
+        segments = None if transcript is None else _segments(found, transcript, options)
+        text = "" if segments is not None or transcript is None else read_transcript(transcript)
     except UserError as error:
         found.skip_error(name, "bad_transcript", error)
         return
-    whole = Row(id=name, audio=str(audio), text=text, split=split, tags=tags, where=str(transcript))
+    whole = Row(id=name, audio=str(audio), text=text, split=split, tags=tags, where=str(transcript or audio))
     if segments is None:
         found.rows.append(whole)
     elif options.segments == "keep":

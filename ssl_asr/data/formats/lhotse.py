@@ -27,7 +27,7 @@ def is_lhotse(path: Path) -> bool:
     if path.is_file():
         found = _NAME.fullmatch(path.name)
         return found is not None and found["kind"].lower() == "cuts"
-    return bool(_pairs(path) or _cuts(path))
+    return path.is_dir() and bool(_pairs(path) or _cuts(path))
 
 
 def _named(folder: Path, kind: str) -> dict[tuple[str, str], Path]:

@@ -110,6 +110,7 @@ class ReadOptions:
         audio_dir: Folder that relative audio paths start at. None: the folder of the file that names them.
         segments: ``rows``: a row for each segment of a transcript with times. ``keep``: one row with all segments.
         subset: Subset of a Hugging Face dataset.
+        require_text: Whether audio without a transcript is left out. Otherwise its text is empty.
         progress: Show progress bars.
     """
 
@@ -118,6 +119,7 @@ class ReadOptions:
     audio_dir: Path | None = None
     segments: str = "rows"
     subset: str | None = None
+    require_text: bool = True
     progress: bool = False
 
     @property

@@ -60,7 +60,7 @@ def test_whatever_is_left_out_is_named(tmp_path):
         "zero": "empty_file",
         "page": "not_audio",
         "empty_text": "no_text",
-        "twice": "duplicate_id",
+        "twice.wav": "duplicate",
     }
 
 
@@ -216,6 +216,18 @@ def test_subtitles_are_read_as_pysubs2_reads_them(tmp_path):
     assert [(round(1000 * cue.start), cue.text) for cue in cues] == [
         (event.start, " ".join(event.plaintext.split())) for event in expected if event.start != 500
     ] + [(500, "again")]
+
+
+def test_folders_behind_links_and_several_transcripts(tmp_path):
+    clip(tmp_path / "far" / "a.wav")
+    text(tmp_path / "far" / "a.txt", "plain")
+    text(tmp_path / "far" / "a.srt", "1\n00:00:00,000 --> 00:00:00,400\ntimed\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    found = read_folder(tmp_path / "in", ReadOptions())
+    assert [(row.id, row.text) for row in found.rows] == [("link/a@0.000-0.400", "timed")]
+    assert found.skips == []
+    assert found.notes == ["1 recordings have several transcripts, of which one is read: link/a.srt of 2"]
 
 
 def test_folders_give_splits_and_speakers(tmp_path):

@@ -75,12 +75,13 @@ def test_bad_rows_are_named_with_their_lines(tmp_path):
         "a.wav,outside,0.5,0.7,8",
         "a.wav,,0,1,9",
         "a.wav,again,0,0.5,1",
+        "a.wav,good,0,0.5,1",
         "",
         "a.wav,last,0.5,0.5,10",
     ]
     table = text(tmp_path / "x.csv", "\n".join(rows))
     found = run(table, tmp_path / "out")
-    assert [row["id"] for row in found["all"]] == ["1", "10"]
+    assert [row["id"] for row in found["all"]] == ["1", "1-2", "10"]
     assert reasons(found) == {
         f"{table}:3": "bad_row",
         f"{table}:4": "bad_row",
@@ -90,7 +91,7 @@ def test_bad_rows_are_named_with_their_lines(tmp_path):
         "7": "bad_times",
         "8": "outside",
         "9": "no_text",
-        "1": "duplicate_id",
+        "1": "duplicate",
     }
 
 
