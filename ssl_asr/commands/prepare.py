@@ -2,14 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssl_asr.config.tools import PrepareConfig
-from ssl_asr.errors import ManifestError, overwrites
+from ssl_asr.errors import overwrites
 from ssl_asr.textfiles import overwritten
-
-if TYPE_CHECKING:
-    from ssl_asr.data.preparation import Corpus
 
 
 def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG001
@@ -18,6 +14,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     from ssl_asr.data.formats.rows import ReadOptions
     from ssl_asr.data.preparation import (
         check_outputs,
+        check_skips,
         measure,
         print_splits,
         read_sources,
@@ -52,7 +49,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     write_skipped(skipped, corpus.skips)
     summary = Summary(corpus.count, len(corpus.rows), corpus.skips, corpus.notes[said:], verb="prepared")
     summary.show(console, skipped, sys.stderr)
-    _check_skips(corpus, config.max_skip_fraction, skipped)
+    check_skips(corpus, config.max_skip_fraction, skipped)
     said = len(corpus.notes)
     if config.splits is not None:
         corpus.rows = assign_splits(corpus.rows, config.splits, by=config.split_by, seed=config.seed)
@@ -69,16 +66,3 @@ def _say(notes: list[str]) -> list[str]:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return notes
-
-
-def _check_skips(corpus: "Corpus", limit: float, path: Path) -> None:
-    """Refuse a corpus of which too much is left out.
-
-    Raises:
-        ManifestError: More than this fraction is left out.
-    """
-    if len(corpus.skips) <= limit * corpus.count:
-        return
-    first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in corpus.skips[:5])
-    what = f"{len(corpus.skips)} of {corpus.count} utterances are left out: {first}"
-    raise ManifestError(str(path), what, f"correct them, or raise max_skip_fraction (now {limit:g})")

@@ -39,6 +39,8 @@ from ssl_asr.types import Seconds, Skip
 
 # Threads that measure audio. Decoding runs outside Python's lock.
 _THREADS = 8
+# Recordings with one text that are longer are named: few models can be trained on them.
+_LONG_S = 40.0
 _SPLIT = re.compile(r"\w[\w.-]*")
 # Folder of files that are not whole yet.
 _STAGING = ".prepare.partial"
@@ -162,6 +164,13 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
         is_whole = row.offset == 0 and duration >= length - DURATION_TOLERANCE_S
         kept.append(replace(row, id=ids.unique(row), duration=duration, whole=is_whole))
     corpus.rows = kept
+    long = [row for row in kept if row.whole and row.text and (row.duration or 0.0) > _LONG_S]
+    if long:
+        corpus.notes.append(
+            f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times, "
+            f"such as {long[0].id}. Find the times with ssl-asr align model=… manifest=… output=FOLDER_OF_THE_AUDIO format=textgrid, and "
+            "prepare the folder again with columns.tier=words"
+        )
     if ids.changed:
         examples = ", ".join(ids.changed[:3])
         corpus.notes.append(f"{len(ids.changed)} ids that are used twice get a number: {examples}")
@@ -276,6 +285,24 @@ def _placed(home: Path) -> Callable[[str], str]:
         return full.relative_to(home).as_posix() if home in full.parents else str(full)
 
     return place
+
+
+def check_skips(corpus: Corpus, limit: float, path: Path) -> None:
+    """Refuse a corpus of which too much is left out.
+
+    Args:
+        corpus: Rows and skips.
+        limit: Largest fraction of the utterances that may be left out.
+        path: File with all skips, for the error.
+
+    Raises:
+        ManifestError: More than this fraction is left out.
+    """
+    if len(corpus.skips) <= limit * corpus.count:
+        return
+    first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in corpus.skips[:5])
+    what = f"{len(corpus.skips)} of {corpus.count} utterances are left out: {first}"
+    raise ManifestError(str(path), what, f"correct them, or raise max_skip_fraction (now {limit:g})")
 
 
 def write_skipped(path: Path, skips: Sequence[Skip]) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from ssl_asr.data.formats.rows import Segment
 from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
-from ssl_asr.types import Seconds
 
 _TOKENS = re.compile(r'"(?P<text>(?:[^"]|"")*)"|(?P<flag><\w+>)|(?<!\S)(?P<number>[-+]?\d\S*)|(?P<comment>!.*)|[^\s"]+')
 # Tiers whose intervals are parts of words or single words.
 _FINE = re.compile(r"\b(words?|phones?|phonemes?|phonetics?|syllables?|syll?|mau|kan|ort|segments? of words)\b", re.I)
 _PHONES = re.compile(r"\b(phones?|phonemes?|phonetics?|syllables?|syll?|mau|kan)\b", re.I)
+# A pause of at least this many seconds ends a segment of words, and a segment is cut if it is longer than _MOST_S.
+_PAUSE_S, _MOST_S = 0.5, 30.0
 # Intervals that stand for silence or noise.
 _SILENT = frozenset({"", "sil", "sp", "spn", "<sil>", "<p:>", "<eps>", "#"})
 _NAMED = frozenset(
@@ -100,7 +101,7 @@ def segments_of(tiers: Sequence[Tier], chosen: str | None) -> tuple[list[Segment
 
     Args:
         tiers: Tiers of intervals.
-        chosen: Name of a tier, or None.
+        chosen: Name of a tier, or None. Words or phones of a chosen tier are joined too.
 
     Raises:
         ValueError: There is no tier with text, or not the chosen one.
@@ -110,6 +111,8 @@ def segments_of(tiers: Sequence[Tier], chosen: str | None) -> tuple[list[Segment
         picked = [tier for tier in tiers if tier.name == chosen]
         if not picked:
             raise ValueError(f"no tier '{chosen}': its tiers of intervals are {names}")
+        if _FINE.search(chosen):
+            return _joined(_spoken(picked[0])), f"tier '{chosen}', joined up to pauses"
         return _spoken(picked[0]), f"tier '{chosen}'"
     named = [tier for tier in tiers if tier.name.strip().lower() in _NAMED]
     if named:
@@ -130,11 +133,27 @@ def _spoken(tier: Tier) -> list[Segment]:
     return [segment for segment in tier.intervals if segment.text.lower() not in _SILENT]
 
 
-def _joined(words: Sequence[Segment], pause_s: Seconds = 0.5) -> list[Segment]:
-    """Words as segments, which end at pauses of at least ``pause_s``."""
+def _joined(words: Sequence[Segment]) -> list[Segment]:
+    """Words as segments. Segments end at pauses, and long ones are cut at their longest pauses."""
     groups: list[list[Segment]] = [[words[0]]] if words else []
     for before, word in pairwise(words):
-        if word.start - before.end >= pause_s:
+        if word.start - before.end >= _PAUSE_S:
             groups.append([])
         groups[-1].append(word)
-    return [Segment(group[0].start, group[-1].end, " ".join(word.text for word in group)) for group in groups]
+    return [
+        Segment(part[0].start, part[-1].end, " ".join(word.text for word in part))
+        for group in groups
+        for part in _cut(group)
+    ]
+
+
+def _cut(words: list[Segment]) -> Iterator[list[Segment]]:
+    """Parts of at most `_MOST_S` seconds, or of one word, in order. Cuts are at the longest pauses."""
+    left = [words]
+    while left:
+        part = left.pop()
+        if len(part) == 1 or part[-1].end - part[0].start <= _MOST_S:
+            yield part
+            continue
+        at = max(range(1, len(part)), key=lambda i: (part[i].start - part[i - 1].end, -abs(2 * i - len(part))))
+        left += [part[at:], part[:at]]

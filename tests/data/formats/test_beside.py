@@ -196,6 +196,10 @@ def test_words_are_joined_up_to_pauses_where_there_is_nothing_else(tmp_path):
     phones = Tier("phones", [Segment(0.0, 0.2, "AH")])
     assert segments_of([phones, words], None)[0] == [Segment(0.0, 0.5, "a b"), Segment(1.0, 1.2, "c")]
     assert segments_of([phones, words], "phones")[0] == [Segment(0.0, 0.2, "AH")]
+    fluent = Tier("words", [Segment(i, i + 0.875 - 0.125 * (i == 19), f"w{i}") for i in range(70)])
+    parts = segments_of([fluent], "words")[0]
+    assert " ".join(part.text for part in parts) == " ".join(f"w{i}" for i in range(70))
+    assert [(part.start, part.end) for part in parts] == [(0, 19.75), (20, 44.875), (45, 69.875)]
     with pytest.raises(ValueError, match="no tier 'x'"):
         segments_of([phones, words], "x")
 
@@ -216,6 +220,26 @@ def test_subtitles_are_read_as_pysubs2_reads_them(tmp_path):
     assert [(round(1000 * cue.start), cue.text) for cue in cues] == [
         (event.start, " ".join(event.plaintext.split())) for event in expected if event.start != 500
     ] + [(500, "again")]
+
+
+def test_words_of_the_aligner_cut_a_long_recording(tmp_path, capsys):
+    from ssl_asr.inference.subtitles import render
+    from ssl_asr.metrics.report import Prediction
+    from ssl_asr.types import Word
+
+    audio = clip(tmp_path / "in" / "talk.wav", 45.0, rate=1000)
+    text(tmp_path / "in" / "talk.txt", "so many words")
+    [row] = run(tmp_path / "in", tmp_path / "long")["all"]
+    assert row["duration"] == 45.0
+    assert "1 recordings are longer than 40 s and have one text without times, such as talk." in capsys.readouterr().err
+    words = [Word(word, start, start + 1.0, 1.0) for start, word in ((1.0, "so"), (2.0, "many"), (44.0, "words"))]
+    made = Prediction("talk", "", "so many words", 0.0, 45.0, str(audio), words=words)
+    text(tmp_path / "in" / "talk.TextGrid", render([made], "textgrid"))
+    found = run(tmp_path / "in", tmp_path / "out", columns={"tier": "words"})
+    assert [(r["offset"], r["duration"], r["text"]) for r in found["all"]] == [
+        (1.0, 2.0, "so many"),
+        (44.0, 1.0, "words"),
+    ]
 
 
 def test_folders_behind_links_and_several_transcripts(tmp_path):
