@@ -41,6 +41,10 @@ from ssl_asr.types import Seconds, Skip
 _THREADS = 8
 # Recordings with one text that are longer are named: few models can be trained on them.
 _LONG_S = 40.0
+_HOW_TO_CUT = (
+    "Find the times with ssl-asr align model=… manifest=… output=FOLDER_OF_THE_AUDIO format=textgrid, and prepare the "
+    "folder again with columns.tier=words"
+)
 _SPLIT = re.compile(r"\w[\w.-]*")
 # Folder of files that are not whole yet.
 _STAGING = ".prepare.partial"
@@ -166,11 +170,8 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
     corpus.rows = kept
     long = [row for row in kept if row.whole and row.text and (row.duration or 0.0) > _LONG_S]
     if long:
-        corpus.notes.append(
-            f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times, "
-            f"such as {long[0].id}. Find the times with ssl-asr align model=… manifest=… output=FOLDER_OF_THE_AUDIO format=textgrid, and "
-            "prepare the folder again with columns.tier=words"
-        )
+        what = f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times, such as {long[0].id}"
+        corpus.notes.append(f"{what}. {_HOW_TO_CUT}")
     if ids.changed:
         examples = ", ".join(ids.changed[:3])
         corpus.notes.append(f"{len(ids.changed)} ids that are used twice get a number: {examples}")
