@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -170,8 +171,8 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
     corpus.rows = kept
     long = [row for row in kept if row.whole and row.text and (row.duration or 0.0) > _LONG_S]
     if long:
-        what = f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times, such as {long[0].id}"
-        corpus.notes.append(f"{what}. {_HOW_TO_CUT}")
+        what = f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times"
+        corpus.notes.append(f"{what}, such as {long[0].id}. {_HOW_TO_CUT}")
     if ids.changed:
         examples = ", ".join(ids.changed[:3])
         corpus.notes.append(f"{len(ids.changed)} ids that are used twice get a number: {examples}")
@@ -224,11 +225,19 @@ def _fault(row: Row, length: Seconds | AudioError, require_text: bool) -> tuple[
         return length.reason, str(length)
     if require_text and not row.text.strip():
         return "no_text", "its text is empty"
-    end = row.offset + (row.duration or 0.0)
-    ends = [end, *(float(segment["end"]) for segment in row.tags.get("segments", ()) if "end" in segment)]
-    if row.offset >= length or max(ends) > length + DURATION_TOLERANCE_S:
-        return "outside", f"is {row.offset:.2f} to {max(ends):.2f} s, and {row.audio} ends at {length:.2f} s"
+    if row.offset < 0 or (row.duration is not None and row.duration <= 0):
+        return "bad_times", f"starts at {row.offset:g} s, and is {row.duration} s long"
+    end = max(row.offset + (row.duration or 0.0), _last_end(row.tags.get("segments")))
+    if row.offset >= length or end > length + DURATION_TOLERANCE_S:
+        return "outside", f"is {row.offset:.2f} to {end:.2f} s, and {row.audio} ends at {length:.2f} s"
     return None
+
+
+def _last_end(segments: Any) -> Seconds:
+    """The last end of the segments of a row, or 0 if it has none."""
+    rows = segments if isinstance(segments, list) else []
+    ends = [each.get("end") for each in rows if isinstance(each, dict)]
+    return max((float(end) for end in ends if isinstance(end, int | float)), default=0.0)
 
 
 def _skip(row: Row, reason: str, detail: str) -> Skip:

@@ -5,6 +5,7 @@ A folder gets its name when everything is there, and an interrupted extraction i
     corpus.tar.gz  ->  FOLDER.partial/…  ->  FOLDER/…
 """
 
+import lzma
 import shutil
 import stat
 import tarfile
@@ -100,7 +101,7 @@ class _Writer:
                         self._write_tarred(tar, entry)
                         yield file.tell()
                     self._check_end(file, tar)
-        except (tarfile.ReadError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        except (tarfile.ReadError, zipfile.BadZipFile, EOFError, KeyError, zlib.error, lzma.LZMAError) as error:
             raise self._error(f"is damaged or no archive: {error}", "get it again") from None
         except OSError as error:
             if error.errno is not None:
@@ -152,7 +153,7 @@ class _Writer:
         self._count(name, 0)
         try:
             source = packed.open(member)
-        except RuntimeError as error:
+        except (RuntimeError, NotImplementedError) as error:
             raise self._error(f"cannot be read: {error}", "extract it yourself, and give the folder") from None
         with source, target.open("wb") as file:
             while block := source.read(1 << 20):

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +35,7 @@ class Remote:
     @property
     def name(self) -> str:
         """Name of the file."""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2]) or "download"
+        return Path(unquote(urlsplit(self.url).path)).name.strip(".") or "download"
 
 
 def _librispeech() -> dict[str, Remote]:
@@ -80,13 +81,15 @@ def remote_of(name: str, digest: str | None = None) -> Remote | None:
     """The download that an input names: an address, or the name of a corpus. None for anything else.
 
     Raises:
-        ConfigError: The corpus has no such part.
+        ConfigError: The address is malformed, or the corpus has no such part.
 
     Example:
         >>> remote_of("https://example.org/a.zip").name, remote_of("folder")
         ('a.zip', None)
     """
     if name.startswith(("https://", "http://")):
+        if not _has_host(name):
+            raise ConfigError("input", f"{name} is no address", "check the address")
         return Remote(name, digest)
     if name in CORPORA:
         return CORPORA[name]
@@ -94,6 +97,13 @@ def remote_of(name: str, digest: str | None = None) -> Remote | None:
     if ":" in name and any(known.startswith(f"{corpus}:") for known in CORPORA):
         raise ConfigError("input", f"no corpus '{name}'", did_you_mean(name, list(CORPORA)))
     return None
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname)
+    except ValueError:
+        return False
 
 
 def download(remote: Remote, folder: Path, *, progress: bool = False) -> Path:
@@ -115,7 +125,7 @@ def download(remote: Remote, folder: Path, *, progress: bool = False) -> Path:
     partial = target.with_name(f"{target.name}.part")
     try:
         _fetch(remote.url, partial, progress=progress)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         got = f" after {partial.stat().st_size:,} bytes" if partial.is_file() else ""
         what = f"{remote.url} cannot be downloaded{got}: {getattr(error, 'reason', error)}"
         remedy = "check the network and run the command again, which continues; or give a folder or an archive"

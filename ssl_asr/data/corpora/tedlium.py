@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ssl_asr.data.formats.rows import Found, Row, split_name
+from ssl_asr.data.formats.rows import Found, Row, seconds_of, split_name
 from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
 
@@ -56,9 +56,14 @@ def _add(found: Found, path: Path, line: str, where: str, split: str) -> None:
     if fields is None:
         found.skip(where, "bad_row", "is not FILE CHANNEL SPEAKER START END <LABELS> TEXT", where)
         return
-    talk, _, speaker, start, end, _, raw = fields.groups()
-    name = f"{talk}-{round(100 * float(start)):07d}-{round(100 * float(end)):07d}"
-    if float(end) <= float(start):
+    talk, _, speaker, first, last, _, raw = fields.groups()
+    try:
+        start, end = seconds_of(first, "start") or 0.0, seconds_of(last, "end") or 0.0
+    except ValueError as error:
+        found.skip(where, "bad_row", str(error), where)
+        return
+    name = f"{talk}-{round(100 * start):07d}-{round(100 * end):07d}"
+    if end <= start:
         found.skip(name, "bad_times", f"ends at {end} s, and starts at {start} s", where)
         return
     homes = [path.parent.parent / "sph", path.parent]
@@ -66,7 +71,7 @@ def _add(found: Found, path: Path, line: str, where: str, split: str) -> None:
     audio = next((file for file in files if file.is_file()), files[0])
     text = _CONTRACTION.sub("", raw).strip()
     tags = {"speaker": speaker, "lang": "en", **({"text_raw": raw} if raw != text else {})}
-    offset, duration = float(start), round(float(end) - float(start), 6)
+    duration = round(end - start, 6)
     found.rows.append(
-        Row(id=name, audio=str(audio), text=text, split=split, offset=offset, duration=duration, tags=tags, where=where)
+        Row(id=name, audio=str(audio), text=text, split=split, offset=start, duration=duration, tags=tags, where=where)
     )

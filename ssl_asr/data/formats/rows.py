@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl_asr.data.folders import printable
+from ssl_asr.data.folders import is_file, printable
 from ssl_asr.data.identity import file_key
 from ssl_asr.errors import UserError
 from ssl_asr.types import Seconds, Skip
@@ -157,7 +157,7 @@ def split_name(name: str) -> str:
 def located(path: str, folders: Sequence[Path]) -> Path:
     """The file of a path that is relative to one of several folders; the path in the first folder if there is none."""
     tried = [folder / path for folder in folders]
-    return next((each for each in tried if each.is_file()), tried[0])
+    return next(filter(is_file, tried), tried[0])
 
 
 def full_path(path: str) -> str:

@@ -108,7 +108,7 @@ def _add_all(
             wav = wav.replace(f"{root}/", "").replace(root, ".")
         try:
             times = _times(record, reader.audio_file(wav), columns["offset"] == "offset") if wav else {}
-        except (ValueError, MediaError) as error:
+        except (ValueError, TypeError, OverflowError, MediaError) as error:
             found.skip(str(record["ID"]), "bad_times", str(error), where)
             continue
         plain = {key: value for key, value in record.items() if key not in ("start", "stop")}

@@ -10,7 +10,7 @@ from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
 from ssl_asr.types import Seconds
 
-_CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
+_CLOCK = r"(?:(\d{1,5}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMES = re.compile(rf"\s*{_CLOCK}\s*-->\s*{_CLOCK}(?:\s.*)?")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 # Tags such as <i>, times of words, overrides such as {\an8}, and the word joiner that keeps a text from being markup.

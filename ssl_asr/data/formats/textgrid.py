@@ -45,7 +45,7 @@ def read_textgrid(path: Path) -> list[Tier]:
     text = "\n".join(line for _, line in read_lines(path, error=ManifestError, remedy=remedy))
     try:
         return list(_tiers(_Tokens(text)))
-    except (StopIteration, ValueError, RuntimeError):
+    except (ValueError, OverflowError):
         raise ManifestError(str(path), "is not a whole TextGrid", remedy) from None
 
 

@@ -62,6 +62,7 @@ OUT = [
     {"link": (tarfile.SYMTYPE, "/etc"), "link/out.txt": b"x"},
     {"link": (tarfile.SYMTYPE, "../..")},
     {"hard": (tarfile.LNKTYPE, "../out.txt")},
+    {"hard": (tarfile.LNKTYPE, "gone.txt")},
     {"pipe": (tarfile.FIFOTYPE, "")},
 ]
 
@@ -75,7 +76,7 @@ def test_members_that_lead_out_are_refused(tmp_path, members):
         extract(archive, tmp_path / "in")
         assert (tmp_path / "in" / "a" / "tmp" / "ssl_asr_out.txt").is_file()
         return
-    with pytest.raises(ManifestError, match="is not safe to extract"):
+    with pytest.raises(ManifestError, match="is not safe to extract|is damaged"):
         extract(archive, tmp_path / "in")
     assert (tmp_path / "out.txt").read_text() == "before"
     assert not list((tmp_path / "in").iterdir())
@@ -242,4 +243,15 @@ def test_a_server_that_is_not_there_is_an_error(tmp_path):
         download(Remote("http://127.0.0.1:9/a.zip", None), tmp_path)
     with pytest.raises(ConfigError, match="no corpus 'librispeech:dev'. Did you mean 'librispeech:dev-"):
         remote_of("librispeech:dev")
+    with pytest.raises(ConfigError, match="cannot be downloaded"):
+        download(Remote("http://127.0.0.1:9/a b.zip", None), tmp_path)
+    for url in ("https://", "http://[x/a.zip"):
+        with pytest.raises(ConfigError, match="is no address"):
+            remote_of(url)
+    assert not list(tmp_path.iterdir())
     assert all(each.digest for each in CORPORA.values())
+
+
+@pytest.mark.parametrize("path", ["..%2F..%2Fx.zip", "%2Fetc%2Fx.zip", "a/x.zip?b=c", "../x.zip"])
+def test_names_of_downloads_stay_in_their_folder(path):
+    assert Remote(f"https://example.org/{path}", None).name == "x.zip"
