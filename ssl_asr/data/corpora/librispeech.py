@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_asr.data.folders import is_file
 from ssl_asr.data.formats.rows import NO_SPLIT, Found, Row, split_name
 from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
@@ -61,7 +62,7 @@ def read_librispeech(folder: Path) -> Found:
 
 
 def _audio(folder: Path, name: str) -> Path | None:
-    return next((path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+    return next(filter(is_file, (folder / f"{name}{suffix}" for suffix in _SUFFIXES)), None)
 
 
 def _genders(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ssl_asr.data.folders import is_file
 from ssl_asr.data.formats.rows import Found, Row, seconds_of, split_name
 from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import read_lines
@@ -68,7 +69,7 @@ def _add(found: Found, path: Path, line: str, where: str, split: str) -> None:
         return
     homes = [path.parent.parent / "sph", path.parent]
     files = [home / f"{talk}{suffix}" for home in homes for suffix in _SUFFIXES]
-    audio = next((file for file in files if file.is_file()), files[0])
+    audio = next(filter(is_file, files), files[0])
     text = _CONTRACTION.sub("", raw).strip()
     tags = {"speaker": speaker, "lang": "en", **({"text_raw": raw} if raw != text else {})}
     duration = round(end - start, 6)

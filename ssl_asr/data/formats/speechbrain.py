@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_asr.data.ffmpeg import MediaError
-from ssl_asr.data.folders import status_of
+from ssl_asr.data.folders import is_file, status_of
 from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.manifests import Target
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, split_name
@@ -117,7 +117,7 @@ def _add_all(
 
 def _times(record: Mapping[str, Any], audio: Path, has_offset: bool) -> dict[str, Any]:
     """Offset and end in seconds of a record with ``start`` and ``stop`` in samples."""
-    if has_offset or record.get("start") in (None, "") or not audio.is_file():
+    if has_offset or record.get("start") in (None, "") or not is_file(audio):
         return {}
     rate = _rate(str(audio))
     times: dict[str, Any] = {"<offset>": int(record["start"]) / rate}
