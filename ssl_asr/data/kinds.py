@@ -21,6 +21,7 @@ from ssl_asr.data.corpora.tedlium import is_tedlium, read_tedlium
 from ssl_asr.data.folders import is_manifest
 from ssl_asr.data.formats.audiofolder import is_audiofolder, read_audiofolder
 from ssl_asr.data.formats.beside import has_audio, is_folder_with_transcripts, read_folder
+from ssl_asr.data.formats.columns import KEYS
 from ssl_asr.data.formats.huggingface import is_huggingface, read_huggingface
 from ssl_asr.data.formats.kaldi import is_kaldi, read_kaldi
 from ssl_asr.data.formats.lhotse import is_lhotse, read_lhotse
@@ -83,8 +84,10 @@ def _read_tables(path: Path, options: ReadOptions) -> Found:
     return found
 
 
-_TABLE = frozenset({"columns", "audio_dir"})
+_COLUMNS = frozenset(f"columns.{key}" for key in KEYS)
+_TABLE = _COLUMNS | {"audio_dir"}
 _PATHS = frozenset({"audio_dir"})
+_FOLDER = ("columns.speaker", "columns.tier", "segments")
 # In the order in which a source is compared with them: the most specific first.
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
@@ -97,7 +100,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "ljspeech": _corpus("LJSpeech", is_ljspeech, read_ljspeech),
         "tedlium": _corpus("TED-LIUM", is_tedlium, read_tedlium),
         "an4": _corpus("AN4", is_an4, read_an4),
-        "huggingface": Kind("Hugging Face dataset", is_huggingface, read_huggingface, frozenset({"columns", "subset"})),
+        "huggingface": Kind("Hugging Face dataset", is_huggingface, read_huggingface, _COLUMNS | {"subset"}),
         "lhotse": Kind("manifests of lhotse", is_lhotse, read_lhotse, _PATHS),
         "audiofolder": _folder("audiofolder", is_audiofolder, read_audiofolder, *_TABLE),
         "manifest": Kind("manifest", _has_manifests, read_manifests, _PATHS),
@@ -105,7 +108,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "speechbrain_json": Kind("JSON of SpeechBrain", is_speechbrain_json, read_speechbrain_json, _TABLE),
         "speechbrain_csv": Kind("CSV of SpeechBrain", is_speechbrain_csv, read_speechbrain_csv, _TABLE),
         "table": Kind("table", _has_tables, _read_tables, _TABLE),
-        "folder": _folder("folder of audio with transcripts beside it", has_audio, read_folder, "columns", "segments"),
+        "folder": _folder("folder of audio with transcripts beside it", has_audio, read_folder, *_FOLDER),
     }
 )
 

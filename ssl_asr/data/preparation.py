@@ -224,7 +224,7 @@ def _fault(row: Row, length: Seconds | AudioError, require_text: bool) -> tuple[
     if isinstance(length, AudioError):
         return length.reason, str(length)
     if require_text and not row.text.strip():
-        return "no_text", "its text is empty"
+        return "no_text", "its text is empty. require_text=false keeps it"
     if row.offset < 0 or (row.duration is not None and row.duration <= 0):
         return "bad_times", f"starts at {row.offset:g} s, and is {row.duration} s long"
     end = max(row.offset + (row.duration or 0.0), _last_end(row.tags.get("segments")))

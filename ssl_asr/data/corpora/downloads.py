@@ -6,6 +6,7 @@ A file gets its name when its digest is right::
 """
 
 import hashlib
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from ssl_asr.errors import ConfigError, did_you_mean
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_S = 60
+# What a server or the network causes. Other errors of the system, such as a full disk, are reported as they are.
+_NETWORK = (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, HTTPException, ValueError)
 _OPENSLR = "https://www.openslr.org/resources"
 
 
@@ -121,11 +124,10 @@ def download(remote: Remote, folder: Path, *, progress: bool = False) -> Path:
     if target.is_file():
         _check(remote, target, "remove it, and run the command again")
         return target
-    folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.part")
     try:
         _fetch(remote.url, partial, progress=progress)
-    except (OSError, HTTPException, ValueError) as error:
+    except _NETWORK as error:
         got = f" after {partial.stat().st_size:,} bytes" if partial.is_file() else ""
         what = f"{remote.url} cannot be downloaded{got}: {getattr(error, 'reason', error)}"
         remedy = "check the network and run the command again, which continues; or give a folder or an archive"
@@ -155,12 +157,10 @@ def _fetch(url: str, partial: Path, *, progress: bool) -> None:
         length = response.headers.get("Content-Length")
         start = have if continues else 0
         total = None if length is None else start + int(length)
-        with (
-            Progress(
-                *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), disable=not progress
-            ) as bar,
-            partial.open("ab" if continues else "wb") as file,
-        ):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        mode = "ab" if continues else "wb"
+        with Progress(*columns, disable=not progress) as bar, partial.open(mode) as file:
             task = bar.add_task(partial.name.removesuffix(".part"), total=total, completed=start)
             while block := response.read(_BLOCK_BYTES):
                 file.write(block)

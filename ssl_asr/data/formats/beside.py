@@ -12,7 +12,7 @@ from ssl_asr.data.formats.rows import Found, ReadOptions, Row, Segment, name_bel
 from ssl_asr.data.formats.subtitles import read_subtitles
 from ssl_asr.data.formats.textgrid import read_textgrid, segments_of
 from ssl_asr.data.formats.texts import read_transcript
-from ssl_asr.errors import ManifestError, UserError
+from ssl_asr.errors import ConfigError, ManifestError, UserError
 
 # Suffixes of transcripts. If a recording has several, the first of these is read.
 SUFFIXES = (".textgrid", ".srt", ".vtt", ".lab", ".txt")
@@ -48,7 +48,13 @@ def read_folder(folder: Path, options: ReadOptions) -> Found:
     """Rows of a folder. Ids are paths below the folder, so that equal names in different folders stay apart.
 
     The first folder of a path is the split if it is named train, dev, valid, validation, val or test.
+
+    Raises:
+        ConfigError: The speaker is neither left out nor the name of a folder.
     """
+    if options.columns.get("speaker", "folder") != "folder":
+        what = f"is '{options.columns['speaker']}', and audio beside transcripts has no columns"
+        raise ConfigError("columns.speaker", what, "write columns.speaker=folder for the name of a file's folder")
     found = Found()
     inside = search(folder)
     found.skips += inside.skips

@@ -126,12 +126,11 @@ class ReadOptions:
     def given(self) -> set[str]:
         """Names of the options that differ from their defaults and are about the source."""
         is_given = {
-            "columns": bool(self.columns),
             "audio_dir": self.audio_dir is not None,
             "segments": self.segments != "rows",
             "subset": self.subset is not None,
         }
-        return {name for name, given in is_given.items() if given}
+        return {f"columns.{key}" for key in self.columns} | {name for name, given in is_given.items() if given}
 
 
 @dataclass(frozen=True, slots=True)

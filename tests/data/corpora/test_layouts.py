@@ -199,4 +199,8 @@ def test_sources_that_fit_no_kind_are_refused(tmp_path):
         run(tmp_path / "audio", tmp_path / "out", kind="table")
     with pytest.raises(ConfigError, match="subset: changes nothing for these inputs"):
         run(tmp_path / "audio", tmp_path / "out", subset="de")
+    with pytest.raises(ConfigError, match=r"columns\.text: changes nothing for these inputs"):
+        run(tmp_path / "audio", tmp_path / "out", columns={"text": "x"})
+    with pytest.raises(ConfigError, match=r"columns\.speaker: is 'x', and audio beside transcripts has no columns"):
+        run(tmp_path / "audio", tmp_path / "out", columns={"speaker": "x"})
     assert not (tmp_path / "out").exists()
