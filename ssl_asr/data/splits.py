@@ -11,7 +11,7 @@ from ssl_asr.types import Seconds
 
 
 def assign_splits(rows: Sequence[Row], fractions: Mapping[str, float], *, by: str, seed: int) -> list[Row]:
-    """Rows with a split each. The hours of a split are as near to its fraction as the groups allow.
+    """Rows with a split each, in the order of the splits, with hours as near to the fractions as the groups allow.
 
     Groups are shuffled, and each goes to the split that lacks most of its hours. Each split gets a group.
 
@@ -41,7 +41,8 @@ def assign_splits(rows: Sequence[Row], fractions: Mapping[str, float], *, by: st
     random.Random(seed).shuffle(order)
     chosen = _fill(order, hours, fractions)
     split_of = {i: chosen[name] for name, members in groups.items() for i in members}
-    return [replace(row, split=split_of[i]) for i, row in enumerate(rows)]
+    made = [replace(row, split=split_of[i]) for i, row in enumerate(rows)]
+    return [row for split in fractions for row in made if row.split == split]
 
 
 def _group(row: Row, by: str) -> str:

@@ -28,7 +28,10 @@ def speakers_of(split_rows):
 def test_hours_are_those_asked_for():
     made = assign_splits(rows(1000, speakers=100), THREE, by="speaker", seed=0)
     assert {split: len(names) for split, names in speakers_of(made).items()} == {"train": 80, "dev": 10, "test": 10}
-    assert [row.id for row in made] == [f"u{i}" for i in range(1000)]
+    assert list(dict.fromkeys(row.split for row in made)) == ["train", "dev", "test"]
+    assert sorted(int(row.id[1:]) for row in made) == list(range(1000))
+    train = [int(row.id[1:]) for row in made if row.split == "train"]
+    assert train == sorted(train)
 
 
 @given(
@@ -53,7 +56,7 @@ def test_no_speaker_is_in_two_splits_and_each_split_has_one(sizes, first, seed):
 
 def test_another_seed_gives_other_splits():
     own = rows(60, speakers=30)
-    splits = [[row.split for row in assign_splits(own, THREE, by="speaker", seed=seed)] for seed in range(3)]
+    splits = [{r.id: r.split for r in assign_splits(own, THREE, by="speaker", seed=seed)} for seed in range(3)]
     assert splits[0] != splits[1] != splits[2]
 
 
