@@ -169,7 +169,8 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
         is_whole = row.offset == 0 and duration >= length - DURATION_TOLERANCE_S
         kept.append(replace(row, id=ids.unique(row), duration=duration, whole=is_whole))
     corpus.rows = kept
-    long = [row for row in kept if row.whole and row.text and (row.duration or 0.0) > _LONG_S]
+    untimed = [row for row in kept if row.whole and row.text and "segments" not in row.tags]
+    long = [row for row in untimed if (row.duration or 0.0) > _LONG_S]
     if long:
         what = f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times"
         corpus.notes.append(f"{what}, such as {long[0].id}. {_HOW_TO_CUT}")

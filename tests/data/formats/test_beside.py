@@ -235,6 +235,9 @@ def test_words_of_the_aligner_cut_a_long_recording(tmp_path, capsys):
     words = [Word(word, start, start + 1.0, 1.0) for start, word in ((1.0, "so"), (2.0, "many"), (44.0, "words"))]
     made = Prediction("talk", "", "so many words", 0.0, 45.0, str(audio), words=words)
     text(tmp_path / "in" / "talk.TextGrid", render([made], "textgrid"))
+    found = run(tmp_path / "in", tmp_path / "kept", columns={"tier": "words"}, segments="keep")
+    assert [segment["text"] for segment in found["all"][0]["segments"]] == ["so many", "words"]
+    assert "without times" not in capsys.readouterr().err
     found = run(tmp_path / "in", tmp_path / "out", columns={"tier": "words"})
     assert [(r["offset"], r["duration"], r["text"]) for r in found["all"]] == [
         (1.0, 2.0, "so many"),
