@@ -30,9 +30,11 @@ DISTRIBUTIONS = {
 DATA_ONLY = {"silero-vad", "whisper-normalizer"}
 OPTIONAL = {
     "bitsandbytes": "8bit",
+    "datasets": "datasets",
     "espeakng-loader": "corpus",
     "flashlight-text": "lexicon",
     "kenlm": "kenlm",
+    "lhotse": "lhotse",
     "peft": "lora",
     "sacrebleu": "translation",
 }
@@ -83,6 +85,20 @@ def _corpus(tmp_path):
     Espeak()
 
 
+def _datasets(tmp_path):
+    from ssl_asr.data.formats.huggingface import read_huggingface
+    from ssl_asr.data.formats.rows import ReadOptions
+
+    read_huggingface(tmp_path, ReadOptions(output=tmp_path))
+
+
+def _lhotse(tmp_path):
+    from ssl_asr.data.formats.lhotse import read_lhotse
+    from ssl_asr.data.formats.rows import ReadOptions
+
+    read_lhotse(tmp_path, ReadOptions())
+
+
 def _kenlm(tmp_path):
     from ssl_asr.decoding.language_models import KenLM
 
@@ -128,7 +144,9 @@ def _translation(tmp_path):
     [
         ("bitsandbytes", "8bit", _adamw_8bit),
         ("espeakng_loader", "corpus", _corpus),
+        ("datasets", "datasets", _datasets),
         ("kenlm", "kenlm", _kenlm),
+        ("lhotse", "lhotse", _lhotse),
         ("flashlight.lib.text", "lexicon", _lexicon),
         ("peft", "lora", _lora),
         ("sacrebleu.metrics.bleu", "translation", _translation),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from ssl_asr.config.help import defaults_of
 from ssl_asr.config.parts import Named
 from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
+from ssl_asr.config.tools import COLUMNS
 from ssl_asr.types import InputPath, IsPath, ManifestPath, ModelName, OutputPath, PathRole
 
 # Settings of options that are text, by the types that their dataclasses have. The dataclasses import torch.
@@ -26,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "logger.entity": str | None,
     "logger.group": str | None,
     "logger.tags": list[str],
+    **{f"columns.{key}": str | None for key in COLUMNS},
     "hydra.run.dir": OutputPath,
     "hydra.sweep.dir": OutputPath,
 }

@@ -38,7 +38,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_run, training_run
-from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig
+from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import (
     Downmix,
@@ -369,6 +369,7 @@ Command = (
     | TranscribeConfig
     | AlignConfig
     | ExtractConfig
+    | PrepareConfig
     | CompareConfig
     | LmConfig
     | TuneDecodingConfig
@@ -381,6 +382,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
     "extract": ExtractConfig,
+    "prepare": PrepareConfig,
     "compare": CompareConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,

@@ -1,12 +1,109 @@
-"""The configuration of commands that need no model: comparison and synthesized corpora. See `config.schemas`."""
+"""The configuration of commands that need no model: manifests, comparison, test corpora. See `config.schemas`."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import MinLen
 
 from ssl_asr.config.parts import Scoring
-from ssl_asr.types import InputPath, NonNegativeInt, OutputPath, PositiveInt
+from ssl_asr.config.run_folder import training_run
+from ssl_asr.errors import ConfigError
+from ssl_asr.types import Expected, Fraction, InputPath, NonNegativeInt, OutputPath, PositiveInt
+
+SourceKind = Literal[
+    "auto",
+    "folder",
+    "table",
+    "manifest",
+    "nemo",
+    "kaldi",
+    "speechbrain_csv",
+    "speechbrain_json",
+    "lhotse",
+    "audiofolder",
+    "huggingface",
+    "librispeech",
+    "mls",
+    "common_voice",
+    "fleurs",
+    "voxpopuli",
+    "ljspeech",
+    "tedlium",
+    "an4",
+]
+CorpusFormat = Literal["manifest", "nemo", "kaldi", "speechbrain_csv", "speechbrain_json", "lhotse", "audiofolder"]
+COLUMNS = ("audio", "text", "id", "speaker", "lang", "offset", "end", "duration", "split", "channel", "tier")
+Columns = Annotated[dict[str, str | None], Expected("{key: name of a column, …}")]
+Splits = Annotated[dict[str, float], MinLen(1), Expected("{name: fraction, …}, such as {train: 0.8, dev: 0.2}")]
+_DIGEST = re.compile(r"md5:[0-9a-fA-F]{32}|sha1:[0-9a-fA-F]{40}|sha256:[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Make manifests from corpora, datasets and the formats of other toolkits, and convert them.
+
+    Attributes:
+        input: Folders, files, archives (.tar.gz, .zip), addresses (https://…), Hugging Face datasets (name/name), or
+            corpora to download: librispeech:PART, mini_librispeech:PART, ljspeech, tedlium3. The key may be left out.
+        output_dir: Folder of the manifests, of skipped.jsonl, and of everything that is downloaded or extracted.
+        kind: What the input is. auto finds it out and says it.
+        format: What is written: a manifest for each split, or the format of another toolkit.
+        columns: Name of the column of each key in a table, JSON or dataset: columns.text=sentence. Others are guessed.
+            A table without names takes numbers from 1. tier names a tier of TextGrid. For a folder of audio,
+            columns.speaker=folder takes the name of a file's folder as its speaker.
+        audio_dir: Folder that relative paths of audio start at. null takes the folder of the file that names them.
+        segments: For transcripts with times, ``rows`` makes each segment an utterance, and ``keep`` each recording.
+        subset: Subset of a Hugging Face dataset, such as a language.
+        require_text: Leave out audio without a transcript. Otherwise its text is empty, as for noise.
+        digest: Digest of a file to download, as sha256:… or md5:…, if the corpus publishes none.
+        splits: Fraction of the hours by name: splits={train: 0.8, dev: 0.1, test: 0.1}. null keeps the source's splits.
+        split_by: What is in one split only.
+        seed: Seed of the splits.
+        max_skip_fraction: Largest fraction of the utterances that may be left out.
+        verbose: Show progress bars and tables.
+    """
+
+    section: ClassVar[str] = "Preparation"
+    positional: ClassVar[tuple[str, ...]] = ("input",)
+    flags: ClassVar[dict[str, str]] = {
+        "-f": "format",
+        "--format": "format",
+        "-o": "output_dir",
+        "--output": "output_dir",
+    }
+
+    input: list[InputPath]
+    output_dir: OutputPath
+    kind: SourceKind = "auto"
+    format: CorpusFormat = "manifest"
+    columns: Columns | None = None
+    audio_dir: InputPath | None = None
+    segments: Literal["rows", "keep"] = "rows"
+    subset: str | None = None
+    require_text: bool = True
+    digest: str | None = None
+    splits: Splits | None = None
+    split_by: Literal["speaker", "recording", "utterance"] = "speaker"
+    seed: NonNegativeInt = 0
+    max_skip_fraction: Fraction = 0.05
+    verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        for name, fraction in (self.splits or {}).items():
+            if fraction <= 0:
+                yield ConfigError(f"splits.{name}", f"is {fraction:g}, expected a fraction above 0", "leave it out")
+        total = sum((self.splits or {"": 1.0}).values())
+        if abs(total - 1) > 1e-6:
+            yield ConfigError("splits", f"is {total:g} in sum, expected 1", "write for example {train: 0.9, dev: 0.1}")
+        if self.digest is not None and _DIGEST.fullmatch(self.digest) is None:
+            yield ConfigError("digest", f"is '{self.digest}', expected sha256:… or md5:… with all its digits")
+        yield from training_run(Path(self.output_dir))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,8 @@ def status_of(path: Path) -> os.stat_result | None:
     """What the file system says about a path, or None if there is nothing or it may not be seen."""
     try:
         return path.stat()
-    except OSError:
+    except (OSError, ValueError):
+        # A name with a NUL character is a ValueError.
         return None
 
 

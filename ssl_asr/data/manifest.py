@@ -64,6 +64,16 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def is_allowed(key: str, value: Any) -> bool:
+    """Whether a line of a manifest may have this value. Keys that are kept as tags may have any.
+
+    Example:
+        >>> is_allowed("weight", "2"), is_allowed("weight", 2), is_allowed("age", "2")
+        (False, True, True)
+    """
+    return key != WHERE and (key not in _FIELDS or _FIELDS[key][0](value))
+
+
 def _check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestError]:
     """All errors of one parsed line."""
     if not isinstance(row, dict):

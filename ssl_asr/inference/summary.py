@@ -5,16 +5,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.batches import Transcripts
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Skip
+
+if TYPE_CHECKING:
+    from ssl_asr.inference.batches import Transcripts
 
 # Skips of one reason that are printed, if a file has all of them.
 _SHOWN = 20
@@ -41,7 +43,7 @@ class Summary:
     verb: str = "transcribed"
 
     @classmethod
-    def of(cls, manifests: Mapping[str, Manifest], transcripts: Transcripts) -> "Summary":
+    def of(cls, manifests: Mapping[str, Manifest], transcripts: "Transcripts") -> "Summary":
         """The summary of manifests and their transcripts."""
         done = sum(len(rows) for rows in transcripts.predictions.values())
         skips = [skip for skips in transcripts.skips.values() for skip in skips]

@@ -1,0 +1,1 @@
+"""Corpora in the formats of other toolkits: one module for each, which reads rows and writes them."""
