@@ -188,9 +188,10 @@ def test_lines_that_are_read_quickly_are_read_equally(seed):
         assert manifest._plain(bytes(data)) is None
         return
     if isinstance(expected, dict):
-        # Integers with more than 64 bits are read as floats: keys and types are those of `from_json`.
+        # orjson makes floats of integers with more than 64 bits, which the checks of a line do not tell apart.
+        wide = {key for key, value in expected.items() if type(value) is int and abs(value) >= 1 << 63}
         plain = manifest._plain(bytes(data))
-        assert plain is None or {**plain} == {key: type(plain[key])(value) for key, value in expected.items()}
+        assert plain is None or plain == {**expected, **{key: float(expected[key]) for key in wide}}
         assert repr(manifest._loaded(bytes(data))) == repr(expected)
 
 
