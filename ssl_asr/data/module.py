@@ -341,10 +341,13 @@ class ASRDataModule(L.LightningDataModule):
 
 
 def _check_shared_ids(manifests: dict[str, Manifest]) -> None:
+    hashes = [np.unique(manifest.lines.ids_N) for manifest in manifests.values()]
+    hashes_N, counts_N = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
     seen: dict[str, str] = {}
     shared: list[str] = []
     for manifest in manifests.values():
-        for utterance in manifest:
+        suspects = np.flatnonzero(np.isin(manifest.lines.ids_N, hashes_N[counts_N > 1])).tolist()
+        for utterance in (manifest[i] for i in suspects):
             if utterance.id in seen and seen[utterance.id] != utterance.where:
                 shared.append(f"'{utterance.id}' at {seen[utterance.id]} and {utterance.where}")
             seen[utterance.id] = utterance.where
