@@ -10,8 +10,8 @@ An index holds no text. A manifest needs 32 bytes of memory for each line, and r
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,14 @@ class LineIndex:
 
     def select(self, indices_N: NDArray[np.int64]) -> "LineIndex":
         """The index of the lines at these places."""
-        return LineIndex(
-            starts_N=self.starts_N[indices_N],
-            lengths_N=self.lengths_N[indices_N],
-            numbers_N=self.numbers_N[indices_N],
-            durations_N=self.durations_N[indices_N],
-            ids_N=self.ids_N[indices_N],
-            has_texts=self.has_texts,
-        )
+        return replace(self, **{f"{name}_N": getattr(self, f"{name}_N")[indices_N] for name in _ARRAYS})
+
+    @classmethod
+    def joined(cls, indices: Sequence["LineIndex"]) -> "LineIndex":
+        """The lines of several indices, one after the other."""
+        names = [f"{name}_N" for name in _ARRAYS]
+        arrays = {name: np.concatenate([getattr(index, name) for index in indices]) for name in names}
+        return cls(**arrays, has_texts=all(index.has_texts for index in indices))
 
 
 def id_hash(utterance_id: str) -> int:

@@ -13,6 +13,8 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -127,6 +129,16 @@ def _loaded(line: bytes) -> dict[str, Any]:
     return row
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A file of a manifest: its path, the folder where relative audio paths start, its name, and its bytes."""
+
+    path: Path
+    folder: str
+    corpus: str
+    data: ManifestBytes
+
+
 class Manifest(Sequence[Utterance]):
     """Utterances of a manifest, stored as its bytes and the place of each line. Lines are parsed on access.
 
@@ -140,13 +152,37 @@ class Manifest(Sequence[Utterance]):
     """
 
     def __init__(self, *, path: Path, data: ManifestBytes, lines: LineIndex) -> None:
-        self.path, self.lines, self._data = path, lines, data
-        self._folder = str(path.parent)
+        self.path, self.lines = path, lines
+        self._sources = [_Source(path, str(path.parent), "", data)]
+        self._source_N = np.zeros(len(lines), dtype=np.uint16)
+
+    @classmethod
+    def joined(cls, manifests: Mapping[str, "Manifest"], name: str) -> "Manifest":
+        """All utterances of several manifests, one manifest after the other.
+
+        Args:
+            manifests: Manifests by the names of their corpora, see `corpora`.
+            name: What messages call it in place of a path.
+        """
+        made = cls.__new__(cls)
+        made.path, made._sources, sources = Path(name), [], []
+        for corpus, manifest in manifests.items():
+            sources.append(manifest._source_N + np.uint16(len(made._sources)))
+            made._sources += [replace(source, corpus=corpus) for source in manifest._sources]
+        made._source_N = np.concatenate(sources)
+        made.lines = LineIndex.joined([manifest.lines for manifest in manifests.values()])
+        return made
 
     @property
     def durations_N(self) -> NDArray[np.float64]:
         """float64, duration of each utterance in seconds."""
         return self.lines.durations_N
+
+    @property
+    def corpora(self) -> list[str]:
+        """Name of the corpus of each utterance. Empty if the manifest was not joined."""
+        names = [source.corpus for source in self._sources]
+        return [names[source] for source in self._source_N.tolist()]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -158,9 +194,10 @@ class Manifest(Sequence[Utterance]):
     def __getitem__(self, index: int | slice) -> Utterance | list[Utterance]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        line = self._data.read(int(self.lines.starts_N[index]), int(self.lines.lengths_N[index]))
-        where = f"{self.path}:{self.lines.numbers_N[index]}"
-        return _utterance(_loaded(line), where, self._folder, float(self.durations_N[index]))
+        source = self._sources[self._source_N[index]]
+        line = source.data.read(int(self.lines.starts_N[index]), int(self.lines.lengths_N[index]))
+        where = f"{source.path}:{self.lines.numbers_N[index]}"
+        return _utterance(_loaded(line), where, source.folder, float(self.durations_N[index]))
 
     def __iter__(self) -> Iterator[Utterance]:
         return (self[i] for i in range(len(self)))
@@ -172,7 +209,9 @@ class Manifest(Sequence[Utterance]):
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Manifest":
         """Manifest with the utterances at ``indices``. The bytes are shared."""
-        return Manifest(path=self.path, data=self._data, lines=self.lines.select(np.asarray(indices, dtype=np.int64)))
+        chosen_N, made = np.asarray(indices, dtype=np.int64), copy(self)
+        made.lines, made._source_N = self.lines.select(chosen_N), self._source_N[chosen_N]
+        return made
 
 
 def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
+from ssl_asr.data.mixture import Mixture, group_of
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
@@ -113,21 +115,25 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     Raises:
         ManifestError, UserErrors: Manifests are invalid (lists all errors of all manifests), or share utterance ids.
     """
-    paths = {"train": config.train, "dev": config.dev, **config.test}
-    manifests: dict[str, Manifest] = {}
+    splits = [("train", name, path) for name, path in config.train.items()]
+    splits += [] if config.dev is None else [("dev", "dev", config.dev)]
+    splits += [(name, name, path) for name, path in config.test.items()]
+    read: dict[tuple[str, str], Manifest] = {}
     errors: list[UserError] = []
-    for name, path in paths.items():
+    for split, corpus, path in splits:
         try:
-            if path is not None:
-                manifests[name] = read_manifest(path)
+            manifest = read_manifest(path)
+            read[split, corpus] = by_segments(manifest) if split == "train" and config.split_segments else manifest
         except UserErrors as several:
             errors += several.errors
         except UserError as error:
             errors.append(error)
     raise_all(errors)
     if not config.allow_duplicate_ids:
-        _check_shared_ids(manifests)
-    return manifests
+        _check_shared_ids(list(read.values()))
+    corpora = {corpus: manifest for (split, corpus), manifest in read.items() if split == "train"}
+    train = {"train": Manifest.joined(corpora, "data.train") if len(corpora) > 1 else next(iter(corpora.values()))}
+    return (train if corpora else {}) | {split: one for (split, _), one in read.items() if split != "train"}
 
 
 class ASRDataModule(L.LightningDataModule):
@@ -163,6 +169,7 @@ class ASRDataModule(L.LightningDataModule):
         self.test_dev = False
         self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
+        self.mixture: Mixture | None = None
         self.notices: dict[Notice, None] = {}
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -180,6 +187,9 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
+        self.mixture = self._mixture()
+        if self.mixture is not None and self.console is not None:
+            self.mixture.print(self.console)
         if self.config.speed_factors:
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
@@ -188,6 +198,23 @@ class ASRDataModule(L.LightningDataModule):
                 tokenizer=self.tokenizer,
                 seed=self.seed,
             )
+
+    def _mixture(self) -> Mixture | None:
+        """How often groups are drawn, or None if each utterance is drawn once in an epoch."""
+        config = self.config
+        if "train" not in self.selections or (not config.mix_weights and config.mix_temperature == 1):
+            return None
+        kept = self.selections["train"].kept
+        groups = kept.corpora if config.mix_by == "corpus" else [group_of(one, config.mix_by) for one in kept]
+        names, group_N = np.unique(np.array(groups, dtype=str), return_inverse=True)
+        return Mixture(
+            names=names.tolist(),
+            group_N=group_N,
+            durations_N=kept.durations_N,
+            weights=config.mix_weights,
+            temperature=config.mix_temperature,
+            seed=self.seed,
+        )
 
     def _selected(self, name: str, manifest: Manifest) -> Selection:
         # Only training targets have to fit the model. Evaluation keeps every reference.
@@ -281,6 +308,7 @@ class ASRDataModule(L.LightningDataModule):
             epoch=epoch,
             rank=rank,
             world_size=world_size,
+            drawn_N=None if self.mixture is None else self.mixture.draw(epoch),
         )
 
     def batches_per_epoch(self, epochs: int, world_size: int) -> Iterator[int]:
@@ -340,17 +368,17 @@ class ASRDataModule(L.LightningDataModule):
         return [self._eval_loader(name) for name in self.test_names]
 
 
-def _check_shared_ids(manifests: dict[str, Manifest]) -> None:
-    hashes = [np.unique(manifest.lines.ids_N) for manifest in manifests.values()]
+def _check_shared_ids(manifests: Sequence[Manifest]) -> None:
+    hashes = [np.unique(manifest.lines.ids_N) for manifest in manifests]
     hashes_N, counts_N = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
     seen: dict[str, str] = {}
     shared: list[str] = []
-    for manifest in manifests.values():
+    for manifest in manifests:
         suspects = np.flatnonzero(np.isin(manifest.lines.ids_N, hashes_N[counts_N > 1])).tolist()
         for utterance in (manifest[i] for i in suspects):
             if utterance.id in seen and seen[utterance.id] != utterance.where:
                 shared.append(f"'{utterance.id}' at {seen[utterance.id]} and {utterance.where}")
             seen[utterance.id] = utterance.where
     if shared:
-        what = f"{len(shared)} utterance ids occur in two splits: {'; '.join(shared[:5])}"
+        what = f"{len(shared)} utterance ids occur in two manifests: {'; '.join(shared[:5])}"
         raise ManifestError("data", what, "rename them, or set data.allow_duplicate_ids=true")
