@@ -70,6 +70,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         tokenizer=module.tokenizer,
         limits=_limits(module, config),
         seed=config.seed,
+        audio_augment=config.audio_augment,
         console=console,
     )
     data.select()

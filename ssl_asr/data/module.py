@@ -1,6 +1,7 @@
 """The LightningDataModule: from manifests to batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import TypedDict, Unpack
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssl_asr.data.augment import AudioAugment, Augmentation
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
@@ -23,7 +26,7 @@ from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
-from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer
+from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer, Utterance
 
 # Reasons to drop an utterance that are not errors of its audio file.
 _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -144,7 +147,8 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches and of speed perturbation.
+        seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
 
     Attributes:
@@ -160,9 +164,11 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
+        audio_augment: Mapping[str, AudioAugment] | None = None,
         console: Console | None = None,
     ) -> None:
         super().__init__()
+        self._augmentation = Augmentation(audio_augment, seed=seed) if audio_augment else None
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
@@ -274,7 +280,15 @@ class ASRDataModule(L.LightningDataModule):
     def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
         return None if self.speeds is None else self.speeds.draw(epoch)
 
-    def _dataset(self, name: str, speeds_N: NDArray[np.float64] | None = None) -> SpeechDataset:
+    def _augment(self, epoch: int) -> Callable[[Tensor, Utterance], Tensor] | None:
+        return None if self._augmentation is None else partial(self._augmentation, epoch=epoch)
+
+    def _dataset(
+        self,
+        name: str,
+        speeds_N: NDArray[np.float64] | None = None,
+        augment: Callable[[Tensor, Utterance], Tensor] | None = None,
+    ) -> SpeechDataset:
         state_store = self.state_store if name in self._with_states(self.state_store) else None
         if state_store is not None:
             # Other ranks may have added states in the last epoch.
@@ -286,6 +300,7 @@ class ASRDataModule(L.LightningDataModule):
             skip_bad_audio=self.config.on_bad_audio == "skip",
             state_store=state_store,
             speeds_N=speeds_N,
+            augment=augment,
         )
 
     def _options(self) -> _LoaderOptions:
@@ -327,7 +342,7 @@ class ASRDataModule(L.LightningDataModule):
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch)),
+            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch)),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,
