@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 # End of the name of a file that is being written.
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 # Most file systems allow 255 bytes, and a file that is being written has a longer name.
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 240, 4000
 # File name endings of language models.
@@ -129,7 +129,7 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         ...     _ = file.write("text")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}{_PARTIAL}")
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     # What a killed process left. A link of that name must not be followed.
     partial.unlink(missing_ok=True)
     try:
@@ -301,7 +301,7 @@ def _finite(value: Any) -> Any:
 
 def _open_to_write(path: Path) -> TextIO:
     """A UTF-8 text file. It is gzipped if its name ends in ``.gz``, or will after `written_whole`."""
-    if not path.name.removesuffix(_PARTIAL).endswith(".gz"):
+    if not path.name.removesuffix(PARTIAL).endswith(".gz"):
         return path.open("w", encoding="utf-8")
     opened: Any = gzip.open(path, "wt", encoding="utf-8")  # noqa: SIM115
     file: TextIO = opened

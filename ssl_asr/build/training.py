@@ -61,6 +61,8 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)
+    if "train" not in manifests:
+        raise ConfigError("data.train", "has no manifest", "give data.train=PATH")
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(
         config=config.data,
@@ -68,6 +70,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         tokenizer=module.tokenizer,
         limits=_limits(module, config),
         seed=config.seed,
+        audio_augment=config.audio_augment,
         console=console,
     )
     data.select()

@@ -89,8 +89,8 @@ def register_schemas() -> None:
 _RESERVED = {"data.test": {"train", "dev", "run"}, "manifest": {"run"}}
 
 
-def named_manifests(value: Any, key: str) -> dict[str, str]:
-    """Manifests by name, from a path (named ``test``), a list of paths (by folder and file) or names to paths.
+def named_manifests(value: Any, key: str, single: str = "test") -> dict[str, str]:
+    """Manifests by name, from a path (named ``single``), a list of paths (by folder and file) or names to paths.
 
     Raises:
         ConfigError: It is none of these, two of a list come to the same name, or a name is reserved.
@@ -98,7 +98,7 @@ def named_manifests(value: Any, key: str) -> dict[str, str]:
     if value is None:
         return {}
     if isinstance(value, str):
-        return {"test": value}
+        return {single: value}
     if isinstance(value, list) and all(isinstance(path, str) for path in value):
         named = {f"{Path(path).resolve().parent.name}_{Path(path).stem}": path for path in value}
         if len(named) == len(value):
@@ -110,7 +110,7 @@ def named_manifests(value: Any, key: str) -> dict[str, str]:
         what = "has several manifests of one name, from folders of one name"
         raise ConfigError(key, what, f"name them: {key}={{one: PATH, other: PATH}}")
     if isinstance(value, dict) and all(isinstance(path, str) for path in value.values()):
-        taken = sorted({str(name) for name in value} & _RESERVED[key])
+        taken = sorted({str(name) for name in value} & _RESERVED.get(key, set()))
         if taken:
             raise ConfigError(key, f"names a manifest '{taken[0]}', which has another meaning", "choose another name")
         return {str(name): path for name, path in value.items()}
@@ -157,6 +157,7 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
         config["freeze_policy"] = fold_freeze(config)
         if isinstance(config["data"], dict):
             errors += _name_manifests(config["data"], "test", "data.test")
+            errors += _name_manifests(config["data"], "train", "data.train", "train")
     if "manifest" in config and config["manifest"] != NOT_GIVEN:
         errors += _name_manifests(config, "manifest", "manifest")
     if config.get("decoder_file") is not None:
@@ -184,10 +185,10 @@ def _escaped(node: Any) -> Any:
     return escaped(node) if isinstance(node, str) else node
 
 
-def _name_manifests(node: dict[str, Any], field: str, key: str) -> list[ConfigError]:
+def _name_manifests(node: dict[str, Any], field: str, key: str, single: str = "test") -> list[ConfigError]:
     """Give the manifests of a field their names. A wrong value becomes no manifests, and its error."""
     try:
-        node[field] = named_manifests(node.get(field), key)
+        node[field] = named_manifests(node.get(field), key, single)
     except ConfigError as error:
         node[field] = {}
         return [error]

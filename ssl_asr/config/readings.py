@@ -13,7 +13,7 @@ from ssl_asr.types import InputPath, IsPath, ManifestPath, ModelName, OutputPath
 
 # Settings of options that are text, by the types that their dataclasses have. The dataclasses import torch.
 SETTINGS: dict[str, Any] = {
-    "data.train": ManifestPath | None,
+    "data.train": Named,
     "data.dev": ManifestPath | None,
     "data.test": Named,
     "backbone.source": ModelName,

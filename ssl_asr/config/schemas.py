@@ -54,6 +54,7 @@ from ssl_asr.types import (
 )
 
 if TYPE_CHECKING:
+    from ssl_asr.data.augment import AudioAugment
     from ssl_asr.data.options import DataConfig
     from ssl_asr.data.tokenizer import TokenizerOption
     from ssl_asr.decoding.ctc import CtcBeam
@@ -88,6 +89,8 @@ class TrainConfig(Extended):
         decoder: How dev and test sets are decoded.
         freeze_policy: Which layers train. See ``freeze``.
         augment: Masking of the encoder's input in training.
+        audio_augment: Changes of the training audio, in order. Several options may be chosen:
+            audio_augment=[rooms,noise].
         state_cache: Where the states of a frozen encoder are kept between epochs.
         data: Manifests and batches.
         optimizers: Optimizer of the encoder and of the rest.
@@ -117,6 +120,7 @@ class TrainConfig(Extended):
     decoder: DecoderOption = field(metadata=group("decoder", "ssl_asr.decoding.option.DecoderOption"))
     freeze_policy: FreezePolicy = field(metadata=group("freeze_policy", "ssl_asr.models.freezing.FreezePolicy"))
     augment: Augment = field(metadata=group("augment", "ssl_asr.models.spec_augment.Augment"))
+    audio_augment: dict[str, AudioAugment] = field(default_factory=dict, metadata=group("audio_augment"))
     state_cache: NoStateCache | DiskStateCache = field(metadata=group("state_cache"))
     data: DataConfig = field(metadata=group("data"))
     optimizers: Sides[OptimizerConfig] = field(

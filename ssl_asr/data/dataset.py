@@ -1,10 +1,11 @@
 """From utterances to examples, and from examples to padded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import read_waveform
@@ -25,6 +26,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         state_store: Cached encoder states. The audio of utterances in the store is not read, and their waveform is
             empty. Default: None (read all audio).
         speeds_N: float64, speed factor of each utterance. Default: None (all 1.0).
+        augment: Changes the waveform of an utterance. Default: None (no change).
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         skip_bad_audio: bool = False,
         state_store: StateStore | None = None,
         speeds_N: NDArray[np.float64] | None = None,
+        augment: Callable[[Tensor, Utterance], Tensor] | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
@@ -43,6 +46,7 @@ class SpeechDataset(Dataset["Example | Skip"]):
         self.skip_bad_audio = skip_bad_audio
         self.state_store = state_store
         self.speeds_N = speeds_N
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -59,11 +63,12 @@ class SpeechDataset(Dataset["Example | Skip"]):
         tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
         return Example(utterance, waveform_T, tokens, notices(utterance.id, signals))
 
-    def _waveform(self, utterance: Utterance, index: int, signals: list[Signal]) -> torch.Tensor:
+    def _waveform(self, utterance: Utterance, index: int, signals: list[Signal]) -> Tensor:
         if self.state_store is not None and utterance.id in self.state_store:
             return torch.zeros(0)
         speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
-        return read_waveform(utterance, downmix=self.downmix, speed=speed, signals=signals)
+        waveform_T = read_waveform(utterance, downmix=self.downmix, speed=speed, signals=signals)
+        return waveform_T if self.augment is None else self.augment(waveform_T, utterance)
 
 
 def collate(items: Sequence[Example | Skip]) -> Batch:

@@ -1,10 +1,11 @@
 """Filter the utterances of a manifest before a run, with a reason for each dropped utterance."""
 
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import repeat
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from ssl_asr.data.audio import check_header
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
@@ -67,7 +69,8 @@ def ctc_frames_needed(tokens: Sequence[int]) -> int:
         >>> ctc_frames_needed([5, 5, 6])
         4
     """
-    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
+    equal: int = sum(map(operator.eq, tokens, tokens[1:]))
+    return len(tokens) + equal
 
 
 def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
@@ -145,23 +148,24 @@ def select(
     Raises:
         ManifestError: No utterance is left, and ``may_be_empty`` is false.
     """
-    kept: list[int] = []
-    skips: list[Skip] = []
-    with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
-        faults = pool.map(_audio_fault, manifest) if check_audio else (None for _ in manifest)
-        rows = zip(manifest, faults, strict=True)
-        bar = track(rows, f"check {name}", total=len(manifest), transient=True, disable=not progress)
-        for index, (utterance, audio_fault) in enumerate(bar):
-            fault = audio_fault or fault_of(utterance, limits, tokenizer)
-            if fault is None:
-                kept.append(index)
-            else:
-                skips.append(fault)
-    if not kept and not may_be_empty:
+
+    def faults(start: int, end: int) -> list[tuple[int, Skip]]:
+        rows = [manifest[index] for index in range(start, end)]
+        with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
+            audio_faults = pool.map(_audio_fault, rows) if check_audio else repeat(None, len(rows))
+            found = (a or fault_of(row, limits, tokenizer) for row, a in zip(rows, audio_faults, strict=True))
+            return [(index, fault) for index, fault in enumerate(found, start) if fault is not None]
+
+    ranges = ranges_of(len(manifest))
+    bar = track(map_ranges(faults, ranges), f"check {name}", len(ranges), transient=True, disable=not progress)
+    dropped = [fault for found in bar for fault in found]
+    skips = [fault for _, fault in dropped]
+    kept_N = np.delete(np.arange(len(manifest)), [index for index, _ in dropped])
+    if not len(kept_N) and not may_be_empty:
         counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
         what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
         raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
-    return Selection(name, manifest, manifest.select(np.asarray(kept)), skips)
+    return Selection(name, manifest, manifest.select(kept_N), skips)
 
 
 def check_skips(selection: Selection, max_skip_fraction: float) -> None:

@@ -1,4 +1,4 @@
-"""JSON Lines manifests, kept in two arrays so that worker processes share the memory.
+"""JSON Lines manifests, kept as bytes and an index so that worker processes share the memory.
 
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
 ``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
@@ -9,17 +9,22 @@ the audio file from ``offset`` on.
 import codecs
 import json
 import math
+import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.languages import given_language, language_of, same_language
+from ssl_asr.data.line_index import LineIndex, ManifestBytes, id_hash, store_index, stored_index
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
 from ssl_asr.textfiles import from_json, is_unicode, other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
@@ -97,10 +102,17 @@ def _default_id(row: Mapping[str, Any]) -> str:
     return stem if offset is None else f"{stem}@{offset}"
 
 
-def _utterance(row: dict[str, Any], where: str, folder: Path, duration: Seconds) -> Utterance:
+def _joined(folder: str, path: str) -> str:
+    """Path of a file in a folder, as `pathlib` writes it, which takes ten times as long."""
+    if path.startswith(("/", ".")) or "//" in path or "/." in path or path.endswith("/") or os.sep != "/":
+        return str(Path(folder) / path)
+    return path if folder == "." else f"{folder.removesuffix('/')}/{path}"
+
+
+def _utterance(row: dict[str, Any], where: str, folder: str, duration: Seconds) -> Utterance:
     return Utterance(
         id=row.get("id") or _default_id(row),
-        audio_filepath=str(folder / row["audio_filepath"]),
+        audio_filepath=_joined(folder, row["audio_filepath"]),
         duration=duration,
         text=row.get("text") or "",
         offset=float(row.get("offset") or 0.0),
@@ -113,35 +125,77 @@ def _utterance(row: dict[str, Any], where: str, folder: Path, duration: Seconds)
     )
 
 
+def _loaded(line: bytes) -> dict[str, Any]:
+    """The object of a checked line."""
+    try:
+        row: dict[str, Any] = orjson.loads(line)
+    # It does not take all that `from_json` takes, such as half of a surrogate pair.
+    except orjson.JSONDecodeError:
+        return dict(json.loads(line))
+    for value in row.values():
+        # Integers with more than 64 bits become floats.
+        if (kind := type(value)) is dict or kind is list or (kind is float and abs(value) > _MOST):
+            return dict(json.loads(line))
+    return row
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file of a manifest: its path, the folder where relative audio paths start, its name, and its bytes."""
+
+    path: Path
+    folder: str
+    corpus: str
+    data: ManifestBytes
+
+
 class Manifest(Sequence[Utterance]):
-    """Utterances of a manifest, stored as the bytes of the file and the offset of each line.
+    """Utterances of a manifest, stored as its bytes and the place of each line. Lines are parsed on access.
 
     Worker processes share the arrays. A list of dicts would be copied into every worker, because reading it changes
-    reference counts. Lines are parsed on access.
+    reference counts.
 
     Args:
         path: Path of the manifest. Relative audio paths start at its folder.
-        data_N: uint8, bytes of the file.
-        starts_N: int64, byte offset of each line.
-        lines_N: int64, number of each line, from 1.
-        durations_N: float64, duration of each line in seconds.
+        data: Bytes of the file.
+        lines: Place, duration and hash of the id of each line.
     """
 
-    def __init__(
-        self,
-        *,
-        path: Path,
-        data_N: NDArray[np.uint8],
-        starts_N: NDArray[np.int64],
-        lines_N: NDArray[np.int64],
-        durations_N: NDArray[np.float64],
-    ) -> None:
-        self.path = path
-        self._data, self._starts, self._lines = data_N, starts_N, lines_N
-        self.durations_N = durations_N
+    def __init__(self, *, path: Path, data: ManifestBytes, lines: LineIndex) -> None:
+        self.path, self.lines = path, lines
+        self._sources = [_Source(path, str(path.parent), "", data)]
+        self._source_N = np.zeros(len(lines), dtype=np.uint16)
+
+    @classmethod
+    def joined(cls, manifests: Mapping[str, "Manifest"], name: str) -> "Manifest":
+        """All utterances of several manifests, one manifest after the other.
+
+        Args:
+            manifests: Manifests by the names of their corpora, see `corpora`.
+            name: What messages call it in place of a path.
+        """
+        made = cls.__new__(cls)
+        made.path, made._sources, sources = Path(name), [], []
+        for corpus, manifest in manifests.items():
+            sources.append(manifest._source_N + np.uint16(len(made._sources)))
+            made._sources += [replace(source, corpus=corpus) for source in manifest._sources]
+        made._source_N = np.concatenate(sources)
+        made.lines = LineIndex.joined([manifest.lines for manifest in manifests.values()])
+        return made
+
+    @property
+    def durations_N(self) -> NDArray[np.float64]:
+        """float64, duration of each utterance in seconds."""
+        return self.lines.durations_N
+
+    @property
+    def corpora(self) -> list[str]:
+        """Name of the corpus of each utterance. Empty if the manifest was not joined."""
+        names = [source.corpus for source in self._sources]
+        return [names[source] for source in self._source_N.tolist()]
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.lines)
 
     @overload
     def __getitem__(self, index: int) -> Utterance: ...
@@ -150,18 +204,10 @@ class Manifest(Sequence[Utterance]):
     def __getitem__(self, index: int | slice) -> Utterance | list[Utterance]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        row = json.loads(self._line_at(int(self._starts[index])))
-        where = f"{self.path}:{self._lines[index]}"
-        return _utterance(row, where, self.path.parent, float(self.durations_N[index]))
-
-    def _line_at(self, start: int) -> bytes:
-        chunk = 4096
-        while True:
-            piece = self._data[start : start + chunk].tobytes()
-            end = piece.find(b"\n")
-            if end >= 0 or start + chunk >= len(self._data):
-                return piece if end < 0 else piece[:end]
-            chunk *= 4
+        source = self._sources[self._source_N[index]]
+        line = source.data.read(int(self.lines.starts_N[index]), int(self.lines.lengths_N[index]))
+        where = f"{source.path}:{self.lines.numbers_N[index]}"
+        return _utterance(_loaded(line), where, source.folder, float(self.durations_N[index]))
 
     def __iter__(self) -> Iterator[Utterance]:
         return (self[i] for i in range(len(self)))
@@ -173,14 +219,9 @@ class Manifest(Sequence[Utterance]):
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Manifest":
         """Manifest with the utterances at ``indices``. The bytes are shared."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return Manifest(
-            path=self.path,
-            data_N=self._data,
-            starts_N=self._starts[chosen],
-            lines_N=self._lines[chosen],
-            durations_N=self.durations_N[chosen],
-        )
+        chosen_N, made = np.asarray(indices, dtype=np.int64), copy(self)
+        made.lines, made._source_N = self.lines.select(chosen_N), self._source_N[chosen_N]
+        return made
 
 
 def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
@@ -188,15 +229,12 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
 
     A row may say where it comes from under the key `WHERE`.
     """
-    lines = [to_json(row).encode() + b"\n" for row in rows]
-    starts = np.cumsum([0, *map(len, lines)])[:-1]
-    return Manifest(
-        path=folder / "<files>",
-        data_N=np.frombuffer(b"".join(lines), dtype=np.uint8),
-        starts_N=starts.astype(np.int64),
-        lines_N=np.arange(1, len(lines) + 1, dtype=np.int64),
-        durations_N=np.array([row["duration"] for row in rows], dtype=np.float64),
-    )
+    lines, found = [to_json(row).encode() + b"\n" for row in rows], _Lines(folder / "<files>")
+    starts = np.cumsum([0, *map(len, lines)])[:-1].tolist()
+    for number, (row, start, line) in enumerate(zip(rows, starts, lines, strict=True), start=1):
+        found.add(row, number, start, len(line))
+    data = ManifestBytes(found.path, b"".join(lines))
+    return Manifest(path=found.path, data=data, lines=found.index())
 
 
 def read_manifest(
@@ -224,34 +262,78 @@ def read_manifest(
         ConfigError: No line has the values of ``only``.
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
-    try:
-        if not path.is_file():
-            raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
-    if (encoding := other_unicode(data[:4])) is not None:
-        raise ManifestError(str(path), f"is text in {encoding}, expected UTF-8", "save the file as UTF-8")
-    index = _LineIndex(path, unique_ids)
-    errors: list[ManifestError] = []
-    left_out = 0
-    for number, start, line in _lines(data):
-        row, invalid = _parse(line, f"{path}:{number}", require_text=require_text)
-        if invalid:
-            errors += invalid
-        elif not _has(row, wanted):
-            left_out += 1
-        else:
-            errors += index.add(row, number, start)
-    raise_all(errors)
-    if not index.starts and left_out > 0:
-        raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
-    if not index.starts:
-        raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
-    manifest = index.manifest(data)
+    data = _opened(path)
+    digest = data.digest()
+    index = None if wanted else stored_index(path, digest)
+    # An index is stored only for a manifest without errors and with distinct ids.
+    if index is None or (require_text and not index.has_texts):
+        index = _checked(path, data, wanted, require_text=require_text, unique_ids=unique_ids)
+        if not wanted and unique_ids:
+            store_index(path, digest, index)
+    manifest = Manifest(path=path, data=data, lines=index)
     if measure:
         _measure(manifest)
     return manifest
+
+
+def _opened(path: Path) -> ManifestBytes:
+    """The bytes of a manifest.
+
+    Raises:
+        ManifestError: There is no such file, it cannot be read, or it is in another encoding than UTF-8.
+    """
+    try:
+        if not path.is_file():
+            raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
+        data = ManifestBytes(path)
+        start = data.read(0, 4)
+    except OSError as error:
+        raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
+    if (encoding := other_unicode(start)) is not None:
+        raise ManifestError(str(path), f"is text in {encoding}, expected UTF-8", "save the file as UTF-8")
+    return data
+
+
+def _checked(
+    path: Path, data: ManifestBytes, wanted: Mapping[str, str], *, require_text: bool, unique_ids: bool
+) -> LineIndex:
+    """Index of all lines with the values of ``wanted``, each of which is checked. See `read_manifest`."""
+    found, errors, left_out = _Lines(path), list[ManifestError](), 0
+    for number, start, line in _lines(data):
+        row = _plain(line)
+        invalid: list[ManifestError] = []
+        if row is None or _check_row(row, "", require_text=require_text):
+            row, invalid = _parse(line, f"{path}:{number}", require_text=require_text)
+        if invalid:
+            errors += invalid
+        elif wanted and not _has(row, wanted):
+            left_out += 1
+        else:
+            found.add(row, number, start, len(line))
+    index = found.index()
+    if unique_ids:
+        errors += _repeated_ids(Manifest(path=path, data=data, lines=index))
+    raise_all(errors)
+    if not len(index) and left_out > 0:
+        raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
+    if not len(index):
+        raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
+    return index
+
+
+def _repeated_ids(manifest: Manifest) -> list[ManifestError]:
+    """An error for each line whose id is that of a line before."""
+    ids_N = manifest.lines.ids_N
+    order_N = np.argsort(ids_N, kind="stable")
+    same_N = ids_N[order_N][1:] == ids_N[order_N][:-1]
+    suspects = np.union1d(order_N[1:][same_N], order_N[:-1][same_N]).tolist()
+    first: dict[str, str] = {}
+    errors = []
+    for utterance in (manifest[i] for i in suspects):
+        if (earlier := first.setdefault(utterance.id, utterance.where)) != utterance.where:
+            what = f"id {shown(utterance.id)} is already used at {earlier}"
+            errors.append(ManifestError(utterance.where, what, "give each utterance an id of its own"))
+    return errors
 
 
 def _measure(manifest: Manifest) -> None:
@@ -289,13 +371,47 @@ def _length(audio: tuple[str, str]) -> Seconds | AudioError:
         return error
 
 
-def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Number (from 1), byte offset and content of each line that is not blank."""
-    start = 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.removeprefix(codecs.BOM_UTF8).strip():
-            yield number, start, line
-        start += len(line) + 1
+def _lines(data: ManifestBytes) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), byte offset and content of each line that is not blank. A byte order mark is left out."""
+    number = 1
+    for offset, chunk in data.chunks():
+        start = offset
+        for line in chunk.split(b"\n"):
+            if line.isspace() or not line:
+                pass
+            elif not line.startswith(codecs.BOM_UTF8):
+                yield number, start, line
+            elif (rest := line.removeprefix(codecs.BOM_UTF8)).strip():
+                yield number, start + len(codecs.BOM_UTF8), rest
+            number, start = number + 1, start + len(line) + 1
+        number -= chunk.endswith(b"\n")
+
+
+def _plain(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, if it is JSON as `from_json` takes it, by a quicker way. None if this is not certain.
+
+    orjson keeps the last of repeated keys. In an object of plain values without repeated keys, each key and each string
+    has two quotation marks, and with them there are more.
+    """
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if type(row) is not dict:
+        return None
+    strings = 0
+    for value in row.values():
+        kind = type(value)
+        if kind is str:
+            strings += 1
+        elif kind is dict or kind is list:
+            return None
+    marks = line.count(b'"')
+    if b"\\" in line:
+        if b"\\\\" in line:
+            return None
+        marks -= line.count(b'\\"')
+    return row if marks == 2 * (len(row) + strings) else None
 
 
 def _parse(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, Any], list[ManifestError]]:
@@ -314,37 +430,36 @@ def _has(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
     )
 
 
-@dataclass(slots=True)
-class _LineIndex:
-    """Offsets, numbers and durations of the lines that a manifest keeps."""
+class _Lines:
+    """Collects the index of the lines that a manifest keeps."""
 
-    path: Path
-    unique_ids: bool = True
-    starts: list[int] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    durations: list[float] = field(default_factory=list)
-    line_of_id: dict[str, int] = field(default_factory=dict)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts, self._lengths, self._numbers = array("q"), array("L"), array("L")
+        self._durations, self._ids = array("d"), array("Q")
+        self._langs: set[str | None] = set()
+        self._has_texts = True
 
-    def add(self, row: Mapping[str, Any], number: int, start: int) -> list[ManifestError]:
-        """Add a line. Returns an error if its id is a duplicate and ids must be unique."""
-        language_of(row.get("lang"), f"{self.path}:{number}")
-        utterance_id = row.get("id") or _default_id(row)
-        first = self.line_of_id.setdefault(utterance_id, number)
-        self.starts.append(start)
-        self.numbers.append(number)
+    def add(self, row: Mapping[str, Any], number: int, start: int, length: int) -> None:
+        """Add a line."""
+        if (lang := row.get("lang")) not in self._langs:
+            language_of(lang, f"{self.path}:{number}")
+            self._langs.add(lang)
         duration = row.get("duration")
-        self.durations.append(math.nan if duration is None else float(duration))
-        if first == number or not self.unique_ids:
-            return []
-        what = f"id {shown(utterance_id)} is already used at {self.path}:{first}"
-        return [ManifestError(f"{self.path}:{number}", what, "give each utterance an id of its own")]
+        self._starts.append(start)
+        self._lengths.append(length)
+        self._numbers.append(number)
+        self._durations.append(math.nan if duration is None else duration)
+        self._ids.append(id_hash(row.get("id") or _default_id(row)))
+        self._has_texts = self._has_texts and row.get("text") is not None
 
-    def manifest(self, data: bytes) -> Manifest:
-        """The manifest of all added lines."""
-        return Manifest(
-            path=self.path,
-            data_N=np.frombuffer(data, dtype=np.uint8),
-            starts_N=np.asarray(self.starts, dtype=np.int64),
-            lines_N=np.asarray(self.numbers, dtype=np.int64),
-            durations_N=np.asarray(self.durations, dtype=np.float64),
+    def index(self) -> LineIndex:
+        """The index of all added lines."""
+        return LineIndex(
+            starts_N=np.array(self._starts, dtype=np.int64),
+            lengths_N=np.array(self._lengths, dtype=np.uint32),
+            numbers_N=np.array(self._numbers, dtype=np.uint32),
+            durations_N=np.array(self._durations, dtype=np.float64),
+            ids_N=np.array(self._ids, dtype=np.uint64),
+            has_texts=self._has_texts,
         )

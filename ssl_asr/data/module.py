@@ -1,6 +1,7 @@
 """The LightningDataModule: from manifests to batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import TypedDict, Unpack
 
@@ -9,19 +10,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssl_asr.data.augment import AudioAugment, Augmentation
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
+from ssl_asr.data.mixture import Mixture, group_of
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
-from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer
+from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer, Utterance
 
 # Reasons to drop an utterance that are not errors of its audio file.
 _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -113,21 +118,25 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     Raises:
         ManifestError, UserErrors: Manifests are invalid (lists all errors of all manifests), or share utterance ids.
     """
-    paths = {"train": config.train, "dev": config.dev, **config.test}
-    manifests: dict[str, Manifest] = {}
+    splits = [("train", name, path) for name, path in config.train.items()]
+    splits += [] if config.dev is None else [("dev", "dev", config.dev)]
+    splits += [(name, name, path) for name, path in config.test.items()]
+    read: dict[tuple[str, str], Manifest] = {}
     errors: list[UserError] = []
-    for name, path in paths.items():
+    for split, corpus, path in splits:
         try:
-            if path is not None:
-                manifests[name] = read_manifest(path)
+            manifest = read_manifest(path)
+            read[split, corpus] = by_segments(manifest) if split == "train" and config.split_segments else manifest
         except UserErrors as several:
             errors += several.errors
         except UserError as error:
             errors.append(error)
     raise_all(errors)
     if not config.allow_duplicate_ids:
-        _check_shared_ids(manifests)
-    return manifests
+        _check_shared_ids(list(read.values()))
+    corpora = {corpus: manifest for (split, corpus), manifest in read.items() if split == "train"}
+    train = {"train": Manifest.joined(corpora, "data.train") if len(corpora) > 1 else next(iter(corpora.values()))}
+    return (train if corpora else {}) | {split: one for (split, _), one in read.items() if split != "train"}
 
 
 class ASRDataModule(L.LightningDataModule):
@@ -138,7 +147,8 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches and of speed perturbation.
+        seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
 
     Attributes:
@@ -154,15 +164,18 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
+        audio_augment: Mapping[str, AudioAugment] | None = None,
         console: Console | None = None,
     ) -> None:
         super().__init__()
+        self._augmentation = Augmentation(audio_augment, seed=seed) if audio_augment else None
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
         self.test_dev = False
         self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
+        self.mixture: Mixture | None = None
         self.notices: dict[Notice, None] = {}
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -180,6 +193,9 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
+        self.mixture = self._mixture()
+        if self.mixture is not None and self.console is not None:
+            self.mixture.print(self.console)
         if self.config.speed_factors:
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
@@ -188,6 +204,23 @@ class ASRDataModule(L.LightningDataModule):
                 tokenizer=self.tokenizer,
                 seed=self.seed,
             )
+
+    def _mixture(self) -> Mixture | None:
+        """How often groups are drawn, or None if each utterance is drawn once in an epoch."""
+        config = self.config
+        if "train" not in self.selections or (not config.mix_weights and config.mix_temperature == 1):
+            return None
+        kept = self.selections["train"].kept
+        groups = kept.corpora if config.mix_by == "corpus" else [group_of(one, config.mix_by) for one in kept]
+        names, group_N = np.unique(np.array(groups, dtype=str), return_inverse=True)
+        return Mixture(
+            names=names.tolist(),
+            group_N=group_N,
+            durations_N=kept.durations_N,
+            weights=config.mix_weights,
+            temperature=config.mix_temperature,
+            seed=self.seed,
+        )
 
     def _selected(self, name: str, manifest: Manifest) -> Selection:
         # Only training targets have to fit the model. Evaluation keeps every reference.
@@ -247,7 +280,15 @@ class ASRDataModule(L.LightningDataModule):
     def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
         return None if self.speeds is None else self.speeds.draw(epoch)
 
-    def _dataset(self, name: str, speeds_N: NDArray[np.float64] | None = None) -> SpeechDataset:
+    def _augment(self, epoch: int) -> Callable[[Tensor, Utterance], Tensor] | None:
+        return None if self._augmentation is None else partial(self._augmentation, epoch=epoch)
+
+    def _dataset(
+        self,
+        name: str,
+        speeds_N: NDArray[np.float64] | None = None,
+        augment: Callable[[Tensor, Utterance], Tensor] | None = None,
+    ) -> SpeechDataset:
         state_store = self.state_store if name in self._with_states(self.state_store) else None
         if state_store is not None:
             # Other ranks may have added states in the last epoch.
@@ -259,6 +300,7 @@ class ASRDataModule(L.LightningDataModule):
             skip_bad_audio=self.config.on_bad_audio == "skip",
             state_store=state_store,
             speeds_N=speeds_N,
+            augment=augment,
         )
 
     def _options(self) -> _LoaderOptions:
@@ -281,6 +323,7 @@ class ASRDataModule(L.LightningDataModule):
             epoch=epoch,
             rank=rank,
             world_size=world_size,
+            drawn_N=None if self.mixture is None else self.mixture.draw(epoch),
         )
 
     def batches_per_epoch(self, epochs: int, world_size: int) -> Iterator[int]:
@@ -299,7 +342,7 @@ class ASRDataModule(L.LightningDataModule):
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch)),
+            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch)),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,
@@ -340,14 +383,17 @@ class ASRDataModule(L.LightningDataModule):
         return [self._eval_loader(name) for name in self.test_names]
 
 
-def _check_shared_ids(manifests: dict[str, Manifest]) -> None:
+def _check_shared_ids(manifests: Sequence[Manifest]) -> None:
+    hashes = [np.unique(manifest.lines.ids_N) for manifest in manifests]
+    hashes_N, counts_N = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
     seen: dict[str, str] = {}
     shared: list[str] = []
-    for manifest in manifests.values():
-        for utterance in manifest:
+    for manifest in manifests:
+        suspects = np.flatnonzero(np.isin(manifest.lines.ids_N, hashes_N[counts_N > 1])).tolist()
+        for utterance in (manifest[i] for i in suspects):
             if utterance.id in seen and seen[utterance.id] != utterance.where:
                 shared.append(f"'{utterance.id}' at {seen[utterance.id]} and {utterance.where}")
             seen[utterance.id] = utterance.where
     if shared:
-        what = f"{len(shared)} utterance ids occur in two splits: {'; '.join(shared[:5])}"
+        what = f"{len(shared)} utterance ids occur in two manifests: {'; '.join(shared[:5])}"
         raise ManifestError("data", what, "rename them, or set data.allow_duplicate_ids=true")

@@ -25,7 +25,8 @@ class DataConfig:
     """The ``data`` group: manifests, which utterances are kept, and how they are batched.
 
     Attributes:
-        train: Manifest of the train split.
+        train: Manifests of the train split by names of their corpora. A config may also give a path, or a list of
+            paths.
         dev: Manifest of the dev split, or None for no validation.
         test: Manifests of test splits by name. A config may also give a path, or a list of paths.
         max_batch_s: Seconds of audio in a training batch, padding included.
@@ -33,6 +34,12 @@ class DataConfig:
         eval_batch_s: Seconds of audio in an evaluation batch.
         min_s: Shorter utterances are dropped, in seconds.
         max_s: Longer utterances are dropped, in seconds. None leaves the limit to the model.
+        split_segments: Train on the ``segments`` of lines that have some, each as an utterance, in place of the whole.
+        mix_by: Key of the manifest by which training utterances are grouped, such as ``lang``. ``corpus`` groups them
+            by manifest.
+        mix_weights: Weight of each group by its name. Other groups have the weight 1. A group of weight 0 is never
+            drawn. See `ssl_asr.data.mixture`.
+        mix_temperature: Above 1, small groups are drawn more often.
         speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
             empty list leaves the audio unchanged.
         num_workers: Processes that read audio. 0 reads in the main process.
@@ -44,7 +51,7 @@ class DataConfig:
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
     """
 
-    train: ManifestPath | None
+    train: Annotated[dict[str, str], IsPath("manifest")]
     dev: ManifestPath | None
     test: Annotated[dict[str, str], IsPath("manifest")]
     max_batch_s: PositiveFloat
@@ -52,6 +59,10 @@ class DataConfig:
     eval_batch_s: PositiveFloat
     min_s: NonNegativeFloat
     max_s: PositiveFloat | None
+    split_segments: bool
+    mix_by: str
+    mix_weights: dict[str, NonNegativeFloat]
+    mix_temperature: PositiveFloat
     speed_factors: list[SpeedFactor]
     num_workers: NonNegativeInt
     downmix: Downmix

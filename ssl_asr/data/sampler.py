@@ -24,8 +24,9 @@ def plan_epoch(
     seed: int,
     epoch: int,
     world_size: int = 1,
+    drawn_N: NDArray[np.int64] | None = None,
 ) -> list[list[int]]:
-    """Batches of one epoch. Each utterance is in exactly one batch.
+    """Batches of one epoch. Each utterance is in exactly one batch, or as often as it was drawn.
 
         permute -> windows -> sort each by jittered length -> cut by budget -> group by rank -> shuffle groups
 
@@ -40,6 +41,7 @@ def plan_epoch(
         max_batch_size: Maximum number of utterances in a batch. None for no limit.
         seed, epoch: Equal pairs give equal batches.
         world_size: Number of ranks.
+        drawn_N: int64, indices of the utterances of the epoch, with repeats. Default: None (each one once).
 
     Returns:
         Indices of the utterances of each batch. Rank r takes every ``world_size``-th batch, from the r-th.
@@ -48,8 +50,8 @@ def plan_epoch(
         ConfigError: There are fewer utterances than ranks.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(durations_N))
-    mean_s = float(durations_N.mean())
+    order = rng.permutation(np.arange(len(durations_N)) if drawn_N is None else drawn_N)
+    mean_s = float(durations_N[order].mean())
     per_batch = max(1.0, max_batch_s / mean_s)
     if max_batch_size is not None:
         per_batch = min(per_batch, max_batch_size)
@@ -110,6 +112,7 @@ class TrainBatchSampler(Sampler[list[int]]):
         seed, epoch: Equal pairs give equal batches.
         rank, world_size: Rank of this process and number of ranks.
         start: Number of batches of this rank to skip, to resume within an epoch.
+        drawn_N: See `plan_epoch`.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class TrainBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        drawn_N: NDArray[np.int64] | None = None,
     ) -> None:
         plan = plan_epoch(
             durations_N,
@@ -131,6 +135,7 @@ class TrainBatchSampler(Sampler[list[int]]):
             seed=seed,
             epoch=epoch,
             world_size=world_size,
+            drawn_N=drawn_N,
         )
         self.durations_N = durations_N
         self.batches = plan[rank::world_size]

@@ -1,11 +1,13 @@
 """The seams of tokenizers: how an option builds one, how a checkpoint restores one, and a check of coverage."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ssl_asr.data.characters import CharTokenizer
+from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.pieces import PieceTokenizer
 from ssl_asr.data.symbols import SymbolTokenizer
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
@@ -74,7 +76,7 @@ def restore_tokenizer(state: dict[str, Any], load_class: Callable[[str], type]) 
     return tokenizer
 
 
-def check_coverage(tokenizer: Tokenizer, utterances: Iterable[Utterance], *, where: str) -> None:
+def check_coverage(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, where: str) -> None:
     """Check that the tokenizer can spell every text.
 
     Args:
@@ -86,12 +88,16 @@ def check_coverage(tokenizer: Tokenizer, utterances: Iterable[Utterance], *, whe
         ManifestError: Some characters or symbols are missing. Names the 20 most frequent, each with its first
             utterance.
     """
+
+    def unseen(start: int, end: int) -> list[tuple[str, str]]:
+        rows = (utterances[index] for index in range(start, end))
+        return [(label, row.where or row.id) for row in rows for label in tokenizer.unseen(row)]
+
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for utterance in utterances:
-        for label in tokenizer.unseen(utterance):
-            counts[label] += 1
-            first.setdefault(label, utterance.where or utterance.id)
+    for label, where_first in chain.from_iterable(map_ranges(unseen, ranges_of(len(utterances)))):
+        counts[label] += 1
+        first.setdefault(label, where_first)
     if counts:
         rows = [f"{_shown(label)} x{n} (first at {first[label]})" for label, n in counts.most_common(_SHOWN)]
         what = f"{len(counts)} {tokenizer.unit} are not in the vocabulary: {'; '.join(rows)}"

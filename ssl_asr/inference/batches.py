@@ -277,7 +277,7 @@ def inference_data(
 ) -> ASRDataModule:
     """A data module with every manifest as a test split, filtered."""
     config = DataConfig(
-        train=None,
+        train={},
         dev=None,
         test={},
         max_batch_s=run.max_batch_s,
@@ -285,6 +285,10 @@ def inference_data(
         eval_batch_s=run.max_batch_s,
         min_s=0.0,
         max_s=None,
+        split_segments=False,
+        mix_by="corpus",
+        mix_weights={},
+        mix_temperature=1.0,
         speed_factors=[],
         num_workers=run.num_workers,
         downmix=run.downmix,

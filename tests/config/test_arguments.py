@@ -390,7 +390,8 @@ def test_odd_names_reach_the_config(tmp_path):
     odd = "it's ${x} (é,\\'\n).jsonl"
     written = read_words("train", [f"data.train={odd}", f"run_dir={odd}", f"run_name={odd}", f"data.test=[{odd!s}]"])
     config = resolve_command("train", compose_train(*written.overrides))
-    assert config.data.train == config.run_dir == config.run_name == odd
+    assert config.data.train == {"train": odd}
+    assert config.run_dir == config.run_name == odd
     shown = launch.show_config("train", ["--cfg=job", *written.overrides])
     again = OmegaConf.to_container(OmegaConf.create(shown), resolve=True)
     assert again["run_dir"] == odd

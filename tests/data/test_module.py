@@ -29,7 +29,7 @@ def config(tmp_path):
         return str(tmp_path / f"{name}.jsonl")
 
     return DataConfig(
-        train=manifest("train", 6),
+        train={"train": manifest("train", 6)},
         dev=manifest("dev", 2, 0.5),
         test={"one": manifest("one", 3), "two": manifest("two", 1)},
         max_batch_s=4.0,
@@ -37,6 +37,10 @@ def config(tmp_path):
         eval_batch_s=2.0,
         min_s=0.1,
         max_s=None,
+        split_segments=False,
+        mix_by="corpus",
+        mix_weights={},
+        mix_temperature=1.0,
         speed_factors=[],
         num_workers=0,
         downmix="mean",

@@ -1,0 +1,172 @@
+"""Noise and rooms: changes that need recordings."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Len, Predicate
+from torch import Tensor
+
+from ssl_asr.data.audio import check_header, read_waveform
+from ssl_asr.data.manifest import Manifest, read_manifest
+from ssl_asr.errors import AudioError, raise_all
+from ssl_asr.types import (
+    SAMPLE_RATE,
+    Expected,
+    Fraction,
+    ManifestPath,
+    Seconds,
+    Utterance,
+    is_rising,
+)
+
+Range = Annotated[list[float], Len(2, 2), Predicate(is_rising), Expected("two numbers, the lower one first")]
+"""Lowest and highest value of what is drawn."""
+
+
+def between(bounds: list[float], rng: np.random.Generator) -> float:
+    """A number that is drawn uniformly between two bounds."""
+    low, high = bounds
+    return float(rng.uniform(low, high))
+
+
+# Longer recordings are read in part.
+_SHORT_S: Seconds = 60.0
+
+
+@lru_cache(maxsize=256)
+def _samples(path: str, offset: Seconds, duration: Seconds, channel: int | None) -> Tensor:
+    """Samples of a recording, kept in memory."""
+    return read_waveform(
+        Utterance(id=path, audio_filepath=path, duration=duration, offset=offset, channel=channel), downmix="first"
+    )
+
+
+def _recordings(path: str) -> Manifest:
+    """A manifest whose audio files can be opened.
+
+    Raises:
+        ManifestError, AudioError, UserErrors: The manifest, or a file of it, cannot be read.
+    """
+    manifest = read_manifest(path, require_text=False, unique_ids=False)
+    errors = []
+    for recording in manifest:
+        try:
+            check_header(recording)
+        except AudioError as error:
+            errors.append(error)
+    raise_all(errors)
+    return manifest
+
+
+def _whole(utterance: Utterance) -> Tensor:
+    return _samples(utterance.audio_filepath, utterance.offset, utterance.duration, utterance.channel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Adds a recording of noise. The ``noise`` option.
+
+    Attributes:
+        manifest: Manifest of the recordings; they need no text.
+        snr_db: Lowest and highest signal-to-noise ratio in dB, drawn uniformly.
+        probability: Fraction of utterances that are changed in an epoch.
+    """
+
+    manifest: ManifestPath
+    snr_db: Range
+    probability: Fraction
+
+    def build(self) -> "NoiseAdder":
+        """See `NoiseAdder`.
+
+        Raises:
+            ManifestError, UserErrors: The manifest cannot be read, or is wrong.
+        """
+        return NoiseAdder(_recordings(self.manifest), self.snr_db)
+
+
+class NoiseAdder:
+    """Adds a random part of a random recording. Short recordings are repeated.
+
+    The ratio is that of the mean powers of the whole utterance and of the noise that is added to it. Utterances and
+    noise without any sound are not changed.
+
+    Args:
+        recordings: The noise.
+        snr_db: Lowest and highest signal-to-noise ratio in dB.
+    """
+
+    def __init__(self, recordings: Manifest, snr_db: list[float]) -> None:
+        self._recordings, self._snr_db = recordings, snr_db
+
+    def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
+        """See `Change`."""
+        recording = self._recordings[int(rng.integers(len(self._recordings)))]
+        noise_T = self._part(recording, len(waveform_T), rng)
+        snr_db = between(self._snr_db, rng)
+        speech, noise = float(waveform_T.square().mean()), float(noise_T.square().mean())
+        if speech == 0 or noise == 0:
+            return waveform_T
+        return waveform_T + noise_T * math.sqrt(speech / noise * 10 ** (-snr_db / 10))
+
+    @staticmethod
+    def _part(recording: Utterance, samples: int, rng: np.random.Generator) -> Tensor:
+        start = rng.random()
+        if recording.duration > _SHORT_S and recording.duration > samples / SAMPLE_RATE:
+            wanted = samples / SAMPLE_RATE
+            offset = recording.offset + start * (recording.duration - wanted)
+            noise_T = read_waveform(replace(recording, offset=offset, duration=wanted), downmix="first")
+            start = 0.0
+        else:
+            noise_T = _whole(recording)
+        noise_T = noise_T.roll(-int(start * len(noise_T)))
+        return noise_T.repeat(-(-samples // len(noise_T)))[:samples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """Puts speech into rooms, by their impulse responses. The ``rooms`` option.
+
+    Attributes:
+        manifest: Manifest of the impulse responses; they need no text.
+        probability: Fraction of utterances that are changed in an epoch.
+    """
+
+    manifest: ManifestPath
+    probability: Fraction
+
+    def build(self) -> "RoomAdder":
+        """See `RoomAdder`.
+
+        Raises:
+            ManifestError, UserErrors: The manifest cannot be read, or is wrong.
+        """
+        return RoomAdder(_recordings(self.manifest))
+
+
+class RoomAdder:
+    """Convolves speech with a random impulse response.
+
+    The direct sound, the largest sample of the response, stays where it was, so that times of words are kept. The power
+    of the utterance stays as it was.
+
+    Args:
+        responses: The impulse responses.
+    """
+
+    def __init__(self, responses: Manifest) -> None:
+        self._responses = responses
+
+    def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
+        """See `Change`."""
+        response_T = _whole(self._responses[int(rng.integers(len(self._responses)))])
+        direct = int(response_T.abs().argmax())
+        size = len(waveform_T) + len(response_T) - 1
+        spectrum_F = torch.fft.rfft(waveform_T, size) * torch.fft.rfft(response_T, size)
+        there_T = torch.fft.irfft(spectrum_F, size)[direct : direct + len(waveform_T)]
+        power = float(there_T.square().mean())
+        return waveform_T if power == 0 else there_T * math.sqrt(float(waveform_T.square().mean()) / power)
