@@ -14,6 +14,7 @@ from ssl_asr.console import say_to
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
+from ssl_asr.data.references import check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
@@ -61,6 +62,10 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)
+    normalizers = get_normalizers(config.normalizers)
+    for name, manifest in manifests.items():
+        if name != "train":
+            check_references(((one.text, one.lang) for one in manifest), normalizers, where=str(manifest.path))
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(
         config=config.data,

@@ -221,6 +221,8 @@ class Running:
             become one of them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         precision: Lightning's precision.
+        root: Folder that all audio of manifests must lie in, symbolic links resolved. null reads any file that a
+            manifest names.
         verbose: Show progress bars and tables.
     """
 
@@ -231,4 +233,5 @@ class Running:
     downmix: Downmix = "mean"
     accelerator: str = "auto"
     precision: Precision = "32-true"
+    root: InputPath | None = None
     verbose: bool = True

@@ -285,7 +285,7 @@ def _resampled_by_ffmpeg(waveform_T: Tensor, rate: Hertz) -> Tensor:
     converter = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     resampled_T = np.zeros(wanted, dtype=np.float32)
     done = 0
-    for block_T in (*waveform_T.split(_RESAMPLED_AT_A_TIME), None):
+    for block_T in (*torch.split(waveform_T, _RESAMPLED_AT_A_TIME), None):
         for part in converter.resample(None if block_T is None else _frame(block_T, rate)):
             samples_T = part.to_ndarray()[0][: wanted - done]
             resampled_T[done : done + len(samples_T)] = samples_T

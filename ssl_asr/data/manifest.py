@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_asr.data.audio import audio_duration_s
+from ssl_asr.data.confinement import check_confined
 from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
 from ssl_asr.textfiles import from_json, is_unicode, other_unicode, shown, to_json
@@ -196,6 +197,8 @@ def read_manifest(
     only: Mapping[str, Any] | None = None,
     unique_ids: bool = True,
     measure: bool = True,
+    root: str | Path | None = None,
+    root_key: str = "root",
 ) -> Manifest:
     """Read a manifest and check every line.
 
@@ -206,22 +209,17 @@ def read_manifest(
             Default: None (all lines).
         unique_ids: Whether duplicate ids are an error.
         measure: Whether to measure the audio of lines without ``duration``. If not, their duration is NaN.
+        root: Folder that all audio must lie in, see `ssl_asr.data.confinement`. Default: None (any folder).
+        root_key: Config key of ``root``, for messages.
 
     Raises:
         ManifestError: The file does not exist or has no utterance.
         ManifestError, UserErrors: Lines are invalid or have duplicate ids, or audio without ``duration`` cannot be
-            read. Lists all errors, with ``file:line``.
+            read, or lies outside ``root``. Lists all errors, with ``file:line``.
         ConfigError: No line has the values of ``only``.
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
-    try:
-        if not path.is_file():
-            raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
-    if (encoding := other_unicode(data[:4])) is not None:
-        raise ManifestError(str(path), f"is text in {encoding}, expected UTF-8", "save the file as UTF-8")
+    data = _content(path)
     index = _LineIndex(path, unique_ids)
     errors: list[ManifestError] = []
     left_out = 0
@@ -239,9 +237,23 @@ def read_manifest(
     if not index.starts:
         raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
     manifest = index.manifest(data)
+    if root is not None:
+        check_confined(manifest, root, key=root_key)
     if measure:
         _measure(manifest)
     return manifest
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise ManifestError(str(path), "no such manifest", "give the path of a JSON Lines file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(str(path), f"cannot be opened: {error.strerror}", "check its permissions") from None
+    if (encoding := other_unicode(data[:4])) is not None:
+        raise ManifestError(str(path), f"is text in {encoding}, expected UTF-8", "save the file as UTF-8")
+    return data
 
 
 def _measure(manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_r
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
-from ssl_asr.data.tokenizer import check_coverage
+from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer
 
@@ -119,7 +119,7 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     for name, path in paths.items():
         try:
             if path is not None:
-                manifests[name] = read_manifest(path)
+                manifests[name] = read_manifest(path, root=config.root, root_key="data.root")
         except UserErrors as several:
             errors += several.errors
         except UserError as error:
@@ -194,6 +194,8 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer = self.tokenizer if name == "train" else None
         if tokenizer is not None:
             check_coverage(tokenizer, manifest, where=str(manifest.path))
+        elif self.tokenizer is not None:
+            warn_of_unseen(self.tokenizer, manifest, where=str(manifest.path))
         return select(
             name,
             manifest,

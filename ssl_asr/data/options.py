@@ -9,6 +9,7 @@ from ssl_asr.types import (
     Downmix,
     Expected,
     Fraction,
+    InputPath,
     IsPath,
     ManifestPath,
     NonNegativeFloat,
@@ -42,6 +43,8 @@ class DataConfig:
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
+        root: Folder that all audio of the manifests must lie in, or None for any folder. Symbolic links are resolved.
+            Set it for manifests that you did not make: a line may name any file of the machine.
     """
 
     train: ManifestPath | None
@@ -59,6 +62,7 @@ class DataConfig:
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
+    root: InputPath | None = None
 
     def prepare(self) -> None:
         """Called before the manifests are read. A corpus of your own may download or create its files here.
