@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ssl_asr.build.environment import check_start
 from ssl_asr.build.parts import PretrainedCheckpoint
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
@@ -27,7 +28,7 @@ from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import check_accelerator, make_trainer, seed_everything
+from ssl_asr.training.trainer import make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -58,7 +59,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         folder: Folder of the run.
         console: Where tables are printed; None prints nothing.
     """
-    check_accelerator(config.trainer.accelerator, config.trainer.devices, prefix="trainer.")
+    check_start(config, folder)
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)

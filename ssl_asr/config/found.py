@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
 from ssl_asr.errors import ConfigError, UserError, closest, overwrites
-from ssl_asr.textfiles import other_unicode, overwritten, why_not_made
+from ssl_asr.textfiles import is_file_name, other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
@@ -56,7 +56,8 @@ def _values(cfg: DictConfig, key: str) -> list[str]:
     except OmegaConfBaseException:
         return []
     items = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain]
-    return [item for item in items if isinstance(item, str)]
+    # What cannot be the name of a file is an error of its type.
+    return [item for item in items if isinstance(item, str) and is_file_name(item)]
 
 
 def _manifest_error(key: str, name: str) -> ConfigError | None:

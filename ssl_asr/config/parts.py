@@ -18,12 +18,12 @@ from ssl_asr.types import (
     LineWidth,
     ModelName,
     NonNegativeFloat,
-    NonNegativeInt,
     NormalizerName,
     PositiveFloat,
     PositiveInt,
     Precision,
     TailSeconds,
+    WorkerCount,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ TimedFormats = Annotated[list[TimedFormat], MinLen(1)]
 Normalizers = Annotated[list[NormalizerName], MinLen(1)]
 Named = Annotated[dict[str, str], IsPath("manifest"), Expected("a path, a list of paths, or {name: path, …}")]
 """Manifest paths by name. A path or a list of paths is given names by `ssl_asr.config.nodes.named_manifests`."""
+
+
+SomeNamed = Annotated[Named, MinLen(1), Expected("a path, a list of paths, or {name: path, …}")]
+"""At least one manifest."""
 
 
 def group(name: str, kind: str = "") -> dict[str, Any]:
@@ -229,7 +233,7 @@ class Running:
     section: ClassVar[str] = "Running"
 
     max_batch_s: PositiveFloat = 120.0
-    num_workers: NonNegativeInt = 2
+    num_workers: WorkerCount = 2
     downmix: Downmix = "mean"
     accelerator: str = "auto"
     precision: Precision = "32-true"

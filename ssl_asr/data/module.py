@@ -285,6 +285,11 @@ class ASRDataModule(L.LightningDataModule):
             world_size=world_size,
         )
 
+    def train_batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of some utterances of the train split, by their positions among the kept ones."""
+        dataset = self._dataset("train")
+        return collate([dataset[index] for index in indices])
+
     def batches_per_epoch(self, epochs: int, world_size: int) -> Iterator[int]:
         """Number of batches of each rank in each of the first ``epochs`` epochs. Epochs are planned lazily."""
         return (len(self.train_sampler(epoch, 0, world_size)) for epoch in range(epochs))

@@ -1,10 +1,12 @@
 """The ``data`` option. Imports no Lightning, so that a command line is checked quickly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
     Downmix,
     Expected,
@@ -13,10 +15,13 @@ from ssl_asr.types import (
     IsPath,
     ManifestPath,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    WorkerCount,
 )
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 SpeedFactor = Annotated[float, Interval(ge=0.5, le=2), Expected("a factor from 0.5 to 2")]
 
@@ -56,13 +61,18 @@ class DataConfig:
     min_s: NonNegativeFloat
     max_s: PositiveFloat | None
     speed_factors: list[SpeedFactor]
-    num_workers: NonNegativeInt
+    num_workers: WorkerCount
     downmix: Downmix
     check_audio: bool
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
     root: InputPath | None = None
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """A run without a train split."""
+        if self.train is None and run.needs_data:
+            yield ConfigError("data.train", "is null", "give data.train=…")
 
     def prepare(self) -> None:
         """Called before the manifests are read. A corpus of your own may download or create its files here.

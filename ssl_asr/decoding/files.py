@@ -9,18 +9,18 @@ from typing import Annotated
 from annotated_types import Predicate
 
 from ssl_asr.errors import LanguageModelError
-from ssl_asr.textfiles import is_hub_name, read_lines
+from ssl_asr.textfiles import is_file_name, is_hub_name, read_lines
 from ssl_asr.types import Expected, IsPath
 
 _GAP = re.compile(r"[ \t]+")
 
 
 def _is_file(name: str) -> bool:
-    return Path(name).is_file()
+    return is_file_name(name) and Path(name).is_file()
 
 
 def _is_language_model(name: str) -> bool:
-    return Path(name).exists() or is_hub_name(name)
+    return is_file_name(name) and (Path(name).exists() or is_hub_name(name))
 
 
 TextFile = Annotated[str, IsPath("input"), Predicate(_is_file), Expected("the path of a text file that exists")]
@@ -67,7 +67,7 @@ def read_phrases(hotwords: Iterable[str]) -> list[str]:
     """
     phrases: list[str] = []
     for given in hotwords:
-        if not _is_readable(given):
+        if not _is_file(given):
             phrases.append(given)
             continue
         lines = read_lines(Path(given), error=LanguageModelError, remedy="write one phrase per line")
@@ -76,11 +76,3 @@ def read_phrases(hotwords: Iterable[str]) -> list[str]:
             raise LanguageModelError(given, "has no phrase", "write one phrase per line")
         phrases += found
     return phrases
-
-
-def _is_readable(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):
-        # Too long for the name of a file, or with a NUL character.
-        return False
