@@ -212,10 +212,12 @@ def _extras() -> Iterator[Finding]:
         needed, extra = re.match(r"[\w.-]+", line), _EXTRA.search(line)
         if needed is not None and extra is not None and extra[1] not in _FOR_DEVELOPERS:
             packages.setdefault(extra[1], []).append(needed[0])
-    for extra, names in packages.items():
+    for option, names in packages.items():
         missing = [name for name in names if _version(name).seen == "not installed"]
-        remedy = f"pip install 'ssl_asr[{extra}]', if you need it" if missing else ""
-        yield Finding(name=f"extra {extra}", seen=f"no {', '.join(missing)}" if missing else "installed", remedy=remedy)
+        remedy = f"pip install 'ssl_asr[{option}]', if you need it" if missing else ""
+        yield Finding(
+            name=f"extra {option}", seen=f"no {', '.join(missing)}" if missing else "installed", remedy=remedy
+        )
 
 
 def _hub() -> Path:

@@ -111,7 +111,8 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[Us
         errors += several.errors
     except UserError as error:
         errors.append(error)
-    return [*errors, *file_errors(name, cfg)]
+    known = {error.where for error in errors}
+    return [*errors, *(error for error in file_errors(name, cfg) if error.where not in known)]
 
 
 def _explain(config: str, override: str, error: Exception, good: list[str]) -> ConfigError:

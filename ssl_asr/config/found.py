@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
 from ssl_asr.errors import ConfigError, UserError, closest, overwrites
-from ssl_asr.textfiles import is_file_name, other_unicode, overwritten, why_not_made
+from ssl_asr.textfiles import is_file_name, is_system_text, other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
@@ -56,12 +56,14 @@ def _values(cfg: DictConfig, key: str) -> list[str]:
     except OmegaConfBaseException:
         return []
     items = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain]
-    # What cannot be the name of a file is an error of its type.
-    return [item for item in items if isinstance(item, str) and is_file_name(item)]
+    # Other text is an error of its type.
+    return [item for item in items if isinstance(item, str) and is_system_text(item)]
 
 
 def _manifest_error(key: str, name: str) -> ConfigError | None:
     """An error if a path is not a manifest. A path that does not exist is an error of the command."""
+    if not is_file_name(name):
+        return None
     try:
         return _manifest_fault(key, name, Path(name))
     except OSError as error:
@@ -92,7 +94,7 @@ def _manifest_fault(key: str, name: str, path: Path) -> ConfigError | None:
 
 def _model_error(key: str, name: str) -> ConfigError | None:
     """An error if a model is no file, and its name looks like the name of a ``backbone`` option."""
-    if "/" in name or Path(name).exists() or name in option_names("backbone"):
+    if "/" in name or not is_file_name(name) or Path(name).exists() or name in option_names("backbone"):
         return None
     near = closest(name, option_names("backbone"))
     if near is None or key == "backbone.source":

@@ -15,6 +15,7 @@ SETTINGS: dict[str, Any] = {
     "data.train": ManifestPath | None,
     "data.dev": ManifestPath | None,
     "data.test": Named,
+    "data.root": InputPath | None,
     "backbone.source": ModelName,
     "decoder.lm": InputPath | None,
     "decoder.rescore_lm": InputPath | None,
