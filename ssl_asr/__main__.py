@@ -17,6 +17,7 @@ COMMANDS = {
     "lm": "estimate an n-gram language model",
     "tune_decoding": "find the weights of a beam search on dev data",
     "corpus": "synthesize a small corpus for smoke tests",
+    "doctor": "check this machine, and the time and memory of a training run",
     "demo": "synthesize a corpus, evaluate, fine-tune and transcribe",
 }
 

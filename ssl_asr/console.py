@@ -3,7 +3,8 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
@@ -13,6 +14,26 @@ def make_console(*, stderr: bool = False) -> Console:
     """A console with the width of the terminal, or 120 columns if there is no terminal."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=120)
+
+
+# Standard output of a command whose results are read by other programs, see `results_only`.
+_results: list[TextIO] = []
+
+
+@contextmanager
+def results_only() -> Iterator[None]:
+    """Keep standard output for `results`. What anything else prints, libraries included, goes to standard error."""
+    _results.append(sys.stdout)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = _results.pop()
+
+
+def results() -> TextIO:
+    """Where results are printed: standard output, also within `results_only`."""
+    return _results[-1] if _results else sys.stdout
 
 
 class Notice(UserWarning):

@@ -290,6 +290,22 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or text == text.encode(errors="replace").decode()
 
 
+def is_system_text(text: str) -> bool:
+    """Whether a text can be given to the operating system: no NUL, and no character that no name of a file has.
+
+    Names of files that are not UTF-8 are such texts: Python has a character for each of their bytes.
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text can be the name of a file or folder: not empty, and not too long for a file system."""
+    return bool(text.strip()) and is_system_text(text) and too_long(Path(text)) is None
+
+
 def _finite(value: Any) -> Any:
     """The data with None in place of each number that is not finite."""
     if isinstance(value, dict):

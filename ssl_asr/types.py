@@ -55,6 +55,8 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
+# Processes that read audio.
+WorkerCount = Annotated[int, Interval(ge=0, le=1024)]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 

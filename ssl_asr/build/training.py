@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ssl_asr.build.environment import check_start
 from ssl_asr.build.parts import PretrainedCheckpoint
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
@@ -14,6 +15,7 @@ from ssl_asr.console import say_to
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
+from ssl_asr.data.references import check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
@@ -26,7 +28,7 @@ from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import check_accelerator, make_trainer, seed_everything
+from ssl_asr.training.trainer import make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -57,12 +59,14 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         folder: Folder of the run.
         console: Where tables are printed; None prints nothing.
     """
-    check_accelerator(config.trainer.accelerator, config.trainer.devices, prefix="trainer.")
+    check_start(config, folder)
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)
-    if "train" not in manifests:
-        raise ConfigError("data.train", "has no manifest", "give data.train=PATH")
+    normalizers = get_normalizers(config.normalizers)
+    for name, manifest in manifests.items():
+        if name != "train":
+            check_references(((one.text, one.lang) for one in manifest), normalizers, where=str(manifest.path))
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(
         config=config.data,

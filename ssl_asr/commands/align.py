@@ -25,7 +25,7 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     hush()
     console = make_console() if config.verbose else None
     kinds = formats_of(config.output, config.format)
-    manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
+    manifests = {name: read_manifest(path, root=config.root) for name, path in config.manifest.items()}
     recordings = [utterance for manifest in manifests.values() for utterance in manifest]
     outputs = Outputs(config.output, kinds, recordings, sources=[Path(path) for path in config.manifest.values()])
     done, unspelled = _align(config, manifests, console)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_asr.config.schemas import EvaluateConfig
-from ssl_asr.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,13 +17,14 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.languages import language_code, language_tag
     from ssl_asr.data.text import get_normalizers
+    from ssl_asr.inference.scored import read_scored
     from ssl_asr.metrics.evaluation import Detail, report
     from ssl_asr.metrics.provenance import Clock
 
     hush()
     clock = Clock()
     console = make_console() if config.verbose else None
-    done, summary = _transcribe(config, console) if config.predictions is None else _read(Path(config.predictions))
+    done, summary = _transcribe(config, console) if config.predictions is None else (read_scored(config), None)
     evaluations = report(
         done.predictions,
         done.skips,
@@ -47,28 +47,21 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     return next(iter(evaluations.values())).wer
 
 
-def _read(path: Path) -> "tuple[Transcripts, None]":
-    """The predictions of an earlier evaluation."""
-    from ssl_asr.inference.batches import Transcripts
-    from ssl_asr.metrics.report import read_predictions
-
-    if not path.is_file():
-        raise ConfigError("predictions", f"no such file: {path}", "give a predictions.jsonl")
-    return Transcripts({path.stem: read_predictions(path)}), None
-
-
 def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Transcripts, Summary]":
     """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference."""
     from ssl_asr.console import say_to
-    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.tokenizer import warn_of_unseen
     from ssl_asr.inference.batches import transcribe_manifests
     from ssl_asr.inference.model import load_model
     from ssl_asr.inference.options import inference_options, long_form, run_options
+    from ssl_asr.inference.scored import scored_manifests
     from ssl_asr.inference.summary import Summary
     from ssl_asr.metrics.evaluation import with_reference
 
-    manifests = {name: read_manifest(path, only=config.only) for name, path in config.manifest.items()}
+    manifests = scored_manifests(config)
     module = load_model(str(config.model), inference_options(config), say_to(console))
+    for manifest in manifests.values() if config.reference == "text" else ():
+        warn_of_unseen(module.tokenizer, manifest, where=str(manifest.path))
     # A score counts what the model makes of every utterance, silent ones included.
     form = long_form(config, config.max_batch_s, check_short=False)
     done = transcribe_manifests(module, manifests, run=run_options(config, module), long_form=form, console=console)

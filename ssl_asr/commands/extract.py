@@ -24,7 +24,7 @@ def extract(config: ExtractConfig, folder: Path) -> float | None:  # noqa: ARG00
 
     hush()
     console = make_console() if config.verbose else None
-    given = gather(expand(config.input, sys.stdin))
+    given = gather(expand(config.input, sys.stdin), root=config.root)
     _check_ids(given.manifest)
     if not len(given.manifest):
         # Raises, so that the encoder is not loaded for nothing.

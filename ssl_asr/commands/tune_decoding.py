@@ -17,7 +17,7 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
 
     hush()
     console = make_console() if config.verbose else None
-    manifests = {name: read_manifest(path) for name, path in config.manifest.items()}
+    manifests = {name: read_manifest(path, root=config.root) for name, path in config.manifest.items()}
     module = load_model(config.model, inference_options(config), say_to(console))
     recorded = record(module, manifests, config.decoder, run=run_options(config, module), console=console)
     trials = Trials(recorded, get_normalizer(config.normalizer, key="normalizer"))

@@ -26,6 +26,7 @@ from ssl_asr.config.found import file_errors, option_for_checkpoint
 from ssl_asr.config.nodes import RENAMED
 from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean, missing_extra
+from ssl_asr.textfiles import shown
 
 # Values of earlier versions, and what to write now.
 _RENAMED_VALUES = {"features=cached": "state_cache=disk", "features=none": "state_cache=none"}
@@ -110,7 +111,8 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[Us
         errors += several.errors
     except UserError as error:
         errors.append(error)
-    return [*errors, *file_errors(name, cfg)]
+    known = {error.where for error in errors}
+    return [*errors, *(error for error in file_errors(name, cfg) if error.where not in known)]
 
 
 def _explain(config: str, override: str, error: Exception, good: list[str]) -> ConfigError:
@@ -151,7 +153,7 @@ def _wrong_type(config: str, key: str, value: str) -> ConfigError | None:
     named = {field.name: field for field in fields(SCHEMAS[config])} if config in SCHEMAS else {}
     if key not in named or "group" in named[key].metadata:
         return None
-    return ConfigError(key, f"is {value!r}, expected {describe(annotation_of(named[key]))}")
+    return ConfigError(key, f"is {shown(value)}, expected {describe(annotation_of(named[key]))}")
 
 
 def _keys_of(config: str, overrides: list[str], parent: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Checks of plain values against type annotations, and the words for what an annotation allows."""
 
+import math
 import types
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,11 +12,13 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import ValidationError
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.textfiles import shown
-from ssl_asr.types import Expected
+from ssl_asr.textfiles import is_file_name, is_system_text, shown
+from ssl_asr.types import Expected, IsPath
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _LAX = ConfigDict(arbitrary_types_allowed=True)
+# Largest size of a number: that of a seed. Code below would compute, count or allocate with larger numbers in vain.
+_MOST = 2**32 - 1
 _WORDS: dict[Any, str] = {
     float: "a number",
     int: "a whole number",
@@ -37,13 +40,48 @@ def check_value(key: str, value: Any, annotation: Any, *, strict: bool = True) -
         annotation: Type, with `annotated_types` for ranges.
         strict: Convert nothing but whole numbers to floats. Otherwise text is converted to paths, durations, and so on.
     """
+    extreme = _extreme(value, names_paths=_names_paths(annotation))
+    if extreme is not None:
+        return value, [ConfigError(key, f"is {shown(value)}, expected {extreme}")]
     validate = _validator(annotation, strict) if _is_hashable(annotation) else _make_validator(annotation, strict)
     if validate is None:
         return value, []
     try:
-        return validate(value), []
+        if (value is not True and value is not False) or _takes_bool(annotation):
+            return validate(value), []
     except ValidationError:
-        return value, [ConfigError(key, f"is {shown(value)}, expected {describe(annotation)}")]
+        pass
+    return value, [ConfigError(key, f"is {shown(value)}, expected {describe(annotation)}")]
+
+
+def _extreme(value: Any, *, names_paths: bool) -> str | None:
+    """What is expected in place of a number or text that no setting can have, in a value of any type; or None."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return next((found for part in parts if (found := _extreme(part, names_paths=names_paths)) is not None), None)
+    if isinstance(value, str):
+        if not is_system_text(value):
+            return "text of Unicode characters without NUL"
+        return "a path that is not empty and not too long" if names_paths and not is_file_name(value) else None
+    is_large = isinstance(value, int | float) and _MOST < abs(value) < math.inf
+    return f"a number from -{_MOST:,} to {_MOST:,}" if is_large else None
+
+
+def _names_paths(annotation: Any) -> bool:
+    """Whether texts of an annotation are paths."""
+    return isinstance(annotation, IsPath) or any(map(_names_paths, get_args(annotation)))
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether an annotation allows true and false. pydantic takes them for the numbers of a Literal."""
+    if get_origin(annotation) is Literal:
+        return any(isinstance(value, bool) for value in get_args(annotation))
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation))) or _is_free(annotation)
+
+
+def _is_free(annotation: Any) -> bool:
+    """Whether an annotation is a class of which nothing is known here."""
+    return isinstance(annotation, type) and annotation not in _WORDS and not get_args(annotation)
 
 
 def _is_hashable(annotation: Any) -> bool:

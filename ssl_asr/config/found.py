@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
 from ssl_asr.errors import ConfigError, UserError, closest, overwrites
-from ssl_asr.textfiles import other_unicode, overwritten, why_not_made
+from ssl_asr.textfiles import is_file_name, is_system_text, other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
@@ -57,11 +57,14 @@ def _values(cfg: DictConfig, key: str) -> list[str]:
     except OmegaConfBaseException:
         return []
     items = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain]
-    return [item for item in items if isinstance(item, str)]
+    # Other text is an error of its type.
+    return [item for item in items if isinstance(item, str) and is_system_text(item)]
 
 
 def _manifest_error(key: str, name: str) -> ConfigError | None:
     """An error if a path is not a manifest. A path that does not exist is an error of the command."""
+    if not is_file_name(name):
+        return None
     try:
         return _manifest_fault(key, name, Path(name))
     except OSError as error:
@@ -92,7 +95,7 @@ def _manifest_fault(key: str, name: str, path: Path) -> ConfigError | None:
 
 def _model_error(key: str, name: str) -> ConfigError | None:
     """An error if a model is neither a file nor a name of the Hub, or looks like the name of a ``backbone`` option."""
-    if Path(name).exists() or name in option_names("backbone"):
+    if not is_file_name(name) or Path(name).exists() or name in option_names("backbone"):
         return None
     hub = re.sub(r"^(https?://)?(www\.)?(huggingface\.co|hf\.co)/", "", name.split("/tree/")[0]).strip("/")
     if hub.count("/") == 1 and (name.endswith("/") or "huggingface.co/" in name or "hf.co/" in name):

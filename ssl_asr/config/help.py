@@ -88,8 +88,14 @@ def descriptions(schema: type[Command]) -> dict[str, str]:
 
 def defaults_of(name: str) -> dict[str, str | None]:
     """The option of each group in the command's defaults, by ``group`` or ``group@package``."""
-    entries: Any = _primary(name)["defaults"]
-    return {str(key): option for entry in entries if isinstance(entry, dict) for key, option in entry.items()}
+    entries: Any = _primary(name).get("defaults", [])
+    found: dict[str, str | None] = {}
+    for entry in entries:
+        if isinstance(entry, dict):
+            found |= {str(key): option for key, option in entry.items()}
+        elif (config_folder() / f"{entry}.yaml").is_file():
+            found |= defaults_of(entry)
+    return found
 
 
 def _primary(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from ssl_asr.config.help import help_text
 from ssl_asr.config.interruption import GoOn, how_to_go_on
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.schemas import TrainConfig
+from ssl_asr.console import results_only
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
 EXIT_USER_ERROR = 2
+# Parts of the errors of torch.
+_OUT_OF_MEMORY = ("OutOfMemoryError", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 Job = Callable[[Any, Path], float | None]
 """The work of a command: takes its typed config and the folder of the job, returns a score that a sweep can compare."""
@@ -90,10 +94,17 @@ def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
         sys.exit(EXIT_USER_ERROR)
     if name in ("train", "evaluate"):
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])
-    failures = _run_hydra(name, job, go_on)
+    # Transcripts are read by other programs.
+    with results_only() if name == "transcribe" and not _only_shows(name) else nullcontext():
+        failures = _run_hydra(name, job, go_on)
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _only_shows(name: str) -> bool:
+    """Whether the command line asks Hydra to print something, and to run nothing."""
+    return parse_arguments(name, sys.argv[1:]).shows is not None
 
 
 def _option_folders(arguments: list[str]) -> list[Path]:
@@ -128,7 +139,7 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
             run_dir = None if is_sweep else getattr(config, "run_dir", None)
             go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))
             return job()(config, Path(hydra_config.runtime.output_dir))
-        except (UserError, OSError) as caught:
+        except (UserError, OSError, MemoryError, RuntimeError) as caught:
             error = _as_user_error(caught)
             _print_error(error)
             failures.append(str(error))
@@ -142,14 +153,21 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
     return len(failures)
 
 
-def _as_user_error(error: UserError | OSError) -> UserError:
+def _as_user_error(error: UserError | OSError | MemoryError | RuntimeError) -> UserError:
     """The error for the user. An error of the file system that names no file is raised as it is, unless a disk is full.
 
     Raises:
         OSError: It names no file.
+        RuntimeError: It is not one of memory.
     """
     if isinstance(error, UserError):
         return error
+    if not isinstance(error, OSError):
+        # torch is not imported here.
+        if not isinstance(error, MemoryError) and not any(sign in repr(error) for sign in _OUT_OF_MEMORY):
+            raise error
+        said = (str(error).strip() or "the allocation failed").splitlines()[0].partition(". ")[0]
+        return UserError("memory", f"is not enough: {said}", "use a smaller max_batch_s, beam_size, window or model")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not full and error.filename is None:
         raise error

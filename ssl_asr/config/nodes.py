@@ -15,7 +15,7 @@ from ssl_asr.config.folders import config_folder
 from ssl_asr.config.literals import escaped
 from ssl_asr.config.schemas import SCHEMAS, annotation_of
 from ssl_asr.errors import ConfigError, did_you_mean
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import is_file_name, shown, written_whole
 
 _POLICIES = "ssl_asr.models.freezing"
 # Policies that `freeze` or a backbone's recommendation stands for.
@@ -114,7 +114,7 @@ def named_manifests(value: Any, key: str, single: str = "test") -> dict[str, str
         if taken:
             raise ConfigError(key, f"names a manifest '{taken[0]}', which has another meaning", "choose another name")
         return {str(name): path for name, path in value.items()}
-    raise ConfigError(key, f"is {value!r}, expected a path, a list of paths, or {{name: path, …}}")
+    raise ConfigError(key, f"is {shown(value)}, expected a path, a list of paths, or {{name: path, …}}")
 
 
 def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
     assert isinstance(composed, dict)
     errors = [ConfigError(key, "is missing", f"give {key}=…") for key in missing]
     config = {str(key): value for key, value in composed.items()}
-    if name == "train":
+    if name in ("train", "doctor"):
         config["freeze_policy"] = fold_freeze(config)
         if isinstance(config["data"], dict):
             errors += _name_manifests(config["data"], "test", "data.test")
@@ -233,6 +233,8 @@ def _read_node(path: Path, key: str) -> dict[str, Any]:
 
 def _read_decoder(config: dict[str, Any]) -> list[ConfigError]:
     """Put the settings of ``decoder_file`` in the place of ``decoder``."""
+    if not isinstance(config["decoder_file"], str) or not is_file_name(config["decoder_file"]):
+        return []  # an error of its type
     path = Path(config["decoder_file"])
     if config["decoder"] is not None:
         return [ConfigError("decoder_file", "is given together with decoder", "give one of them")]

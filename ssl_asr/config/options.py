@@ -11,10 +11,13 @@ from ssl_asr.config.expected import check_value
 from ssl_asr.config.parts import Sides
 from ssl_asr.config.schemas import Command
 from ssl_asr.errors import ConfigError, UserError, did_you_mean, raise_all
+from ssl_asr.textfiles import shown
 
 OWN_PACKAGE = "ssl_asr"
 # How OmegaConf writes a mandatory value that is not given.
 NOT_GIVEN = "???"
+# A remedy with a longer name of a package is of no use.
+_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,10 @@ def load_class(target: str, key: str, *, extensions: Sequence[str] = ()) -> type
     module_name, _, name = str(target).rpartition(".")
     if not _is_trusted(module_name, extensions):
         package = module_name.partition(".")[0] or str(target)
-        what = f"class '{target}' is not in {' or '.join((OWN_PACKAGE, *extensions))}"
-        raise ConfigError(where, what, f"if you trust the package, add extensions=[{','.join((*extensions, package))}]")
+        what = f"class {shown(str(target))} is not in {' or '.join((OWN_PACKAGE, *extensions))}"
+        named = ",".join((*extensions, package))
+        remedy = f"if you trust the package, add extensions=[{named}]" if package.isidentifier() else "name a class"
+        raise ConfigError(where, what, remedy if len(remedy) <= _LONGEST else "name a class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -18,12 +18,12 @@ from ssl_asr.types import (
     LineWidth,
     ModelName,
     NonNegativeFloat,
-    NonNegativeInt,
     NormalizerName,
     PositiveFloat,
     PositiveInt,
     Precision,
     TailSeconds,
+    WorkerCount,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ TimedFormats = Annotated[list[TimedFormat], MinLen(1)]
 Normalizers = Annotated[list[NormalizerName], MinLen(1)]
 Named = Annotated[dict[str, str], IsPath("manifest"), Expected("a path, a list of paths, or {name: path, …}")]
 """Manifest paths by name. A path or a list of paths is given names by `ssl_asr.config.nodes.named_manifests`."""
+
+
+SomeNamed = Annotated[Named, MinLen(1), Expected("a path, a list of paths, or {name: path, …}")]
+"""At least one manifest."""
 
 
 def group(name: str, kind: str = "") -> dict[str, Any]:
@@ -221,14 +225,17 @@ class Running:
             become one of them. null takes the value that a run was trained with, and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         precision: Lightning's precision.
+        root: Folder that all audio of manifests must lie in, symbolic links resolved. null reads any file that a
+            manifest names.
         verbose: Show progress bars and tables.
     """
 
     section: ClassVar[str] = "Running"
 
     max_batch_s: PositiveFloat = 120.0
-    num_workers: NonNegativeInt = 2
+    num_workers: WorkerCount = 2
     downmix: Downmix | None = None
     accelerator: str = "auto"
     precision: Precision = "32-true"
+    root: InputPath | None = None
     verbose: bool = True

@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {
     "data.train": Named,
     "data.dev": ManifestPath | None,
     "data.test": Named,
+    "data.root": InputPath | None,
     "backbone.source": ModelName,
     "decoder.lm": InputPath | None,
     "decoder.rescore_lm": InputPath | None,

@@ -24,9 +24,11 @@ from ssl_asr.config.options import (
 from ssl_asr.config.parts import Sides
 from ssl_asr.config.schemas import SCHEMAS, Command, TrainConfig, annotation_of
 from ssl_asr.errors import ConfigError, UserError, did_you_mean, raise_all
+from ssl_asr.textfiles import shown
 
 # Stands for an option with errors. A check of combinations that reads it raises AttributeError, which is ignored.
 _PLACEHOLDER = object()
+_SIDES = "an option for the encoder and one for the rest"
 
 
 def resolve(cfg: DictConfig) -> TrainConfig:
@@ -52,7 +54,9 @@ def resolve_command(name: str, cfg: DictConfig) -> Command:
     node, missing = prepare(name, cfg)
     errors: list[UserError] = [*missing]
     schema = SCHEMAS[name]
-    extensions = [str(package) for package in node.get("extensions") or []]
+    named = node.get("extensions")
+    # A value of another type is an error below.
+    extensions = [package for package in named if isinstance(package, str)] if isinstance(named, list) else []
     errors += check_installed(extensions)
     values: dict[str, Any] = {}
     known = [field.name for field in fields(schema)]
@@ -76,7 +80,8 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
     if "group" not in field.metadata:
         if value == NOT_GIVEN:
             return Checked(value)
-        return Checked(*check_value(field.name, value, annotation_of(field)))
+        checked = Checked(*check_value(field.name, value, annotation_of(field)))
+        return Checked(_PLACEHOLDER, checked.errors) if checked.errors else checked
     if value is None and field.default is None:
         return Checked(None)
     if value is None or value == NOT_GIVEN:
@@ -86,6 +91,8 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
         return _checked_named(field.name, value, extensions)
     if not str(field.type).startswith("Sides["):
         return _checked_option(value, field.name, kind, extensions)
+    if not isinstance(value, dict):
+        return Checked(_PLACEHOLDER, [ConfigError(field.name, f"is {shown(value)}, expected {_SIDES}")])
     sides = {
         side: _checked_option(value.get(side), f"{field.name}.{side}", kind, extensions) for side in ("encoder", "rest")
     }
@@ -96,9 +103,10 @@ def _checked_field(field: Field[Any], value: Any, extensions: Sequence[str]) -> 
 
 def _checked_named(name: str, value: Any, extensions: Sequence[str]) -> Checked:
     """Options by name. A class that is not an option is converted to a `ssl_asr.config.options.Call`."""
-    nodes = value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return Checked({}, [ConfigError(name, f"is {shown(value)}, expected a mapping of options by name")])
     found = {
-        each: check_option(node, f"{name}.{each}", extensions=extensions, calls=True) for each, node in nodes.items()
+        each: check_option(node, f"{name}.{each}", extensions=extensions, calls=True) for each, node in value.items()
     }
     errors = [error for checked in found.values() for error in checked.errors]
     errors += [

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 
 from ssl_asr.config import parts, tools
 from ssl_asr.config.parts import (
@@ -32,6 +32,7 @@ from ssl_asr.config.parts import (
     Running,
     Scoring,
     Sides,
+    SomeNamed,
     SubtitleStyle,
     TimedFormat,
     TimedFormats,
@@ -40,6 +41,7 @@ from ssl_asr.config.parts import (
 from ssl_asr.config.run_folder import other_run, training_run
 from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
+from ssl_asr.textfiles import shown
 from ssl_asr.types import (
     Downmix,
     Expected,
@@ -51,6 +53,7 @@ from ssl_asr.types import (
     OutputPath,
     PositiveFloat,
     PositiveInt,
+    WorkerCount,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +114,7 @@ class TrainConfig(Extended):
     """
 
     section: ClassVar[str] = "Run"
+    needs_data: ClassVar[bool] = True
 
     backbone: Backbone = field(metadata=group("backbone", "ssl_asr.models.encoder.Backbone"))
     task: Task = field(metadata=group("task", "ssl_asr.training.tasks.Task"))
@@ -159,7 +163,22 @@ class TrainConfig(Extended):
         """An error if no validation logs the metric that the key names."""
         logged = self.logged_metrics()
         if monitor not in logged:
-            yield ConfigError(key, f"no metric '{monitor}'", did_you_mean(monitor, logged))
+            yield ConfigError(key, f"no metric {shown(monitor)}", did_you_mean(monitor, logged))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(TrainConfig):
+    """Check this machine, and the training run of a command line: that it learns, and the time and memory it takes.
+
+    Takes every key of ``train``. Without data.train, only the machine is checked.
+    """
+
+    section: ClassVar[str] = "Doctor"
+    needs_data: ClassVar[bool] = False
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """None: nothing is written to ``run_dir``."""
+        return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +255,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
     output: OutputPath | None = None
     format: Format | Formats | None = None
     times: Confidence | None = None
-    num_workers: NonNegativeInt = 0
+    num_workers: WorkerCount = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +274,11 @@ class AlignConfig(ModelInput, SubtitleStyle, Running):
     section: ClassVar[str] = "Alignment"
     flags: ClassVar[dict[str, str]] = FILE_FLAGS
 
-    manifest: Named
+    manifest: SomeNamed
     output: OutputPath
     format: TimedFormat | TimedFormats | None = None
     times: Confidence = "max_prob"
-    num_workers: NonNegativeInt = 0
+    num_workers: WorkerCount = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +300,7 @@ class ExtractConfig(ModelInput, Running):
 
     input: list[InputPath]
     output_dir: OutputPath
-    layers: Literal["last", "all"] | list[NonNegativeInt] = "last"
+    layers: Literal["last", "all"] | Annotated[list[NonNegativeInt], MinLen(1)] = "last"
     dtype: Literal["float32", "float16"] = "float32"
     silence: bool = False
     downmix: Downmix = "mean"
@@ -309,7 +328,7 @@ class TuneDecodingConfig(ModelInput, Running):
 
     section: ClassVar[str] = "Tuning"
 
-    manifest: Named
+    manifest: SomeNamed
     decoder: CtcBeam = field(metadata=group("decoder", "ssl_asr.decoding.ctc.CtcBeam"))
     lm_weights: Annotated[list[float], MinLen(1)] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
     word_scores: Annotated[list[float], MinLen(1)] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
@@ -347,7 +366,7 @@ class LmConfig(Extended):
 
     input: list[InputPath]
     output: OutputPath
-    order: PositiveInt = 4
+    order: Annotated[int, Interval(ge=1, le=100)] = 4
     unit: Literal["word", "char", "label"] = "word"
     model: ModelName | None = None
     normalizer: NormalizerName = "lower"
@@ -369,6 +388,7 @@ class LmConfig(Extended):
 
 Command = (
     TrainConfig
+    | DoctorConfig
     | EvaluateConfig
     | TranscribeConfig
     | AlignConfig
@@ -382,6 +402,7 @@ Command = (
 )
 SCHEMAS: dict[str, type[Command]] = {
     "train": TrainConfig,
+    "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "align": AlignConfig,

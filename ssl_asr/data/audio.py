@@ -24,8 +24,11 @@ from ssl_asr.types import SAMPLE_RATE, Downmix, Hertz, Samples, Seconds, Utteran
 
 # Headers may round the duration. If more than this is missing, the file is truncated.
 DURATION_TOLERANCE_S: Seconds = 0.1
-# Size of the filters of one sample rate, in numbers. Above it, FFmpeg resamples, whose filters are interpolated.
-_MAX_FILTER = 1 << 24
+# Size of the filters of one sample rate, in numbers. Above it, FFmpeg resamples, whose filters are interpolated: those
+# of torchaudio for 44,101 Hz need gigabytes. Filters of all usual rates, 11,025 Hz included, are far smaller.
+_MAX_FILTER = 1 << 20
+# Samples that FFmpeg resamples at a time. It takes no more than 2 GiB at once.
+_RESAMPLED_AT_A_TIME: Samples = 1 << 20
 # A dimension of samples in memory up to this is the channels.
 _MAX_CHANNELS = 32
 
@@ -277,11 +280,20 @@ def resample(waveform_T: Tensor, rate: Hertz) -> Tensor:
 
 
 def _resampled_by_ffmpeg(waveform_T: Tensor, rate: Hertz) -> Tensor:
-    """For rates without a large common divisor with 16 kHz, such as 44,099 Hz, whose filters need gigabytes."""
+    """For rates without a large common divisor with 16 kHz, such as 44,101 Hz."""
     wanted: Samples = math.ceil(len(waveform_T) * SAMPLE_RATE / rate)
+    converter = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    resampled_T = np.zeros(wanted, dtype=np.float32)
+    done = 0
+    for block_T in (*torch.split(waveform_T, _RESAMPLED_AT_A_TIME), None):
+        for part in converter.resample(None if block_T is None else _frame(block_T, rate)):
+            samples_T = part.to_ndarray()[0][: wanted - done]
+            resampled_T[done : done + len(samples_T)] = samples_T
+            done += len(samples_T)
+    return torch.from_numpy(resampled_T)
+
+
+def _frame(waveform_T: Tensor, rate: Hertz) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(waveform_T.numpy()[None], format="flt", layout="mono")
     frame.sample_rate = rate
-    converter = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    parts = [part.to_ndarray()[0] for part in (*converter.resample(frame), *converter.resample(None))]
-    joined = np.concatenate(parts)[:wanted]
-    return torch.from_numpy(np.pad(joined, (0, wanted - len(joined))))
+    return frame

@@ -78,11 +78,15 @@ def _lines(stream: Iterable[str]) -> list[str]:
     return [line.removesuffix("\r") for line in "".join(stream).split("\n")]
 
 
-def gather(inputs: Sequence[Path]) -> Gathered:
+def gather(inputs: Sequence[Path], *, root: str | Path | None = None) -> Gathered:
     """Collect the recordings of audio files, folders (searched recursively) and manifests (``.jsonl``).
 
     Manifests need no text, and their ids need not be unique. Paths stay relative if they are given so; those in a
     manifest start at the manifest's folder.
+
+    Args:
+        inputs: Audio files, folders and manifests.
+        root: Folder that the audio of manifests must lie in. Default: None (any folder).
 
     Raises:
         ManifestError, UserErrors: An input does not exist, a folder has no audio, or a manifest is invalid.
@@ -90,7 +94,7 @@ def gather(inputs: Sequence[Path]) -> Gathered:
     """
     if not inputs:
         raise ConfigError("input", "names no recording", "give audio files, folders or manifests")
-    collected = _Collected()
+    collected = _Collected(root)
     errors: list[UserError] = []
     for path in inputs:
         try:
@@ -108,6 +112,7 @@ def gather(inputs: Sequence[Path]) -> Gathered:
 class _Collected:
     """Rows, skips, notes and manifests that are found so far."""
 
+    root: str | Path | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -152,7 +157,7 @@ class _Collected:
 
     def _add_manifest(self, path: Path) -> None:
         self.sources.append(path)
-        for utterance in read_manifest(path, require_text=False, unique_ids=False):
+        for utterance in read_manifest(path, require_text=False, unique_ids=False, root=self.root):
             self._add(utterance)
 
     def _add(self, utterance: Utterance) -> None:

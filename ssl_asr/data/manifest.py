@@ -23,10 +23,11 @@ import orjson
 from numpy.typing import NDArray
 
 from ssl_asr.data.audio import audio_duration_s
+from ssl_asr.data.confinement import check_confined
 from ssl_asr.data.languages import given_language, language_of, same_language
 from ssl_asr.data.line_index import LineIndex, ManifestBytes, id_hash, store_index, stored_index
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
-from ssl_asr.textfiles import from_json, is_unicode, other_unicode, shown, to_json
+from ssl_asr.textfiles import from_json, is_system_text, is_unicode, other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
 # Threads that measure audio.
@@ -36,6 +37,8 @@ WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
 # Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
 _MOST = 1_000_000_000
+# Characters of a path, which no file system allows more of, and of a language code; and the highest channel.
+_LONGEST, _LONGEST_CODE, _LAST_CHANNEL = 4095, 100, 65_535
 
 
 def _is_number(value: Any) -> bool:
@@ -44,7 +47,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_path(value: Any) -> bool:
     """Whether a value can be the path of a file. No file is named ``.`` or ``..``, or has a NUL in its name."""
-    return isinstance(value, str) and value.strip("./") != "" and "\0" not in value
+    return isinstance(value, str) and value.strip("./") != "" and len(value) <= _LONGEST and is_system_text(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -59,10 +62,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
     "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
-    "lang": (lambda v: isinstance(v, str), "a language code"),
+    "lang": (lambda v: isinstance(v, str) and len(v) <= _LONGEST_CODE, "a language code"),
     "task": (lambda v: v in ("transcribe", "translate"), "'transcribe' or 'translate'"),
     "channel": (
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LAST_CHANNEL,
         "a channel number from 0",
     ),
     "weight": (_is_number, f"a number from 0 to {_MOST:,}"),
@@ -244,6 +247,8 @@ def read_manifest(
     only: Mapping[str, Any] | None = None,
     unique_ids: bool = True,
     measure: bool = True,
+    root: str | Path | None = None,
+    root_key: str = "root",
 ) -> Manifest:
     """Read a manifest and check every line.
 
@@ -254,11 +259,13 @@ def read_manifest(
             Default: None (all lines).
         unique_ids: Whether duplicate ids are an error.
         measure: Whether to measure the audio of lines without ``duration``. If not, their duration is NaN.
+        root: Folder that all audio must lie in, see `ssl_asr.data.confinement`. Default: None (any folder).
+        root_key: Config key of ``root``, for messages.
 
     Raises:
         ManifestError: The file does not exist or has no utterance.
         ManifestError, UserErrors: Lines are invalid or have duplicate ids, or audio without ``duration`` cannot be
-            read. Lists all errors, with ``file:line``.
+            read, or lies outside ``root``. Lists all errors, with ``file:line``.
         ConfigError: No line has the values of ``only``.
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
@@ -271,6 +278,8 @@ def read_manifest(
         if not wanted and unique_ids:
             store_index(path, digest, index)
     manifest = Manifest(path=path, data=data, lines=index)
+    if root is not None:
+        check_confined(manifest, root, key=root_key)
     if measure:
         _measure(manifest)
     return manifest

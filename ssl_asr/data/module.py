@@ -24,7 +24,7 @@ from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
-from ssl_asr.data.tokenizer import check_coverage
+from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer, Utterance
 
@@ -125,7 +125,7 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     errors: list[UserError] = []
     for split, corpus, path in splits:
         try:
-            manifest = read_manifest(path)
+            manifest = read_manifest(path, root=config.root, root_key="data.root")
             read[split, corpus] = by_segments(manifest) if split == "train" and config.split_segments else manifest
         except UserErrors as several:
             errors += several.errors
@@ -227,6 +227,8 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer = self.tokenizer if name == "train" else None
         if tokenizer is not None:
             check_coverage(tokenizer, manifest, where=str(manifest.path))
+        elif self.tokenizer is not None:
+            warn_of_unseen(self.tokenizer, manifest, where=str(manifest.path))
         return select(
             name,
             manifest,
@@ -325,6 +327,11 @@ class ASRDataModule(L.LightningDataModule):
             world_size=world_size,
             drawn_N=None if self.mixture is None else self.mixture.draw(epoch),
         )
+
+    def train_batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of some utterances of the train split, by their positions among the kept ones."""
+        dataset = self._dataset("train")
+        return collate([dataset[index] for index in indices])
 
     def batches_per_epoch(self, epochs: int, world_size: int) -> Iterator[int]:
         """Number of batches of each rank in each of the first ``epochs`` epochs. Epochs are planned lazily."""

@@ -1,21 +1,27 @@
 """The ``data`` option. Imports no Lightning, so that a command line is checked quickly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
     Downmix,
     Expected,
     Fraction,
+    InputPath,
     IsPath,
     ManifestPath,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    WorkerCount,
 )
+
+if TYPE_CHECKING:
+    from ssl_asr.config.schemas import TrainConfig
 
 SpeedFactor = Annotated[float, Interval(ge=0.5, le=2), Expected("a factor from 0.5 to 2")]
 
@@ -49,6 +55,8 @@ class DataConfig:
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
+        root: Folder that all audio of the manifests must lie in, or None for any folder. Symbolic links are resolved.
+            Set it for manifests that you did not make: a line may name any file of the machine.
     """
 
     train: Annotated[dict[str, str], IsPath("manifest")]
@@ -64,12 +72,18 @@ class DataConfig:
     mix_weights: dict[str, NonNegativeFloat]
     mix_temperature: PositiveFloat
     speed_factors: list[SpeedFactor]
-    num_workers: NonNegativeInt
+    num_workers: WorkerCount
     downmix: Downmix
     check_audio: bool
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
+    root: InputPath | None = None
+
+    def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """A run without a train split."""
+        if not self.train and run.needs_data:
+            yield ConfigError("data.train", "has no manifest", "give data.train=…")
 
     def prepare(self) -> None:
         """Called before the manifests are read. A corpus of your own may download or create its files here.

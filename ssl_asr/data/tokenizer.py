@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from ssl_asr.console import notify
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.pieces import PieceTokenizer
@@ -88,20 +89,47 @@ def check_coverage(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, whe
         ManifestError: Some characters or symbols are missing. Names the 20 most frequent, each with its first
             utterance.
     """
+    lacking = uncovered(tokenizer, utterances)
+    if lacking is not None:
+        remedy = f"extend tokenizer.{tokenizer.unit}, or choose another tokenizer.normalizer"
+        raise ManifestError(where, lacking, remedy)
+
+
+def warn_of_unseen(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, where: str) -> None:
+    """Warn of references that the model cannot write, because they have characters or symbols that it lacks.
+
+    Args:
+        tokenizer, utterances, where: See `check_coverage`. The utterances of a dev or test set.
+    """
+    lacking = uncovered(tokenizer, utterances)
+    if lacking is not None:
+        notify(f"{where}: {lacking}. The model cannot write them, so they count as errors.")
+
+
+def uncovered(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> str | None:
+    """The parts of texts that the tokenizer cannot spell, in words. None if it can spell every text.
+
+    Names the 20 most frequent, each with its code point and its first utterance.
+    """
 
     def unseen(start: int, end: int) -> list[tuple[str, str]]:
         rows = (utterances[index] for index in range(start, end))
-        return [(label, row.where or row.id) for row in rows for label in tokenizer.unseen(row)]
+        return [
+            (label, f"{row.id} at {row.where}" if row.where else row.id)
+            for row in rows
+            for label in tokenizer.unseen(row)
+        ]
 
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for label, where_first in chain.from_iterable(map_ranges(unseen, ranges_of(len(utterances)))):
+    for label, place in chain.from_iterable(map_ranges(unseen, ranges_of(len(utterances)))):
         counts[label] += 1
-        first.setdefault(label, where_first)
-    if counts:
-        rows = [f"{_shown(label)} x{n} (first at {first[label]})" for label, n in counts.most_common(_SHOWN)]
-        what = f"{len(counts)} {tokenizer.unit} are not in the vocabulary: {'; '.join(rows)}"
-        raise ManifestError(where, what, f"extend tokenizer.{tokenizer.unit}, or choose another tokenizer.normalizer")
+        first.setdefault(label, place)
+    if not counts:
+        return None
+    rows = [f"{_shown(label)} x{n} (first in {first[label]})" for label, n in counts.most_common(_SHOWN)]
+    more = [f"and {len(counts) - _SHOWN:,} more"] if len(counts) > _SHOWN else []
+    return f"{len(counts)} {tokenizer.unit} are not in the vocabulary: {'; '.join([*rows, *more])}"
 
 
 def _shown(label: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 from annotated_types import Predicate
 
 from ssl_asr.errors import LanguageModelError
-from ssl_asr.textfiles import is_hub_name, read_lines
+from ssl_asr.textfiles import is_file_name, is_hub_name, read_lines
 from ssl_asr.types import Expected, IsPath
 
 _GAP = re.compile(r"[ \t]+")
@@ -20,15 +20,11 @@ _PHRASE_FILES = (".txt", ".txt.gz")
 
 
 def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):
-        # Too long for the name of a file, or with a NUL character.
-        return False
+    return is_file_name(name) and Path(name).is_file()
 
 
 def _is_language_model(name: str) -> bool:
-    return Path(name).exists() or is_hub_name(name)
+    return is_file_name(name) and (Path(name).exists() or is_hub_name(name))
 
 
 TextFile = Annotated[str, IsPath("input"), Predicate(_is_file), Expected("the path of a text file that exists")]

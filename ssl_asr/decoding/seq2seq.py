@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from torch import Tensor
 
 from ssl_asr.decoding.beam import beam_search
@@ -20,7 +20,15 @@ from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.rescoring import Rescoring, n_best_conflicts
 from ssl_asr.decoding.step_model import Constraints, Decoded, Scorer, StepModel
 from ssl_asr.errors import ConfigError
-from ssl_asr.types import BLANK_ID, NonNegativeFloat, PositiveInt, Utterance
+from ssl_asr.types import (
+    BLANK_ID,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Utterance,
+)
 
 # Tokens that every utterance may have, however short it is, when tokens are limited by its length.
 _LEAST_LIMIT = 8
@@ -107,7 +115,7 @@ class _Beam(Rescoring):
 class _Limited:
     """A decoder that can limit the number of tokens by the length of the utterance."""
 
-    max_tokens_per_s: float | None
+    max_tokens_per_s: PositiveFloat | None
 
     def with_token_cap(self, max_tokens_per_s: float) -> Self:
         """The option with another ``max_tokens_per_s``."""
@@ -129,8 +137,8 @@ class _WhisperText(_Limited):
     suppress: bool
     timestamps: bool = False
     prompt: str | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
+    min_tokens: NonNegativeInt | None = None
+    max_tokens: PositiveInt | None = None
 
     def limits(self, utterances: Sequence[Utterance]) -> list[int] | None:
         """Maximum number of tokens per utterance. None for no limit but the model's."""
@@ -164,10 +172,10 @@ class WhisperGreedy(_Greedy, _WhisperText):
         min_tokens, max_tokens: Bounds on the tokens of a text. null for no bound.
     """
 
-    temperatures: list[float] = field(default_factory=lambda: [0.0])
-    max_compression: float | None = None
+    temperatures: Annotated[list[NonNegativeFloat], MinLen(1)] = field(default_factory=lambda: [0.0])
+    max_compression: PositiveFloat | None = None
     min_log_prob: float | None = None
-    no_speech: float | None = None
+    no_speech: Fraction | None = None
 
     def fails(self, text: str, score: float) -> bool:
         """Whether a text looks wrong: it repeats itself, or its mean log-probability is too low."""
@@ -302,7 +310,7 @@ class AttentionBeam(FusionOptions, _Beam, _Limited):
     ctc_weight: Annotated[float, Interval(ge=0, lt=1)]
     max_labels: PositiveInt | None
     coverage_weight: float = 0.0
-    coverage_threshold: float = 0.5
+    coverage_threshold: PositiveFloat = 0.5
 
     def scorers(self, ctc: Callable[[], Tensor], frame_lengths_B: Tensor, fusion: Fusion | None) -> list[Scorer]:
         """The scorers of one search, besides coverage.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_asr.build.environment import check_torchaudio
 from ssl_asr.build.restore import Speech, pretrained_encoder, pretrained_module, restore_module, saved_tokenizer
 from ssl_asr.console import no_message
 from ssl_asr.data.languages import given_language
@@ -74,6 +75,7 @@ def load_model(name: str, options: InferenceOptions, say: Say = no_message) -> A
         CheckpointError: There is no such model, or it cannot transcribe without training.
         ConfigError: An option does not go with the model.
     """
+    check_torchaudio()
     checkpoint = find_checkpoint(name)
     if checkpoint is None:
         module = pretrained_module(name, options.speech(), say)
@@ -96,6 +98,7 @@ def load_encoder(name: str, options: InferenceOptions, say: Say = no_message) ->
     Raises:
         CheckpointError: There is no such model.
     """
+    check_torchaudio()
     checkpoint = find_checkpoint(name)
     if checkpoint is None:
         encoder = pretrained_encoder(name, options.speech().language, say)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ssl_asr.config.parts import SubtitleStyle
+from ssl_asr.console import results
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
 from ssl_asr.errors import ConfigError, overwrites
@@ -205,7 +206,7 @@ def _reading_note(name: str, cues: Sequence[Cue], style: SubtitleStyle) -> list[
 def _put(path: Path | None, text: str) -> None:
     """Write a file, or to standard output."""
     if path is None:
-        print(text, end="")
+        print(text, end="", file=results())
         return
     try:
         with written_whole(path) as file:

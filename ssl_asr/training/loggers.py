@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ssl_asr.errors import missing_extra
+from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.types import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -126,8 +127,21 @@ class WandbLog:
         """Builds both loggers, and the callback that logs the table."""
         from ssl_asr.training.wandb import ValidationTable, make_wandb_logger
 
+        self.check()
         logger = make_wandb_logger(self, folder=folder, name=name, config=config)
         return [_csv(folder, config), logger], [ValidationTable(logger=logger, audio_samples=self.audio_samples)]
+
+    def check(self) -> None:
+        """Refuse to log online without an API key, which wandb would ask for or fail on later.
+
+        Raises:
+            ConfigError: There is no key, and ``offline`` is false.
+        """
+        from ssl_asr.training.wandb import has_key
+
+        if self.offline is False and os.environ.get("WANDB_MODE", "online") == "online" and not has_key():
+            remedy = "run wandb login, or set WANDB_API_KEY, or use logger.offline=true"
+            raise ConfigError("logger.offline", "is false, and there is no API key for W&B", remedy)
 
     def finish(self, *, failed: bool) -> None:
         """End the W&B run as finished or failed."""

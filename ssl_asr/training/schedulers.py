@@ -352,7 +352,7 @@ class NewBob:
     """
 
     factor: PositiveFloat
-    threshold: float
+    threshold: NonNegativeFloat
     patience: NonNegativeInt
     monitor: str
 

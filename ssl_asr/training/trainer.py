@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ssl_asr.config.schemas import TrainConfig
 
+# Planning an epoch takes milliseconds.
+_MOST_EPOCHS = 10_000
 _SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
 Batches = Annotated[NonNegativeInt | Annotated[float, Interval(ge=0, le=1)], _SHARE_OR_NUMBER]
 ValidationInterval = Annotated[PositiveInt | Annotated[float, Interval(gt=0, le=1)], _SHARE_OR_NUMBER]
@@ -103,6 +105,9 @@ class TrainerConfig:
             yield ConfigError(
                 "trainer.max_steps", "is 0, which trains nothing", "use a number from 1, or -1 for no limit"
             )
+        if self.max_epochs > _MOST_EPOCHS and self.max_steps < 0:
+            what = f"is {self.max_epochs:,}, and each epoch is planned before training, for the learning-rate schedules"
+            yield ConfigError("trainer.max_epochs", what, "give trainer.max_steps too, which ends the plan")
         if self.average_best is not None and run.data.dev is None:
             what = "needs a validation, and there is no dev split"
             yield ConfigError("trainer.average_best", what, "give data.dev=…, or use trainer.average_best=null")
@@ -180,6 +185,33 @@ def check_accelerator(accelerator: str, devices: int | str | list[int], *, prefi
         count = kinds[name].auto_device_count()
         remedy = f"use auto, or up to {count} of {name}" if name != "cpu" else "use auto, or a number of processes"
         raise ConfigError(f"{prefix}devices", f"is {devices!r}: {said}", remedy) from None
+
+
+def check_strategy(config: TrainerConfig) -> None:
+    """Refuse a strategy, and a precision or number of nodes, that Lightning refuses on this machine.
+
+    Raises:
+        ConfigError: There is no such strategy, it needs another accelerator, or a package that is not installed.
+    """
+    from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=None if config.precision == "16-mixed" else config.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split()).partition(". ")[0]
+        what = f"is {config.strategy!r} with {config.num_nodes} nodes and precision {config.precision}: {said}"
+        raise ConfigError("trainer.strategy", what, "use auto, or ddp for several devices") from None
 
 
 def make_trainer(

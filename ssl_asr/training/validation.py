@@ -1,8 +1,11 @@
 """Validation during training: corpus-level error rates over all ranks, and the mean loss."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from ssl_asr.errors import TrainingError
 from ssl_asr.metrics.edit import char_edits, word_edits
 from ssl_asr.metrics.error_rate import ErrorRate
 from ssl_asr.metrics.report import Prediction
@@ -75,6 +78,8 @@ class ValidationLoop(UpdateLoop):
                 metric.update(refs, hyps)
                 value = metric.compute()
                 metric.reset()
+                if not self.trainer.sanity_checking:
+                    _check_rate(float(value), name)
                 self.log(f"val/{kind}/{name}", value.float(), rank_zero_only=True)
                 if name == next(iter(self.normalizers)):
                     self.log(f"val/{kind}", value.float(), prog_bar=True)
@@ -92,3 +97,16 @@ class ValidationLoop(UpdateLoop):
             sums = shares.cpu().double()
         # Without any weight there is no mean. Callbacks that follow the loss need a number.
         return (sums[0] / sums[1]).float() if sums[1] > 0 else torch.zeros(())
+
+
+def _check_rate(rate: float, normalizer: str) -> None:
+    """Refuse an error rate that is no number, by which no checkpoint can be chosen.
+
+    Raises:
+        TrainingError: No utterance was decoded, or no reference has text.
+    """
+    if math.isnan(rate):
+        raise TrainingError("validation", "no utterance of the dev set could be read", "see skipped.jsonl")
+    if math.isinf(rate):
+        what = f"all references that were decoded are empty after the normalizer {normalizer}"
+        raise TrainingError("validation", what, "correct the dev set, or raise trainer.limit_val_batches")

@@ -57,3 +57,27 @@ def test_errors_of_the_file_system_name_the_file_and_what_to_do():
     assert said == "a file: No space left on device. Make room, and run the command again."
     with pytest.raises(BrokenPipeError):
         _as_user_error(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+class OutOfMemoryError(RuntimeError):
+    """torch's error of a GPU has this name."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory\nmore"),
+    ],
+)
+def test_too_little_memory_is_one_line_with_a_remedy(error):
+    said = str(_as_user_error(error))
+    assert said.startswith("memory: is not enough: ")
+    assert said.endswith("Use a smaller max_batch_s, beam_size, window or model.")
+    assert "\n" not in said
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        _as_user_error(RuntimeError("a fault of ours"))

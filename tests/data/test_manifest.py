@@ -196,3 +196,49 @@ def test_manifests_in_other_encodings_of_unicode_are_named(tmp_path, encoding):
     path.write_bytes('{"audio_filepath": "a.wav", "text": "a"}\n'.encode(encoding))
     with pytest.raises(ManifestError, match=f"is text in {encoding[:6].upper()}, expected UTF-8"):
         read_manifest(path)
+
+
+NAN = "NaN", "Infinity", "-Infinity", "1e400"
+HUGE = f"1{'0' * 400}", "9" * 5000
+DEEP = "[" * 200 + "]" * 200, '{"a": ' * 5000 + "1" + "}" * 5000
+HALF = '"\\ud800"', '"a\\udc00b"'
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("audio_filepath", (*NAN, *HUGE, *DEEP, '"\\ud800"', '"a\\u0000.wav"', f'"{"x" * 5000}"', '""', '".."', "[1]")),
+        ("duration", (*NAN, *HUGE, *DEEP, '"1"', "0", "-1", "true")),
+        ("offset", (*NAN, *HUGE, *DEEP, "-1", '""')),
+        ("weight", (*NAN, *HUGE, *DEEP, "-1", "false")),
+        ("channel", (*NAN, *HUGE, *DEEP, "-1", "1.5", "true")),
+        ("text", (*NAN, *HUGE, *DEEP, *HALF, "5", "[1]")),
+        ("prompt", (*NAN, *HUGE, *DEEP, *HALF, "5")),
+        ("id", (*NAN, *HUGE, *DEEP, "5", '""')),
+        ("lang", (*NAN, *HUGE, *DEEP, "5", f'"{"x" * 5000}"')),
+        ("task", (*NAN, *HUGE, *DEEP, '"sing"', "5")),
+        ("any_tag", (*NAN, HUGE[1], *DEEP)),
+    ],
+)
+def test_a_value_that_nobody_means_is_an_error_of_its_line(tmp_path, key, values):
+    path = tmp_path / "m.jsonl"
+    row = {"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}
+    row.pop(key, None)
+    for value in values:
+        path.write_text(f'{json.dumps(row)[:-1]}, "{key}": {value}}}\n')
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}:1: "), value
+        assert "\n" not in message
+        assert len(message) < 600
+
+
+def test_names_that_are_not_utf_8_and_tags_of_any_kind_are_kept(tmp_path):
+    """A file may have such a name on Linux."""
+    path = tmp_path / "m.jsonl"
+    tags = f'"note": "\\ud800", "big": 1{"0" * 400}'
+    path.write_text(f'{{"audio_filepath": "caf\\udce9.wav", "duration": 1.0, "text": "a", {tags}}}\n')
+    [utterance] = read_manifest(path)
+    assert utterance.audio_filepath == str(tmp_path / "caf\udce9.wav")
+    assert utterance.tags == {"note": "\ud800", "big": 10**400}

@@ -56,7 +56,7 @@ def test_unseen_character_gets_unknown_id():
 def test_coverage_error_names_missing_characters():
     tokenizer = CharTokenizer(characters="ab", normalizer="none")
     check_coverage(tokenizer, [said("ab"), said("ba")], where="train")
-    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first at m.jsonl:3\).*Extend tokenizer.characters"):
+    with pytest.raises(ManifestError, match=r"'x' U\+0078 x2 \(first in u at m.jsonl:3\).*Extend tokenizer.characters"):
         check_coverage(tokenizer, [said("ax"), said("x")], where="train")
 
 
@@ -230,7 +230,7 @@ def test_real_whisper_encodes_like_transformers(whisper_tiny_en):
 def test_lacking_labels_are_named_with_their_number_and_their_first_utterance():
     characters = CharTokenizer(characters="ab", normalizer="none")
     with pytest.raises(
-        ManifestError, match=r"2 characters are not in .*: 'x' U\+0078 x2 \(first at .*\); 'é' U\+00E9 x1"
+        ManifestError, match=r"2 characters are not in .*: 'x' U\+0078 x2 \(first in .*\); 'é' U\+00E9 x1"
     ):
         check_coverage(characters, [said("axé"), said("x")], where="train")
     symbols = SymbolTokenizer(symbols=["K"], normalizer="none")

@@ -248,3 +248,17 @@ def test_names_of_240_bytes_are_the_longest(here):
         Outputs("a" * 237 + ".srt", ["srt"], [ROW])
     with pytest.raises(ConfigError, match="is too long"):
         Outputs("ü" * 119 + ".srt", ["srt"], [ROW])
+
+
+def test_standard_output_has_results_only(capsys):
+    """A library may print while a command runs."""
+    from ssl_asr.console import results_only
+    from ssl_asr.inference.outputs import _put
+
+    with results_only():
+        print("[HYDRA] Failed to load a plugin")
+        _put(None, "a transcript\n")
+    print("later")
+    captured = capsys.readouterr()
+    assert captured.out == "a transcript\nlater\n"
+    assert captured.err == "[HYDRA] Failed to load a plugin\n"

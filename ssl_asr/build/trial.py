@@ -1,0 +1,203 @@
+"""A trial of a training run: whether it can learn one batch, and what the whole run takes in time and memory."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ssl_asr.build.training import TrainingRun
+from ssl_asr.data.sampler import TrainBatchSampler
+from ssl_asr.errors import TrainingError
+from ssl_asr.training.memory import peak_gb
+from ssl_asr.types import SAMPLE_RATE, Batch, Seconds
+
+# Updates on one batch, in which its loss must fall, and the number of its utterances.
+_UPDATES, _UTTERANCES = 20, 4
+# Updates on the longest batch that are timed, after one that is not.
+_TIMED = 2
+_GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a trial measured. Sizes are in bytes, on one device.
+
+    Attributes:
+        first_loss, last_loss: Loss of one small batch before the first and the last of 20 updates on it.
+        utterances: Number of utterances of that batch.
+        batch_s: Seconds of audio of the longest batch, padding included.
+        update_s: Seconds of an update on the longest batch.
+        updates: Number of updates of the run.
+        run_s: Seconds of all training batches of the run, by their audio. Validation and tests are not in it.
+        parameters, gradients, optimizer: Sizes of the weights, of their gradients, and of the state of the optimizers.
+        activations: Size of what the longest batch keeps for the backward pass.
+        checkpoint: Size of a checkpoint.
+        peak: Largest memory of the device in the trial. On the CPU, that of the process. None if unknown.
+    """
+
+    first_loss: float
+    last_loss: float
+    utterances: int
+    batch_s: Seconds
+    update_s: Seconds
+    updates: int
+    run_s: Seconds
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    checkpoint: int
+    peak: float | None
+
+
+def measure(run: TrainingRun, console: Console | None) -> Trial:
+    """Train on one small batch, and on the longest batch, without writing anything. Changes the weights of the run.
+
+    Args:
+        run: The run, as `build_training` returns it.
+        console: Where the progress is shown. None shows nothing.
+
+    Raises:
+        TrainingError: The loss of one batch does not fall, or is not finite.
+    """
+    device = run.trainer.strategy.root_device
+    module = run.module.to(device)
+    module.train()
+    sampler = run.data.train_sampler(0)
+    by_length = sorted(sampler.batches, key=lambda batch: _padded_s(sampler, batch))
+    small = run.data.train_batch(by_length[0][:_UTTERANCES])
+    longest = run.data.train_batch(by_length[-1])
+    optimizers = _optimizers(run)
+    steps = track(range(_UPDATES), "overfit one batch", console=console, transient=True, disable=console is None)
+    losses = [_update(run, small.to(device), optimizers) for _ in steps]
+    if not losses[-1] < losses[0]:
+        what = f"the loss of one batch of {len(small)} utterances went from {losses[0]:.3f} to {losses[-1]:.3f} "
+        what += f"in {_UPDATES} updates, so nothing is learned"
+        raise TrainingError("doctor", what, "check the texts, what is frozen, and optimizers.*.lr")
+    batch = longest.to(device)
+    with _saved_bytes() as saved:
+        _update(run, batch, optimizers)
+    start = _now(device)
+    for _ in range(_TIMED):
+        _update(run, batch, optimizers)
+    batch_step_s = (_now(device) - start) / _TIMED
+    batch_s = longest.waveform_BT.numel() / SAMPLE_RATE
+    epoch_s = sum(_padded_s(sampler, each) for each in sampler.batches)
+    accumulate = run.config.trainer.accumulate_grad_batches
+    batches = run.module.total_updates * accumulate
+    parameters = list(module.parameters())
+    weights = sum(_bytes(p) for p in parameters)
+    states = [state for one in optimizers for state in one.state.values()]
+    optimizer_bytes = sum(_bytes(value) for state in states for value in state.values() if isinstance(value, Tensor))
+    return Trial(
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        utterances=len(small),
+        batch_s=batch_s,
+        update_s=batch_step_s * accumulate,
+        updates=run.module.total_updates,
+        run_s=batch_step_s * batches * (epoch_s / len(sampler.batches)) / batch_s,
+        parameters=weights,
+        gradients=sum(_bytes(p) for p in parameters if p.requires_grad),
+        optimizer=optimizer_bytes,
+        activations=sum(saved.values()),
+        checkpoint=weights + optimizer_bytes,
+        peak=peak_gb(device),
+    )
+
+
+def _padded_s(sampler: TrainBatchSampler, batch: list[int]) -> Seconds:
+    return float(sampler.durations_N[batch].max()) * len(batch)
+
+
+def _optimizers(run: TrainingRun) -> list[Optimizer]:
+    """The optimizers of the run, at their peak learning rates."""
+    optimizers, _ = run.module.configure_optimizers()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
+    return optimizers
+
+
+def _update(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> float:
+    """One update on one batch. Returns the loss before it."""
+    with run.trainer.precision_plugin.forward_context():
+        loss = run.module.loss(batch)
+        mean = loss.total / loss.count
+    value = float(mean.detach())
+    if not math.isfinite(value):
+        raise TrainingError("doctor", f"the loss of a batch is {value}; its utterances: {', '.join(batch.ids)}")
+    torch.autograd.backward(mean)
+    clip = run.config.trainer.gradient_clip_val
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_([p for p in run.module.parameters() if p.grad is not None], clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+@contextmanager
+def _saved_bytes() -> Iterator[dict[int, int]]:
+    """Sizes of the tensors that are kept for the backward pass, by their place in memory. Weights are not counted."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _now(device: torch.device) -> Seconds:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def print_trial(trial: Trial, console: Console) -> None:
+    """Print what a trial measured, as tables."""
+    loss = Table(title=f"One batch of {trial.utterances} utterances, {_UPDATES} updates", title_justify="left")
+    loss.add_column("loss")
+    loss.add_column("", justify="right")
+    loss.add_row("before", f"{trial.first_loss:.3f}")
+    loss.add_row("after", f"{trial.last_loss:.3f}")
+    console.print(loss)
+    memory = Table(title=f"Memory of a device, longest batch of {trial.batch_s:.0f} s", title_justify="left")
+    memory.add_column("part")
+    memory.add_column("GB", justify="right")
+    sizes = {"parameters": trial.parameters, "gradients": trial.gradients, "optimizer states": trial.optimizer}
+    sizes |= {"activations": trial.activations}
+    for name, size in (sizes | {"sum": sum(sizes.values())}).items():
+        memory.add_row(name, f"{size / _GB:.3f}")
+    if trial.peak is not None:
+        memory.add_row("largest use of memory seen", f"{trial.peak:.3f}")
+    memory.add_row("a checkpoint, on the disk", f"{trial.checkpoint / _GB:.3f}")
+    console.print(memory)
+    times = Table(title="Time of training, without validation and tests", title_justify="left")
+    times.add_column("")
+    times.add_column("", justify="right")
+    times.add_row("an update, longest batch", f"{trial.update_s:.2f} s")
+    times.add_row("updates", f"{trial.updates:,}")
+    times.add_row("all updates", _duration(trial.run_s))
+    console.print(times)
+
+
+def _duration(seconds: Seconds) -> str:
+    hours, minutes = int(seconds // 3600), seconds % 3600 / 60
+    return f"{hours} h {minutes:.0f} min" if hours else f"{minutes:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

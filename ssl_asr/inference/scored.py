@@ -1,0 +1,52 @@
+"""The manifests and predictions that ``evaluate`` scores, checked before a model is loaded."""
+
+from pathlib import Path
+
+from ssl_asr.config.schemas import EvaluateConfig
+from ssl_asr.data.manifest import Manifest, read_manifest
+from ssl_asr.data.references import check_references
+from ssl_asr.data.text import get_normalizers
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.batches import Transcripts
+from ssl_asr.metrics.report import read_predictions
+
+
+def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
+    """The manifests of an evaluation by name.
+
+    Raises:
+        ManifestError, UserErrors: A manifest is invalid, or has no reference with text.
+        ConfigError: No utterance has the tags of ``only``, or one lacks the key of ``reference``.
+    """
+    normalizers = get_normalizers(config.normalizers)
+    manifests = {}
+    for name, path in config.manifest.items():
+        manifest = read_manifest(path, only=config.only, root=config.root)
+        if config.reference != "text":
+            _check_key(manifest, config.reference)
+        texts = ((one.text if config.reference == "text" else one.tags[config.reference], one.lang) for one in manifest)
+        check_references(texts, normalizers, where=str(path))
+        manifests[name] = manifest
+    return manifests
+
+
+def _check_key(manifest: Manifest, key: str) -> None:
+    lacking = [utterance for utterance in manifest if not isinstance(utterance.tags.get(key), str)]
+    if lacking:
+        what = f"{len(lacking)} utterances have no text under '{key}', the first at {lacking[0].where}"
+        raise ConfigError("reference", what, "check the keys of the manifest")
+
+
+def read_scored(config: EvaluateConfig) -> Transcripts:
+    """The predictions of an earlier evaluation.
+
+    Raises:
+        ConfigError: There is no such file.
+        ManifestError: It is invalid, or no reference has text.
+    """
+    path = Path(str(config.predictions))
+    if not path.is_file():
+        raise ConfigError("predictions", f"no such file: {path}", "give a predictions.jsonl")
+    rows = read_predictions(path)
+    check_references(((row.ref, row.lang) for row in rows), get_normalizers(config.normalizers), where=str(path))
+    return Transcripts({path.stem: rows})
