@@ -18,7 +18,7 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
-from ssl_asr.textfiles import to_json, written_whole
+from ssl_asr.textfiles import remove_partial, to_json, written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
@@ -193,6 +193,7 @@ def write_beginning(run: TrainingRun, folder: Path) -> None:
     """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
     from ssl_asr.config.nodes import as_yaml
 
+    remove_partial(folder / name for name in (".", "checkpoints", "metrics", "predictions"))
     with written_whole(folder / "config.yaml") as file:
         file.write(as_yaml(plain(run.config)))
     rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]

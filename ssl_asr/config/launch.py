@@ -147,7 +147,7 @@ def _as_user_error(error: UserError | OSError) -> UserError:
     """
     if isinstance(error, UserError):
         return error
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not full and error.filename is None:
         raise error
     where = "a file" if error.filename is None else os.fsdecode(error.filename)

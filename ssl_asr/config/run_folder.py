@@ -1,4 +1,4 @@
-"""The folder of a training run: whether it holds a run already, and the checkpoint to continue from."""
+"""The folder of a training run: whether it holds a run already."""
 
 import os
 from collections.abc import Iterator
@@ -11,22 +11,6 @@ AUTO = "auto"
 _SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions")
 # Variables that number the processes of a run, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-
-
-def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that a run continues from, or None for a new run.
-
-    Args:
-        resume: Path of a checkpoint, ``auto``, or None. With ``auto``, a run continues from ``last.ckpt`` in its
-            folder, and starts from the beginning if the folder has none.
-        folder: Folder of the run.
-    """
-    if resume is None:
-        return None
-    if resume != AUTO:
-        return Path(resume)
-    last = folder / "checkpoints" / "last.ckpt"
-    return last if last.is_file() else None
 
 
 def other_run(resume: str | None, folder: Path) -> Iterator[ConfigError]:

@@ -1,107 +1,22 @@
-"""Checkpoints that survive a crash, hold plain types, and resume a run exactly.
+"""What checkpoints hold besides weights, so that a run is resumed exactly, or refused."""
 
-write  .best.ckpt.PID.partial -> flush, fsync -> rename to best.ckpt -> best.ckpt.sha256
-read   compare the checksum, load with weights_only=True
-"""
-
-import hashlib
-import os
-import pickle
 import random
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ssl_asr.errors import CheckpointError, ConfigError, raise_all
+from ssl_asr.training.checkpoint_files import FORMAT, KEY
 from ssl_asr.training.module import ASRModule
 
-FORMAT = 2
-KEY = "ssl_asr"
 # A resumed run keeps these sections of its config. Its optimizers and schedulers continue from their saved states, so
 # that other values would be shown and recorded, and have no effect.
 _KEPT = ("optimizers", "schedulers", "seed", "freeze_policy", "backbone", "task", "states", "head")
 # Except these: the pretrained model may have moved, and how states are computed does not change them.
 _FREE = {"backbone.source", "backbone.revision", "backbone.gradient_checkpointing", "backbone.attention"}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its checksum. A crash leaves either the old file or the new one, never a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _digest(partial)
-        # The old checksum goes first: a crash between the two renames would otherwise look like damage.
-        _digest_path(path).unlink(missing_ok=True)
-        partial.replace(path)
-        _digest_path(path).write_text(digest + "\n")
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint and compare its checksum. Only plain types are loaded.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
-    """
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such checkpoint")
-    noted = _digest_path(path)
-    if noted.is_file() and noted.read_text().strip() != _digest(path):
-        raise CheckpointError(
-            str(path), "is damaged: its sha256 differs from the recorded one", "use another checkpoint"
-        )
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            # torch gives advice on files that are checkpoints.
-            reason = "it is not a checkpoint, or holds more than weights and plain data"
-        raise CheckpointError(str(path), f"cannot be read: {reason}", "was it written by ssl_asr?") from None
-    if checkpoint.get(KEY, {}).get("format") != FORMAT:
-        raise CheckpointError(str(path), "was not written by this version of ssl_asr")
-    return checkpoint
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's interface to `write_checkpoint` and `read_checkpoint`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write atomically."""
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self,
-        path: Any,
-        map_location: Any | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read and compare the checksum."""
-        return read_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove the file and its checksum."""
-        Path(path).unlink(missing_ok=True)
-        _digest_path(Path(path)).unlink(missing_ok=True)
 
 
 class SelfDescription(Callback):
@@ -116,7 +31,10 @@ class SelfDescription(Callback):
         self.config, self.description = config, description
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the config, the tokenizer and the description to the checkpoint."""
+        """Add the config, the tokenizer and the description to the checkpoint, and write metrics that are in memory."""
+        # Metrics before the checkpoint are not logged again if the process is killed and the run resumed.
+        for logger in trainer.loggers:
+            logger.save()
         assert isinstance(pl_module, ASRModule)
         checkpoint[KEY] = {
             "format": FORMAT,

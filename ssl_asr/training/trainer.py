@@ -246,7 +246,7 @@ def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:
     from lightning.pytorch.plugins.precision import MixedPrecision
     from torch.amp.grad_scaler import GradScaler
 
-    from ssl_asr.training.checkpointing import AtomicCheckpointIO
+    from ssl_asr.training.checkpoint_files import AtomicCheckpointIO
 
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         # On a CPU, Lightning would use bf16 and no scaler.
