@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ssl_asr.build.parts import PretrainedCheckpoint
+from ssl_asr.config.interruption import current
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import say_to
@@ -22,6 +23,7 @@ from ssl_asr.textfiles import remove_partial, to_json, written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
+from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
@@ -163,15 +165,18 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
     name = config.run_name or folder.name
     loggers, logger_callbacks = config.logger.build(folder=folder, name=name, config=plain(config))
     options = config.trainer
+    # In this order: the average is no longer in the place of the weights when training stops, a last validation is
+    # known before, and its results are written after.
     callbacks: list[Callback] = [
+        *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
+        LastValidation(),
+        StopOnSignal(current(), None if options.fast_dev_run else folder / "checkpoints"),
         SelfDescription(config=plain(config), description=module.description()),
         RandomStates(),
         Throughput(),
-        LastValidation(),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),
-        *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         *checkpointing(
             folder / "checkpoints",
             monitor=options.monitor if config.data.dev is not None else None,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_asr.config.interruption import current
 from ssl_asr.config.schemas import TrainConfig
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
         _print_overview(run, console)
     failed = True
     try:
-        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=None if resumed is None else resumed.path)
-        check_trained(run.trainer)
-        tested = transcribe_tested(run, run_dir)
+        with current().deferred():
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=None if resumed is None else resumed.path)
+            check_trained(run.trainer)
+            tested = transcribe_tested(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(
                 tested.predictions,

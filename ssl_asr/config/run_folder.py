@@ -13,13 +13,18 @@ _SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
+def resumes(resume: str | None) -> str | None:
+    """How a run resumes. A job that Slurm started again continues by itself."""
+    return AUTO if os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0") else resume
+
+
 def other_run(resume: str | None, folder: Path) -> Iterator[ConfigError]:
     """An error if a folder holds a run that ``resume`` does not continue, and whose results would be overwritten.
 
     Only the first process looks, because it writes to the folder before the others start.
     """
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    if resume == AUTO or rank != "0" or not any((folder / name).exists() for name in _SIGNS):
+    if resumes(resume) == AUTO or rank != "0" or not any((folder / name).exists() for name in _SIGNS):
         return
     if resume is None or not Path(resume).resolve().is_relative_to(folder.resolve()):
         what, remedy = f"{folder} already holds a run", "write resume=auto to continue it, or choose another run_dir"

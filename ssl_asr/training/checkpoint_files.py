@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ssl_asr.config.run_folder import AUTO
+from ssl_asr.config.run_folder import AUTO, resumes
 from ssl_asr.console import notify
 from ssl_asr.errors import CheckpointError
 from ssl_asr.textfiles import sync_folder
@@ -191,16 +191,21 @@ def checkpoint_to_resume(resume: str | None, folder: Path) -> Resumed | None:
     checkpoint with the most updates, and a warning names both.
 
     Args:
-        resume: Path of a checkpoint, ``auto``, or None.
+        resume: Path of a checkpoint, ``auto``, or None. A job that Slurm started again continues as by ``auto``.
         folder: Folder of the run.
 
     Raises:
         CheckpointError: The named checkpoint cannot be used, or with ``auto`` none of the folder's checkpoints can.
     """
-    if resume is None:
-        return None
-    if resume != AUTO:
-        return Resumed(Path(resume), read_checkpoint(Path(resume)))
+    if resumes(resume) == AUTO:
+        found = _newest(folder)
+        if found is not None or resume == AUTO:
+            return found
+    return None if resume is None else Resumed(Path(resume), read_checkpoint(Path(resume)))
+
+
+def _newest(folder: Path) -> Resumed | None:
+    """The checkpoint that ``auto`` continues from, or None."""
     last = folder / "checkpoints" / "last.ckpt"
     faults: list[CheckpointError] = []
     if last.is_file():

@@ -121,10 +121,11 @@ class RandomStates(Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._at_validation: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks."""
-        own = _random_state()
+        """The states of all ranks. In a validation, which will be done again, those before it."""
+        own = self._at_validation or _random_state()
         states = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [{} for _ in range(torch.distributed.get_world_size())]
@@ -135,10 +136,23 @@ class RandomStates(Callback):
         """Keep the states until training starts, since earlier steps may draw random numbers."""
         self._restored = state_dict
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the states before a validation that is done again."""
+        if not trainer.sanity_checking:
+            self._restore(trainer)
+            self._at_validation = _random_state()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The validation is complete."""
+        self._at_validation = None
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Restore the states before the first batch."""
+        self._restore(trainer)
+
+    def _restore(self, trainer: L.Trainer) -> None:
         if self._restored is not None:
             states, self._restored = self._restored["ranks"], None
             if trainer.global_rank < len(states):

@@ -299,6 +299,13 @@ def _ready(trainer: "Trainer") -> "Trainer":
 
     from ssl_asr.training.memory import keep_freed_memory
 
+    # `ssl_asr.config.interruption` handles signals. Lightning's handlers would send them to other processes, and then
+    # wait for ranks which they have not reached.
+    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return trainer
+
+
+def _no_handlers() -> None:
+    """Leave signals as they are."""
