@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
 from ssl_asr.config.interruption import GoOn, how_to_go_on
+from ssl_asr.config.locks import Lock, held
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
+from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.errors import ConfigError, UserError, raise_all
 
@@ -124,7 +127,8 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
             if is_sweep and isinstance(config, TrainConfig):
                 refuse_ddp(config)
             go_on(how_to_go_on(name, getattr(config, "run_dir", None), getattr(config, "output", None)))
-            return job()(config, Path(hydra_config.runtime.output_dir))
+            with _lock(name, config):
+                return job()(config, Path(hydra_config.runtime.output_dir))
         except (UserError, OSError) as caught:
             error = _as_user_error(caught)
             _print_error(error)
@@ -137,6 +141,16 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
 
     task()
     return len(failures)
+
+
+def _lock(name: str, config: Any) -> AbstractContextManager[None]:
+    """The lock on what a command writes. States of an encoder have files of their own for each process."""
+    output: str | None = getattr(config, "output", None)
+    if name == "train":
+        return held(Lock.of_folder(Path(config.run_dir), "run_dir")) if is_first() else nullcontext()
+    if name == "evaluate":
+        return held(Lock.of_folder(Path(config.output_dir), "output_dir"))
+    return nullcontext() if output is None else held(Lock.of_output(Path(output)))
 
 
 def _as_user_error(error: UserError | OSError) -> UserError:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_asr.config.locks import Lock, in_use
 from ssl_asr.errors import ConfigError
 
 AUTO = "auto"
@@ -11,6 +12,11 @@ AUTO = "auto"
 _SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions")
 # Variables that number the processes of a run, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run, which writes its files. Also valid before a Trainer exists."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
 def resumes(resume: str | None) -> str | None:
@@ -21,10 +27,14 @@ def resumes(resume: str | None) -> str | None:
 def other_run(resume: str | None, folder: Path) -> Iterator[ConfigError]:
     """An error if a folder holds a run that ``resume`` does not continue, and whose results would be overwritten.
 
-    Only the first process looks, because it writes to the folder before the others start.
+    Also an error if another process is writing there. Only the first process looks, because it writes to the folder
+    before the others start.
     """
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    if resumes(resume) == AUTO or rank != "0" or not any((folder / name).exists() for name in _SIGNS):
+    if not is_first():
+        return
+    used = list(in_use(Lock.of_folder(folder, "run_dir")))
+    yield from used
+    if used or resumes(resume) == AUTO or not any((folder / name).exists() for name in _SIGNS):
         return
     if resume is None or not Path(resume).resolve().is_relative_to(folder.resolve()):
         what, remedy = f"{folder} already holds a run", "write resume=auto to continue it, or choose another run_dir"
