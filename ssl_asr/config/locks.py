@@ -119,7 +119,7 @@ def _holder() -> dict[str, str | int]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.orig_argv),
     }
 
 

@@ -120,6 +120,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
     """
+    checkpoint = _loaded(path)
+    if checkpoint.get(KEY, {}).get("format") != FORMAT:
+        raise CheckpointError(str(path), "was not written by this version of ssl_asr")
+    return checkpoint
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    """The content of a file that is not damaged."""
     if not path.is_file():
         raise CheckpointError(str(path), "no such checkpoint")
     try:
@@ -133,7 +141,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises errors of many types for damaged files
         remedy = "it may be cut off; use another checkpoint"
         raise CheckpointError(str(path), f"cannot be read: {_why(path, error)}", remedy) from None
-    if not isinstance(checkpoint, dict) or checkpoint.get(KEY, {}).get("format") != FORMAT:
+    if not isinstance(checkpoint, dict) or (KEY not in checkpoint and verified is None):
         raise CheckpointError(str(path), "was not written by this version of ssl_asr")
     if verified is None:
         raise CheckpointError(str(path), "is damaged: its sha256 is missing at its end", "use another checkpoint")
@@ -249,8 +257,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read and compare the digest."""
-        return read_checkpoint(Path(path))
+        """Read and compare the digest. Lightning also sends weights between processes this way, without our keys."""
+        return _loaded(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the file."""
