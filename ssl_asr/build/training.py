@@ -25,6 +25,7 @@ from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, chec
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
+from ssl_asr.training.resuming import data_description
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import ModuleParts
@@ -86,7 +87,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
             console.print(f"states are kept in {cache.store.folder}, which has {len(cache.store)} utterances")
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
-    trainer = _build_trainer(config, folder, module, console)
+    trainer = _build_trainer(config, folder, module, data.train_kept, console)
     planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
     first = next(planned)
     _check_batches(config, data, trainer.world_size, first)
@@ -161,7 +162,9 @@ def _limits(module: ASRModule, config: TrainConfig) -> Limits:
     return limits
 
 
-def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console: Console | None) -> "Trainer":
+def _build_trainer(
+    config: TrainConfig, folder: Path, module: ASRModule, train: Manifest, console: Console | None
+) -> "Trainer":
     name = config.run_name or folder.name
     loggers, logger_callbacks = config.logger.build(folder=folder, name=name, config=plain(config))
     options = config.trainer
@@ -171,7 +174,7 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
         *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         LastValidation(),
         StopOnSignal(current(), None if options.fast_dev_run else folder / "checkpoints"),
-        SelfDescription(config=plain(config), description=module.description()),
+        SelfDescription(config=plain(config), description=module.description(), data=data_description(train)),
         RandomStates(),
         Throughput(),
         Samples(folder=folder, console=console, count=config.samples),

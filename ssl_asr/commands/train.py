@@ -22,9 +22,10 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
     from ssl_asr.training.checkpoint_files import checkpoint_to_resume
-    from ssl_asr.training.checkpointing import best_score, check_resumable, check_same_settings
+    from ssl_asr.training.checkpointing import best_score
     from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
+    from ssl_asr.training.resuming import check_exact, check_resumable, check_same_settings
     from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
@@ -39,6 +40,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     run = build_training(config, run_dir, console)
     if resumed is not None:
         check_resumable(resumed.checkpoint, run.module)
+        if first:
+            check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
     if writes:
         write_beginning(run, run_dir)
         keep_metrics(run_dir, 0 if resumed is None else resumed.updates)

@@ -246,6 +246,11 @@ class ASRDataModule(L.LightningDataModule):
         """Dropped utterances of each split."""
         return {name: selection.skips for name, selection in self.selections.items()}
 
+    @property
+    def train_kept(self) -> Manifest:
+        """The training utterances that are used, after `select`."""
+        return self.selections["train"].kept
+
     def print_notices(self) -> None:
         """Print findings in the audio that was read, on standard error."""
         print_notices(self.notices)

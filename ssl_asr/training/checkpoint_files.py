@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ssl_asr.config.run_folder import AUTO, resumes
+from ssl_asr.config.run_folder import AUTO, is_first, resumes
 from ssl_asr.console import notify
 from ssl_asr.errors import CheckpointError
 from ssl_asr.textfiles import sync_folder
@@ -239,7 +239,7 @@ def _fallen_back(found: Resumed | None, faults: list[CheckpointError]) -> Resume
     if found is None and faults:
         remedy = "start a new run in another run_dir"
         raise CheckpointError("resume", f"auto found no checkpoint that can be used. {seen}", remedy)
-    if found is not None and faults:
+    if found is not None and faults and is_first():
         notify(f"{seen} The run continues from {found.path}, after update {found.updates}.")
     return found
 

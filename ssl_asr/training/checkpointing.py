@@ -1,4 +1,4 @@
-"""What checkpoints hold besides weights, so that a run is resumed exactly, or refused."""
+"""What checkpoints hold besides weights, so that a run is resumed exactly."""
 
 import random
 from typing import Any
@@ -8,15 +8,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from ssl_asr.errors import CheckpointError, ConfigError, raise_all
 from ssl_asr.training.checkpoint_files import FORMAT, KEY
 from ssl_asr.training.module import ASRModule
-
-# A resumed run keeps these sections of its config. Its optimizers and schedulers continue from their saved states, so
-# that other values would be shown and recorded, and have no effect.
-_KEPT = ("optimizers", "schedulers", "seed", "freeze_policy", "backbone", "task", "states", "head")
-# Except these: the pretrained model may have moved, and how states are computed does not change them.
-_FREE = {"backbone.source", "backbone.revision", "backbone.gradient_checkpointing", "backbone.attention"}
 
 
 class SelfDescription(Callback):
@@ -25,10 +18,11 @@ class SelfDescription(Callback):
     Args:
         config: The configuration that runs, as plain data.
         description: `ASRModule.description`.
+        data: `ssl_asr.training.resuming.data_description` of the training data.
     """
 
-    def __init__(self, *, config: dict[str, Any], description: dict[str, Any]) -> None:
-        self.config, self.description = config, description
+    def __init__(self, *, config: dict[str, Any], description: dict[str, Any], data: dict[str, Any]) -> None:
+        self.config, self.description, self.data = config, description, data
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, the tokenizer and the description to the checkpoint, and write metrics that are in memory."""
@@ -41,6 +35,8 @@ class SelfDescription(Callback):
             "config": self.config,
             "tokenizer": pl_module.tokenizer.state(),
             "model": self.description,
+            "data": self.data,
+            "ranks": trainer.world_size,
         }
 
 
@@ -54,66 +50,6 @@ def best_score(trainer: L.Trainer) -> float | None:
     """The monitored metric of ``best.ckpt``, or None if no checkpoint was best."""
     best = best_checkpoint(trainer)
     return None if best is None or best.best_model_score is None else float(best.best_model_score)
-
-
-def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
-    """Refuse to continue a run with another vocabulary or model.
-
-    Raises:
-        CheckpointError: Names what differs.
-    """
-    saved, description = checkpoint[KEY], module.description()
-    differing = [] if saved["tokenizer"] == module.tokenizer.state() else ["tokenizer"]
-    keys = {*saved["model"], *description} - {"config", "generation"}
-    differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]
-    if _model_type(saved["model"]) != _model_type(description):
-        differing.append("model.config.model_type")
-    if differing:
-        what = f"was made with another {', '.join(differing)}"
-        raise CheckpointError("resume", what, "resume with the config of that run, or start a new run")
-
-
-def check_same_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse to continue a run with other settings of what trains and how. Its length and its files may change.
-
-    Args:
-        checkpoint: The checkpoint to resume.
-        config: The configuration that runs, as plain data.
-
-    Raises:
-        ConfigError, UserErrors: Names each key that resuming cannot change, with both values.
-    """
-    started, now = (_flat({key: each.get(key) for key in _KEPT}) for each in (checkpoint[KEY]["config"], config))
-    differing = sorted(key for key in {*started, *now} - _FREE if started.get(key) != now.get(key))
-    # Another class has other keys, which need not be named too.
-    classes = [key.removesuffix("_target_") for key in differing if key.endswith("._target_")]
-    remedy = "leave it as it was, or start a new run in another run_dir, without resume"
-    errors = []
-    for key in differing:
-        if key.endswith("._target_") or not key.startswith(tuple(classes)):
-            seen = f"is {_shown(now.get(key))}, but this run was started with {_shown(started.get(key))}"
-            errors.append(ConfigError(key.removesuffix("._target_"), f"{seen}, which resuming cannot change", remedy))
-    raise_all(errors)
-
-
-def _shown(value: Any) -> str:
-    """A value of a config. A class is shown by its name."""
-    text = "null" if value is None else str(value)
-    return text.rpartition(".")[2] if text.startswith("ssl_asr.") else text
-
-
-def _flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of nested data by their keys, joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return found
-
-
-def _model_type(description: dict[str, Any]) -> str | None:
-    """The family of a described model. The rest of its config may hold paths and versions."""
-    family: str | None = description.get("config", {}).get("model_type")
-    return family
 
 
 class RandomStates(Callback):

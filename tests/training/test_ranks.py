@@ -76,3 +76,21 @@ def test_ranks_train_the_weights_of_one_process(
     assert moved > 1e-2
     for name, value in one.items():
         torch.testing.assert_close(several[name], value, atol=0.005 * moved, rtol=0, msg=name)
+
+
+def test_ids_of_the_rank_that_was_not_finite_are_named(toy_checkpoints, toy_corpus, tmp_path, capfd):
+    overrides = [*toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus), "freeze=true", "data.max_batch_s=1.6"]
+    run = build(tmp_path, *overrides, "trainer.devices=2", "trainer.strategy=ddp_fork", "trainer.max_steps=1")
+    plain, of_second = run.module.loss, run.data.train_sampler(0, 1, 2).batches[0]
+
+    def loss(batch, out=None):
+        found = plain(batch, out)
+        bad = run.trainer.global_rank == 1 and run.trainer.global_step == 0 and run.module.training
+        return (
+            type(found)(found.total * float("nan"), found.count) if bad and not run.module.nonfinite_updates else found
+        )
+
+    run.module.loss = loss
+    run.trainer.fit(run.module, datamodule=run.data)
+    ids = ", ".join(run.data.train_kept[index].id for index in of_second)
+    assert f"update skipped, a loss is not finite; utterances of rank 1: {ids}\n" in capfd.readouterr().out
