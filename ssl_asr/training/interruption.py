@@ -44,7 +44,7 @@ class StopOnSignal(Callback):
 
     # Training --------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the module's updates ask for the signal."""
         assert isinstance(pl_module, UpdateLoop)
         pl_module.noted_signal = lambda: self.noted
