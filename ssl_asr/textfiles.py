@@ -133,12 +133,44 @@ def written_whole(path: Path) -> Iterator[TextIO]:
     # What a killed process left. A link of that name must not be followed.
     partial.unlink(missing_ok=True)
     try:
-        with _open_to_write(partial) as file:
+        with naming(path), _open_to_write(partial) as file:
             yield file
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in errors of the file system that name none, as the error of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def remove_partial(folders: Iterable[Path]) -> None:
+    """Remove files that killed processes left half-written in these folders. Nothing else may be writing there."""
+    for folder in folders:
+        for path in folder.glob(f"*{_PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to disk, so that a renamed file survives a power cut. Not all systems can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def too_long(path: Path) -> str | None:

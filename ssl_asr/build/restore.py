@@ -27,7 +27,7 @@ from ssl_asr.models.freezing import TrainAll
 from ssl_asr.models.heads import NoHead, PretrainedHead
 from ssl_asr.models.loading import backbone_class_for, backbone_folder
 from ssl_asr.models.states import LastLayer
-from ssl_asr.training.checkpointing import KEY
+from ssl_asr.training.checkpoint_files import KEY
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.tasks import Ctc, DetectLanguage, ModelSource, ModuleParts, Seq2Seq
 from ssl_asr.types import Tokenizer

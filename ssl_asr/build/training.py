@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ssl_asr.build.environment import check_start
 from ssl_asr.build.parts import PretrainedCheckpoint
+from ssl_asr.config.interruption import current
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import say_to
@@ -20,11 +21,13 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
-from ssl_asr.textfiles import to_json, written_whole
+from ssl_asr.textfiles import remove_partial, to_json, written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
+from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
+from ssl_asr.training.resuming import data_description
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import ModuleParts
@@ -91,7 +94,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
             console.print(f"states are kept in {cache.store.folder}, which has {len(cache.store)} utterances")
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
-    trainer = _build_trainer(config, folder, module, console)
+    trainer = _build_trainer(config, folder, module, data.train_kept, console)
     planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
     first = next(planned)
     _check_batches(config, data, trainer.world_size, first)
@@ -166,19 +169,24 @@ def _limits(module: ASRModule, config: TrainConfig) -> Limits:
     return limits
 
 
-def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console: Console | None) -> "Trainer":
+def _build_trainer(
+    config: TrainConfig, folder: Path, module: ASRModule, train: Manifest, console: Console | None
+) -> "Trainer":
     name = config.run_name or folder.name
     loggers, logger_callbacks = config.logger.build(folder=folder, name=name, config=plain(config))
     options = config.trainer
+    # In this order: the average is no longer in the place of the weights when training stops, a last validation is
+    # known before, and its results are written after.
     callbacks: list[Callback] = [
-        SelfDescription(config=plain(config), description=module.description()),
+        *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
+        LastValidation(),
+        StopOnSignal(current(), None if options.fast_dev_run else folder / "checkpoints"),
+        SelfDescription(config=plain(config), description=module.description(), data=data_description(train)),
         RandomStates(),
         Throughput(),
-        LastValidation(),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),
-        *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         *checkpointing(
             folder / "checkpoints",
             monitor=options.monitor if config.data.dev is not None else None,
@@ -200,6 +208,7 @@ def write_beginning(run: TrainingRun, folder: Path) -> None:
     """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
     from ssl_asr.config.nodes import as_yaml
 
+    remove_partial(folder / name for name in (".", "checkpoints", "metrics", "predictions"))
     with written_whole(folder / "config.yaml") as file:
         file.write(as_yaml(plain(run.config)))
     rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_asr.config.run_folder import checkpoint_to_resume
+from ssl_asr.config.interruption import current
 from ssl_asr.config.schemas import TrainConfig
 
 if TYPE_CHECKING:
@@ -21,15 +21,11 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.inference.testing import transcribe_tested
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
-    from ssl_asr.training.checkpointing import (
-        best_score,
-        check_length,
-        check_resumable,
-        check_same_settings,
-        read_checkpoint,
-    )
+    from ssl_asr.training.checkpoint_files import checkpoint_to_resume
+    from ssl_asr.training.checkpointing import best_score
     from ssl_asr.training.csv_log import keep_metrics
     from ssl_asr.training.loggers import finish_run
+    from ssl_asr.training.resuming import check_exact, check_length, check_resumable, check_same_settings
     from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
@@ -38,24 +34,26 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     console = make_console() if config.verbose and first else None
     # A development run changes no file of an earlier run in the same folder.
     writes = first and config.trainer.fast_dev_run is False
-    resumed_from = checkpoint_to_resume(config.resume, run_dir)
-    resumed = None if resumed_from is None else read_checkpoint(resumed_from)
+    resumed = checkpoint_to_resume(config.resume, run_dir)
     if resumed is not None:
-        check_same_settings(resumed, plain(config))
-        check_length(resumed, max_epochs=config.trainer.max_epochs, max_steps=config.trainer.max_steps)
+        check_same_settings(resumed.checkpoint, plain(config))
+        check_length(resumed.checkpoint, max_epochs=config.trainer.max_epochs, max_steps=config.trainer.max_steps)
     run = build_training(config, run_dir, console)
     if resumed is not None:
-        check_resumable(resumed, run.module)
+        check_resumable(resumed.checkpoint, run.module)
+        if first:
+            check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
     if writes:
         write_beginning(run, run_dir)
-        keep_metrics(run_dir, 0 if resumed is None else int(resumed["global_step"]))
+        keep_metrics(run_dir, 0 if resumed is None else resumed.updates)
     if console is not None:
         _print_overview(run, console)
     failed = True
     try:
-        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resumed_from)
-        check_trained(run.trainer)
-        tested = transcribe_tested(run, run_dir)
+        with current().deferred():
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=None if resumed is None else resumed.path)
+            check_trained(run.trainer)
+            tested = transcribe_tested(run, run_dir)
         if tested.predictions and run.trainer.is_global_zero and writes:
             report(
                 tested.predictions,

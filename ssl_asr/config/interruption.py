@@ -1,25 +1,39 @@
-"""What a command says, and the code that it returns, when a signal stops it.
+"""What a command does when a signal stops it, what it says, and the code that it returns.
 
-    SIGINT   KeyboardInterrupt    130
-    SIGTERM  SystemExit           143
+    SIGINT    KeyboardInterrupt    130
+    SIGTERM   SystemExit           143
+    SIGUSR1   SystemExit           143, and a job of Slurm is put in the queue again
 
-Both stop a command where it is, so that files which are being written are removed. Lightning turns them into other
-ways to exit, so the signal itself is remembered.
+These stop a command where it is, so that files which are being written are removed. In a block of
+`Interruption.deferred`, SIGTERM and SIGUSR1 are only noted: training writes a checkpoint after the next update and
+stops then. A second signal ends the process at once, and so do 30 s in which no step is finished.
+
+SIGUSR1 is what Slurm sends some time before the SIGTERM of a time limit (``--signal=USR1@120``), hence the same code.
 """
 
 import os
+import select
 import shlex
 import signal
+import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 GoOn = Callable[[str], None]
 """Takes what to do to go on after an interruption."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _FROM_START = "the same command starts from the beginning"
+# A process that does nothing for so long after a signal is ended.
+_LONGEST_WAIT_S = 30.0
+# Programs such as timeout send a signal to a process and then to its group. That is one signal.
+_SAME_SIGNAL_S = 0.3
 
 
 def how_to_go_on(name: str, folder: str | None, output: str | None) -> str:
@@ -46,46 +60,101 @@ def how_to_go_on(name: str, folder: str | None, output: str | None) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[GoOn]:
-    """Say in one line how to go on if a signal stops the block, and exit with 128 and the number of the signal.
+    """Say in one line how to go on if a signal stops the block, and exit with the code of the signal.
 
     Yields a function that takes what to do, once it is known.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda _: None
         return
-    caught = _Caught()
+    caught = Interruption()
     caught.listen()
+    _CURRENT[:] = [caught]
     try:
         yield caught.advise
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as way:
         if caught.signal is None:
             raise
         caught.say()
-        sys.exit(128 + caught.signal)
+        # A process that Lightning started has agreed to stop, which is no failure.
+        sys.exit(0 if caught.agreed and getattr(way, "code", None) == 0 else _code(caught.signal))
 
 
-class _Caught:
-    """The signal that stopped a command, and what to do then."""
+class Interruption:
+    """The signal that stopped a command, and what to do then.
+
+    Attributes:
+        signal: Number of the signal, or None.
+        agreed: Whether a block of `deferred` stopped by itself.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.agreed = False
         self._advice = _FROM_START
         self._process = os.getpid()
+        self._deferred = False
+        self._since = self._moved = time.monotonic()
+        self._unlimited = False
 
     def advise(self, advice: str) -> None:
         """Take what to do."""
         self._advice = advice
 
     def listen(self) -> None:
-        """Handle both signals, except one that is ignored, as in the background of a shell."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Handle the signals, except one that is ignored, as in the background of a shell."""
+        for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._stop)
+        # Python calls handlers between its own instructions. A call that waits in C for another process, as ranks do,
+        # never gets there, so a thread listens too.
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_do_not_listen)
+        threading.Thread(target=self._watch, args=(reader, writer), daemon=True, name="signals").start()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Note SIGTERM and SIGUSR1 in the block, which looks at `signal` and calls `leave`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.signal is not None:
+            self.leave(self.signal)
+
+    def moved(self) -> None:
+        """The block has made a step, so that the time in which nothing moves starts again."""
+        self._moved = time.monotonic()
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """A step of the block that may take longer than others, such as writing a checkpoint."""
+        self._unlimited = True
+        try:
+            yield
+        finally:
+            self._unlimited = False
+            self.moved()
+
+    def leave(self, number: int, code: int | None = None) -> NoReturn:
+        """Stop because of a signal, which may have been sent to another process of the run.
+
+        Args:
+            number: The signal.
+            code: Exit code, or None for that of the signal.
+        """
+        self.signal, self.agreed = number, True
+        raise SystemExit(_code(number) if code is None else code)
 
     def say(self) -> None:
-        """Print the line. Further processes of a run, which Lightning starts, print nothing."""
+        """Print the line. Further processes of a run, which Lightning or a launcher starts, print nothing."""
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"interrupted: {self._advice}.", file=sys.stderr)
+            queued = self.signal == signal.SIGUSR1 and _put_in_queue_again()
+            more = " The job is in the queue again, and continues by itself." if queued else ""
+            print(f"interrupted: {self._advice}.{more}", file=sys.stderr, flush=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -93,10 +162,70 @@ class _Caught:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.signal = number
+        if self.signal is not None:
+            if time.monotonic() - self._since > _SAME_SIGNAL_S:
+                self._end()
+            return
+        self.signal, self._since = number, time.monotonic()
+        self.moved()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if "SLURM_JOB_ID" in os.environ and signal.getsignal(number) != self._stop:
-            # Lightning may be putting the job in the queue again. It stops after the batch.
-            return
-        raise SystemExit(128 + number)
+        if not self._deferred:
+            raise SystemExit(_code(number))
+
+    def _end(self) -> NoReturn:
+        """End the process at once."""
+        assert self.signal is not None
+        self.say()
+        os._exit(_code(self.signal))
+
+    def _watch(self, reader: socket.socket, _writer: socket.socket) -> None:
+        """End the process at a second signal, or if it does not move on after a first one."""
+        first, since = None, 0.0
+        while True:
+            ready, _, _ = select.select([reader], [], [], None if first is None else 1.0)
+            now = time.monotonic()
+            numbers = [each for each in reader.recv(16) if each in _SIGNALS] if ready else []
+            if first is None:
+                if numbers:
+                    first, since = numbers[0], now
+                    self.moved()
+                continue
+            late = not self._unlimited and now - self._moved > _LONGEST_WAIT_S
+            if late or (numbers and now - since > _SAME_SIGNAL_S):
+                self.signal = first
+                self._end()
+
+
+_CURRENT: list[Interruption] = []
+
+
+def current() -> Interruption:
+    """What signals do in this process. In Python, outside a command, no signal reaches it."""
+    return _CURRENT[0] if _CURRENT else Interruption()
+
+
+def _do_not_listen() -> None:
+    """In a process that was forked: its signals are its own."""
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+def _code(number: int) -> int:
+    """The exit code for a signal. SIGUSR1 announces SIGTERM."""
+    return 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+
+def _put_in_queue_again() -> bool:
+    """Put this job of Slurm in the queue again. Returns whether it is there."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
+        return False
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"warning: job {job} is not in the queue again: {error}.", file=sys.stderr)
+        return False
+    return True

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments, quic
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
 from ssl_asr.config.interruption import GoOn, how_to_go_on
+from ssl_asr.config.locks import Lock, held
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
+from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import results_only
 from ssl_asr.errors import ConfigError, UserError, raise_all
@@ -138,7 +140,8 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
             # The jobs of a sweep have several folders, and its command line takes none of them.
             run_dir = None if is_sweep else getattr(config, "run_dir", None)
             go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))
-            return job()(config, Path(hydra_config.runtime.output_dir))
+            with _lock(name, config):
+                return job()(config, Path(hydra_config.runtime.output_dir))
         except (UserError, OSError, MemoryError, RuntimeError) as caught:
             error = _as_user_error(caught)
             _print_error(error)
@@ -151,6 +154,16 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
 
     task()
     return len(failures)
+
+
+def _lock(name: str, config: Any) -> AbstractContextManager[None]:
+    """The lock on what a command writes. States of an encoder have files of their own for each process."""
+    output: str | None = getattr(config, "output", None)
+    if name == "train":
+        return held(Lock.of_folder(Path(config.run_dir), "run_dir")) if is_first() else nullcontext()
+    if name == "evaluate":
+        return held(Lock.of_folder(Path(config.output_dir), "output_dir"))
+    return nullcontext() if output is None else held(Lock.of_output(Path(output)))
 
 
 def _as_user_error(error: UserError | OSError | MemoryError | RuntimeError) -> UserError:
@@ -168,7 +181,7 @@ def _as_user_error(error: UserError | OSError | MemoryError | RuntimeError) -> U
             raise error
         said = (str(error).strip() or "the allocation failed").splitlines()[0].partition(". ")[0]
         return UserError("memory", f"is not enough: {said}", "use a smaller max_batch_s, beam_size, window or model")
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not full and error.filename is None:
         raise error
     where = "a file" if error.filename is None else os.fsdecode(error.filename)

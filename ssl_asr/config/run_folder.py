@@ -1,9 +1,10 @@
-"""The folder of a training run: whether it holds a run already, and the checkpoint to continue from."""
+"""The folder of a training run: whether it holds a run already."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_asr.config.locks import Lock, in_use
 from ssl_asr.errors import ConfigError
 
 AUTO = "auto"
@@ -13,29 +14,27 @@ _SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
-def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that a run continues from, or None for a new run.
+def is_first() -> bool:
+    """Whether this is the first process of a run, which writes its files. Also valid before a Trainer exists."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
-    Args:
-        resume: Path of a checkpoint, ``auto``, or None. With ``auto``, a run continues from ``last.ckpt`` in its
-            folder, and starts from the beginning if the folder has none.
-        folder: Folder of the run.
-    """
-    if resume is None:
-        return None
-    if resume != AUTO:
-        return Path(resume)
-    last = folder / "checkpoints" / "last.ckpt"
-    return last if last.is_file() else None
+
+def resumes(resume: str | None) -> str | None:
+    """How a run resumes. A job that Slurm started again continues by itself."""
+    return AUTO if os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0") else resume
 
 
 def other_run(resume: str | None, folder: Path) -> Iterator[ConfigError]:
     """An error if a folder holds a run that ``resume`` does not continue, and whose results would be overwritten.
 
-    Only the first process looks, because it writes to the folder before the others start.
+    Also an error if another process is writing there. Only the first process looks, because it writes to the folder
+    before the others start.
     """
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    if resume == AUTO or rank != "0" or not any((folder / name).exists() for name in _SIGNS):
+    if not is_first():
+        return
+    used = list(in_use(Lock.of_folder(folder, "run_dir")))
+    yield from used
+    if used or resumes(resume) == AUTO or not any((folder / name).exists() for name in _SIGNS):
         return
     if resume is None or not Path(resume).resolve().is_relative_to(folder.resolve()):
         what, remedy = f"{folder} already holds a run", "write resume=auto to continue it, or choose another run_dir"

@@ -17,6 +17,8 @@ from typing import Protocol
 from ssl_asr.types import Seconds
 
 _PART_BYTES = 64 << 10
+# Files of utterances are read whole. Long recordings would take as long as decoding them.
+_WHOLE_BYTES = 4 << 20
 
 RecordingKey = tuple[str, int | None, str | None]
 """File, channel and task."""
@@ -87,10 +89,10 @@ def row_key(one: Located) -> RowKey:
 
 
 def content_digest(path: Path) -> str | None:
-    """Digest of the first, middle and last 64 KiB of a file, or of a shorter file as a whole. None if there is none.
+    """Digest of the content of a file. None if there is no such file.
 
-    It tells other audio under the same name apart, wherever the file lies. An edit between these parts that keeps the
-    size is not noticed.
+    It tells other audio under the same name apart, wherever the file lies. Of files beyond 4 MiB, only the first,
+    middle and last 64 KiB and the size count, so that an edit between these parts is not noticed.
     """
     try:
         found = path.stat()
@@ -105,7 +107,7 @@ def content_digest(path: Path) -> str | None:
 def _content_digest(path: Path, size: int, _mtime_ns: int) -> str:
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     with path.open("rb") as file:
-        if size <= 3 * _PART_BYTES:
+        if size <= _WHOLE_BYTES:
             digest.update(file.read())
         else:
             for start in (0, (size - _PART_BYTES) // 2, size - _PART_BYTES):

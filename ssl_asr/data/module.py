@@ -1,5 +1,6 @@
 """The LightningDataModule: from manifests to batches."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -38,7 +39,18 @@ class _LoaderOptions(TypedDict):
     collate_fn: Callable[[Sequence[Example | Skip]], Batch]
     num_workers: int
     pin_memory: bool
+    worker_init_fn: Callable[[int], None]
     generator: torch.Generator
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """Let a worker go on when a signal is sent to all processes of a run. The main process ends it when it stops.
+
+    The main process does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class NoticingLoader(DataLoader["Batch"]):
@@ -269,6 +281,11 @@ class ASRDataModule(L.LightningDataModule):
         """Dropped utterances of each split."""
         return {name: selection.skips for name, selection in self.selections.items()}
 
+    @property
+    def train_kept(self) -> Manifest:
+        """The training utterances that are used, after `select`."""
+        return self.selections["train"].kept
+
     def print_notices(self) -> None:
         """Print findings in the audio that was read, on standard error."""
         print_notices(self.notices)
@@ -310,6 +327,7 @@ class ASRDataModule(L.LightningDataModule):
             "collate_fn": collate,
             "num_workers": self.config.num_workers,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": _leave_signals_to_the_main_process,
             # Without its own generator, the loader would draw from the global random state of the training.
             "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -1,24 +1,28 @@
 """Encoder states on disk: safetensors shards, and an index that grows with them."""
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_asr.data.identity import content_digest
 from ssl_asr.errors import CheckpointError
+from ssl_asr.textfiles import naming, sync_folder
 from ssl_asr.types import Utterance
 
-FORMAT = 2
+FORMAT = 3
 _SHARD_BYTES = 256 << 20
 
 
@@ -54,10 +58,11 @@ class StateStore:
     """A folder of encoder states, float32 or float16, written once and read by utterance id.
 
         origin.json                    the model, layers and settings that the states come from
-        index-R.jsonl                  a line for each utterance that rank R wrote
-        states-R-NNNNN.safetensors     shards of rank R: tensors (layers, frames, features) by utterance id
+        index-W.jsonl                  a line for each utterance that writer W wrote
+        states-W-NNNNN.safetensors     shards of writer W: tensors (layers, frames, features) by utterance id
 
-    Lines are written after their shard is complete, so a crash loses at most one shard.
+    A writer W is the rank of a process and a random name, so that several runs may write to a folder at once. Lines are
+    written after their shard is complete, so a crash loses at most one shard.
 
     Args:
         folder: Created if it does not exist.
@@ -76,6 +81,8 @@ class StateStore:
         self._entries: dict[str, Entry] = {}
         self._waiting: dict[str, tuple[Entry, Tensor]] = {}
         self._waiting_bytes = 0
+        self._shards = 0
+        self._name = secrets.token_hex(4)
         self.origin = self._check_origin(origin)
         self.refresh()
 
@@ -86,11 +93,7 @@ class StateStore:
                 raise CheckpointError(
                     str(self.folder), "has no states (no origin.json)", "write states with ssl-asr extract"
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".origin.{os.getpid()}.partial")
-            partial.write_text(json.dumps({"format": FORMAT, **origin}, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-            return {"format": FORMAT, **origin}
+            self._write_origin({"format": FORMAT, **origin})
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         wanted = found if origin is None else json.loads(json.dumps({"format": FORMAT, **origin}))
         differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
@@ -99,14 +102,36 @@ class StateStore:
             raise CheckpointError(str(self.folder), f"has states with another origin ({shown})", "use another folder")
         return found
 
+    def _write_origin(self, origin: dict[str, Any]) -> None:
+        """Write ``origin.json`` unless another process has just done so."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "origin.json"
+        partial = path.with_name(f".origin.{self._name}.partial")
+        try:
+            with naming(path):
+                partial.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+            # A second name, in contrast to a new one, never replaces a file.
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # The file system has no second names.
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
     def refresh(self) -> None:
-        """Read the index lines that all ranks have written so far."""
+        """Read the index lines that all writers have written so far. Lines of lost shards are left out."""
+        shards = {path.name for path in self.folder.glob("states-*.safetensors")}
         for path in sorted(self.folder.glob("index-*.jsonl")):
             text = path.read_text(encoding="utf-8")
             # A crash may leave an incomplete last line.
             for line in text.split("\n")[:-1]:
                 entry = Entry(**json.loads(line))
-                self._entries[entry.id] = entry
+                if entry.shard in shards:
+                    self._entries[entry.id] = entry
 
     def __contains__(self, utterance_id: str) -> bool:
         """Whether the store has states of the utterance, on disk or waiting to be written."""
@@ -160,25 +185,23 @@ class StateStore:
         if self._waiting_bytes >= self.shard_bytes:
             self.flush()
 
+    @property
+    def _writer(self) -> str:
+        return f"{self.rank}-{self._name}"
+
     def _next_shard(self) -> str:
-        own = f"states-{self.rank}-"
-        used = {entry.shard for entry in self._entries.values() if entry.shard.startswith(own)}
-        return f"{own}{len(used):05d}.safetensors"
+        return f"states-{self._writer}-{self._shards:05d}.safetensors"
 
     def flush(self) -> None:
         """Write all waiting states: first the shard, then its index lines."""
         if not self._waiting:
             return
         path = self.folder / self._next_shard()
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({key: states for key, (_, states) in self._waiting.items()}, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        entries = [entry for entry, _ in self._waiting.values()]
-        index = self.folder / f"index-{self.rank}.jsonl"
-        _end_last_line(index)
-        with index.open("a", encoding="utf-8") as file:
+        _write_shard({key: states for key, (_, states) in self._waiting.items()}, path)
+        self._shards += 1
+        entries = [replace(entry, shard=path.name) for entry, _ in self._waiting.values()]
+        index = self.folder / f"index-{self._writer}.jsonl"
+        with naming(index), index.open("a", encoding="utf-8") as file:
             for entry in entries:
                 row = {name: getattr(entry, name) for name in Entry.__slots__}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -212,14 +235,25 @@ def _opened(shard: Path) -> Any:
     return safe_open(shard, framework="pt", device="cpu")
 
 
-def _end_last_line(index: Path) -> None:
-    """Remove an incomplete last line, which a crash may have left."""
-    if index.is_file():
-        content = index.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with index.open("r+b") as file:
-                file.truncate(whole)
+def _write_shard(states: dict[str, Tensor], path: Path) -> None:
+    """Write a shard as a whole.
+
+    Raises:
+        CheckpointError: It cannot be written, for example because the disk is full. Names the number of bytes.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(states, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        size, free = sum(each.nbytes for each in states.values()), shutil.disk_usage(path.parent).free
+        what = f"cannot be written: {error}. It needs {size:,} bytes, and {free:,} are free"
+        raise CheckpointError(str(path), what, "make room, or use another folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def state_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

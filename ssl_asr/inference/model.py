@@ -13,7 +13,7 @@ from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
 from ssl_asr.models.encoder import SpeechEncoder, Window
-from ssl_asr.training.checkpointing import KEY, read_checkpoint
+from ssl_asr.training.checkpoint_files import KEY, read_checkpoint
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import LabelTokenizer, Seconds
 

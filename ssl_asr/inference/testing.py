@@ -5,7 +5,7 @@ from pathlib import Path
 from ssl_asr.build.training import TrainingRun
 from ssl_asr.inference.batches import Transcripts, transcribe_splits
 from ssl_asr.training.averaging import final_checkpoints
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 
 
 def transcribe_tested(run: TrainingRun, folder: Path) -> Transcripts:

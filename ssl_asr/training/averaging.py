@@ -8,7 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
-from ssl_asr.training.checkpointing import best_checkpoint, read_checkpoint, write_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint, write_checkpoint
+from ssl_asr.training.checkpointing import best_checkpoint
 
 
 class EMA(WeightAveraging):
@@ -44,10 +45,12 @@ class BestCheckpoints(ModelCheckpoint):
     def __init__(self, folder: Path, *, monitor: str, count: int) -> None:
         super().__init__(
             dirpath=folder,
-            filename="top-{epoch}-{step}",
+            filename="top-epoch{epoch}-step{step}",
             monitor=monitor,
             mode="min",
             save_top_k=count,
+            # It would write "epoch=", and "=" in a name is hard to type on a command line.
+            auto_insert_metric_name=False,
         )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
+from ssl_asr.training.interruption import LastCheckpoint
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.sides import GroupRow
@@ -105,17 +106,24 @@ class LastValidation(Callback):
     between two of them.
     """
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the last epoch have its validation if the run is resumed after its last batch."""
+        if self._is_last_epoch(trainer) and trainer.is_last_batch and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Request a validation after the last batch of the run."""
-        max_epochs = trainer.max_epochs
-        last_epoch = max_epochs not in (None, -1) and trainer.current_epoch + 1 == max_epochs
-        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+        if trainer.global_step == trainer.max_steps or (self._is_last_epoch(trainer) and trainer.is_last_batch):
             # A trainer that is asked to stop validates first, if this epoch has a validation.
             trainer.should_stop = True
             if trainer.check_val_every_n_epoch is not None:
                 trainer.check_val_every_n_epoch = 1
+
+    @staticmethod
+    def _is_last_epoch(trainer: L.Trainer) -> bool:
+        return trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class Samples(Callback):
@@ -168,13 +176,4 @@ def checkpointing(
         callbacks.append(best)
         if average_best is not None:
             callbacks.append(BestCheckpoints(folder, monitor=monitor, count=average_best))
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        save_top_k=1,
-        every_n_train_steps=every_n_updates,
-        save_on_train_epoch_end=True if every_n_updates is None else None,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    return [*callbacks, last]
+    return [*callbacks, LastCheckpoint(folder, every_n_updates=every_n_updates)]

@@ -1,109 +1,15 @@
-"""Checkpoints that survive a crash, hold plain types, and resume a run exactly.
+"""What checkpoints hold besides weights, so that a run is resumed exactly."""
 
-write  .best.ckpt.PID.partial -> flush, fsync -> rename to best.ckpt -> best.ckpt.sha256
-read   compare the checksum, load with weights_only=True
-"""
-
-import hashlib
-import os
-import pickle
 import random
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ssl_asr.errors import CheckpointError, ConfigError, raise_all
+from ssl_asr.training.checkpoint_files import FORMAT, KEY
 from ssl_asr.training.module import ASRModule
-
-FORMAT = 2
-KEY = "ssl_asr"
-# A resumed run keeps these sections of its config. Its optimizers and schedulers continue from their saved states, so
-# that other values would be shown and recorded, and have no effect.
-_KEPT = ("optimizers", "schedulers", "seed", "freeze_policy", "backbone", "task", "states", "head")
-# Except these: the pretrained model may have moved, and how states are computed does not change them.
-_FREE = {"backbone.source", "backbone.revision", "backbone.gradient_checkpointing", "backbone.attention"}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its checksum. A crash leaves either the old file or the new one, never a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _digest(partial)
-        # The old checksum goes first: a crash between the two renames would otherwise look like damage.
-        _digest_path(path).unlink(missing_ok=True)
-        partial.replace(path)
-        _digest_path(path).write_text(digest + "\n")
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint and compare its checksum. Only plain types are loaded.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
-    """
-    if path.is_dir():
-        raise CheckpointError(str(path), "is a folder", f"give a file, as {path / 'checkpoints' / 'last.ckpt'}")
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such checkpoint")
-    noted = _digest_path(path)
-    if noted.is_file() and noted.read_text().strip() != _digest(path):
-        raise CheckpointError(
-            str(path), "is damaged: its sha256 differs from the recorded one", "use another checkpoint"
-        )
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            # torch gives advice on files that are checkpoints.
-            reason = "it is not a checkpoint, or holds more than weights and plain data"
-        raise CheckpointError(str(path), f"cannot be read: {reason}", "was it written by ssl_asr?") from None
-    if checkpoint.get(KEY, {}).get("format") != FORMAT:
-        raise CheckpointError(str(path), "was not written by this version of ssl_asr")
-    return checkpoint
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's interface to `write_checkpoint` and `read_checkpoint`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write atomically."""
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self,
-        path: Any,
-        map_location: Any | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read and compare the checksum."""
-        return read_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove the file and its checksum."""
-        Path(path).unlink(missing_ok=True)
-        _digest_path(Path(path)).unlink(missing_ok=True)
 
 
 class SelfDescription(Callback):
@@ -112,19 +18,25 @@ class SelfDescription(Callback):
     Args:
         config: The configuration that runs, as plain data.
         description: `ASRModule.description`.
+        data: `ssl_asr.training.resuming.data_description` of the training data.
     """
 
-    def __init__(self, *, config: dict[str, Any], description: dict[str, Any]) -> None:
-        self.config, self.description = config, description
+    def __init__(self, *, config: dict[str, Any], description: dict[str, Any], data: dict[str, Any]) -> None:
+        self.config, self.description, self.data = config, description, data
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the config, the tokenizer and the description to the checkpoint."""
+        """Add the config, the tokenizer and the description to the checkpoint, and write metrics that are in memory."""
+        # Metrics before the checkpoint are not logged again if the process is killed and the run resumed.
+        for logger in trainer.loggers:
+            logger.save()
         assert isinstance(pl_module, ASRModule)
         checkpoint[KEY] = {
             "format": FORMAT,
             "config": self.config,
             "tokenizer": pl_module.tokenizer.state(),
             "model": self.description,
+            "data": self.data,
+            "ranks": trainer.world_size,
         }
 
 
@@ -140,90 +52,16 @@ def best_score(trainer: L.Trainer) -> float | None:
     return None if best is None or best.best_model_score is None else float(best.best_model_score)
 
 
-def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:
-    """Refuse to continue a run with another vocabulary or model.
-
-    Raises:
-        CheckpointError: Names what differs.
-    """
-    saved, description = checkpoint[KEY], module.description()
-    differing = [] if saved["tokenizer"] == module.tokenizer.state() else ["tokenizer"]
-    keys = {*saved["model"], *description} - {"config", "generation"}
-    differing += [f"model.{key}" for key in sorted(keys) if saved["model"].get(key) != description.get(key)]
-    if _model_type(saved["model"]) != _model_type(description):
-        differing.append("model.config.model_type")
-    if differing:
-        what = f"was made with another {', '.join(differing)}"
-        raise CheckpointError("resume", what, "resume with the config of that run, or start a new run")
-
-
-def check_same_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse to continue a run with other settings of what trains and how. Its length and its files may change.
-
-    Args:
-        checkpoint: The checkpoint to resume.
-        config: The configuration that runs, as plain data.
-
-    Raises:
-        ConfigError, UserErrors: Names each key that resuming cannot change, with both values.
-    """
-    started, now = (_flat({key: each.get(key) for key in _KEPT}) for each in (checkpoint[KEY]["config"], config))
-    differing = sorted(key for key in {*started, *now} - _FREE if started.get(key) != now.get(key))
-    # Another class has other keys, which need not be named too.
-    classes = [key.removesuffix("_target_") for key in differing if key.endswith("._target_")]
-    remedy = "leave it as it was, or start a new run in another run_dir, without resume"
-    errors = []
-    for key in differing:
-        if key.endswith("._target_") or not key.startswith(tuple(classes)):
-            seen = f"is {_shown(now.get(key))}, but this run was started with {_shown(started.get(key))}"
-            errors.append(ConfigError(key.removesuffix("._target_"), f"{seen}, which resuming cannot change", remedy))
-    raise_all(errors)
-
-
-def check_length(checkpoint: dict[str, Any], *, max_epochs: int, max_steps: int) -> None:
-    """Refuse to continue a run that is already longer than it may be. One that has this length ends as it was.
-
-    Raises:
-        ConfigError: Names the limit that the run exceeds.
-    """
-    remedy = "use a larger number to continue it, or leave out resume"
-    if checkpoint["epoch"] >= max_epochs:
-        what = f"is {max_epochs}, but the run to resume is in epoch {checkpoint['epoch'] + 1}"
-        raise ConfigError("trainer.max_epochs", what, remedy)
-    if 0 <= max_steps < checkpoint["global_step"]:
-        what = f"is {max_steps}, but the run to resume has made {checkpoint['global_step']} updates"
-        raise ConfigError("trainer.max_steps", what, remedy)
-
-
-def _shown(value: Any) -> str:
-    """A value of a config. A class is shown by its name."""
-    text = "null" if value is None else str(value)
-    return text.rpartition(".")[2] if text.startswith("ssl_asr.") else text
-
-
-def _flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of nested data by their keys, joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return found
-
-
-def _model_type(description: dict[str, Any]) -> str | None:
-    """The family of a described model. The rest of its config may hold paths and versions."""
-    family: str | None = description.get("config", {}).get("model_type")
-    return family
-
-
 class RandomStates(Callback):
     """Saves the random states of Python, NumPy and torch on every rank, so that a resumed run equals the whole run."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._at_validation: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks."""
-        own = _random_state()
+        """The states of all ranks. In a validation, which will be done again, those before it."""
+        own = self._at_validation or _random_state()
         states = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [{} for _ in range(torch.distributed.get_world_size())]
@@ -234,10 +72,23 @@ class RandomStates(Callback):
         """Keep the states until training starts, since earlier steps may draw random numbers."""
         self._restored = state_dict
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the states before a validation that is done again."""
+        if not trainer.sanity_checking:
+            self._restore(trainer)
+            self._at_validation = _random_state()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The validation is complete."""
+        self._at_validation = None
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Restore the states before the first batch."""
+        self._restore(trainer)
+
+    def _restore(self, trainer: L.Trainer) -> None:
         if self._restored is not None:
             states, self._restored = self._restored["ranks"], None
             if trainer.global_rank < len(states):

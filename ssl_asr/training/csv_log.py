@@ -1,13 +1,15 @@
 """A CSV logger that continues its file, so that a resumed run keeps the rows of its first part."""
 
 import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from ssl_asr.textfiles import written_whole
+from ssl_asr.textfiles import naming, written_whole
 
 
 class _ContinuedWriter(ExperimentWriter):
@@ -18,6 +20,18 @@ class _ContinuedWriter(ExperimentWriter):
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 self.metrics_keys = next(csv.reader(file), [])
+
+    def save(self) -> None:
+        """Append recorded metrics. Errors of the file system name the file."""
+        with naming(Path(self.metrics_file_path)):
+            super().save()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Add columns. The file is replaced as a whole, so that no row is lost if the process is killed."""
+        path = Path(self.metrics_file_path)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        _write(path, fieldnames, rows)
 
 
 class ContinuedCsvLogger(CSVLogger):
@@ -44,19 +58,24 @@ def keep_metrics(folder: Path, update: int) -> None:
     path = folder / "metrics" / "metrics.csv"
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        header, rows = list(reader.fieldnames or []), list(reader)
+    # A killed process may have left an incomplete last line.
+    whole, ending, cut = path.read_text(encoding="utf-8").rpartition("\n")
+    reader = csv.DictReader(io.StringIO(whole + ending))
+    header, rows = list(reader.fieldnames or []), list(reader)
     # The row of update n, and of the validation after it, has step n - 1.
     kept = [row for row in rows if int(row["step"]) < update]
-    if len(kept) == len(rows):
+    if len(kept) == len(rows) and not cut:
         return
     path.rename(_unused(path.parent))
     if kept:
-        with written_whole(path) as file:
-            writer = csv.DictWriter(file, fieldnames=header, lineterminator="\r\n")
-            writer.writeheader()
-            writer.writerows(kept)
+        _write(path, header, kept)
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    with written_whole(path) as file:
+        writer = csv.DictWriter(file, fieldnames=header, lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _unused(folder: Path) -> Path:

@@ -278,7 +278,7 @@ def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:
     from lightning.pytorch.plugins.precision import MixedPrecision
     from torch.amp.grad_scaler import GradScaler
 
-    from ssl_asr.training.checkpointing import AtomicCheckpointIO
+    from ssl_asr.training.checkpoint_files import AtomicCheckpointIO
 
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         # On a CPU, Lightning would use bf16 and no scaler.
@@ -331,6 +331,13 @@ def _ready(trainer: "Trainer") -> "Trainer":
 
     from ssl_asr.training.memory import keep_freed_memory
 
+    # `ssl_asr.config.interruption` handles signals. Lightning's handlers would send them to other processes, and then
+    # wait for ranks which they have not reached.
+    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return trainer
+
+
+def _no_handlers() -> None:
+    """Leave signals as they are."""

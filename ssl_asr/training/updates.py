@@ -11,10 +11,13 @@ One update covers a window of ``accumulate`` batches on every rank:
 
 DDP averages gradients over ranks, hence the factor ``world_size``. The constant 64 keeps summed losses in the range
 of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
-If ``count`` is 0, because every utterance has weight 0 or none could be read, there is no mean and no update.
+With fp16, gradients also overflow while the scaler searches its scale, as it does at the start. If all losses are
+finite, the update belongs to this search, which has a limit of its own. If ``count`` is 0, because every utterance has
+weight 0 or none could be read, there is no mean and no update.
 """
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from ssl_asr.console import shortened
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
@@ -34,6 +38,10 @@ from ssl_asr.types import Batch, Skip
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
+# The search of a loss scale for fp16 starts at 2**16. Gradients that overflow at this scale are not the scale's fault.
+_SMALLEST_SCALE = 2.0**-16
+# Signals that ranks tell each other, the more particular one first.
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,15 @@ class Loss:
     count: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an update needs to know of a batch in its window."""
+
+    count: Tensor
+    loss: Tensor
+    ids: list[str]
+
+
 class UpdateLoop(L.LightningModule):
     """A LightningModule that updates two optimizers by manual optimization. A subclass defines `loss`.
 
@@ -56,6 +73,10 @@ class UpdateLoop(L.LightningModule):
         encoder: The pretrained encoder.
         sides: Layer groups of the encoder and of the rest, and the freeze policy.
         optim: How updates are made, or None for a module that only transcribes.
+
+    Attributes:
+        noted_signal: Returns the number of the signal that this process has received, or 0.
+        agreed_signal: The signal that any rank had received at the last update, or 0. Equal on all ranks.
     """
 
     def __init__(self, *, encoder: SpeechEncoder, sides: Sides, optim: OptimConfig | None) -> None:
@@ -66,8 +87,10 @@ class UpdateLoop(L.LightningModule):
         self.skipped_audio: dict[str, list[Skip]] = {}
         self._pretrained = (encoder,)  # in a tuple, so that only the subclass registers the encoder
         self._total_updates = 0
-        self._nonfinite_in_a_row = 0
-        self._window: list[tuple[Tensor, list[str]]] = []
+        self.noted_signal: Callable[[], int] = lambda: 0
+        self.agreed_signal = 0
+        self._nonfinite_in_a_row = self._overflows_in_a_row = 0
+        self._window: list[_Part] = []
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
@@ -168,7 +191,7 @@ class UpdateLoop(L.LightningModule):
         ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
         with nullcontext() if ends_window else self._without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
-        self._window.append((loss.count.detach(), batch.ids))
+        self._window.append(_Part(loss.count.detach(), loss.total.detach(), batch.ids))
         self.skipped_audio.setdefault("train", []).extend(batch.skipped)
         if any(utterance.weight > 0 for utterance in batch.utterances):
             self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
@@ -198,11 +221,14 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        count = self._over_ranks(torch.stack([count for count, _ in window]).sum())
+        count, signals = self._over_ranks(torch.stack([part.count for part in window]).sum())
         mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
         norm = nn.utils.get_total_norm(gradients) * mean_factor
-        # One transfer from the device for both questions.
-        finite, empty = torch.stack([torch.isfinite(norm), count == 0]).tolist()
+        # One transfer from the device for all questions.
+        finite, empty, *told = torch.stack([torch.isfinite(norm), count == 0, *signals]).tolist()
+        self.agreed_signal = next((number for number, is_told in zip(_SIGNALS, told, strict=False) if is_told), 0)
+        if not signals:
+            self.agreed_signal = self.noted_signal()
         if empty:
             self._without_update(optimizers, scaler)
             return
@@ -217,13 +243,20 @@ class UpdateLoop(L.LightningModule):
             scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
+        if finite:
+            self._has_updated(scaler)
+        else:
+            self._has_skipped(window, scaler)
 
-    def _over_ranks(self, count: Tensor) -> Tensor:
-        """Sum over all ranks."""
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(count)
-        return count
+    def _over_ranks(self, count: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Sum of the count over all ranks; and for each signal, if there are several ranks, whether any received it."""
+        if self.trainer.world_size == 1:
+            return count, ()
+        noted = self.noted_signal()
+        told = [torch.full_like(count, float(noted == number)) for number in _SIGNALS]
+        sums = torch.stack([count, *told])
+        torch.distributed.all_reduce(sums)
+        return sums[0], (sums[1:] > 0).unbind()
 
     def _without_update(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         """End a window in which no utterance has a weight."""
@@ -252,19 +285,53 @@ class UpdateLoop(L.LightningModule):
         for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
             self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
 
-    def _count_nonfinite(self, finite: bool, ids: list[str], *, overflow: bool) -> None:
+    def _has_updated(self, scaler: GradScaler | None) -> None:
+        """Start counting again after an update."""
+        if self._overflows_in_a_row:
+            assert scaler is not None
+            number, self._overflows_in_a_row = self._overflows_in_a_row, 0
+            self.print(f"fp16: loss scale {scaler.get_scale():g}, after {number} updates that overflowed were skipped")
+        self._nonfinite_in_a_row = 0
+
+    def _has_skipped(self, window: Sequence[_Part], scaler: GradScaler | None) -> None:
+        """Count an update that was not finite, and name its utterances unless only the loss scale was too large.
+
+        Raises:
+            TrainingError: There were too many in a row.
+        """
         assert self.optim is not None
-        if finite:
-            self._nonfinite_in_a_row = 0
-            return
         self.nonfinite_updates += 1
+        named, is_loss = self._not_finite(window)
+        if scaler is not None and not is_loss:
+            self._overflows_in_a_row += 1
+            if scaler.get_scale() < _SMALLEST_SCALE:
+                what = f"gradients overflow in fp16 at any loss scale, in {self._overflows_in_a_row} updates in a row"
+                raise TrainingError("training", what, "use bf16 or fp32, or lower the learning rate")
+            return
         self._nonfinite_in_a_row += 1
-        why = "overflow in fp16 or a non-finite loss" if overflow else "not finite"
-        self.print(f"update skipped, gradients {why}; utterances: {', '.join(ids)}")
+        self.print(f"update skipped, {'a loss is' if is_loss else 'gradients are'} not finite; {named}")
         if self._nonfinite_in_a_row >= self.optim.max_nonfinite:
-            what = f"{self._nonfinite_in_a_row} consecutive updates were not finite; the last had {', '.join(ids[:8])}"
+            what = f"{self._nonfinite_in_a_row} consecutive updates were not finite; the last had {named}"
             remedy = "check these utterances, lower the learning rate, or use bf16 or fp32"
             raise TrainingError("training", what, remedy)
+
+    def _not_finite(self, window: Sequence[_Part]) -> tuple[str, bool]:
+        """The utterances of batches whose loss is not finite, with their ranks; and whether there is any such batch.
+
+        If all losses are finite, the utterances of all batches: gradients are sums over ranks.
+        """
+        own = [(bool(torch.isfinite(part.loss)), part.ids) for part in window]
+        shares = [own]
+        if self.trainer.world_size > 1:
+            shares = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(shares, own)
+        is_loss = any(not finite for share in shares for finite, _ in share)
+        texts = []
+        for rank, share in enumerate(shares):
+            ids = [each for finite, ids in share if not (finite and is_loss) for each in ids]
+            of_rank = f" of rank {rank}" if len(shares) > 1 else ""
+            texts += [f"utterances{of_rank}: {shortened(ids, 16)}"] if ids else []
+        return "; ".join(texts), is_loss
 
     def step_on_metrics(self) -> None:
         """Step the schedulers that follow a validation metric.

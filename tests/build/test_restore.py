@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from ssl_asr.build.restore import Speech, pretrained_module, restore_module
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.toys import FAMILIES
 from tests.training.toy_runs import build, toy_overrides
 

@@ -211,6 +211,7 @@ def test_text_that_is_no_path_is_taken_too():
 
 def test_hydras_own_meaning_stays():
     assert read("train", "resume='a b.ckpt'") == {"resume": "a b.ckpt"}
+    assert read("train", "resume=r/top-epoch=1-step=10.ckpt") == {"resume": "r/top-epoch=1-step=10.ckpt"}
     assert read("train", "+data.extra=1", "seed=3") == {"data.extra": 1, "seed": 3}
     assert read_words("train", ["~logger", "run_dir=${hydra:runtime.output_dir}/x"]).overrides == [
         "~logger",

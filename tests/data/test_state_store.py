@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ssl_asr.data import state_store
 from ssl_asr.data.state_store import StateStore, audio_key, state_digest
 from ssl_asr.errors import CheckpointError
 from ssl_asr.types import Utterance
@@ -60,9 +61,10 @@ def test_crash_loses_only_states_that_were_not_written(tmp_path):
     store.flush()
     fill(store, [2])
     # The crash came after the shard and half of its index line.
-    (tmp_path / "states-0-00001.safetensors").write_bytes(b"half")
-    with (tmp_path / "index-0.jsonl").open("a") as index:
-        index.write('{"id": "u/2')
+    [index] = tmp_path.glob("index-0-*.jsonl")
+    index.with_name(index.stem.replace("index", "states") + "-00001.safetensors").write_bytes(b"half")
+    with index.open("a") as file:
+        file.write('{"id": "u/2')
     again = StateStore(tmp_path, origin=ORIGIN)
     assert seen_numbers(again) == [0, 1]
     fill(again, [1, 2, 3])
@@ -83,6 +85,60 @@ def test_ranks_see_states_of_other_ranks_after_refresh(tmp_path):
     first.refresh()
     assert seen_numbers(first) == [0, 1, 2, 3]
     assert torch.equal(first[utterance(3).id][0], states(3))
+
+
+def test_two_runs_that_write_the_same_states_lose_none(tmp_path):
+    """Both have rank 0. Their shards and their lines have names of their own."""
+    first, second = (StateStore(tmp_path, origin=ORIGIN, shard_bytes=200) for _ in range(2))
+    for number in range(30):
+        for store in (first, second):
+            fill(store, [number])
+    first.flush()
+    second.flush()
+    for reader in (first, second, StateStore(tmp_path, origin=ORIGIN)):
+        reader.refresh()
+        assert seen_numbers(reader) == list(range(30))
+        assert reader.totals() == (30, sum(4 + number for number in range(30)))
+        for number in range(30):
+            assert torch.equal(reader[utterance(number).id][0], states(number))
+
+
+def test_states_of_a_lost_shard_are_computed_again(tmp_path):
+    store = StateStore(tmp_path, origin=ORIGIN)
+    fill(store, [0])
+    store.flush()
+    fill(store, [1])
+    store.flush()
+    sorted(tmp_path.glob("states-*.safetensors"))[0].unlink()
+    assert seen_numbers(StateStore(tmp_path, origin=ORIGIN)) == [1]
+
+
+def test_runs_that_start_at_the_same_time_agree_on_the_origin(tmp_path, monkeypatch):
+    """The other process writes its origin after this one has seen that there is none."""
+    plain = StateStore._write_origin
+
+    def late(self, origin):
+        monkeypatch.setattr(StateStore, "_write_origin", plain)
+        StateStore(tmp_path, origin={**ORIGIN, "weights": "v"})
+        plain(self, origin)
+
+    monkeypatch.setattr(StateStore, "_write_origin", late)
+    with pytest.raises(CheckpointError, match="weights is 'v', expected 'w'"):
+        StateStore(tmp_path, origin=ORIGIN)
+    assert [path.name for path in tmp_path.iterdir()] == ["origin.json"]
+
+
+def test_full_disk_names_shard_and_bytes(tmp_path, monkeypatch):
+    def full(states, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state_store, "save_file", full)
+    store = StateStore(tmp_path, origin=ORIGIN)
+    fill(store, [0])
+    with pytest.raises(CheckpointError, match=r"states-0-.*: cannot be written: .*No space left.* It needs 120 bytes"):
+        store.flush()
+    assert [path.name for path in tmp_path.iterdir()] == ["origin.json"]
 
 
 def test_folder_with_another_origin_is_refused(tmp_path):
@@ -127,7 +183,7 @@ def written(folder, at=None):
     return utterance(0, audio_filepath=str(folder / "a.wav"))
 
 
-@pytest.mark.parametrize("at", [0, 65_535, SIZE // 2, SIZE - 65_536, SIZE - 1])
+@pytest.mark.parametrize("at", [0, 65_535, 90_000, SIZE // 2, SIZE - 65_536, SIZE - 1])
 def test_file_of_equal_name_and_size_with_other_audio_is_refused(tmp_path, at):
     store = StateStore(tmp_path / "s", origin=ORIGIN)
     store.put(written(tmp_path / "noisy"), states(0), 4)

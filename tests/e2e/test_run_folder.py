@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from ssl_asr.config.run_folder import checkpoint_to_resume, other_run
+from ssl_asr.config.run_folder import other_run
 from ssl_asr.metrics.provenance import git_commit, typed_command
 from ssl_asr.metrics.report import read_predictions
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.training.toy_runs import toy_overrides
 
 
@@ -142,14 +142,6 @@ def test_only_the_first_process_looks_for_another_run(tmp_path, monkeypatch):
     assert [error.where for error in other_run(None, tmp_path)] == ["run_dir"]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not list(other_run(None, tmp_path))
-
-
-def test_auto_finds_the_last_checkpoint(tmp_path):
-    assert checkpoint_to_resume("auto", tmp_path) is None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert checkpoint_to_resume("auto", tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
-    assert checkpoint_to_resume(None, tmp_path) is None
 
 
 def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):

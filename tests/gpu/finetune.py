@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.inference.batches import transcribe_splits
 from ssl_asr.metrics.report import score_predictions
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from ssl_asr.types import SAMPLE_RATE
 from tests.gpu.rows import add_row
 from tests.toys import save_checkpoint

@@ -12,7 +12,7 @@ from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.models.adapters import Adapters
 from ssl_asr.models.freezing import apply_policy
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.toys import FAMILIES, toy_encoder
 from tests.training.toy_runs import build, toy_overrides
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_asr.errors import UserError
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.training.toy_runs import build, config_of, toy_overrides
 
 
@@ -89,6 +89,7 @@ def test_best_checkpoints_are_averaged_and_best_and_average_are_tested(overrides
     folder = tmp_path / "checkpoints"
     top = [read_checkpoint(path) for path in folder.glob("top-*.ckpt")]
     assert len(top) == 2
+    assert not list(folder.glob("*=*"))
     rows = (tmp_path / "metrics" / "metrics.csv").read_text().splitlines()
     names = rows[0].split(",")
     losses = [dict(zip(names, row.split(","), strict=True))["val/loss"] for row in rows[1:]]

@@ -6,7 +6,7 @@ import torch
 from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.toys import FAMILIES, toy_encoder
 from tests.training.toy_runs import build, toy_overrides
 

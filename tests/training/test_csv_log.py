@@ -58,3 +58,13 @@ def test_run_that_starts_again_keeps_the_old_rows_in_another_file(tmp_path):
     log(tmp_path, [(0, {"loss": 1.0})])
     keep_metrics(tmp_path, 0)
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["metrics-before-resume-1.csv"]
+
+
+def test_incomplete_last_line_of_a_killed_process_is_left_out(tmp_path):
+    log(tmp_path, [(step, {"loss": float(step)}) for step in range(13)])
+    path = tmp_path / "metrics" / "metrics.csv"
+    # The line "12.0,12" ends in the middle of a number.
+    path.write_bytes(path.read_bytes()[:-3])
+    keep_metrics(tmp_path, 13)
+    log(tmp_path, [(12, {"loss": 20.0})])
+    assert [float(row["loss"]) for row in rows_of(path)] == [*range(12), 20.0]

@@ -9,7 +9,7 @@ from torch.nn import functional
 from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.model import InferenceOptions, load_model
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from ssl_asr.training.tasks import Joint
 from tests.training.toy_runs import build, config_of, toy_overrides
 

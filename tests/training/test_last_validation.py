@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.training.toy_runs import build, toy_overrides
 
 

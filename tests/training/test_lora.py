@@ -7,7 +7,7 @@ import torch
 
 from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import CheckpointError
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests import toys
 from tests.training.toy_runs import build, toy_overrides
 

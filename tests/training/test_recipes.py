@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssl_asr.build.restore import restore_module
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.training.toy_runs import build, toy_overrides
 
 RECIPES = {

@@ -179,17 +179,39 @@ def test_all_features_together_equal_a_hand_written_loop(
     assert_changed(run.module, start)
 
 
-def test_fp16_overflows_halve_the_loss_scale_and_training_recovers(toy_checkpoints, toy_corpus, tmp_path):
-    more = ["trainer.precision=16-mixed", "trainer.max_nonfinite=40", "freeze=false", "trainer.max_epochs=3"]
+def test_search_for_a_loss_scale_is_one_line_and_no_error(toy_checkpoints, toy_corpus, tmp_path, capsys):
+    more = ["trainer.precision=16-mixed", "trainer.max_nonfinite=2", "freeze=false", "trainer.max_epochs=3"]
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     scaler = run.trainer.precision_plugin.scaler
-    scaler._init_scale = 2.0**40
+    scaler._init_scale = 2.0**23
     run.trainer.fit(run.module, datamodule=run.data)
     skipped = run.module.nonfinite_updates
-    assert skipped > 0
-    assert scaler.get_scale() == 2.0 ** (40 - skipped), "each skipped update halves the scale once"
+    assert skipped > 2, "more than max_nonfinite"
+    assert scaler.get_scale() == 2.0 ** (23 - skipped), "each skipped update halves the scale once"
     assert run.trainer.global_step == run.module.total_updates - skipped
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "fp16" in line or "skipped" in line]
+    assert line == f"fp16: loss scale {2.0 ** (23 - skipped):g}, after {skipped} updates that overflowed were skipped"
+
+
+def test_search_for_a_loss_scale_has_an_end(toy_checkpoints, toy_corpus, tmp_path, capsys):
+    more = ["trainer.precision=16-mixed", "freeze=true", "trainer.max_epochs=30"]
+    run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
+    # A gradient that overflows although the loss is finite.
+    next(run.module.head.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    run.trainer.precision_plugin.scaler._init_scale = 2.0**-10
+    with pytest.raises(TrainingError, match="gradients overflow in fp16 at any loss scale, in 7 updates in a row"):
+        run.trainer.fit(run.module, datamodule=run.data)
+    assert "train" not in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_is_named_with_fp16_too(toy_checkpoints, toy_corpus, tmp_path, capsys):
+    more = ["trainer.precision=16-mixed", "trainer.max_nonfinite=2", "freeze=true"]
+    run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
+    make_loss_nan_for(run, {f"train{i}" for i in range(10)})
+    with pytest.raises(TrainingError, match="2 consecutive updates were not finite; the last had utterances: train"):
+        run.trainer.fit(run.module, datamodule=run.data)
+    assert "update skipped, a loss is not finite; utterances: train" in capsys.readouterr().out
 
 
 def weighted(run, weight):
@@ -295,20 +317,24 @@ def test_non_finite_update_is_skipped_by_both_optimizers_and_names_utterances(
     more = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", "freeze=false"]
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     make_loss_nan_for(run, {"train3"})
+    seen, plain = [], run.module.loss
+    run.module.loss = lambda batch, out=None: (seen.append(batch.ids), plain(batch, out))[1]
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.module.nonfinite_updates == 1
     assert run.trainer.global_step == run.module.total_updates - 1
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
     printed = capsys.readouterr().out
-    assert "update skipped, gradients not finite; utterances: " in printed
-    assert "train3" in printed
+    [line] = [line for line in printed.splitlines() if "update skipped, a loss is not finite; utterances: " in line]
+    # The other batch of the window is finite.
+    named = line.rpartition("utterances: ")[2].split(", ")
+    assert named in [batch_ids for batch_ids in seen if "train3" in batch_ids]
 
 
 def test_consecutive_non_finite_updates_raise_training_error(toy_checkpoints, toy_corpus, tmp_path):
     more = ["trainer.max_nonfinite=2", "freeze=false"]
     run = build(tmp_path, *settings(toy_checkpoints, toy_corpus, *more))
     make_loss_nan_for(run, {f"train{i}" for i in range(10)})
-    with pytest.raises(TrainingError, match="2 consecutive updates were not finite; the last had train"):
+    with pytest.raises(TrainingError, match="2 consecutive updates were not finite; the last had utterances: train"):
         run.trainer.fit(run.module, datamodule=run.data)
 
 

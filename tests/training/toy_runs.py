@@ -17,7 +17,7 @@ from ssl_asr.config.options import plain
 from ssl_asr.config.resolve import resolve
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import hush
-from ssl_asr.training.checkpointing import read_checkpoint
+from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.command_runner import REPO
 
 

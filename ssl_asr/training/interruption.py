@@ -1,0 +1,191 @@
+"""Stops training after an update, on all ranks together, when a signal asks for it.
+
+    after an update        save last.ckpt, stop
+    during a validation    leave out its remaining batches, save last.ckpt as it is before the validation, stop
+    during a test          leave out its remaining batches, stop
+
+A signal may reach one rank only. Ranks tell each other with the counts of an update, and at the end of a validation or
+test, where all of them arrive. During validation and test, which have other numbers of batches on other ranks, a rank
+leaves a note for the others in torch's store of key and value.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from ssl_asr.config.interruption import Interruption
+from ssl_asr.errors import UserError
+from ssl_asr.training.updates import UpdateLoop
+
+_NOTE = "ssl_asr/stop"
+
+
+class StopOnSignal(Callback):
+    """Stops a run at the next update after a signal. See the text of the module.
+
+    Args:
+        interruption: The signals of this process.
+        folder: Folder of the checkpoints, or None to write none.
+    """
+
+    def __init__(self, interruption: Interruption, folder: Path | None) -> None:
+        self.interruption, self.folder = interruption, folder
+        self._cut = False
+        self._has_note = False
+
+    @property
+    def noted(self) -> int:
+        """The signal that this rank has received, or 0."""
+        return self.interruption.signal or 0
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the module's updates ask for the signal."""
+        assert isinstance(pl_module, UpdateLoop)
+        pl_module.noted_signal = lambda: self.noted
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after an update, unless a validation follows, which stops at its first batch."""
+        self.interruption.moved()
+        assert isinstance(pl_module, UpdateLoop)
+        number = pl_module.agreed_signal
+        if number and not validation_follows(trainer):
+            self._leave(trainer, number, save=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between training and test. The last checkpoint is written."""
+        self._agree_and_leave(trainer, save=False)
+
+    # Validation and test ---------------------------------------------------------------------------------------
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave out this batch and all others if any rank has received a signal."""
+        self.interruption.moved()
+        if self._any_rank_is_told():
+            self._cut = True
+            # Lightning ends the loop, as at the end of a loader.
+            raise StopIteration
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop if any rank left out batches. The validation is done again when the run is resumed."""
+        if not self._any_rank_cut(trainer):
+            return
+        # A run that has made its last update is not resumed at its last validation.
+        save = not trainer.sanity_checking and trainer.global_step != trainer.max_steps
+        if save:
+            _undo_validation(trainer)
+        self._agree_and_leave(trainer, save=save)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop if any rank left out batches."""
+        if self._any_rank_cut(trainer):
+            self._agree_and_leave(trainer, save=False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """End the other processes of this machine if this one has an error for the user. They would wait for it."""
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, UserError | OSError) and trainer.global_rank == 0 and launcher is not None:
+            launcher.kill(signal.SIGKILL)
+
+    # Agreement -------------------------------------------------------------------------------------------------
+
+    def _any_rank_is_told(self) -> bool:
+        if not torch.distributed.is_initialized():
+            return self.noted > 0
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if self.noted and not self._has_note:
+            store.set(_NOTE, str(self.noted))
+            self._has_note = True
+        return self.noted > 0 or bool(store.check([_NOTE]))
+
+    def _any_rank_cut(self, trainer: L.Trainer) -> bool:
+        return largest_over_ranks(trainer, int(self._cut)) > 0
+
+    def _agree_and_leave(self, trainer: L.Trainer, *, save: bool) -> None:
+        number = largest_over_ranks(trainer, self.noted)
+        if number:
+            self._leave(trainer, number, save=save)
+
+    def _leave(self, trainer: L.Trainer, number: int, *, save: bool) -> NoReturn:
+        if save and self.folder is not None:
+            with self.interruption.unlimited():
+                trainer.save_checkpoint(self.folder / "last.ckpt")
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        started_by_lightning = environment is not None and not environment.creates_processes_externally
+        # If a process that Lightning started does not return 0, Lightning kills the first one.
+        self.interruption.leave(number, 0 if started_by_lightning and trainer.local_rank > 0 else None)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves ``last.ckpt`` at the end of each epoch, or every few updates.
+
+    If a validation follows the update, the checkpoint is saved after it. Lightning does not validate when it resumes
+    from a checkpoint that was saved between the two.
+
+    Args:
+        folder: Folder of the checkpoint.
+        every_n_updates: Number of updates between checkpoints, or None to save at the end of each epoch.
+    """
+
+    def __init__(self, folder: Path, *, every_n_updates: int | None) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            save_top_k=1,
+            every_n_train_steps=every_n_updates,
+            save_on_train_epoch_end=True if every_n_updates is None else None,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        self._every_n_updates = every_n_updates
+        self._due = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, or note that a checkpoint is due after the validation."""
+        due = self._every_n_updates is not None and trainer.global_step % self._every_n_updates == 0
+        self._due = due and validation_follows(trainer)
+        if due and not self._due:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if a checkpoint is due."""
+        if self._due and not trainer.sanity_checking:
+            self._due = False
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates after the current training batch."""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _undo_validation(trainer: L.Trainer) -> None:
+    """Set the counters of a validation so that a checkpoint says that it has to be done."""
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.current.reset()
+    progress.total.reset()
+    # What Lightning takes for a validation that was stopped in a batch.
+    progress.total.ready = progress.total.started = 1
+
+
+def largest_over_ranks(trainer: L.Trainer, number: int) -> int:
+    """The largest of the numbers of all ranks."""
+    if trainer.world_size == 1:
+        return number
+    largest = torch.tensor(number, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return int(largest)
