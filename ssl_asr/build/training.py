@@ -1,6 +1,6 @@
 """From a resolved configuration to everything a training run needs."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,14 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
-from ssl_asr.textfiles import to_json, written_whole
+from ssl_asr.textfiles import written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
+from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.tasks import ModuleParts
 from ssl_asr.training.trainer import check_accelerator, make_trainer, seed_everything
 
@@ -71,6 +72,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         console=console,
     )
     data.select()
+    module.skips = LateSkips(data.selections, max_fraction=config.data.max_skip_fraction)
     cache = config.state_cache.build(
         module.speech_encoder,
         reads_layers=module.reads_layers,
@@ -189,12 +191,16 @@ def _build_trainer(config: TrainConfig, folder: Path, module: ASRModule, console
     )
 
 
-def write_beginning(run: TrainingRun, folder: Path) -> None:
-    """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
+def write_beginning(run: TrainingRun, folder: Path, *, resumed: bool) -> None:
+    """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``.
+
+    Args:
+        run: The run.
+        folder: Its folder.
+        resumed: Whether an earlier part of the run may have written ``skipped.jsonl``.
+    """
     from ssl_asr.config.nodes import as_yaml
 
     with written_whole(folder / "config.yaml") as file:
         file.write(as_yaml(plain(run.config)))
-    rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
-    with written_whole(folder / "skipped.jsonl") as file:
-        file.writelines(to_json(row) + "\n" for row in rows)
+    run.module.skips.open(folder / "skipped.jsonl", resumed=resumed)

@@ -221,6 +221,8 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
         format: Output format, or a list of several formats, for which ``output`` is a folder. ``json`` is one file for
             each recording. null takes the format from the name of ``output``.
         times: Write the times of words, with this measure of confidence. null leaves it to the format.
+        max_skip_fraction: Largest fraction of the recordings that may be skipped. If more are skipped, the transcripts
+            of the other recordings are written, and the command ends with an error.
     """
 
     section: ClassVar[str] = "Transcription"
@@ -231,6 +233,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
     output: OutputPath | None = None
     format: Format | Formats | None = None
     times: Confidence | None = None
+    max_skip_fraction: Fraction = 0.05
     num_workers: NonNegativeInt = 0
 
 

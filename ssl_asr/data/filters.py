@@ -1,10 +1,12 @@
 """Filter the utterances of a manifest before a run, with a reason for each dropped utterance."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +15,9 @@ from rich.table import Table
 
 from ssl_asr.data.audio import check_header
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.media import Header
 from ssl_asr.errors import AudioError, ManifestError
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
 # Threads that read audio headers.
@@ -52,12 +56,15 @@ class Selection:
         manifest: All utterances.
         kept: Usable utterances.
         skips: Dropped utterances with reasons.
+        changes: Number of kept utterances whose audio is changed when it is read, by change: resampled from another
+            sample rate, or mixed from several channels. Empty if headers are not opened.
     """
 
     name: str
     manifest: Manifest
     kept: Manifest
     skips: list[Skip] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
 
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
@@ -109,12 +116,18 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) 
     return fault
 
 
-def _audio_fault(utterance: Utterance) -> Skip | None:
+def _opened(utterance: Utterance) -> Header | Skip:
     try:
-        check_header(utterance)
+        return check_header(utterance)
     except AudioError as error:
         return _skip(utterance, error.reason, str(error))
-    return None
+
+
+def _changes(utterance: Utterance, header: Header) -> list[str]:
+    """How the audio is changed when it is read."""
+    found = [] if header.rate == SAMPLE_RATE else [f"resampled from {header.rate:,} Hz"]
+    mixed = header.channels > 1 and utterance.channel is None
+    return [*found, f"{header.channels} channels become one"] if mixed else found
 
 
 def _skip(utterance: Utterance, reason: str, detail: str) -> Skip:
@@ -147,39 +160,74 @@ def select(
     """
     kept: list[int] = []
     skips: list[Skip] = []
+    changes: Counter[str] = Counter()
     with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
-        faults = pool.map(_audio_fault, manifest) if check_audio else (None for _ in manifest)
-        rows = zip(manifest, faults, strict=True)
+        headers = pool.map(_opened, manifest) if check_audio else (None for _ in manifest)
+        rows = zip(manifest, headers, strict=True)
         bar = track(rows, f"check {name}", total=len(manifest), transient=True, disable=not progress)
-        for index, (utterance, audio_fault) in enumerate(bar):
-            fault = audio_fault or fault_of(utterance, limits, tokenizer)
+        for index, (utterance, header) in enumerate(bar):
+            fault = header if isinstance(header, Skip) else fault_of(utterance, limits, tokenizer)
             if fault is None:
                 kept.append(index)
+                changes.update(_changes(utterance, header) if isinstance(header, Header) else [])
             else:
                 skips.append(fault)
     if not kept and not may_be_empty:
         counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
         what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
         raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
-    return Selection(name, manifest, manifest.select(np.asarray(kept)), skips)
+    return Selection(name, manifest, manifest.select(np.asarray(kept)), skips, changes)
 
 
-def check_skips(selection: Selection, max_skip_fraction: float) -> None:
+def skip_rows(split: str, skips: Iterable[Skip]) -> list[dict[str, Any]]:
+    """Rows of ``skipped.jsonl``."""
+    return [{"split": split, **asdict(skip)} for skip in skips]
+
+
+def write_skips(path: Path, skips: Mapping[str, Sequence[Skip]]) -> None:
+    """Write ``skipped.jsonl``: one line for each skip, with the name of its split."""
+    with written_whole(path) as file:
+        for split, some in skips.items():
+            file.writelines(to_json(row) + "\n" for row in skip_rows(split, some))
+
+
+def skips_error(
+    manifest: Manifest,
+    skips: Sequence[Skip],
+    max_skip_fraction: float,
+    *,
+    prefix: str = "data.",
+    count: int | None = None,
+) -> ManifestError:
+    """The error for a manifest that loses too many utterances.
+
+    Args:
+        manifest: The whole manifest.
+        skips: Dropped utterances.
+        max_skip_fraction: Largest fraction that may be dropped.
+        prefix: Start of the key ``max_skip_fraction`` in the command's config.
+        count: Number of dropped utterances. Default: None (the length of ``skips``).
+    """
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(skip.reason for skip in skips).most_common())
+    first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in skips[:5])
+    number = len(skips) if count is None else count
+    what = f"{number:,} of {len(manifest):,} utterances dropped ({reasons}): {first}"
+    remedy = f"correct them, or raise {prefix}max_skip_fraction (now {max_skip_fraction:g})"
+    return ManifestError(str(manifest.path), what, remedy)
+
+
+def check_skips(selection: Selection, max_skip_fraction: float, *, prefix: str = "data.") -> None:
     """Check the number of dropped utterances of a split.
 
     Raises:
         ManifestError: More than ``max_skip_fraction`` of the utterances were dropped.
     """
-    fraction = len(selection.skips) / len(selection.manifest)
-    if fraction > max_skip_fraction:
-        first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in selection.skips[:5])
-        what = f"{len(selection.skips)} of {len(selection.manifest)} utterances dropped: {first}"
-        remedy = f"correct them, or raise data.max_skip_fraction (now {max_skip_fraction:g})"
-        raise ManifestError(str(selection.manifest.path), what, remedy)
+    if len(selection.skips) / len(selection.manifest) > max_skip_fraction:
+        raise skips_error(selection.manifest, selection.skips, max_skip_fraction, prefix=prefix)
 
 
 def print_selections(selections: Sequence[Selection], console: Console) -> None:
-    """Print a table of kept and dropped utterances, with a row for each reason."""
+    """Print a table of kept and dropped utterances, with a row for each reason and each change of their audio."""
     table = Table(title="Data", title_justify="left")
     for column in ("split", "utterances", "hours", "kept or dropped"):
         table.add_column(column, justify="right" if column in ("utterances", "hours") else "left")
@@ -192,6 +240,8 @@ def print_selections(selections: Sequence[Selection], console: Console) -> None:
             names = ", ".join(skip.id for skip in skips[:3]) + (" …" if len(skips) > 3 else "")
             dropped = sum(skip.duration for skip in skips) / 3600
             table.add_row("", f"{len(skips):,}", f"{dropped:.2f}", f"dropped, {reason}: {names}")
+        for change, count in selection.changes.most_common():
+            table.add_row("", f"{count:,}", "", change)
     console.print(table)
 
 

@@ -101,6 +101,18 @@ class Summary:
         if self.done == 0:
             raise ConfigError(self.key, f"nothing could be {self.verb}", "see the lines above")
 
+    def check(self, max_skip_fraction: float) -> None:
+        """Check the number of skipped recordings.
+
+        Raises:
+            ConfigError: More than ``max_skip_fraction`` of the recordings were skipped.
+        """
+        if self.count and len(self.skips) / self.count > max_skip_fraction:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
+            what = f"{len(self.skips)} of {self.count} recordings were skipped ({reasons}); the other ones are done"
+            remedy = f"correct them, or raise max_skip_fraction (now {max_skip_fraction:g})"
+            raise ConfigError(self.key, what, remedy)
+
     def _table(self) -> Table:
         table = Table(title="Recordings", title_justify="left")
         table.add_column("")

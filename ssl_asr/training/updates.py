@@ -30,7 +30,8 @@ from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
-from ssl_asr.types import Batch, Skip
+from ssl_asr.training.skips import LateSkips
+from ssl_asr.types import Batch
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
@@ -63,7 +64,7 @@ class UpdateLoop(L.LightningModule):
         self.automatic_optimization = False
         self.sides, self.optim = sides, optim
         self.nonfinite_updates = 0
-        self.skipped_audio: dict[str, list[Skip]] = {}
+        self.skips = LateSkips()
         self._pretrained = (encoder,)  # in a tuple, so that only the subclass registers the encoder
         self._total_updates = 0
         self._nonfinite_in_a_row = 0
@@ -169,7 +170,7 @@ class UpdateLoop(L.LightningModule):
         with nullcontext() if ends_window else self._without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append((loss.count.detach(), batch.ids))
-        self.skipped_audio.setdefault("train", []).extend(batch.skipped)
+        self.skips.add("train", batch.skipped)
         if any(utterance.weight > 0 for utterance in batch.utterances):
             self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
         if len(batch):
@@ -198,11 +199,12 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        count = self._over_ranks(torch.stack([count for count, _ in window]).sum())
+        count, skipped = self._over_ranks(torch.stack([self._count(window), self._skipped("train")]))
         mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
         norm = nn.utils.get_total_norm(gradients) * mean_factor
-        # One transfer from the device for both questions.
-        finite, empty = torch.stack([torch.isfinite(norm), count == 0]).tolist()
+        # One transfer from the device for all three questions.
+        finite, empty, late = torch.stack([torch.isfinite(norm).to(count), (count == 0).to(count), skipped]).tolist()
+        self.skips.count("train", int(late), self.current_epoch)
         if empty:
             self._without_update(optimizers, scaler)
             return
@@ -217,7 +219,15 @@ class UpdateLoop(L.LightningModule):
             scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._count_nonfinite(finite, [i for _, ids in window for i in ids], overflow=scaler is not None)
+        self._count_nonfinite(bool(finite), [i for _, ids in window for i in ids], overflow=scaler is not None)
+
+    @staticmethod
+    def _count(window: list[tuple[Tensor, list[str]]]) -> Tensor:
+        return torch.stack([count for count, _ in window]).sum().float()
+
+    def _skipped(self, split: str) -> Tensor:
+        """Number of utterances of this rank that could not be read since the last call. float32 counts to 2^24."""
+        return torch.tensor(float(self.skips.uncounted(split)), device=self.device)
 
     def _over_ranks(self, count: Tensor) -> Tensor:
         """Sum over all ranks."""
@@ -290,6 +300,11 @@ class UpdateLoop(L.LightningModule):
         """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.trainer.global_step - 1)
 
+    def on_train_epoch_start(self) -> None:
+        """Count the unreadable utterances of each epoch."""
+        self.skips.begin("train")
+
     def on_train_epoch_end(self) -> None:
-        """Log the number of skipped updates so far."""
+        """Log the number of skipped updates so far, and write and show what could not be read in this epoch."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
+        self.skips.finish("train", self.current_epoch)
