@@ -38,7 +38,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_run, training_run
-from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig
+from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.types import (
     Expected,
@@ -371,6 +371,7 @@ Command = (
     | CompareConfig
     | LmConfig
     | TuneDecodingConfig
+    | CheckConfig
     | CorpusConfig
     | DemoConfig
 )
@@ -383,6 +384,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "compare": CompareConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,
+    "check": CheckConfig,
     "corpus": CorpusConfig,
     "demo": DemoConfig,
 }

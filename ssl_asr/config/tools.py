@@ -1,12 +1,12 @@
-"""The configuration of commands that need no model: comparison and synthesized corpora. See `config.schemas`."""
+"""The configuration of commands that are not about one model: comparison, checks, synthesized corpora."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ssl_asr.config.parts import Scoring
-from ssl_asr.types import InputPath, NonNegativeInt, OutputPath, PositiveInt
+from ssl_asr.config.parts import Extended, Named, Scoring
+from ssl_asr.types import Downmix, InputPath, ModelName, NonNegativeInt, NormalizerName, OutputPath, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,38 @@ class CompareConfig(Scoring):
     second: InputPath
     output: OutputPath | None = None
     worst: NonNegativeInt = 5
+    verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(Extended):
+    """Decode and read everything that manifests name, and report what is wrong with it.
+
+    Writes check.json, check.html with plots, a cleaned copy of each manifest in clean/, and skipped.jsonl with the
+    reason of each line that is left out. The exit code is 0 without errors (warnings and notes are no errors), 1 if
+    there are errors, and 2 if the check itself cannot run.
+
+    Attributes:
+        manifest: Manifests: a path, a list of paths, or paths by name. The key may be left out. A manifest whose name
+            contains ``train`` is a training split. Without such a name, the first manifest is.
+        output_dir: Folder of the report and of the cleaned manifests.
+        model: Run directory, checkpoint file, ``backbone`` option, or name of a pretrained checkpoint. Training lines
+            have to fit it. null checks no limits.
+        normalizer: Text normalizer of texts that are compared.
+        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``.
+        threads: Number of threads that decode.
+        verbose: Show progress bars and tables.
+    """
+
+    section: ClassVar[str] = "Check"
+    positional: ClassVar[tuple[str, ...]] = ("manifest",)
+
+    manifest: Named
+    output_dir: OutputPath = "check"
+    model: ModelName | None = None
+    normalizer: NormalizerName = "lower"
+    downmix: Downmix = "mean"
+    threads: PositiveInt = 4
     verbose: bool = True
 
 
