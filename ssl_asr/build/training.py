@@ -11,6 +11,7 @@ from ssl_asr.build.parts import PretrainedCheckpoint
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import say_to
+from ssl_asr.data.doctor.leakage import check_leakage
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
@@ -27,7 +28,7 @@ from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import check_accelerator, make_trainer, seed_everything
+from ssl_asr.training.trainer import check_accelerator, is_first_process, make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -62,6 +63,13 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     seed_everything(config.seed)
     config.data.prepare()
     manifests = read_manifests(config.data)
+    check_leakage(
+        manifests,
+        max_leakage=config.data.max_leakage,
+        contents=config.data.check_audio,
+        console=console,
+        warns=is_first_process(),
+    )
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(
         config=config.data,

@@ -42,6 +42,8 @@ class DataConfig:
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
+        max_leakage: Largest fraction of a dev or test split whose audio may also be in train, under whatever name. 1
+            skips the check for shared audio, texts and speakers.
     """
 
     train: ManifestPath | None
@@ -59,6 +61,7 @@ class DataConfig:
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
+    max_leakage: Fraction
 
     def prepare(self) -> None:
         """Called before the manifests are read. A corpus of your own may download or create its files here.

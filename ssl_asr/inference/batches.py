@@ -322,6 +322,7 @@ def inference_data(
         on_bad_audio=run.on_bad_audio,
         max_skip_fraction=run.max_skip_fraction,
         allow_duplicate_ids=True,
+        max_leakage=1.0,
     )
     data = ASRDataModule(
         config=config, manifests=manifests, tokenizer=tokenizer, limits=limits, seed=0, console=console, prefix=""

@@ -152,7 +152,7 @@ def _place(utterance: Utterance) -> str:
 
 
 def check_leakage(
-    manifests: Mapping[str, Manifest], *, max_leakage: float, contents: bool, console: Console | None
+    manifests: Mapping[str, Manifest], *, max_leakage: float, contents: bool, console: Console | None, warns: bool
 ) -> None:
     """Look for audio, texts and speakers of dev and test splits in the train split, and print a table of them.
 
@@ -160,7 +160,8 @@ def check_leakage(
         manifests: The manifests of a run; ``train`` is the training split.
         max_leakage: Largest fraction of a dev or test split whose audio may be in train. 1 skips the check.
         contents: Whether to look for files of the same content under other names.
-        console: Where the table is printed; None prints audio and long texts as lines on standard error.
+        console: Where the table is printed; None prints no table.
+        warns: Whether to print a line for audio and long texts on standard error if there is no console.
 
     Raises:
         ManifestError: A split shares more audio than allowed, or nine tenths of it are long texts that train has.
@@ -178,7 +179,7 @@ def check_leakage(
     ]
     if console is not None and found:
         console.print(leakage_table(found, manifests))
-    if console is None:
+    elif warns:
         for (split, kind), some in found.items():
             if level_of(kind) != "note" and (split, kind) not in bad:
                 what = f"{len(some):,} of {len(manifests[split]):,} utterances: {kind}, the first is {some[0].id}"
