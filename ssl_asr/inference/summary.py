@@ -18,6 +18,8 @@ from ssl_asr.types import Skip
 
 # Skips of one reason that are printed, if a file has all of them.
 _SHOWN = 20
+# Reasons of recordings that are named twice, and of files that folders hold besides recordings.
+_PASSED_OVER = {"duplicate", "hidden", "suffix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,15 @@ class Summary:
             raise ConfigError(self.key, f"nothing could be {self.verb}", "see the lines above")
 
     def check(self, max_skip_fraction: float) -> None:
-        """Check the number of skipped recordings.
+        """Check the number of recordings that could not be used. Recordings that are done once anyway do not count.
 
         Raises:
-            ConfigError: More than ``max_skip_fraction`` of the recordings were skipped.
+            ConfigError: More than ``max_skip_fraction`` of the recordings could not be used.
         """
-        if self.count and len(self.skips) / self.count > max_skip_fraction:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
-            what = f"{len(self.skips)} of {self.count} recordings were skipped ({reasons}); the other ones are done"
+        failed = Counter(skip.reason for skip in self.skips if skip.reason not in _PASSED_OVER)
+        if self.count and failed.total() / self.count > max_skip_fraction:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
+            what = f"{failed.total()} of {self.count} recordings could not be {self.verb} ({reasons}). The rest is done"
             remedy = f"correct them, or raise max_skip_fraction (now {max_skip_fraction:g})"
             raise ConfigError(self.key, what, remedy)
 

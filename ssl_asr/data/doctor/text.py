@@ -101,8 +101,10 @@ def _unseen(manifests: Mapping[str, Manifest], training: Collection[str], normal
 def rate_findings(split: str, utterances: Sequence[Utterance], seconds_N: NDArray[np.float64]) -> Iterator[Finding]:
     """Utterances whose duration does not go with the length of their text.
 
-    The usual duration is ``pause + characters * time``, see `usual_durations`. An utterance is an outlier if its
-    duration is a factor of more than 1.6 away, and by more than five robust standard deviations of the logarithm.
+    The usual duration is ``pause + characters * time``, see `usual_durations`. An utterance is an outlier if both its
+    duration, compared with the usual one, and its characters per second, compared with the median, are a factor of more
+    than 1.6 away, and by more than five robust standard deviations of the logarithm. The fitted
+    line is uncertain at its ends, and the characters per second of very short texts vary, so that both are needed.
 
     Args:
         split: Name of the manifest.
@@ -113,14 +115,20 @@ def rate_findings(split: str, utterances: Sequence[Utterance], seconds_N: NDArra
     if len(utterances) < _FEWEST:
         return
     usual_N = usual_durations(characters_N, seconds_N)
-    log_N = np.log(seconds_N / usual_N)
-    log_N -= np.median(log_N)
-    spread = 1.4826 * float(np.median(np.abs(log_N)))
-    limit = max(_DEVIATIONS * spread, float(np.log(_FACTOR)))
-    for i in np.flatnonzero(np.abs(log_N) > limit).tolist():
-        rate = characters_N[i] / seconds_N[i]
-        what = f"{characters_N[i]:.0f} characters in {seconds_N[i]:.2f} s ({rate:.1f} per second), usually "
+    rates_N = np.maximum(characters_N, 1) / seconds_N
+    # Slow where the duration is long.
+    apart_N = _beyond(seconds_N / usual_N) - _beyond(rates_N)
+    for i in np.flatnonzero(np.abs(apart_N) == 2).tolist():
+        what = f"{characters_N[i]:.0f} characters in {seconds_N[i]:.2f} s ({rates_N[i]:.1f} per second), usually "
         yield Finding.of(split, utterances[i], "rate_outlier", f"{what}{usual_N[i]:.2f} s for such a text")
+
+
+def _beyond(ratios_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """1 for ratios far above the median, -1 for ratios far below it, and 0 for all others."""
+    log_N = np.log(ratios_N)
+    log_N -= np.median(log_N)
+    limit = max(_DEVIATIONS * 1.4826 * float(np.median(np.abs(log_N))), float(np.log(_FACTOR)))
+    return np.sign(log_N).astype(np.int64) * (np.abs(log_N) > limit)
 
 
 def usual_durations(characters_N: NDArray[np.float64], seconds_N: NDArray[np.float64]) -> NDArray[np.float64]:
