@@ -2,14 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssl_asr.config.tools import CheckConfig
 from ssl_asr.errors import overwrites
-
-if TYPE_CHECKING:
-    from ssl_asr.data.doctor.text import ModelLimits
-    from ssl_asr.data.manifest import Manifest
 
 EXIT_FINDINGS = 1
 
@@ -21,6 +16,7 @@ def check(config: CheckConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.data.doctor.report import clean_path, examine, write_clean
     from ssl_asr.data.manifest import read_manifest
     from ssl_asr.data.text import get_normalizer
+    from ssl_asr.inference.text_check import add_mismatches, model_limits
     from ssl_asr.textfiles import overwritten, to_json, written_whole
 
     hush()
@@ -36,11 +32,13 @@ def check(config: CheckConfig, folder: Path) -> float | None:  # noqa: ARG001
     report = examine(
         manifests,
         normalize=get_normalizer(config.normalizer),
-        model=None if config.model is None else _limits(config, config.model, manifests),
+        model=None if config.model is None else model_limits(config.model, manifests, extensions=config.extensions),
         downmix=config.downmix,
         threads=config.threads,
         progress=console is not None,
     )
+    if config.transcribe and config.model is not None:
+        add_mismatches(report, config, manifests, console)
     write_clean(report, manifests, output)
     with written_whole(output / "check.json") as file:
         file.write(to_json(report.record(), indent=1) + "\n")
@@ -54,13 +52,3 @@ def check(config: CheckConfig, folder: Path) -> float | None:  # noqa: ARG001
     if report.errors:
         sys.exit(EXIT_FINDINGS)
     return None
-
-
-def _limits(config: CheckConfig, model: str, manifests: "dict[str, Manifest]") -> "ModelLimits":
-    """The limits of the model, with the characters of the training splits if it has no tokenizer."""
-    from ssl_asr.data.doctor.text import ModelLimits, training_names
-    from ssl_asr.inference.model import InferenceOptions, load_limits
-
-    train = [utterance for name in training_names(manifests) for utterance in manifests[name]]
-    limits, tokenizer = load_limits(model, InferenceOptions(extensions=tuple(config.extensions)), train)
-    return ModelLimits(name=model, limits=limits, tokenizer=tokenizer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ssl_asr.config.parts import Extended, Named, Scoring
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import Downmix, InputPath, ModelName, NonNegativeInt, NormalizerName, OutputPath, PositiveInt
 
 
@@ -45,6 +47,7 @@ class CheckConfig(Extended):
         output_dir: Folder of the report and of the cleaned manifests.
         model: Run directory, checkpoint file, ``backbone`` option, or name of a pretrained checkpoint. Training lines
             have to fit it. null checks no limits.
+        transcribe: Also transcribe every utterance with the model, to find texts that do not go with their audio.
         normalizer: Text normalizer of texts that are compared.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``.
         threads: Number of threads that decode.
@@ -57,10 +60,16 @@ class CheckConfig(Extended):
     manifest: Named
     output_dir: OutputPath = "check"
     model: ModelName | None = None
+    transcribe: bool = False
     normalizer: NormalizerName = "lower"
     downmix: Downmix = "mean"
     threads: PositiveInt = 4
     verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        if self.transcribe and self.model is None:
+            yield ConfigError("transcribe", "needs a model", "give model=…, or leave transcribe out")
 
 
 @dataclass(frozen=True, kw_only=True)

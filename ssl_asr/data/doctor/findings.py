@@ -17,8 +17,10 @@ too_many_tokens         error    the text does not fit into the decoder of the m
 ctc_target_too_long     error    the text needs more frames than the audio has
 unseen_labels           error    the tokenizer of the model cannot spell the text
 duplicate_id            error    the id is that of an earlier line of the split
-leaked_audio            error    the audio is also in a training split
+leaked_audio            error    the audio is also in a training split. The line is kept: the training line is not
+in_evaluation           error    the audio of the training line is also in another split
 rate_outlier            warning  far more or fewer characters per second than all others: another text or duration
+text_mismatch           warning  a model transcribes the audio as another text
 longer_than_manifest    warning  the file goes on after the duration of its only line
 duplicate_audio         warning  the samples are those of an earlier line of the split
 duplicate_path          warning  the file and span are those of an earlier line of the split
@@ -42,12 +44,13 @@ Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 _WARNINGS = {
-    *("rate_outlier", "longer_than_manifest", "duplicate_audio", "duplicate_path", "leaked_text", "unseen_characters"),
+    *("rate_outlier", "text_mismatch", "longer_than_manifest", "duplicate_audio", "duplicate_path"),
+    *("leaked_text", "unseen_characters"),
     *("clipped", "cut_off", "damaged", "dc_offset", "over_range", "opposite_phase", "integers_as_floats"),
 }
 _NOTES = {"resampled", "several_channels", "duplicate_text", "shared_text", "shared_speaker"}
 # Findings besides errors whose lines are left out of cleaned manifests.
-DROPPED = frozenset({"rate_outlier", "duplicate_audio", "duplicate_path"})
+DROPPED = frozenset({"rate_outlier", "text_mismatch", "duplicate_audio", "duplicate_path"})
 
 
 def level_of(finding: str) -> Level:
@@ -88,7 +91,7 @@ class Finding:
     @property
     def drops(self) -> bool:
         """Whether the line is left out of the cleaned manifest."""
-        return self.level == "error" or self.finding in DROPPED
+        return self.finding in DROPPED or (self.level == "error" and self.finding != "leaked_audio")
 
     def skip(self) -> Skip:
         """The reason why the line is left out."""

@@ -85,6 +85,8 @@ def leakage(
 ) -> Iterator[Finding]:
     """Findings in lines of evaluation splits that share audio, texts or speakers with a training split.
 
+    A training line whose audio is in evaluation has a finding too.
+
     Args:
         manifests: Manifests by name.
         training: Names of training splits.
@@ -98,7 +100,7 @@ def leakage(
         if split not in training or not index.files:
             continue
         for utterance in manifest:
-            for found in _shared(index, utterance, normalize, alike, contents=contents):
+            for found in _shared(index, split, utterance, normalize, alike, contents=contents):
                 key = (found.split, found.where or found.id, found.finding)
                 if key not in seen:
                     seen.add(key)
@@ -106,16 +108,22 @@ def leakage(
 
 
 def _shared(
-    index: _Index, utterance: Utterance, normalize: Normalizer, alike: dict[str, str | None], *, contents: bool
+    index: _Index,
+    training: str,
+    utterance: Utterance,
+    normalize: Normalizer,
+    alike: dict[str, str | None],
+    *,
+    contents: bool,
 ) -> Iterator[Finding]:
-    """What a training line shares with lines of evaluation."""
+    """What a line of a training split shares with lines of evaluation."""
     path = file_key(utterance.audio_filepath)
     if path not in alike and contents:
         alike[path] = _copy_of(index, path)
     same_file = index.files.get((path, None), [])
     for split, other in [*same_file, *index.files.get((alike.get(path) or "", None), [])]:
         if _overlap(utterance, other):
-            yield Finding.of(split, other, "leaked_audio", f"the audio is also in training, at {_place(utterance)}")
+            yield from leaked_audio(training, utterance, split, other)
     text = normalize(utterance.text, utterance.lang).strip()
     for split, other in index.texts.get(hash(text), []) if text else []:
         kind = "leaked_text" if is_long(text) else "shared_text"
@@ -124,6 +132,12 @@ def _shared(
     speaker = speaker_of(utterance)
     for split, other in index.speakers.pop(speaker, []) if speaker is not None else []:
         yield Finding.of(split, other, "shared_speaker", f"speaker {speaker} is also in training")
+
+
+def leaked_audio(training: str, utterance: Utterance, split: str, other: Utterance) -> Iterator[Finding]:
+    """The two findings for a training line and an evaluation line of the same audio."""
+    yield Finding.of(split, other, "leaked_audio", f"the audio is also in training, at {_place(utterance)}")
+    yield Finding.of(training, utterance, "in_evaluation", f"the audio is also in {split}, at {_place(other)}")
 
 
 def _copy_of(index: _Index, path: str) -> str | None:
@@ -170,7 +184,8 @@ def check_leakage(
         return
     found: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for one in leakage(manifests, {"train"}, get_normalizer("lower"), contents=contents):
-        found[one.split, one.finding].append(one)
+        if one.split != "train":
+            found[one.split, one.finding].append(one)
     shares = {key: len(some) / len(manifests[key[0]]) for key, some in found.items()}
     bad = [
         key

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ssl_asr.data.doctor.audio import Heard, hear
 from ssl_asr.data.doctor.findings import LEVELS, Finding, Level, level_of
-from ssl_asr.data.doctor.leakage import leakage, speaker_of
+from ssl_asr.data.doctor.leakage import leakage, leaked_audio, speaker_of
 from ssl_asr.data.doctor.text import ModelLimits, characters_of, rate_findings, text_findings, training_names
 from ssl_asr.data.filters import write_skips
 from ssl_asr.data.identity import identity
@@ -138,6 +138,11 @@ class Report:
                 reasons.setdefault((one.where, one.id), one.skip())
         return list(reasons.values())
 
+    def kept(self, split: str, manifest: Manifest) -> Manifest:
+        """The lines of a manifest that its cleaned copy has."""
+        left_out = {(skip.where, skip.id) for skip in self.dropped(split)}
+        return manifest.select([i for i, one in enumerate(manifest) if (one.where, one.id) not in left_out])
+
     def record(self) -> dict[str, Any]:
         """Plain data for ``check.json``."""
         return {
@@ -232,14 +237,14 @@ def _same_samples(heard: Heard, digests: dict[str, Utterance]) -> Iterator[Findi
         yield Finding.of(heard.split, heard.utterance, "duplicate_audio", what)
 
 
-def _leaked_samples(digests: Mapping[str, Mapping[str, Utterance]], training: Iterable[str]) -> Iterator[Finding]:
-    """Lines of evaluation splits with the samples of a training line, in whatever format."""
-    trained = {digest: one for name in training for digest, one in digests[name].items()}
-    for name in digests.keys() - set(training):
-        for digest, utterance in digests[name].items():
-            if digest in trained and trained[digest].where != utterance.where:
-                what = f"the audio is also in training, at {trained[digest].where}"
-                yield Finding.of(name, utterance, "leaked_audio", what)
+def _leaked_samples(digests: Mapping[str, Mapping[str, Utterance]], training: Collection[str]) -> Iterator[Finding]:
+    """Lines of training and evaluation with the same samples, in whatever format."""
+    trained = {digest: (name, one) for name in training for digest, one in digests[name].items()}
+    for split in digests.keys() - set(training):
+        for digest, other in digests[split].items():
+            name, utterance = trained.get(digest, ("", other))
+            if utterance.where != other.where:
+                yield from leaked_audio(name, utterance, split, other)
 
 
 def _repeated(split: str, manifest: Manifest, normalize: Normalizer) -> Iterator[Finding]:
@@ -275,12 +280,10 @@ def write_clean(report: Report, manifests: Mapping[str, Manifest], folder: Path)
     """
     skips = {name: report.dropped(name) for name in manifests}
     for name, manifest in manifests.items():
-        left_out = {(skip.where, skip.id) for skip in skips[name]}
         path = clean_path(folder, name)
         with written_whole(path) as file:
-            for utterance in manifest:
-                if (utterance.where, utterance.id) not in left_out:
-                    file.write(to_json(_row(utterance, manifest.path.parent, path.parent)) + "\n")
+            for utterance in report.kept(name, manifest):
+                file.write(to_json(_row(utterance, manifest.path.parent, path.parent)) + "\n")
     write_skips(folder / "skipped.jsonl", skips)
 
 

@@ -181,6 +181,7 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
     report, found = checked(corpus)
     wanted = {
         *(("test", f"test{i}", "leaked_audio") for i in (0, 1, 2)),
+        *(("train", f"train{i}", "in_evaluation") for i in (2, 3, 4)),
         ("test", "test3", "shared_text"),
         ("test", "test4", "shared_speaker"),
         ("test", "test5", "leaked_text"),
@@ -189,7 +190,8 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
         ("train", "train18", "duplicate_text"),
     }
     assert {one for one in found if one[2] != "rate_outlier"} == wanted
-    assert {skip.id for skip in report.dropped("test")} == {"test0", "test1", "test2"}
+    assert report.dropped("test") == [], "training loses what it shares with a test set"
+    assert {skip.id for skip in report.dropped("train")} >= {"train2", "train3", "train4"}
     [leak] = [one for one in report.findings if one.id == "test0"]
     assert leak.detail.endswith("train.jsonl:3")
 
@@ -205,7 +207,10 @@ def test_segments_of_one_recording_share_no_audio(tmp_path):
     save(tmp_path, "dev", [line("c", 2.0)])
     save(tmp_path, "test", [line("d", 1.5)])
     _, found = checked(tmp_path)
-    assert [one for one in found if "text" not in one[2]] == [("test", "d", "leaked_audio")]
+    assert [one for one in found if "text" not in one[2]] == [
+        ("test", "d", "leaked_audio"),
+        ("train", "b", "in_evaluation"),
+    ]
 
 
 def test_limits_of_a_model_and_characters_that_training_lacks(corpus):
@@ -275,14 +280,18 @@ def report_folder(corpus, tmp_path, capsys):
         check(config, None)
     assert ended.value.code == 1
     said = capsys.readouterr().out
-    assert f"lines: 36 in, 34 in {output / 'clean'}, 2 left out, 2 errors" in said
+    assert f"lines: 36 in, 34 in {output / 'clean'}, 2 left out, 3 errors" in said
     return output
 
 
 def test_the_report_has_json_a_page_with_plots_and_reasons(report_folder):
     record = json.loads((report_folder / "check.json").read_text(), parse_constant=pytest.fail)
     counts = {(row["split"], row["finding"]): row["lines"] for row in record["counts"] if row["level"] == "error"}
-    assert counts == {("train", "decode_error"): 1, ("test", "leaked_audio"): 1}
+    assert counts == {
+        ("train", "decode_error"): 1,
+        ("train", "in_evaluation"): 1,
+        ("test", "leaked_audio"): 1,
+    }
     assert record["splits"]["train"]["lines"] == 24
     assert record["unseen_characters"] == {"ß": 1}
     page = (report_folder / "check.html").read_text()
@@ -292,14 +301,14 @@ def test_the_report_has_json_a_page_with_plots_and_reasons(report_folder):
         bars = list(ET.fromstring(picture).iter("rect"))
         assert bars
         assert all(float(bar.get("width")) > 0 and float(bar.get("height")) > 0 for bar in bars)
-    assert "Check of 3 manifests: 2 errors" in page
+    assert "Check of 3 manifests: 3 errors" in page
     assert ">ß U+00DF</text>" in page
     assert "<td>&lt;b&gt;&amp;amp;</td>" in page, "text is escaped"
     assert not re.search(r"<script|https?://|<link|<img", page)
     skipped = [json.loads(line) for line in (report_folder / "skipped.jsonl").read_text().splitlines()]
     assert [(row["split"], row["id"], row["reason"]) for row in skipped] == [
         ("train", "train1", "decode_error"),
-        ("test", "<b>&amp;", "leaked_audio"),
+        ("train", "train2", "in_evaluation"),
     ]
 
 
@@ -307,7 +316,7 @@ def test_cleaned_manifests_are_clean_and_train(report_folder, toy_checkpoints, t
     folder = report_folder / "clean"
     report, _ = checked(folder)
     assert report.errors == 0
-    assert {name: split.lines for name, split in report.splits.items()} == {"train": 23, "dev": 6, "test": 5}
+    assert {name: split.lines for name, split in report.splits.items()} == {"train": 22, "dev": 6, "test": 6}
     measured = next(row for row in rows_of(folder) if row["id"] == "train3")
     assert measured["duration"] > 0.3
     assert measured["speaker"] == "train-3"
@@ -316,5 +325,5 @@ def test_cleaned_manifests_are_clean_and_train(report_folder, toy_checkpoints, t
     run = build(tmp_path / "run", *overrides, *more)
     run.trainer.fit(run.module, datamodule=run.data)
     assert run.trainer.global_step == 1
-    assert len(run.data.selections["train"].kept) == 23
+    assert len(run.data.selections["train"].kept) == 22
     assert run.module.skips.found == {}
