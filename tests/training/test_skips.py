@@ -1,6 +1,9 @@
 """Audio whose header is right and whose samples are not: counted, written, shown, and an error above a limit."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from ssl_asr.inference.testing import transcribe_tested
 from ssl_asr.training import skips as module_of_skips
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.types import Skip
+from tests.command_runner import REPO
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -156,3 +160,22 @@ def test_ranks_add_up_what_each_of_them_skips(tmp_path, monkeypatch):
                 raised.append(str(error))
             assert [skip.id for skip in late.found["train"]] == ["u0", "u1", "u2", "u3"]
         assert [message.count("4 of 10 utterances dropped (decode_error 4)") for message in raised] == [1, 1] * refused
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together(toy_checkpoints, cut, tmp_path):
+    """Half of train is cut. One of the ranks may read only whole files in the first update."""
+    more = ["trainer.devices=2", "trainer.strategy=ddp", "verbose=false", f"run_dir={tmp_path}/run"]
+    words = [*overrides(toy_checkpoints, cut, train="half"), *more]
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl_asr.train", *words],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "of 8 utterances dropped (decode_error" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {row["split"] for row in rows_of(tmp_path / "run" / "skipped.jsonl")} == {"train"}

@@ -125,10 +125,13 @@ def _shared(
         if _overlap(utterance, other):
             yield from leaked_audio(training, utterance, split, other)
     text = normalize(utterance.text, utterance.lang).strip()
-    for split, other in index.texts.get(hash(text), []) if text else []:
+    # One finding is enough: a short text may be in thousands of lines of both.
+    for split, other in index.texts.pop(hash(text), []) if text else []:
+        if other.where == utterance.where:
+            index.texts[hash(text)].append((split, other))
+            continue
         kind = "leaked_text" if is_long(text) else "shared_text"
-        if other.where != utterance.where:
-            yield Finding.of(split, other, kind, f"the text is also in training, at {_place(utterance)}: {text[:80]!r}")
+        yield Finding.of(split, other, kind, f"the text is also in training, at {_place(utterance)}: {text[:80]!r}")
     speaker = speaker_of(utterance)
     for split, other in index.speakers.pop(speaker, []) if speaker is not None else []:
         yield Finding.of(split, other, "shared_speaker", f"speaker {speaker} is also in training")
