@@ -35,11 +35,11 @@ class CompareConfig(Scoring):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(Extended):
-    """Decode and read everything that manifests name, and report what is wrong with it.
+    """Report what is wrong with the audio and the texts of manifests. The exit code is 1 if there are errors.
 
-    Writes check.json, check.html with plots, a cleaned copy of each manifest in clean/, and skipped.jsonl with the
-    reason of each line that is left out. The exit code is 0 without errors (warnings and notes are no errors), 1 if
-    there are errors, and 2 if the check itself cannot run.
+    Everything is decoded and read. Writes check.json, check.html with plots, a cleaned copy of each manifest in clean/,
+    and skipped.jsonl with the reason of each line that is left out. Warnings and notes are no errors. The exit code is
+    2 if the check cannot run.
 
     Attributes:
         manifest: Manifests: a path, a list of paths, or paths by name. The key may be left out. A manifest whose name
