@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "test whether one system is better than another",
     "lm": "estimate an n-gram language model",
     "tune_decoding": "find the weights of a beam search on dev data",
+    "check": "decode and read manifests, and report what is wrong with them",
     "corpus": "synthesize a small corpus for smoke tests",
     "doctor": "check this machine, and the time and memory of a training run",
     "demo": "synthesize a corpus, evaluate, fine-tune and transcribe",

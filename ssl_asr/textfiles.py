@@ -155,7 +155,7 @@ def naming(path: Path) -> Iterator[None]:
 def remove_partial(folders: Iterable[Path]) -> None:
     """Remove files that killed processes left half-written in these folders. Nothing else may be writing there."""
     for folder in folders:
-        for path in folder.glob(f"*{_PARTIAL}"):
+        for path in folder.glob(f"*{PARTIAL}"):
             path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 """From a resolved configuration to everything a training run needs."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from ssl_asr.config.interruption import current
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import say_to
+from ssl_asr.data.doctor.leakage import check_leakage
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
@@ -21,7 +22,7 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
-from ssl_asr.textfiles import remove_partial, to_json, written_whole
+from ssl_asr.textfiles import remove_partial, written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
@@ -30,8 +31,9 @@ from ssl_asr.training.module import ASRModule
 from ssl_asr.training.resuming import data_description
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
+from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import make_trainer, seed_everything
+from ssl_asr.training.trainer import is_first_process, make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -70,6 +72,13 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     for name, manifest in manifests.items():
         if name != "train":
             check_references(((one.text, one.lang) for one in manifest), normalizers, where=str(manifest.path))
+    check_leakage(
+        manifests,
+        max_leakage=config.data.max_leakage,
+        contents=config.data.check_audio,
+        console=console,
+        warns=is_first_process(),
+    )
     module = _build_module(config, manifests["train"], console)
     data = ASRDataModule(
         config=config.data,
@@ -81,6 +90,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         console=console,
     )
     data.select()
+    module.skips = LateSkips(data.selections, max_fraction=config.data.max_skip_fraction)
     cache = config.state_cache.build(
         module.speech_encoder,
         reads_layers=module.reads_layers,
@@ -204,13 +214,17 @@ def _build_trainer(
     )
 
 
-def write_beginning(run: TrainingRun, folder: Path) -> None:
-    """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``."""
+def write_beginning(run: TrainingRun, folder: Path, *, resumed: bool) -> None:
+    """Write the files of a run that are known before training: the resolved ``config.yaml``, and ``skipped.jsonl``.
+
+    Args:
+        run: The run.
+        folder: Its folder.
+        resumed: Whether an earlier part of the run may have written ``skipped.jsonl``.
+    """
     from ssl_asr.config.nodes import as_yaml
 
     remove_partial(folder / name for name in (".", "checkpoints", "metrics", "predictions"))
     with written_whole(folder / "config.yaml") as file:
         file.write(as_yaml(plain(run.config)))
-    rows = [{"split": name, **asdict(skip)} for name, skips in run.data.skips.items() for skip in skips]
-    with written_whole(folder / "skipped.jsonl") as file:
-        file.writelines(to_json(row) + "\n" for row in rows)
+    run.module.skips.open(folder / "skipped.jsonl", resumed=resumed)

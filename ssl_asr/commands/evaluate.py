@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_asr.config.schemas import EvaluateConfig
+from ssl_asr.errors import raise_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,15 +16,17 @@ if TYPE_CHECKING:
 def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Score, and return the first manifest's WER under the first normalizer."""
     from ssl_asr.console import hush, make_console
-    from ssl_asr.data.languages import language_code, language_tag
+    from ssl_asr.data.filters import write_skips
     from ssl_asr.data.text import get_normalizers
+    from ssl_asr.inference.options import report_detail
     from ssl_asr.inference.scored import read_scored
-    from ssl_asr.metrics.evaluation import Detail, report
+    from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
 
     hush()
     clock = Clock()
     console = make_console() if config.verbose else None
+    skipped = Path(config.output_dir) / "skipped.jsonl"
     done, summary = _transcribe(config, console) if config.predictions is None else (read_scored(config), None)
     evaluations = report(
         done.predictions,
@@ -33,17 +36,12 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
         console=console,
         samples=config.samples,
         clock=clock,
-        detail=Detail(
-            by=config.by,
-            confusions=config.confusions,
-            worst=config.worst,
-            translation=config.whisper_task == "translate",
-            language_code=language_code,
-            language_tag=language_tag,
-        ),
+        detail=report_detail(config),
     )
     if summary is not None:
-        summary.show(console, Path(config.output_dir) / "skipped.jsonl")
+        write_skips(skipped, done.skips)
+        summary.show(console, skipped)
+    raise_all(done.refused)
     return next(iter(evaluations.values())).wer
 
 
@@ -69,4 +67,5 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Tra
     if summary.done == 0:  # there is nothing to score: raises
         summary.show(console)
     done.predictions = {name: with_reference(rows, config.reference) for name, rows in done.predictions.items()}
+    done.refuse(manifests, config.max_skip_fraction, prefix="", folder=Path(config.output_dir))
     return done, summary

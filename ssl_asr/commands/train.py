@@ -18,6 +18,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.config.options import plain
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
+    from ssl_asr.errors import raise_all
     from ssl_asr.inference.testing import transcribe_tested
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
@@ -44,7 +45,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
         if first:
             check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
     if writes:
-        write_beginning(run, run_dir)
+        write_beginning(run, run_dir, resumed=resumed is not None)
         keep_metrics(run_dir, 0 if resumed is None else resumed.updates)
     if console is not None:
         _print_overview(run, console)
@@ -64,9 +65,12 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 samples=config.samples,
                 clock=clock,
             )
+        raise_all(tested.refused)
         failed = False
     finally:
         run.data.print_notices()
+        if first:
+            run.module.skips.print_totals()
         finish_run(config.logger, failed=failed)
     return best_score(run.trainer)
 

@@ -39,6 +39,7 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     summary.show(console, outputs.summary)
     if done is not None:
         say_to(console)(f"{done.audio_s:.1f} s of audio in {done.busy_s:.1f} s: RTFx {done.rtfx:.1f}")
+    summary.check(config.max_skip_fraction)
     return None
 
 

@@ -39,7 +39,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_run, training_run
-from ssl_asr.config.tools import CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
+from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
 from ssl_asr.types import (
@@ -245,6 +245,8 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
         format: Output format, or a list of several formats, for which ``output`` is a folder. ``json`` is one file for
             each recording. null takes the format from the name of ``output``.
         times: Write the times of words, with this measure of confidence. null leaves it to the format.
+        max_skip_fraction: Largest fraction of the recordings that may be skipped. If more are skipped, the transcripts
+            of the other recordings are written, and the command ends with an error.
     """
 
     section: ClassVar[str] = "Transcription"
@@ -255,6 +257,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
     output: OutputPath | None = None
     format: Format | Formats | None = None
     times: Confidence | None = None
+    max_skip_fraction: Fraction = 0.05
     num_workers: WorkerCount = 0
 
 
@@ -397,6 +400,7 @@ Command = (
     | CompareConfig
     | LmConfig
     | TuneDecodingConfig
+    | CheckConfig
     | CorpusConfig
     | DemoConfig
 )
@@ -411,6 +415,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "compare": CompareConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,
+    "check": CheckConfig,
     "corpus": CorpusConfig,
     "demo": DemoConfig,
 }

@@ -1,4 +1,4 @@
-"""The configuration of commands that need no model: manifests, comparison, test corpora. See `config.schemas`."""
+"""The configuration of commands that are not about one model: manifests, checks, comparison, test corpora."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MinLen
 
-from ssl_asr.config.parts import Scoring
+from ssl_asr.config.parts import Extended, Named, Scoring
 from ssl_asr.config.run_folder import training_run
 from ssl_asr.errors import ConfigError
-from ssl_asr.types import Expected, Fraction, InputPath, NonNegativeInt, OutputPath, PositiveInt
+from ssl_asr.types import (
+    Downmix,
+    Expected,
+    Fraction,
+    InputPath,
+    ModelName,
+    NonNegativeInt,
+    NormalizerName,
+    OutputPath,
+    PositiveInt,
+)
 
 SourceKind = Literal[
     "auto",
@@ -126,6 +136,45 @@ class CompareConfig(Scoring):
     output: OutputPath | None = None
     worst: NonNegativeInt = 5
     verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(Extended):
+    """Report what is wrong with the audio and the texts of manifests. The exit code is 1 if there are errors.
+
+    Everything is decoded and read. Writes check.json, check.html with plots, a cleaned copy of each manifest in clean/,
+    and skipped.jsonl with the reason of each line that is left out. Warnings and notes are no errors. The exit code is
+    2 if the check cannot run.
+
+    Attributes:
+        manifest: Manifests: a path, a list of paths, or paths by name. The key may be left out. A manifest whose name
+            contains ``train`` is a training split. Without such a name, the first manifest is.
+        output_dir: Folder of the report and of the cleaned manifests.
+        model: Run directory, checkpoint file, ``backbone`` option, or name of a pretrained checkpoint. Training lines
+            have to fit it. null checks no limits.
+        transcribe: Also transcribe every utterance with the model, to find texts that do not go with their audio.
+        normalizer: Text normalizer of texts that are compared.
+        downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``.
+        threads: Number of threads that decode.
+        verbose: Show progress bars and tables.
+    """
+
+    section: ClassVar[str] = "Check"
+    positional: ClassVar[tuple[str, ...]] = ("manifest",)
+
+    manifest: Named
+    output_dir: OutputPath = "check"
+    model: ModelName | None = None
+    transcribe: bool = False
+    normalizer: NormalizerName = "lower"
+    downmix: Downmix = "mean"
+    threads: PositiveInt = 4
+    verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        if self.transcribe and self.model is None:
+            yield ConfigError("transcribe", "needs a model", "give model=…, or leave transcribe out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_asr.data.ffmpeg import FileKey, MediaError
 from ssl_asr.data.media import AUDIO_SUFFIXES as AUDIO_SUFFIXES
-from ssl_asr.data.media import Source, ends_early, length_s, open_source, source_of
+from ssl_asr.data.media import Header, Source, ends_early, header_of, open_source, source_of
 from ssl_asr.data.signal import Signal, integer_scale, measured, mix
 from ssl_asr.errors import AudioError
 from ssl_asr.types import SAMPLE_RATE, Downmix, Hertz, Samples, Seconds, Utterance
@@ -55,15 +55,20 @@ def _truncated(utterance: Utterance, missing_s: Seconds) -> AudioError:
     return AudioError(_where(utterance), what, remedy, "duration_mismatch")
 
 
-def check_header(utterance: Utterance) -> None:
+def check_header(utterance: Utterance) -> Header:
     """Raise AudioError if the file cannot be opened, or if it is shorter than the manifest says.
 
     The length is that of the header where the header is exact, and otherwise that of the packets in the file.
+
+    Returns:
+        Length, sample rate and channels of the file.
     """
     with _reported(utterance):
-        missing_s = utterance.offset + utterance.duration - length_s(utterance.audio_filepath)
+        header = header_of(utterance.audio_filepath)
+    missing_s = utterance.offset + utterance.duration - header.length_s
     if missing_s > DURATION_TOLERANCE_S:
         raise _truncated(utterance, missing_s)
+    return header
 
 
 def audio_duration_s(path: Path, *, where: str = "") -> Seconds:

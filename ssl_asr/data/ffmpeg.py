@@ -286,6 +286,11 @@ def _end_of_table(stream: _Stream) -> int | None:
     return None
 
 
+def _first_bytes(key: FileKey) -> bytes:
+    with Path(key.path).open("rb") as file:
+        return file.read(4096)
+
+
 class DecodedSource:
     """A file that PyAV reads. See `ssl_asr.data.media.Source`.
 
@@ -305,6 +310,9 @@ class DecodedSource:
             self.close()
             if lost:
                 raise damaged("no packet of its audio could be decoded")
+            if key.path.lower().endswith(".flac") and b"fLaC" not in _first_bytes(key):
+                # FFmpeg takes anything for FLAC by the suffix.
+                raise MediaError("not an audio file: it has no FLAC header", "get it again", "not_audio")
             raise MediaError("no samples", "remove it from the manifest", "no_samples")
 
     @property

@@ -2,10 +2,12 @@
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import repeat
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +16,10 @@ from rich.table import Table
 
 from ssl_asr.data.audio import check_header
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.media import Header
 from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.errors import AudioError, ManifestError
+from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
 # Threads that read audio headers.
@@ -54,12 +58,15 @@ class Selection:
         manifest: All utterances.
         kept: Usable utterances.
         skips: Dropped utterances with reasons.
+        changes: Number of kept utterances whose audio is changed when it is read, by change: resampled from another
+            sample rate, or mixed from several channels. Empty if headers are not opened.
     """
 
     name: str
     manifest: Manifest
     kept: Manifest
     skips: list[Skip] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
 
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
@@ -112,12 +119,18 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) 
     return fault
 
 
-def _audio_fault(utterance: Utterance) -> Skip | None:
+def _opened(utterance: Utterance) -> Header | Skip:
     try:
-        check_header(utterance)
+        return check_header(utterance)
     except AudioError as error:
         return _skip(utterance, error.reason, str(error))
-    return None
+
+
+def _changes(utterance: Utterance, header: Header) -> list[str]:
+    """How the audio is changed when it is read."""
+    found = [] if header.rate == SAMPLE_RATE else [f"resampled from {header.rate:,} Hz"]
+    mixed = header.channels > 1 and utterance.channel is None
+    return [*found, f"{header.channels} channels become one"] if mixed else found
 
 
 def _skip(utterance: Utterance, reason: str, detail: str) -> Skip:
@@ -149,41 +162,82 @@ def select(
         ManifestError: No utterance is left, and ``may_be_empty`` is false.
     """
 
-    def faults(start: int, end: int) -> list[tuple[int, Skip]]:
+    def check(start: int, end: int) -> tuple[list[tuple[int, Skip]], Counter[str]]:
         rows = [manifest[index] for index in range(start, end)]
+        dropped: list[tuple[int, Skip]] = []
+        changes: Counter[str] = Counter()
         with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
-            audio_faults = pool.map(_audio_fault, rows) if check_audio else repeat(None, len(rows))
-            found = (a or fault_of(row, limits, tokenizer) for row, a in zip(rows, audio_faults, strict=True))
-            return [(index, fault) for index, fault in enumerate(found, start) if fault is not None]
+            headers = pool.map(_opened, rows) if check_audio else (None for _ in rows)
+            for index, (utterance, header) in enumerate(zip(rows, headers, strict=True), start):
+                fault = header if isinstance(header, Skip) else fault_of(utterance, limits, tokenizer)
+                if fault is not None:
+                    dropped.append((index, fault))
+                elif isinstance(header, Header):
+                    changes.update(_changes(utterance, header))
+        return dropped, changes
 
     ranges = ranges_of(len(manifest))
-    bar = track(map_ranges(faults, ranges), f"check {name}", len(ranges), transient=True, disable=not progress)
-    dropped = [fault for found in bar for fault in found]
-    skips = [fault for _, fault in dropped]
-    kept_N = np.delete(np.arange(len(manifest)), [index for index, _ in dropped])
+    bar = track(map_ranges(check, ranges), f"check {name}", len(ranges), transient=True, disable=not progress)
+    found, counted = zip(*bar, strict=True) if ranges else ((), ())
+    dropped = dict(chain.from_iterable(found))
+    kept_N = np.delete(np.arange(len(manifest)), list(dropped))
     if not len(kept_N) and not may_be_empty:
+        skips = list(dropped.values())
         counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
         what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
         raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
-    return Selection(name, manifest, manifest.select(kept_N), skips)
+    return Selection(name, manifest, manifest.select(kept_N), [*dropped.values()], sum(counted, Counter()))
 
 
-def check_skips(selection: Selection, max_skip_fraction: float) -> None:
+def skip_rows(split: str, skips: Iterable[Skip]) -> list[dict[str, Any]]:
+    """Rows of ``skipped.jsonl``."""
+    return [{"split": split, **asdict(skip)} for skip in skips]
+
+
+def write_skips(path: Path, skips: Mapping[str, Sequence[Skip]]) -> None:
+    """Write ``skipped.jsonl``: one line for each skip, with the name of its split."""
+    with written_whole(path) as file:
+        for split, some in skips.items():
+            file.writelines(to_json(row) + "\n" for row in skip_rows(split, some))
+
+
+def skips_error(
+    manifest: Manifest,
+    skips: Sequence[Skip],
+    max_skip_fraction: float,
+    *,
+    prefix: str = "data.",
+    count: int | None = None,
+) -> ManifestError:
+    """The error for a manifest that loses too many utterances.
+
+    Args:
+        manifest: The whole manifest.
+        skips: Dropped utterances.
+        max_skip_fraction: Largest fraction that may be dropped.
+        prefix: Start of the key ``max_skip_fraction`` in the command's config.
+        count: Number of dropped utterances. Default: None (the length of ``skips``).
+    """
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(skip.reason for skip in skips).most_common())
+    first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in skips[:5])
+    number = len(skips) if count is None else count
+    what = f"{number:,} of {len(manifest):,} utterances dropped ({reasons}): {first}"
+    remedy = f"correct them, or raise {prefix}max_skip_fraction (now {max_skip_fraction:g})"
+    return ManifestError(str(manifest.path), what, remedy)
+
+
+def check_skips(selection: Selection, max_skip_fraction: float, *, prefix: str = "data.") -> None:
     """Check the number of dropped utterances of a split.
 
     Raises:
         ManifestError: More than ``max_skip_fraction`` of the utterances were dropped.
     """
-    fraction = len(selection.skips) / len(selection.manifest)
-    if fraction > max_skip_fraction:
-        first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in selection.skips[:5])
-        what = f"{len(selection.skips)} of {len(selection.manifest)} utterances dropped: {first}"
-        remedy = f"correct them, or raise data.max_skip_fraction (now {max_skip_fraction:g})"
-        raise ManifestError(str(selection.manifest.path), what, remedy)
+    if len(selection.skips) / len(selection.manifest) > max_skip_fraction:
+        raise skips_error(selection.manifest, selection.skips, max_skip_fraction, prefix=prefix)
 
 
 def print_selections(selections: Sequence[Selection], console: Console) -> None:
-    """Print a table of kept and dropped utterances, with a row for each reason."""
+    """Print a table of kept and dropped utterances, with a row for each reason and each change of their audio."""
     table = Table(title="Data", title_justify="left")
     for column in ("split", "utterances", "hours", "kept or dropped"):
         table.add_column(column, justify="right" if column in ("utterances", "hours") else "left")
@@ -196,6 +250,8 @@ def print_selections(selections: Sequence[Selection], console: Console) -> None:
             names = ", ".join(skip.id for skip in skips[:3]) + (" …" if len(skips) > 3 else "")
             dropped = sum(skip.duration for skip in skips) / 3600
             table.add_row("", f"{len(skips):,}", f"{dropped:.2f}", f"dropped, {reason}: {names}")
+        for change, count in selection.changes.most_common():
+            table.add_row("", f"{count:,}", "", change)
     console.print(table)
 
 

@@ -63,6 +63,10 @@ class Source(Protocol):
         """Sample rate."""
 
     @property
+    def channels(self) -> int:
+        """Number of channels."""
+
+    @property
     def floats(self) -> bool:
         """Whether the file stores floating-point samples, which can be outside [-1, 1]."""
 
@@ -372,10 +376,18 @@ def source_of(path: str | Path) -> Iterator[Source]:
         source.close()
 
 
-def length_s(path: str | Path) -> Seconds:
-    """Duration of a file to 0.1 s, from its index where there is one. Faster than decoding. See `open_source`."""
+class Header(NamedTuple):
+    """What opening a file says. The length is to 0.1 s, from the file's index where there is one."""
+
+    length_s: Seconds
+    rate: Hertz
+    channels: int
+
+
+def header_of(path: str | Path) -> Header:
+    """Length, sample rate and channels of a file. Faster than decoding. See `open_source` for errors."""
     source = open_source(path)
     try:
-        return source.length_s()
+        return Header(source.length_s(), source.rate, source.channels)
     finally:
         source.close()

@@ -162,6 +162,7 @@ class ASRDataModule(L.LightningDataModule):
         seed: Seed of the order of training batches, of speed perturbation and of augmentation.
         audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
+        prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
 
     Attributes:
         test_dev: Whether the test loop also covers the dev split. Set it after training.
@@ -178,9 +179,11 @@ class ASRDataModule(L.LightningDataModule):
         seed: int,
         audio_augment: Mapping[str, AudioAugment] | None = None,
         console: Console | None = None,
+        prefix: str = "data.",
     ) -> None:
         super().__init__()
         self._augmentation = Augmentation(audio_augment, seed=seed) if audio_augment else None
+        self._prefix = prefix
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
         self.selections: dict[str, Selection] = {}
@@ -253,13 +256,13 @@ class ASRDataModule(L.LightningDataModule):
         )
 
     def _check(self, selection: Selection) -> None:
-        check_skips(selection, self.config.max_skip_fraction)
+        check_skips(selection, self.config.max_skip_fraction, prefix=self._prefix)
         if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
             what = "every utterance has weight 0, so nothing would be learned"
             raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
         bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
         if bad_audio and self.config.on_bad_audio == "error":
-            remedy = "correct the manifest, or set data.on_bad_audio=skip"
+            remedy = f"correct the manifest, or set {self._prefix}on_bad_audio=skip"
             raise ManifestError(str(selection.manifest.path), bad_audio[0].detail, remedy)
 
     def read_states(self, store: StateStore) -> None:

@@ -57,6 +57,8 @@ class DataConfig:
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
         root: Folder that all audio of the manifests must lie in, or None for any folder. Symbolic links are resolved.
             Set it for manifests that you did not make: a line may name any file of the machine.
+        max_leakage: Largest fraction of a dev or test split whose audio may also be in train, under whatever name. 1
+            skips the check for shared audio, texts and speakers.
     """
 
     train: Annotated[dict[str, str], IsPath("manifest")]
@@ -78,6 +80,7 @@ class DataConfig:
     on_bad_audio: Literal["skip", "error"]
     max_skip_fraction: Fraction
     allow_duplicate_ids: bool
+    max_leakage: Fraction
     root: InputPath | None = None
 
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:

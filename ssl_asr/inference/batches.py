@@ -1,8 +1,9 @@
 """Transcribe manifests in batches of similar length, with Lightning's test loop."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -11,20 +12,21 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ssl_asr.data.filters import Limits
+from ssl_asr.data.filters import Limits, skips_error
 from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.signal import notices, print_notices
-from ssl_asr.errors import AudioError
+from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
 from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.recording import ProgressCallback, Recording
 from ssl_asr.inference.voice import transcribe_short
-from ssl_asr.metrics.report import Prediction
+from ssl_asr.metrics.report import Prediction, write_predictions
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
+from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.trainer import make_inference_trainer
 from ssl_asr.types import Batch, Downmix, Notice, Seconds, Skip, Tokenizer, Utterance
 
@@ -57,10 +59,36 @@ class RunOptions:
 
 @dataclass(slots=True)
 class Transcripts:
-    """Predictions and skipped utterances of each manifest, by name."""
+    """Predictions and skipped utterances of each manifest, by name.
+
+    Attributes:
+        predictions: Transcribed utterances.
+        skips: The other utterances, with reasons.
+        refused: An error for each manifest that lost too many utterances to be scored, see `refuse`.
+    """
 
     predictions: dict[str, list[Prediction]] = field(default_factory=dict)
     skips: dict[str, list[Skip]] = field(default_factory=dict)
+    refused: list[ManifestError] = field(default_factory=list)
+
+    def refuse(
+        self, manifests: Mapping[str, Manifest], max_skip_fraction: float, *, prefix: str, folder: Path | None = None
+    ) -> None:
+        """Take out manifests that lost too many utterances to be scored, and note an error for each.
+
+        Args:
+            manifests: The whole manifests.
+            max_skip_fraction: Largest fraction of a manifest that may be skipped.
+            prefix: Start of the key ``max_skip_fraction`` in the command's config.
+            folder: Folder for ``predictions/NAME.jsonl`` of the manifests that are taken out. Default: None (not
+                written).
+        """
+        for name, skips in self.skips.items():
+            if len(skips) / len(manifests[name]) > max_skip_fraction:
+                rows = self.predictions.pop(name)
+                self.refused.append(skips_error(manifests[name], skips, max_skip_fraction, prefix=prefix))
+                if folder is not None and rows:
+                    write_predictions(folder / "predictions" / f"{name}.jsonl", rows)
 
     def add(self, other: "Transcripts") -> None:
         """Add the predictions and skips of another run to those of the same name."""
@@ -68,12 +96,14 @@ class Transcripts:
             self.predictions.setdefault(name, []).extend(rows)
         for name, skips in other.skips.items():
             self.skips.setdefault(name, []).extend(skips)
+        self.refused += other.refused
 
     def renamed(self, suffix: str) -> "Transcripts":
         """The same transcripts with a suffix on every name."""
         return Transcripts(
             {f"{name}{suffix}": rows for name, rows in self.predictions.items()},
             {f"{name}{suffix}": skips for name, skips in self.skips.items()},
+            self.refused,
         )
 
 
@@ -135,7 +165,7 @@ def transcribe_splits(
     trainer.test(loop, datamodule=data, verbose=False)
     return Transcripts(
         {name: gathered(rows) for name, rows in loop.predictions.items()},
-        {name: [*data.skips[name], *skipped] for name, skipped in loop.skipped.items()},
+        {name: [*data.skips[name], *over_ranks(skipped)] for name, skipped in loop.skipped.items()},
     )
 
 
@@ -296,9 +326,10 @@ def inference_data(
         on_bad_audio=run.on_bad_audio,
         max_skip_fraction=run.max_skip_fraction,
         allow_duplicate_ids=True,
+        max_leakage=1.0,
     )
     data = ASRDataModule(
-        config=config, manifests=manifests, tokenizer=tokenizer, limits=limits, seed=0, console=console
+        config=config, manifests=manifests, tokenizer=tokenizer, limits=limits, seed=0, console=console, prefix=""
     )
     data.select()
     return data

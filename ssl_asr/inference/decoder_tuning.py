@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, raise_all
 from ssl_asr.inference.batches import RunOptions, transcribe_manifests
 from ssl_asr.metrics.edit import Edits, Unit, wer_unit, word_edits
 from ssl_asr.metrics.report import Prediction
@@ -33,6 +33,8 @@ from ssl_asr.types import LabelTokenizer, Normalizer
 
 # Utterances in one batch of a search.
 _BATCH_SIZE = 32
+# Largest fraction of the dev data that may be unreadable.
+_MOST_SKIPPED = 0.05
 
 Pair = tuple[float, float]
 """A weight and a word score."""
@@ -98,8 +100,10 @@ def record(
     recorder = Recorder()
     module.set_decoder(recorder)
     rows: list[Prediction] = []
-    run = replace(run, max_skip_fraction=0.05)
-    transcribe_manifests(module, manifests, run=run, on_predictions=rows.extend, console=console)
+    run = replace(run, max_skip_fraction=_MOST_SKIPPED)
+    done = transcribe_manifests(module, manifests, run=run, on_predictions=rows.extend, console=console)
+    done.refuse(manifests, _MOST_SKIPPED, prefix="")
+    raise_all(done.refused)
     return Recording(tokenizer=tokenizer, rows=list(zip(recorder.log_probs, rows, strict=True)))
 
 

@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ssl_asr.build.environment import check_torchaudio
-from ssl_asr.build.restore import Speech, pretrained_encoder, pretrained_module, restore_module, saved_tokenizer
+from ssl_asr.build.restore import (
+    Speech,
+    pretrained_checkpoint,
+    pretrained_encoder,
+    pretrained_module,
+    restore_module,
+    saved_tokenizer,
+)
 from ssl_asr.console import no_message
+from ssl_asr.data.characters import CharTokenizer
+from ssl_asr.data.filters import Limits
 from ssl_asr.data.languages import given_language
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
-from ssl_asr.models.encoder import SpeechEncoder, Window
+from ssl_asr.models.ctc_checkpoints import has_ctc_head
+from ssl_asr.models.encoder import SpeechEncoder, Window, one_frame_length
 from ssl_asr.training.checkpoint_files import KEY, read_checkpoint
 from ssl_asr.training.module import ASRModule
-from ssl_asr.types import LabelTokenizer, Seconds
+from ssl_asr.types import SAMPLE_RATE, LabelTokenizer, Seconds, Tokenizer, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +119,33 @@ def load_encoder(name: str, options: InferenceOptions, say: Say = no_message) ->
         encoder = module.speech_encoder
     encoder.set_window(options.window, options.tail_s)
     return encoder.requires_grad_(False).eval()
+
+
+def load_limits(
+    name: str, options: InferenceOptions, train: Sequence[Utterance], say: Say = no_message
+) -> tuple[Limits, Tokenizer]:
+    """What a model can take, and the tokenizer of its texts.
+
+    A pretrained encoder without a head is taken for one that is fine-tuned with CTC on the characters of ``train``.
+
+    Args:
+        name: As for `load_model`.
+        options: As for `load_model`.
+        train: The train split.
+        say: Called with messages for the user.
+
+    Raises:
+        CheckpointError: There is no such model.
+    """
+    if find_checkpoint(name) is None:
+        source = pretrained_checkpoint(name, options.speech().language, say)
+        if "seq2seq" not in source.backbone.tasks and not has_ctc_head(source.folder):
+            encoder = load_encoder(name, options, say)
+            frames = partial(one_frame_length, encoder)
+            limits = Limits(encoder.min_samples / SAMPLE_RATE, encoder.max_s, "the model's window", ctc_frames=frames)
+            return limits, CharTokenizer.from_texts(train, normalizer="lower")
+    module = load_model(name, options, say)
+    return module.limits(), module.tokenizer
 
 
 def load_label_tokenizer(name: str, *, extensions: Sequence[str] = ()) -> LabelTokenizer:

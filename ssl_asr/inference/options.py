@@ -3,9 +3,12 @@
 from typing import Any
 
 from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput, Running
+from ssl_asr.config.schemas import EvaluateConfig
+from ssl_asr.data.languages import language_code, language_tag
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
+from ssl_asr.metrics.evaluation import Detail
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator
 from ssl_asr.types import Downmix
@@ -33,7 +36,9 @@ def inference_options(config: ModelInput) -> InferenceOptions:
 def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
     """How a command runs a model over manifests. A config without ``downmix`` takes that of the module, or ``mean``."""
     trained: Downmix = "mean" if module is None else module.downmix
-    skipping = {key: getattr(config, key) for key in ("on_bad_audio", "max_skip_fraction") if hasattr(config, key)}
+    # `transcribe` writes what it can before it counts what it skipped.
+    keys = ("on_bad_audio", "max_skip_fraction") if isinstance(config, EvaluateConfig) else ()
+    skipping = {key: getattr(config, key) for key in keys}
     return RunOptions(
         max_batch_s=config.max_batch_s,
         num_workers=config.num_workers,
@@ -53,4 +58,16 @@ def long_form(config: LongRecordings, max_batch_s: float, *, check_short: bool) 
         vad=config.vad,
         check_short=check_short,
         detect_every_s=None if config.detect_every_min is None else 60 * config.detect_every_min,
+    )
+
+
+def report_detail(config: EvaluateConfig) -> Detail:
+    """What an evaluation reports in addition to error rates."""
+    return Detail(
+        by=config.by,
+        confusions=config.confusions,
+        worst=config.worst,
+        translation=config.whisper_task == "translate",
+        language_code=language_code,
+        language_tag=language_tag,
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Skips of one reason that are printed, if a file has all of them.
 _SHOWN = 20
+# Reasons of recordings that are named twice, and of files that folders hold besides recordings.
+_PASSED_OVER = {"duplicate", "hidden", "suffix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,19 @@ class Summary:
         print(self, file=file)
         if self.done == 0:
             raise ConfigError(self.key, f"nothing could be {self.verb}", "see the lines above")
+
+    def check(self, max_skip_fraction: float) -> None:
+        """Check the number of recordings that could not be used. Recordings that are done once anyway do not count.
+
+        Raises:
+            ConfigError: More than ``max_skip_fraction`` of the recordings could not be used.
+        """
+        failed = Counter(skip.reason for skip in self.skips if skip.reason not in _PASSED_OVER)
+        if self.count and failed.total() / self.count > max_skip_fraction:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
+            what = f"{failed.total()} of {self.count} recordings could not be {self.verb} ({reasons}). The rest is done"
+            remedy = f"correct them, or raise max_skip_fraction (now {max_skip_fraction:g})"
+            raise ConfigError(self.key, what, remedy)
 
     def _table(self) -> Table:
         table = Table(title="Recordings", title_justify="left")

@@ -24,5 +24,10 @@ def transcribe_tested(run: TrainingRun, folder: Path) -> Transcripts:
             checkpoint = read_checkpoint(path)
             run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
         if run.data.test_names and options.limit_test_batches != 0:
-            tested.add(transcribe_splits(run.trainer, run.module, run.data).renamed(suffix))
+            found = transcribe_splits(run.trainer, run.module, run.data)
+            for name, skips in found.skips.items():
+                late = skips[len(run.data.skips[name]) :]
+                run.module.skips.keep(name, late, run.trainer.current_epoch)
+            found.refuse(run.data.manifests, run.config.data.max_skip_fraction, prefix="data.")
+            tested.add(found.renamed(suffix))
     return tested

@@ -18,6 +18,7 @@ from ssl_asr.metrics.report import Prediction
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.training.sides import OptimConfig, Sides
+from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.state_cache import StateCache
 from ssl_asr.training.validation import ValidationLoop
 from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Hypothesis, Normalizer, Seconds, Tokenizer, Utterance
@@ -257,10 +258,5 @@ class ASRModule(ValidationLoop):
 
 def gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The predictions of all ranks, each row once, in order of id. Rows of different audio may have the same id."""
-    own = list(predictions)
-    shares: list[list[Prediction]] = [own]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(shares, own)
-    by_key = {row_key(prediction): prediction for share in shares for prediction in share}
+    by_key = {row_key(prediction): prediction for prediction in over_ranks(predictions)}
     return sorted(by_key.values(), key=lambda prediction: prediction.id)

@@ -34,7 +34,8 @@ from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
-from ssl_asr.types import Batch, Skip
+from ssl_asr.training.skips import LateSkips
+from ssl_asr.types import Batch
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
@@ -84,7 +85,7 @@ class UpdateLoop(L.LightningModule):
         self.automatic_optimization = False
         self.sides, self.optim = sides, optim
         self.nonfinite_updates = 0
-        self.skipped_audio: dict[str, list[Skip]] = {}
+        self.skips = LateSkips()
         self._pretrained = (encoder,)  # in a tuple, so that only the subclass registers the encoder
         self._total_updates = 0
         self.noted_signal: Callable[[], int] = lambda: 0
@@ -192,7 +193,7 @@ class UpdateLoop(L.LightningModule):
         with nullcontext() if ends_window else self._without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append(_Part(loss.count.detach(), loss.total.detach(), batch.ids))
-        self.skipped_audio.setdefault("train", []).extend(batch.skipped)
+        self.skips.add("train", batch.skipped)
         if any(utterance.weight > 0 for utterance in batch.utterances):
             self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
         if len(batch):
@@ -221,11 +222,15 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        count, signals = self._over_ranks(torch.stack([part.count for part in window]).sum())
+        own = torch.stack([part.count for part in window]).sum().float()
+        sums = self._over_ranks(torch.stack([own, self._skipped("train"), *self._noted_signals()]))
+        count, skipped, *signals = sums.unbind()
         mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
         norm = nn.utils.get_total_norm(gradients) * mean_factor
         # One transfer from the device for all questions.
-        finite, empty, *told = torch.stack([torch.isfinite(norm), count == 0, *signals]).tolist()
+        asked = [torch.isfinite(norm).float(), (count == 0).float(), skipped, *signals]
+        finite, empty, late, *told = torch.stack(asked).tolist()
+        self.skips.count("train", int(late), self.current_epoch)
         self.agreed_signal = next((number for number, is_told in zip(_SIGNALS, told, strict=False) if is_told), 0)
         if not signals:
             self.agreed_signal = self.noted_signal()
@@ -248,15 +253,22 @@ class UpdateLoop(L.LightningModule):
         else:
             self._has_skipped(window, scaler)
 
-    def _over_ranks(self, count: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """Sum of the count over all ranks; and for each signal, if there are several ranks, whether any received it."""
+    def _skipped(self, split: str) -> Tensor:
+        """Number of utterances of this rank that could not be read since the last call. float32 counts to 2^24."""
+        return torch.tensor(float(self.skips.uncounted(split)), device=self.device)
+
+    def _noted_signals(self) -> list[Tensor]:
+        """If there are several ranks, 1 for each signal that this rank has received, and 0 for each other one."""
         if self.trainer.world_size == 1:
-            return count, ()
+            return []
         noted = self.noted_signal()
-        told = [torch.full_like(count, float(noted == number)) for number in _SIGNALS]
-        sums = torch.stack([count, *told])
-        torch.distributed.all_reduce(sums)
-        return sums[0], (sums[1:] > 0).unbind()
+        return [torch.tensor(float(noted == number), device=self.device) for number in _SIGNALS]
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """Sums over all ranks."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
     def _without_update(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         """End a window in which no utterance has a weight."""
@@ -357,6 +369,11 @@ class UpdateLoop(L.LightningModule):
         """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.trainer.global_step - 1)
 
+    def on_train_epoch_start(self) -> None:
+        """Count the unreadable utterances of each epoch."""
+        self.skips.begin("train")
+
     def on_train_epoch_end(self) -> None:
-        """Log the number of skipped updates so far."""
+        """Log the number of skipped updates so far, and write and show what could not be read in this epoch."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
+        self.skips.finish("train", self.current_epoch)

@@ -55,11 +55,11 @@ class ValidationLoop(UpdateLoop):
     def on_validation_epoch_start(self) -> None:
         """Discard the results of the last validation."""
         self.dev_predictions, self._val_loss = [], []
-        self.skipped_audio.pop("dev", None)
+        self.skips.begin("dev")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and hypotheses of a dev batch, which is encoded once."""
-        self.skipped_audio.setdefault("dev", []).extend(batch.skipped)
+        self.skips.add("dev", batch.skipped)
         if len(batch):
             out = self.encode(batch)
             loss = self.loss(batch, out)
@@ -68,7 +68,13 @@ class ValidationLoop(UpdateLoop):
             self.dev_predictions += [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
 
     def on_validation_epoch_end(self) -> None:
-        """Log error rates over all ranks, and step the schedulers that follow a metric."""
+        """Log error rates over all ranks, and step the schedulers that follow a metric.
+
+        Raises:
+            TrainingError: Too many utterances of the split could not be read, so that no score stands for the split.
+        """
+        self.skips.count("dev", int(self._over_ranks(self._skipped("dev"))), self.current_epoch)
+        self.skips.finish("dev", self.current_epoch)
         for name, normalize in self.normalizers.items():
             refs = [normalize(p.ref, p.lang) for p in self.dev_predictions]
             hyps = [normalize(p.hyp, p.lang) for p in self.dev_predictions]

@@ -12,7 +12,7 @@ from ssl_asr.commands.evaluate import evaluate
 from ssl_asr.commands.extract import extract
 from ssl_asr.commands.transcribe import transcribe
 from ssl_asr.config.schemas import AlignConfig, EvaluateConfig, ExtractConfig, TranscribeConfig
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.inference import model as inference_model
 from tests.training.toy_runs import build, toy_overrides
 
@@ -47,6 +47,7 @@ def manifest(path, *rows):
 
 def run(inputs, output=None, **more):
     parts = {"chunk_s": 2.0, "stride_s": 0.25, "vad": False}
+    more = {"max_skip_fraction": 1.0, **more}
     transcribe(TranscribeConfig(input=inputs, output=output, **parts, **SHARED, **more), None)
 
 
@@ -186,6 +187,17 @@ def test_nothing_out_is_an_error_with_a_summary(here, capsys, monkeypatch):
     assert "skipped gone: missing_file" in capsys.readouterr().err
 
 
+def test_too_many_bad_recordings_are_an_error_after_all_others_are_written(here):
+    """8 of 18 cannot be used. A recording that is named twice, and a hidden file, are no faults."""
+    inputs = faults(here)
+    run(inputs, "allowed.jsonl", max_skip_fraction=0.45)
+    what = r"input: 8 of 18 recordings could not be transcribed \(missing_file 3, duration_mismatch 2, .*\(now 0.44\)"
+    with pytest.raises(ConfigError, match=what):
+        run(inputs, "o.jsonl", max_skip_fraction=0.44)
+    assert [row["text"] for row in lines(here / "o.jsonl")] == [row["text"] for row in lines(here / "allowed.jsonl")]
+    assert json.loads((here / "o.jsonl.summary.json").read_text())["out"] == 7
+
+
 def test_bad_short_recordings_do_not_stop_long_ones(here):
     audio(here / "long.wav", 3.0)
     manifest(here / "m.jsonl", {"audio_filepath": "gone.wav"})
@@ -219,3 +231,32 @@ def test_extract_and_evaluate_count(here, capsys):
     config = {"manifest": {"m": "m.jsonl"}, "output_dir": "scores", "max_skip_fraction": 0.5}
     evaluate(EvaluateConfig(**config, **SHARED), None)
     assert "recordings: 2 in, 1 out, 1 skipped (missing_file 1)" in capsys.readouterr().err
+    assert [row["id"] for row in lines(here / "scores" / "skipped.jsonl")] == ["gone"]
+
+
+def test_evaluate_gives_no_score_for_a_part_of_a_manifest(here, capsys):
+    """Headers are right, and every other file of ``bad`` is cut. ``good`` is scored, and what was decoded is kept."""
+    for i in range(8):
+        audio(here / f"{i}.flac", seed=i)
+        (here / f"cut{i}.flac").write_bytes(
+            (here / f"{i}.flac").read_bytes()[: (here / f"{i}.flac").stat().st_size // 2]
+        )
+    manifest(here / "good.jsonl", *({"audio_filepath": f"{i}.flac"} for i in range(4)))
+    manifest(here / "bad.jsonl", *({"audio_filepath": f"{'cut' * (i % 2)}{i}.flac"} for i in range(4, 8)))
+    shared = {**SHARED, "manifest": {"good": "good.jsonl", "bad": "bad.jsonl"}, "output_dir": "scores"}
+    what = r"bad\.jsonl: 2 of 4 utterances dropped \(decode_error 2\): cut\d: .*raise max_skip_fraction \(now 0.05\)"
+    with pytest.raises(ManifestError, match=what):
+        evaluate(EvaluateConfig(**shared), None)
+    assert list(json.loads((here / "scores" / "results.json").read_text())) == ["run", "good"]
+    skipped = lines(here / "scores" / "skipped.jsonl")
+    assert sorted((row["split"], row["id"], row["reason"]) for row in skipped) == [
+        ("bad", "cut5", "decode_error"),
+        ("bad", "cut7", "decode_error"),
+    ]
+    assert sorted(row["id"] for row in lines(here / "scores" / "predictions" / "bad.jsonl")) == ["4", "6"]
+    evaluate(EvaluateConfig(**shared, max_skip_fraction=0.5), None)
+    assert list(json.loads((here / "scores" / "results.json").read_text())) == ["run", "good", "bad"]
+    manifest(here / "all.jsonl", *({"audio_filepath": f"cut{i}.flac"} for i in range(4)))
+    with pytest.raises(ConfigError, match="nothing could be transcribed"):
+        evaluate(EvaluateConfig(**{**shared, "manifest": {"all": "all.jsonl"}}), None)
+    assert "skipped cut0: decode_error" in capsys.readouterr().err

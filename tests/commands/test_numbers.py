@@ -36,6 +36,7 @@ def test_transcribe_prints_how_much_faster_than_the_speech_it_was(tmp_path, monk
     done = Transcribed([row], [Skip("b", "", "too_short", "0.01 s")], audio_s=90.04, busy_s=1.6)
     monkeypatch.setattr(transcribe_command, "_transcribe", lambda *_: done)
     parts = {"chunk_s": 2.0, "stride_s": 0.25, "vad": False, "verbose": True}
+    parts["max_skip_fraction"] = 0.5
     config = TranscribeConfig(input=[str(tmp_path)], output=str(tmp_path / "o.jsonl"), **parts, **SHARED)
     transcribe_command.transcribe(config, None)
     said = capsys.readouterr().err

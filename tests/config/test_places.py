@@ -20,6 +20,7 @@ LONG = "L" * 300
         ("tune_decoding", "output", "/proc/d.yaml", "/proc/d.yaml cannot be written"),
         ("compare", "output", "file/x.json", "file is not a folder"),
         ("extract", "output_dir", "file", "file is a file, and a folder is needed"),
+        ("check", "output_dir", "file", "file is a file, and a folder is needed"),
         ("corpus", "output_dir", "file", "file is a file, and a folder is needed"),
         ("evaluate", "output_dir", "file/x", "file is not a folder"),
         ("train", "run_dir", "file", "file is a file, and a folder is needed"),

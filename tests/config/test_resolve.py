@@ -134,6 +134,7 @@ def test_plain_data_has_every_key_of_a_command(name):
         "compare": ["first=a", "second=b"],
         "lm": ["input=[a.txt]", "output=o.arpa"],
         "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
+        "check": ["manifest=m.jsonl"],
         "corpus": ["output_dir=o"],
         "demo": [],
     }[name]

@@ -158,3 +158,12 @@ def test_truncated_flac_is_detected_when_decoded(tmp_path):
 def test_duration_is_read_from_header(tmp_path):
     soundfile.write(tmp_path / "a.flac", TONE, 8000)
     assert audio_duration_s(tmp_path / "a.flac") == 2.0
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav", "mp3", "opus"])
+def test_a_page_of_the_web_under_the_name_of_audio_is_not_audio(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("<html><body>not found</body></html>")
+    with pytest.raises(AudioError, match="not an audio file") as found:
+        check_header(utterance(path))
+    assert found.value.reason == "not_audio"

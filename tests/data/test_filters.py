@@ -165,3 +165,28 @@ def test_a_share_of_skips_is_allowed(tmp_path, most, refused):
             check_skips(selection, most)
     else:
         check_skips(selection, most)
+
+
+def test_resampled_and_mixed_files_are_counted(tmp_path):
+    for name, rate, channels in (("plain", 16_000, 1), ("phone", 8_000, 1), ("disc", 44_100, 2), ("call", 16_000, 2)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros((rate, channels), np.float32), rate)
+    rows = [
+        {"id": f"{name}{channel}", "audio_filepath": f"{name}.wav", "duration": 1.0, "text": "a", "channel": channel}
+        for name, channel in (
+            ("plain", None),
+            ("phone", None),
+            ("phone", 0),
+            ("disc", None),
+            ("call", None),
+            ("call", 1),
+        )
+    ]
+    selection = select("train", pack_rows(rows, tmp_path), Limits(), tokenizer=None, check_audio=True, progress=False)
+    assert selection.changes == {
+        "resampled from 8,000 Hz": 2,
+        "resampled from 44,100 Hz": 1,
+        "2 channels become one": 2,
+    }
+    console = wide_console()
+    print_selections([selection], console)
+    assert ["", "2", "", "resampled from 8,000 Hz"] in cells(console)

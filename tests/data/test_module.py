@@ -48,6 +48,7 @@ def config(tmp_path):
         on_bad_audio="skip",
         max_skip_fraction=0.5,
         allow_duplicate_ids=False,
+        max_leakage=0.0,
     )
 
 

@@ -89,6 +89,7 @@ def test_checkpoint_alone_transcribes(runs, run_command, toy_corpus, tmp_path, t
         f"input=[{tmp_path},{toy_corpus['dev']}]",
         f"output={tmp_path}/o.jsonl",
         "vad=false",
+        "max_skip_fraction=0.2",
     ]
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -123,7 +123,7 @@ def test_cached_states_of_another_window_of_other_weights_or_audio_raise_checkpo
         build(tmp_path / "b", *whisper, f"data.train={moved}", "data.check_audio=false")
 
 
-def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus, tmp_path):
+def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus, tmp_path, capsys):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "state_cache=disk"]
     rows = [json.loads(line) for line in open(toy_corpus["train"])]
     for row in rows:
@@ -131,11 +131,17 @@ def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus,
     rows[0]["audio_filepath"] = str(tmp_path / "gone.wav")
     train = tmp_path / "train.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = [f"data.train={train}", "data.check_audio=false", f"state_cache.folder={tmp_path}/s"]
+    more = [
+        f"data.train={train}",
+        "data.check_audio=false",
+        f"state_cache.folder={tmp_path}/s",
+        "data.max_skip_fraction=0.1",
+    ]
     run = build(tmp_path / "a", *overrides, *more)
     calls = encoded_epochs(run)
     run.trainer.fit(run.module, datamodule=run.data)
-    assert [skip.id for skip in run.module.skipped_audio["train"]] == [rows[0].get("id", "gone")] * 2
+    assert [skip.id for skip in run.module.skips.found["train"]] == [rows[0]["id"]]
+    assert capsys.readouterr().err.count("train: 1 of 10 utterances could not be read: missing_file 1") == 2
     assert set(calls) == {0}
 
 

@@ -338,17 +338,21 @@ def test_consecutive_non_finite_updates_raise_training_error(toy_checkpoints, to
         run.trainer.fit(run.module, datamodule=run.data)
 
 
-def test_audio_that_becomes_unreadable_during_training_is_counted(toy_checkpoints, toy_corpus, tmp_path):
+def test_audio_that_becomes_unreadable_during_training_is_counted(toy_checkpoints, toy_corpus, tmp_path, capsys):
     folder = tmp_path / "corpus"
     shutil.copytree(toy_corpus["train"].parent, folder)
     corpus = {split: folder / path.name for split, path in toy_corpus.items()}
-    run = build(tmp_path / "run", *toy_overrides(toy_checkpoints["hubert_layer"], corpus), "data.max_batch_s=0.1")
+    more = ["data.max_batch_s=0.1", "data.max_skip_fraction=0.5"]
+    run = build(tmp_path / "run", *toy_overrides(toy_checkpoints["hubert_layer"], corpus), *more)
     (folder / "train4.wav").write_text("gone bad")
     (folder / "dev1.wav").unlink()
     run.trainer.fit(run.module, datamodule=run.data)
-    skipped = [(s.id, s.reason) for s in run.module.skipped_audio["train"]]
-    assert skipped == [("train4", "not_audio")] * 2, "once per epoch, in a batch without other utterances"
-    assert [(s.id, s.reason) for s in run.module.skipped_audio["dev"]] == [("dev1", "missing_file")]
+    found = {split: [(skip.id, skip.reason) for skip in skips] for split, skips in run.module.skips.found.items()}
+    assert found == {"train": [("train4", "not_audio")], "dev": [("dev1", "missing_file")]}
+    lines = capsys.readouterr().err.splitlines()
+    for epoch in (0, 1):
+        assert f"warning: epoch {epoch}, train: 1 of 10 utterances could not be read: not_audio 1: train4" in lines
+        assert f"warning: epoch {epoch}, dev: 1 of 4 utterances could not be read: missing_file 1: dev1" in lines
 
 
 def test_logged_losses_and_rates_are_those_of_the_updates(toy_checkpoints, toy_corpus, tmp_path, no_dropout):

@@ -1,0 +1,1 @@
+"""Checks of manifests: audio, texts, duplicates, and what splits share."""
