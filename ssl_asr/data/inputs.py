@@ -10,7 +10,8 @@ from typing import Any
 from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s
 from ssl_asr.data.folders import Found, is_file, is_folder, is_link, is_manifest, printable, search, status_of
 from ssl_asr.data.identity import Identity, identity
-from ssl_asr.data.manifest import WHERE, Manifest, pack_rows, read_manifest
+from ssl_asr.data.manifest import Manifest, pack_rows, read_manifest
+from ssl_asr.data.manifest_lines import WHERE
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.textfiles import is_unicode
 from ssl_asr.types import Skip, Utterance

@@ -7,11 +7,9 @@ the audio file from ``offset`` on.
 """
 
 import codecs
-import json
 import math
-import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,127 +17,19 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.confinement import check_confined
-from ssl_asr.data.languages import given_language, language_of, same_language
+from ssl_asr.data.languages import language_of
 from ssl_asr.data.line_index import LineIndex, ManifestBytes, id_hash, store_index, stored_index
+from ssl_asr.data.manifest_lines import check_row, default_id, has_values, loaded, parsed, plain_row, utterance_of
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
-from ssl_asr.textfiles import from_json, is_system_text, is_unicode, other_unicode, shown, to_json
+from ssl_asr.textfiles import other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
 # Threads that measure audio.
 _THREADS = 8
-# Key of rows that do not come from one file: where each comes from.
-WHERE = "<where>"
-_KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
-# Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
-_MOST = 1_000_000_000
-# Characters of a path, which no file system allows more of, and of a language code; and the highest channel.
-_LONGEST, _LONGEST_CODE, _LAST_CHANNEL = 4095, 100, 65_535
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
-
-
-def _is_path(value: Any) -> bool:
-    """Whether a value can be the path of a file. No file is named ``.`` or ``..``, or has a NUL in its name."""
-    return isinstance(value, str) and value.strip("./") != "" and len(value) <= _LONGEST and is_system_text(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and is_unicode(value)
-
-
-# key -> (check of its value, what the value should be)
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "audio_filepath": (_is_path, "the path of a file"),
-    "duration": (lambda v: _is_number(v) and v > 0, f"a positive number of seconds, at most {_MOST:,}"),
-    "text": (_is_text, "a string of Unicode characters"),
-    "prompt": (_is_text, "a string of Unicode characters"),
-    "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
-    "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
-    "lang": (lambda v: isinstance(v, str) and len(v) <= _LONGEST_CODE, "a language code"),
-    "task": (lambda v: v in ("transcribe", "translate"), "'transcribe' or 'translate'"),
-    "channel": (
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LAST_CHANNEL,
-        "a channel number from 0",
-    ),
-    "weight": (_is_number, f"a number from 0 to {_MOST:,}"),
-}
-
-
-def is_allowed(key: str, value: Any) -> bool:
-    """Whether a line of a manifest may have this value. Keys that are kept as tags may have any.
-
-    Example:
-        >>> is_allowed("weight", "2"), is_allowed("weight", 2), is_allowed("age", "2")
-        (False, True, True)
-    """
-    return key != WHERE and (key not in _FIELDS or _FIELDS[key][0](value))
-
-
-def _check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestError]:
-    """All errors of one parsed line."""
-    if not isinstance(row, dict):
-        return [ManifestError(where, f"is a JSON {type(row).__name__}", "write one JSON object per line")]
-    errors = []
-    if WHERE in row:
-        errors.append(ManifestError(where, f"has the key '{WHERE}', which is in use", "rename the key"))
-    required = ("audio_filepath", "text") if require_text else ("audio_filepath",)
-    for name, (is_right, expected) in _FIELDS.items():
-        if row.get(name) is None:
-            if name in required:
-                errors.append(ManifestError(where, f"has no '{name}'", f"add {expected}"))
-        elif not is_right(row[name]):
-            errors.append(ManifestError(where, f"'{name}' is {shown(row[name])}, expected {expected}"))
-    return errors
-
-
-def _default_id(row: Mapping[str, Any]) -> str:
-    stem = Path(row["audio_filepath"]).with_suffix("").as_posix()
-    offset = row.get("offset")
-    return stem if offset is None else f"{stem}@{offset}"
-
-
-def _joined(folder: str, path: str) -> str:
-    """Path of a file in a folder, as `pathlib` writes it, which takes ten times as long."""
-    if path.startswith(("/", ".")) or "//" in path or "/." in path or path.endswith("/") or os.sep != "/":
-        return str(Path(folder) / path)
-    return path if folder == "." else f"{folder.removesuffix('/')}/{path}"
-
-
-def _utterance(row: dict[str, Any], where: str, folder: str, duration: Seconds) -> Utterance:
-    return Utterance(
-        id=row.get("id") or _default_id(row),
-        audio_filepath=_joined(folder, row["audio_filepath"]),
-        duration=duration,
-        text=row.get("text") or "",
-        offset=float(row.get("offset") or 0.0),
-        lang=given_language(row.get("lang")),
-        task=row.get("task"),
-        channel=row.get("channel"),
-        weight=1.0 if row.get("weight") is None else float(row["weight"]),
-        where=row.get(WHERE, where),
-        tags={key: value for key, value in row.items() if key not in _KNOWN},
-    )
-
-
-def _loaded(line: bytes) -> dict[str, Any]:
-    """The object of a checked line."""
-    try:
-        row: dict[str, Any] = orjson.loads(line)
-    # It does not take all that `from_json` takes, such as half of a surrogate pair.
-    except orjson.JSONDecodeError:
-        return dict(json.loads(line))
-    for value in row.values():
-        # Integers with more than 64 bits become floats.
-        if (kind := type(value)) is dict or kind is list or (kind is float and abs(value) > _MOST):
-            return dict(json.loads(line))
-    return row
 
 
 @dataclass(frozen=True)
@@ -210,7 +100,7 @@ class Manifest(Sequence[Utterance]):
         source = self._sources[self._source_N[index]]
         line = source.data.read(int(self.lines.starts_N[index]), int(self.lines.lengths_N[index]))
         where = f"{source.path}:{self.lines.numbers_N[index]}"
-        return _utterance(_loaded(line), where, source.folder, float(self.durations_N[index]))
+        return utterance_of(loaded(line), where, source.folder, float(self.durations_N[index]))
 
     def __iter__(self) -> Iterator[Utterance]:
         return (self[i] for i in range(len(self)))
@@ -309,13 +199,13 @@ def _checked(
     """Index of all lines with the values of ``wanted``, each of which is checked. See `read_manifest`."""
     found, errors, left_out = _Lines(path), list[ManifestError](), 0
     for number, start, line in _lines(data):
-        row = _plain(line)
+        row = plain_row(line)
         invalid: list[ManifestError] = []
-        if row is None or _check_row(row, "", require_text=require_text):
-            row, invalid = _parse(line, f"{path}:{number}", require_text=require_text)
+        if row is None or check_row(row, "", require_text=require_text):
+            row, invalid = parsed(line, f"{path}:{number}", require_text=require_text)
         if invalid:
             errors += invalid
-        elif wanted and not _has(row, wanted):
+        elif wanted and not has_values(row, wanted):
             left_out += 1
         else:
             found.add(row, number, start, len(line))
@@ -396,49 +286,6 @@ def _lines(data: ManifestBytes) -> Iterator[tuple[int, int, bytes]]:
         number -= chunk.endswith(b"\n")
 
 
-def _plain(line: bytes) -> dict[str, Any] | None:
-    """The object of a line, if it is JSON as `from_json` takes it, by a quicker way. None if this is not certain.
-
-    orjson keeps the last of repeated keys. In an object of plain values without repeated keys, each key and each string
-    has two quotation marks, and with them there are more.
-    """
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    if type(row) is not dict:
-        return None
-    strings = 0
-    for value in row.values():
-        kind = type(value)
-        if kind is str:
-            strings += 1
-        elif kind is dict or kind is list:
-            return None
-    marks = line.count(b'"')
-    if b"\\" in line:
-        if b"\\\\" in line:
-            return None
-        marks -= line.count(b'\\"')
-    return row if marks == 2 * (len(row) + strings) else None
-
-
-def _parse(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, Any], list[ManifestError]]:
-    """The JSON object of a line, and all its errors."""
-    try:
-        row = from_json(line, where, error=ManifestError, remedy="write one JSON object per line")
-    except ManifestError as error:
-        return {}, [error]
-    return row, _check_row(row, where, require_text=require_text)
-
-
-def _has(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
-    return all(
-        same_language(value, str(row.get(key))) if key == "lang" else str(row.get(key)) == value
-        for key, value in wanted.items()
-    )
-
-
 class _Lines:
     """Collects the index of the lines that a manifest keeps."""
 
@@ -459,7 +306,7 @@ class _Lines:
         self._lengths.append(length)
         self._numbers.append(number)
         self._durations.append(math.nan if duration is None else duration)
-        self._ids.append(id_hash(row.get("id") or _default_id(row)))
+        self._ids.append(id_hash(row.get("id") or default_id(row)))
         self._has_texts = self._has_texts and row.get("text") is not None
 
     def index(self) -> LineIndex:

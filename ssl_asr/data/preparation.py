@@ -33,7 +33,7 @@ from ssl_asr.data.formats.manifests import Target, write_manifest, write_nemo
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, full_path
 from ssl_asr.data.formats.speechbrain import write_speechbrain_csv, write_speechbrain_json
 from ssl_asr.data.kinds import KINDS, kind_of, read_source
-from ssl_asr.data.manifest import is_allowed
+from ssl_asr.data.manifest_lines import is_allowed
 from ssl_asr.errors import AudioError, ConfigError, ManifestError
 from ssl_asr.textfiles import is_unicode, shown, to_json, written_whole
 from ssl_asr.types import Seconds, Skip

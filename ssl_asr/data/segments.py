@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ssl_asr.data.manifest import WHERE, Manifest, pack_rows
+from ssl_asr.data.manifest import Manifest, pack_rows
+from ssl_asr.data.manifest_lines import WHERE
 from ssl_asr.errors import ManifestError, raise_all
 from ssl_asr.textfiles import shown
 from ssl_asr.types import Utterance

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_asr.data import line_index, manifest
+from ssl_asr.data import line_index, manifest, manifest_lines
 from ssl_asr.data.line_index import ManifestBytes, index_path
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ManifestError, UserErrors
@@ -40,8 +40,8 @@ def large(monkeypatch):
 def checks(monkeypatch):
     """Numbers of the lines that are checked."""
     found = []
-    check = manifest._check_row
-    monkeypatch.setattr(manifest, "_check_row", lambda row, *a, **k: found.append(row) or check(row, *a, **k))
+    check = manifest_lines.check_row
+    monkeypatch.setattr(manifest, "check_row", lambda row, *a, **k: found.append(row) or check(row, *a, **k))
     return found
 
 
@@ -185,23 +185,23 @@ def test_lines_that_are_read_quickly_are_read_equally(seed):
     try:
         expected = from_json(bytes(data), "line", error=ManifestError, remedy="")
     except ManifestError:
-        assert manifest._plain(bytes(data)) is None
+        assert manifest_lines.plain_row(bytes(data)) is None
         return
     if isinstance(expected, dict):
         # orjson makes floats of integers with more than 64 bits, which the checks of a line do not tell apart.
         wide = {key for key, value in expected.items() if type(value) is int and abs(value) >= 1 << 63}
-        plain = manifest._plain(bytes(data))
+        plain = manifest_lines.plain_row(bytes(data))
         assert plain is None or plain == {**expected, **{key: float(expected[key]) for key in wide}}
-        assert repr(manifest._loaded(bytes(data))) == repr(expected)
+        assert repr(manifest_lines.loaded(bytes(data))) == repr(expected)
 
 
 def test_usual_lines_are_read_quickly():
     for text in ("hello", "é", 'a "quote"', "back\\slash"):
         for ascii_only in (False, True):
             line = json.dumps({**GOOD, "text": text, "speaker": "s", "weight": None}, ensure_ascii=ascii_only).encode()
-            assert (manifest._plain(line) is None) == ("\\" in text)
-    assert manifest._plain(b'{"a" : 1, "a": 2}') is None
-    assert manifest._plain(b'{"a": {"b": 1, "b": 2}}') is None
+            assert (manifest_lines.plain_row(line) is None) == ("\\" in text)
+    assert manifest_lines.plain_row(b'{"a" : 1, "a": 2}') is None
+    assert manifest_lines.plain_row(b'{"a": {"b": 1, "b": 2}}') is None
 
 
 def test_paths_are_joined_as_pathlib_does():
@@ -209,7 +209,7 @@ def test_paths_are_joined_as_pathlib_does():
     for _ in range(3000):
         folder = str(Path("".join(draw.choices("ab/.", k=draw.randrange(5)))))
         path = "".join(draw.choices("a/. é", k=draw.randrange(1, 7)))
-        assert manifest._joined(folder, path) == str(Path(folder) / path), (folder, path)
+        assert manifest_lines._joined(folder, path) == str(Path(folder) / path), (folder, path)
 
 
 def test_index_holds_every_field(tmp_path, large):

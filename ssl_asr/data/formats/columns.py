@@ -16,7 +16,7 @@ from ssl_asr.data.formats.rows import (
     seconds_of,
     split_name,
 )
-from ssl_asr.data.manifest import is_allowed
+from ssl_asr.data.manifest_lines import is_allowed
 from ssl_asr.errors import ConfigError
 
 # Names that columns have in known corpora and toolkits, the most specific first.
