@@ -49,7 +49,7 @@ _WARNINGS = {
     *("clipped", "cut_off", "damaged", "dc_offset", "over_range", "opposite_phase", "integers_as_floats"),
 }
 _NOTES = {"resampled", "several_channels", "duplicate_text", "shared_text", "shared_speaker"}
-# Findings besides errors whose lines are left out of cleaned manifests.
+# Findings besides errors whose lines are left out of cleaned training manifests.
 DROPPED = frozenset({"rate_outlier", "text_mismatch", "duplicate_audio", "duplicate_path"})
 
 
@@ -88,10 +88,16 @@ class Finding:
         """How bad it is."""
         return level_of(self.finding)
 
-    @property
-    def drops(self) -> bool:
-        """Whether the line is left out of the cleaned manifest."""
-        return self.finding in DROPPED or (self.level == "error" and self.finding != "leaked_audio")
+    def drops(self, *, trains: bool) -> bool:
+        """Whether the line is left out of the cleaned manifest.
+
+        Args:
+            trains: Whether the manifest is for training. Other manifests lose only what cannot be used, so that no
+                heuristic and no model decides what is tested.
+        """
+        if self.level == "error":
+            return self.finding != "leaked_audio"
+        return trains and self.finding in DROPPED
 
     def skip(self) -> Skip:
         """The reason why the line is left out."""

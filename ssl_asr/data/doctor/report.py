@@ -94,12 +94,14 @@ class Report:
 
     Attributes:
         splits: Figures of each manifest.
+        training: Names of training splits.
         counts: Number of lines by split and finding.
         findings: All errors and warnings, and the first notes of each kind.
         unseen: Occurrences of characters in evaluation texts that no training text has.
     """
 
     splits: dict[str, Split]
+    training: frozenset[str]
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     unseen: Counter[str] = field(default_factory=Counter)
@@ -134,7 +136,7 @@ class Report:
         """The lines of a manifest that its cleaned copy leaves out, each with its first reason."""
         reasons: dict[tuple[str, str], Skip] = {}
         for one in self.findings:
-            if one.split == split and one.drops:
+            if one.split == split and one.drops(trains=split in self.training):
                 reasons.setdefault((one.where, one.id), one.skip())
         return list(reasons.values())
 
@@ -191,7 +193,7 @@ def examine(
         progress: Whether to show progress bars.
     """
     training = training_names(manifests)
-    report = Report({name: Split.of(manifest) for name, manifest in manifests.items()})
+    report = Report({name: Split.of(manifest) for name, manifest in manifests.items()}, training)
     digests: dict[str, dict[str, Utterance]] = {name: {} for name in manifests}
     usable: dict[str, list[Heard]] = {name: [] for name in manifests}
     places = {name: itertools.count() for name in manifests}

@@ -12,8 +12,8 @@ import soundfile
 from ssl_asr.commands.check import check
 from ssl_asr.config.tools import CheckConfig
 from ssl_asr.data.characters import CharTokenizer
-from ssl_asr.data.doctor.findings import LEVELS, level_of
-from ssl_asr.data.doctor.report import examine
+from ssl_asr.data.doctor.findings import LEVELS, Finding, level_of
+from ssl_asr.data.doctor.report import Report, examine
 from ssl_asr.data.doctor.text import ModelLimits, rate_findings, usual_durations
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import read_manifest
@@ -155,6 +155,14 @@ def test_a_wrong_text_and_a_wrong_duration_are_outliers(corpus):
     assert found == [("train", "train5", "rate_outlier"), ("train", "train9", "rate_outlier")]
     assert [skip.reason for skip in report.dropped("train")] == ["rate_outlier"] * 2, "left out, though no errors"
     assert report.errors == 0
+
+
+def test_no_heuristic_decides_what_is_tested():
+    for split, left_out in (("train", ["a", "b"]), ("test", ["b"])):
+        report = Report({"train": None, "test": None}, frozenset({"train"}))
+        rows = (("a", "rate_outlier"), ("b", "silent"), ("c", "clipped"), ("d", "leaked_audio"))
+        report.add(Finding(split, name, f"m:{name}", finding, "") for name, finding in rows)
+        assert [skip.id for skip in report.dropped(split)] == left_out
 
 
 def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker(corpus):
