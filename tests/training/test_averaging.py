@@ -89,6 +89,8 @@ def test_best_checkpoints_are_averaged_and_best_and_average_are_tested(overrides
     folder = tmp_path / "checkpoints"
     top = [read_checkpoint(path) for path in folder.glob("top-*.ckpt")]
     assert len(top) == 2
+    # A name with "=" would have to be quoted on the command line.
+    assert not [path for path in folder.iterdir() if "=" in path.name]
     rows = (tmp_path / "metrics" / "metrics.csv").read_text().splitlines()
     names = rows[0].split(",")
     losses = [dict(zip(names, row.split(","), strict=True))["val/loss"] for row in rows[1:]]
