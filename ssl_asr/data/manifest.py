@@ -33,7 +33,7 @@ _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", 
 # Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
 _MOST = 1_000_000_000
 # Characters of a path, which no file system allows more of, and of a language code; and the highest channel.
-_LONGEST, _LONGEST_CODE, _LAST_CHANNEL = 4095, 100, 65_535
+_LONGEST, _LONGEST_CODE, _LAST_CHANNEL = 4095, 1000, 65_535
 
 
 def _is_number(value: Any) -> bool:
