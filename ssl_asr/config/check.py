@@ -24,7 +24,7 @@ from ssl_asr.config.expected import describe
 from ssl_asr.config.folders import option_names
 from ssl_asr.config.found import file_errors, option_for_checkpoint
 from ssl_asr.config.nodes import RENAMED
-from ssl_asr.config.schemas import SCHEMAS, annotation_of, known_keys
+from ssl_asr.config.schemas import SCHEMAS, TrainConfig, annotation_of, known_keys
 from ssl_asr.errors import ConfigError, UserError, UserErrors, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
 
@@ -47,7 +47,8 @@ def preflight(name: str, arguments: list[str]) -> None:
         for error in [*_shared_folder(name, jobs), *_shared_output(jobs)]:
             errors[str(error)] = error
         for job in jobs:
-            errors |= {str(error): error for error in _check_job(name, parsed, job)}
+            found = _check_job(name, parsed, job, in_sweep=parsed.multirun or len(jobs) > 1)
+            errors |= {str(error): error for error in found}
     if errors:
         raise UserErrors(list(errors.values()))
 
@@ -98,7 +99,18 @@ def composed_job(arguments: Arguments, overrides: list[str]) -> tuple[DictConfig
     return None, [*errors, ConfigError("config", *_renamed_in(said(cfg)))]
 
 
-def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[UserError]:
+def several_processes(config: TrainConfig) -> list[UserError]:
+    """An error if a job of a sweep starts several processes, each of which would start the whole sweep."""
+    trainer = config.trainer
+    one = trainer.devices in (1, "1") or (isinstance(trainer.devices, list) and len(trainer.devices) == 1)
+    if one and trainer.num_nodes == 1 and "ddp" not in trainer.strategy:
+        return []
+    what = f"has devices={trainer.devices}, num_nodes={trainer.num_nodes} and strategy={trainer.strategy} in a sweep"
+    remedy = "use trainer.devices=1 trainer.strategy=auto, or start each job by itself, with torchrun"
+    return [ConfigError("trainer", what, remedy)]
+
+
+def _check_job(name: str, arguments: Arguments, overrides: list[str], *, in_sweep: bool) -> list[UserError]:
     """Every mistake of a job: first overrides that do not compose, then values."""
     from ssl_asr.config.resolve import resolve_command
 
@@ -106,7 +118,9 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str]) -> list[Us
     if cfg is None:
         return errors
     try:
-        resolve_command(name, cfg)
+        config = resolve_command(name, cfg)
+        if in_sweep and isinstance(config, TrainConfig):
+            errors += several_processes(config)
     except UserErrors as several:
         errors += several.errors
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ssl_asr.config.arguments import asks_for_help, read_words
-from ssl_asr.config.check import composed_job, named_folder, preflight
+from ssl_asr.config.check import composed_job, named_folder, preflight, several_processes
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments, quicken_lists
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
@@ -22,7 +22,7 @@ from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import results_only
-from ssl_asr.errors import ConfigError, UserError, raise_all
+from ssl_asr.errors import UserError, raise_all
 
 EXIT_USER_ERROR = 2
 # Parts of the errors of torch.
@@ -40,18 +40,6 @@ def hydra_follows(name: str, arguments: list[str]) -> list[str]:
     if folder is None or own or parsed.multirun or parsed.shows is not None:
         return arguments
     return [*arguments, f"hydra.run.dir={folder}"]
-
-
-def refuse_ddp(config: TrainConfig) -> None:
-    """Refuse several processes per job in a sweep, since each process would start the whole sweep.
-
-    Raises:
-        ConfigError: The trainer uses several devices.
-    """
-    trainer = config.trainer
-    if "ddp" in trainer.strategy or trainer.devices not in (1, "1"):
-        what = f"{trainer.devices} devices with strategy {trainer.strategy} in a sweep"
-        raise ConfigError("trainer", what, "use trainer.devices=1, or start each job with torchrun")
 
 
 def show_config(name: str, arguments: list[str]) -> str:
@@ -136,7 +124,7 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
         try:
             config = resolve_command(name, cfg)
             if is_sweep and isinstance(config, TrainConfig):
-                refuse_ddp(config)
+                raise_all(several_processes(config))
             # The jobs of a sweep have several folders, and its command line takes none of them.
             run_dir = None if is_sweep else getattr(config, "run_dir", None)
             go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))

@@ -18,8 +18,8 @@ WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
 # Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
 _MOST = 1_000_000_000
-# Characters of a path, which no file system allows more of, and of a language code; and the highest channel.
-_LONGEST, _LONGEST_CODE, _LAST_CHANNEL = 4095, 100, 65_535
+# Characters of a path, which no file system allows more of, and the highest channel.
+_LONGEST, _LAST_CHANNEL = 4095, 65_535
 
 
 def _is_number(value: Any) -> bool:
@@ -43,7 +43,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
     "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
-    "lang": (lambda v: isinstance(v, str) and len(v) <= _LONGEST_CODE, "a language code"),
+    "lang": (lambda v: isinstance(v, str), "a language code"),
     "task": (lambda v: v in ("transcribe", "translate"), "'transcribe' or 'translate'"),
     "channel": (
         lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LAST_CHANNEL,

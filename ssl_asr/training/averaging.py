@@ -45,7 +45,9 @@ class BestCheckpoints(ModelCheckpoint):
     def __init__(self, folder: Path, *, monitor: str, count: int) -> None:
         super().__init__(
             dirpath=folder,
-            filename="top-epoch{epoch}-step{step}",
+            # Without "epoch=", since a name with "=" has to be quoted on the command line.
+            filename="top-{epoch}-{step}",
+            auto_insert_metric_name=False,
             monitor=monitor,
             mode="min",
             save_top_k=count,

@@ -51,7 +51,8 @@ def test_a_run_that_does_not_learn_is_an_error(overrides, tmp_path):
 
 
 def test_doctor_measures_a_run_and_writes_nothing(overrides, run_command, tmp_path):
-    done = run_command("doctor", *overrides, "trainer.max_epochs=1", cwd=tmp_path)
+    more = ["trainer.max_epochs=1", "logger=csv", "trainer.profiler=simple"]
+    done = run_command("doctor", *overrides, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in ("This machine", "torch and torchaudio", "optimizer states", "all updates"):
         assert words in done.stdout

@@ -7,9 +7,9 @@ import pytest
 
 from ssl_asr.config import launch
 from ssl_asr.config.arguments import read_words
-from ssl_asr.config.check import preflight
+from ssl_asr.config.check import preflight, several_processes
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments
-from ssl_asr.errors import ConfigError, UserError
+from ssl_asr.errors import UserError
 from tests.command_runner import REPO
 from tests.config.options import resolved
 from tests.test_layers import SLOW
@@ -292,10 +292,19 @@ def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, name, argu
 
 
 def test_several_processes_in_a_sweep_are_refused():
-    for overrides in (["trainer=ddp"], ["trainer.devices=2"]):
-        with pytest.raises(ConfigError, match="in a sweep"):
-            launch.refuse_ddp(resolved(*overrides))
-    launch.refuse_ddp(resolved("trainer=gpu"))
+    for overrides in (["trainer=ddp"], ["trainer.devices=2"], ["trainer.devices=auto"], ["trainer.num_nodes=2"]):
+        [error] = several_processes(resolved(*overrides))
+        assert error.where == "trainer"
+        assert "in a sweep" in str(error)
+    for overrides in (["trainer=gpu"], ["trainer.devices=[0]"], ["trainer.devices='1'"]):
+        assert several_processes(resolved(*overrides)) == []
+
+
+def test_several_processes_in_a_sweep_are_refused_before_the_first_job():
+    message = errors_of("train", "-m", TRAIN, "seed=0,1", "trainer=ddp")
+    assert message.count("in a sweep") == 1
+    assert "start each job by itself, with torchrun" in message
+    preflight("train", [TRAIN, "trainer=ddp"])
 
 
 # Launching -----------------------------------------------------------------------------------------------------------
