@@ -206,12 +206,12 @@ def differences(words: Sequence[str], folder: Path, *, moments: int, seed: int, 
         run = Run(own, folder / f"run-{number}", ranks)
         moment_s = rng.uniform(0.1, 1.0) * length_s
         where = end_at(run, way, moment_s, rng)
+        # Hydra writes its files before a job starts, and has errors of its own.
+        begun = (where / "config.yaml").exists()
         codes, again = list(run.codes.values()), Run(own, where, ranks)
         resumed = again.start("resume=auto").wait()
         name = f"{number}: {way} after {moment_s:.1f} of {length_s:.1f} s, {ranks} ranks, {workers} workers"
         found = results(where) if resumed == [0] * ranks else {"codes": resumed}
-        # Hydra writes its files before a job starts, and has errors of its own.
-        begun = (where / "config.yaml").exists()
         allowed = {"terminate": {0, 143}, "disk full": {0, 2}}.get(way) if begun else None
         faults = [f"{name}: codes {codes}"] if allowed is not None and not {*codes[:1]} <= allowed else []
         faults += [f"{name}: {key}" for key in expected if found.get(key) != expected[key]]
