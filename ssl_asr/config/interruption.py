@@ -96,6 +96,7 @@ class Interruption:
         self._deferred = False
         self._since = self._moved = time.monotonic()
         self._unlimited = False
+        self._ending = threading.Lock()
 
     def advise(self, advice: str) -> None:
         """Take what to do."""
@@ -176,6 +177,8 @@ class Interruption:
     def _end(self) -> NoReturn:
         """End the process at once."""
         assert self.signal is not None
+        # A handler, and the thread that listens, may both come here. The first one ends the process.
+        self._ending.acquire()
         self.say()
         os._exit(_code(self.signal))
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from ssl_asr.training.checkpoint_files import read_checkpoint, write_checkpoint
-from ssl_asr.training.checkpointing import best_checkpoint
+from ssl_asr.training.checkpointing import MovableCheckpoint, best_checkpoint
 
 
 class EMA(WeightAveraging):
@@ -33,7 +33,7 @@ class EMA(WeightAveraging):
         super().__init__(avg_fn=updated)
 
 
-class BestCheckpoints(ModelCheckpoint):
+class BestCheckpoints(MovableCheckpoint):
     """Keeps the ``count`` best checkpoints by ``monitor`` (lower is better), to be averaged after training.
 
     Args:

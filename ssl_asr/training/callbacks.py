@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
+from ssl_asr.training.checkpointing import MovableCheckpoint
 from ssl_asr.training.interruption import LastCheckpoint
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.module import ASRModule
@@ -107,9 +108,16 @@ class LastValidation(Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the last epoch have its validation if the run is resumed after its last batch."""
-        if self._is_last_epoch(trainer) and trainer.is_last_batch and trainer.check_val_every_n_epoch is not None:
-            trainer.check_val_every_n_epoch = 1
+        """Let a validation follow the last batch of the run if the run is resumed after it, as when it was requested.
+
+        Lightning then validates, or knows that it has. Otherwise it would train on one more batch.
+        """
+        if self._is_last_epoch(trainer) and trainer.is_last_batch:
+            loop = trainer.fit_loop.epoch_loop
+            each_epoch = trainer.check_val_every_n_epoch is not None
+            trainer.val_check_batch = 1 + (loop.batch_idx if each_epoch else loop.total_batch_idx)
+            if each_epoch:
+                trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -164,7 +172,7 @@ def checkpointing(
     """
     callbacks: list[Callback] = []
     if monitor is not None:
-        best = ModelCheckpoint(
+        best = MovableCheckpoint(
             dirpath=folder,
             filename="best",
             monitor=monitor,

@@ -1,6 +1,7 @@
 """What checkpoints hold besides weights, so that a run is resumed exactly."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -38,6 +39,28 @@ class SelfDescription(Callback):
             "data": self.data,
             "ranks": trainer.world_size,
         }
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` that knows its best checkpoints again if the folder of the run has moved.
+
+    Lightning forgets their scores then, and takes the next checkpoint for the best one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore, with the files at their new place if they are there."""
+        moved = {path: str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
+        if moved and all(Path(path).is_file() for path in moved.values()):
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_k_models": {moved[path]: score for path, score in state_dict["best_k_models"].items()},
+                **{
+                    key: moved.get(state_dict[key], state_dict[key])
+                    for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+                },
+            }
+        super().load_state_dict(state_dict)
 
 
 def best_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:

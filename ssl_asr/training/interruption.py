@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.errors import UserError
+from ssl_asr.training.checkpointing import MovableCheckpoint
 from ssl_asr.training.updates import UpdateLoop
 
 _NOTE = "ssl_asr/stop"
@@ -57,6 +58,8 @@ class StopOnSignal(Callback):
         assert isinstance(pl_module, UpdateLoop)
         number = pl_module.agreed_signal
         if number and not validation_follows(trainer):
+            # Lightning logs the metrics of an update after this hook.
+            trainer._logger_connector.update_train_step_metrics()
             self._leave(trainer, number, save=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,7 +130,7 @@ class StopOnSignal(Callback):
         self.interruption.leave(number, 0 if started_by_lightning and trainer.local_rank > 0 else None)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(MovableCheckpoint):
     """Saves ``last.ckpt`` at the end of each epoch, or every few updates.
 
     If a validation follows the update, the checkpoint is saved after it. Lightning does not validate when it resumes
@@ -149,7 +152,16 @@ class LastCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
         self._every_n_updates = every_n_updates
-        self._due = False
+        self._due = self._has_saved = False
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the metrics of the update of the checkpoint, which Lightning logs after it is saved."""
+        if self._has_saved:
+            self._has_saved = False
+            for logger in trainer.loggers:
+                logger.save()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,13 +170,18 @@ class LastCheckpoint(ModelCheckpoint):
         due = self._every_n_updates is not None and trainer.global_step % self._every_n_updates == 0
         self._due = due and validation_follows(trainer)
         if due and not self._due:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if a checkpoint is due."""
         if self._due and not trainer.sanity_checking:
             self._due = False
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._has_saved = True
 
 
 def validation_follows(trainer: L.Trainer) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Interval
 from rich.console import Console
 
+from ssl_asr.config.run_folder import is_first
 from ssl_asr.errors import ConfigError, TrainingError
 from ssl_asr.types import Expected, NonNegativeInt, PositiveFloat, PositiveInt, Precision
 
@@ -147,7 +148,7 @@ def is_first_process() -> bool:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank: int | None = getattr(rank_zero_only, "rank", None)
-    return rank in (None, 0)
+    return rank in (None, 0) and is_first()
 
 
 def check_accelerator(accelerator: str, devices: int | str | list[int], *, prefix: str = "") -> None:

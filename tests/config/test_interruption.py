@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ssl_asr.config.interruption import how_to_go_on
+from ssl_asr.config.run_folder import other_run, resumes
 from tests.command_runner import REPO
 from tests.training.toy_runs import toy_overrides
 
@@ -59,6 +60,88 @@ def test_worker_processes_end_without_a_word(tmp_path):
 
 def test_an_exit_without_a_signal_is_left_as_it_is(tmp_path):
     assert stop(0, tmp_path, before="sys.exit(2)").returncode == 2
+
+
+DEFERRED = """
+import os, signal, sys, threading, time
+from ssl_asr.config import interruption
+from ssl_asr.config.interruption import current, interruptible
+interruption._LONGEST_WAIT_S = float(sys.argv[1])
+def send(numbers):
+    for number in numbers:
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+numbers = [int(number) for number in sys.argv[2:]]
+with interruptible() as go_on:
+    go_on("do this")
+    threading.Thread(target=send, args=[numbers], daemon=True).start()
+    with current().deferred():
+        end = time.monotonic() + {length}
+        while time.monotonic() < end:
+            {step}
+        print("whole")
+"""
+
+
+def defer(*numbers, length=2.0, step="time.sleep(0.05)", longest_s=30, **more):
+    code = DEFERRED.format(length=length, step=step)
+    words = [sys.executable, "-c", code, str(longest_s), *(str(int(number)) for number in numbers)]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), **more}
+    began = time.monotonic()
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=50)
+    return done, time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_deferred_signal_lets_the_block_end_by_itself(number):
+    done, _ = defer(number)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "whole\n", "interrupted: do this.\n")
+
+
+# A thread that waits for a lock of C, as in a call that waits for other ranks. Python calls no handler there.
+BLOCKED = "import ctypes; mutex = ctypes.create_string_buffer(64); lock = ctypes.CDLL(None).pthread_mutex_lock; "
+BLOCKED += "lock(mutex), lock(mutex)"
+
+
+@pytest.mark.parametrize("step", ["time.sleep(0.05)", BLOCKED])
+def test_a_second_signal_ends_the_process_at_once(step):
+    done, seconds = defer(signal.SIGTERM, signal.SIGTERM, length=60, step=step)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted: do this.\n")
+    assert seconds < 50
+
+
+def test_a_process_in_which_nothing_moves_on_is_ended():
+    done, seconds = defer(signal.SIGTERM, length=60, longest_s=1)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted: do this.\n")
+    assert seconds < 50
+    done, _ = defer(signal.SIGTERM, length=3, step="time.sleep(0.05); current().moved()", longest_s=1)
+    assert done.stdout == "whole\n", "steps are finished"
+    done, _ = defer(signal.SIGTERM, step="with current().unlimited(): time.sleep(3)", longest_s=1)
+    assert done.stdout == "whole\n", "a checkpoint takes as long as it takes"
+
+
+@pytest.mark.parametrize(("job", "queued"), [({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_JOB_ID": "8"}, None), ({}, None)])
+def test_a_job_of_slurm_is_put_in_the_queue_again(tmp_path, job, queued):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n[ "$2" = 7 ]\n')
+    scontrol.chmod(0o755)
+    done, _ = defer(signal.SIGUSR1, **job, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 143
+    assert (tmp_path / "asked").exists() == bool(job)
+    assert ("The job is in the queue again, and continues by itself." in done.stderr) == (queued is not None)
+    assert ("warning: job 8 is not in the queue again" in done.stderr) == (job.get("SLURM_JOB_ID") == "8")
+    if queued:
+        assert (tmp_path / "asked").read_text() == f"requeue {queued}\n"
+
+
+def test_a_job_that_slurm_started_again_continues_its_run(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    assert list(other_run(None, tmp_path))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not list(other_run(None, tmp_path))
+    assert (resumes(None), resumes("a.ckpt")) == ("auto", "auto")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert (resumes(None), resumes("a.ckpt")) == (None, "a.ckpt")
 
 
 def test_every_command_says_how_to_go_on():

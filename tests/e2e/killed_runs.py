@@ -68,7 +68,9 @@ class Run:
         code = 1
         try:
             os.setsid()
-            log = os.open(f"{self.folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            # A device is never full.
+            name = f"{self.folder}.log" if full_after_s is None else os.devnull
+            log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for stream in (1, 2):
                 os.dup2(log, stream)
             if self.ranks > 1:
@@ -204,11 +206,15 @@ def differences(words: Sequence[str], folder: Path, *, moments: int, seed: int, 
         run = Run(own, folder / f"run-{number}", ranks)
         moment_s = rng.uniform(0.1, 1.0) * length_s
         where = end_at(run, way, moment_s, rng)
+        # Hydra writes its files before a job starts, and has errors of its own.
+        begun = (where / "config.yaml").exists()
         codes, again = list(run.codes.values()), Run(own, where, ranks)
         resumed = again.start("resume=auto").wait()
         name = f"{number}: {way} after {moment_s:.1f} of {length_s:.1f} s, {ranks} ranks, {workers} workers"
         found = results(where) if resumed == [0] * ranks else {"codes": resumed}
-        faults = [f"{name}: {key}" for key in expected if found.get(key) != expected[key]]
+        allowed = {"terminate": {0, 143}, "disk full": {0, 2}}.get(way) if begun else None
+        faults = [f"{name}: codes {codes}"] if allowed is not None and not {*codes[:1]} <= allowed else []
+        faults += [f"{name}: {key}" for key in expected if found.get(key) != expected[key]]
         wrong += faults
         counts[way, "differs" if faults else "equal"] += 1
         say(f"{name}: codes {codes}, resumed {resumed}, {'DIFFERS ' + str(faults) if faults else 'equal'}")
@@ -227,10 +233,10 @@ def overrides(checkpoint: Path, corpus: dict[str, Path]) -> list[str]:
         *own,
         "logger=csv",
         "data.max_batch_s=100",
-        "data.max_batch_size=1",
+        "data.max_batch_size=2",
         "data.eval_batch_s=1",
-        "trainer.max_epochs=3",
-        "trainer.val_check_interval=2",
+        "trainer.max_epochs=2",
+        "trainer.val_check_interval=3",
         "trainer.checkpoint_every_n_updates=2",
         "head.dropout=0.3",
         "freeze=false",
