@@ -45,9 +45,7 @@ class BestCheckpoints(MovableCheckpoint):
     def __init__(self, folder: Path, *, monitor: str, count: int) -> None:
         super().__init__(
             dirpath=folder,
-            # Without "epoch=", since a name with "=" has to be quoted on the command line.
-            filename="top-{epoch}-{step}",
-            auto_insert_metric_name=False,
+            filename="top-epoch{epoch}-step{step}",
             monitor=monitor,
             mode="min",
             save_top_k=count,
