@@ -1,0 +1,39 @@
+"""The start of a training run: new or resumed, with the files that are known before training."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ssl_asr.build.training import TrainingRun, build_training, write_beginning
+from ssl_asr.config.options import plain
+from ssl_asr.config.schemas import TrainConfig
+from ssl_asr.training.checkpoint_files import checkpoint_to_resume
+from ssl_asr.training.csv_log import keep_metrics
+from ssl_asr.training.resuming import check_exact, check_length, check_resumable, check_same_settings
+from ssl_asr.training.trainer import is_first_process
+
+
+def start_run(config: TrainConfig, folder: Path, console: Console | None) -> tuple[TrainingRun, Path | None]:
+    """Build a run, and find the checkpoint that it continues from, or None.
+
+    Args:
+        config: The resolved configuration.
+        folder: Folder of the run. A development run writes nothing to it.
+        console: Where tables are printed; None prints nothing.
+
+    Raises:
+        CheckpointError, ConfigError, UserErrors: The checkpoint cannot be read, or is that of another run.
+    """
+    resumed, first = checkpoint_to_resume(config.resume, folder), is_first_process()
+    if resumed is not None:
+        check_same_settings(resumed.checkpoint, plain(config))
+        check_length(resumed.checkpoint, max_epochs=config.trainer.max_epochs, max_steps=config.trainer.max_steps)
+    run = build_training(config, folder, console)
+    if resumed is not None:
+        check_resumable(resumed.checkpoint, run.module)
+        if first:
+            check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
+    if first and config.trainer.fast_dev_run is False:
+        write_beginning(run, folder, resumed=resumed is not None)
+        keep_metrics(folder, 0 if resumed is None else resumed.updates)
+    return run, None if resumed is None else resumed.path
