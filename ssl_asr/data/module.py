@@ -146,9 +146,12 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     raise_all(errors)
     if not config.allow_duplicate_ids:
         _check_shared_ids(list(read.values()))
+    manifests = {split: manifest for (split, _), manifest in read.items()}
     corpora = {corpus: manifest for (split, corpus), manifest in read.items() if split == "train"}
-    train = {"train": Manifest.joined(corpora, "data.train") if len(corpora) > 1 else next(iter(corpora.values()))}
-    return (train if corpora else {}) | {split: one for (split, _), one in read.items() if split != "train"}
+    if corpora:
+        single = str(manifests["train"].path) if len(corpora) == 1 else None
+        manifests["train"] = Manifest.joined(corpora, single or "data.train")
+    return manifests
 
 
 class ASRDataModule(L.LightningDataModule):

@@ -159,6 +159,9 @@ def test_a_run_draws_from_several_corpora(config, tmp_path):
     assert cells(console)[-2:] == [["more", "2", "0.00", "50.0", "2.00"], ["train", "6", "0.00", "50.0", "0.67"]]
     with pytest.raises(ManifestError, match=r"train.jsonl:1: has no 'lang', which data.mix_by names"):
         selected(replace(both, mix_by="lang", mix_temperature=2.0))
+    with pytest.raises(ConfigError, match="has a weight for 'more', .* The groups are train"):
+        selected(replace(config, mix_weights={"more": 3.0}))
+    assert set(read_manifests(replace(config, train={}))) == {"dev", "one", "two"}
     again = write(tmp_path / "again.jsonl", line("train0"))
     with pytest.raises(ManifestError, match="1 utterance ids occur in two manifests: 'train0'"):
         read_manifests(replace(config, train={**config.train, "again": again}))
