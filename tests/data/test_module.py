@@ -87,10 +87,11 @@ def test_the_dev_split_is_tested_if_asked(config):
 
 
 def test_ids_in_two_splits_are_refused_unless_allowed(config):
-    shared = replace(config, dev=config.train.replace("train", "copy"))
-    text = open(config.train).read()
+    train = config.train["train"]
+    shared = replace(config, dev=train.replace("train", "copy"))
+    text = open(train).read()
     open(shared.dev, "w").write(text)
-    with pytest.raises(ManifestError, match=r"6 utterance ids occur in two splits: 'train0' at .*train\.jsonl:1 and"):
+    with pytest.raises(ManifestError, match=r"6 utterance ids occur in two manifests: 'train0' at .*train\.jsonl:1 and"):
         read_manifests(shared)
     assert list(read_manifests(replace(shared, allow_duplicate_ids=True))) == ["train", "dev", "one", "two"]
     # The same line of the same file is one utterance.
@@ -110,7 +111,7 @@ def test_too_many_skips_are_refused(config):
         _data(config, max_s=0.9)
     with pytest.raises(ManifestError, match="0 of 2 utterances are usable"):
         _data(config, min_s=0.6)
-    kept = _data(replace(config, max_skip_fraction=1.0, train=None), max_s=0.9)
+    kept = _data(replace(config, max_skip_fraction=1.0, train={}), max_s=0.9)
     assert {name: len(skips) for name, skips in kept.skips.items()} == {"dev": 0, "one": 3, "two": 1}
 
 
