@@ -263,7 +263,7 @@ BAD = {
     "folder": (["backbone.source={empty}"], "has no config.json"),
     "family": (["backbone=whisper_tiny_en", "backbone.source={ssl}"], "runs whisper"),
     "resume": (["resume={broken}"], "cannot be read"),
-    "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids occur in two splits"),
+    "duplicate ids": (["data.dev={train}", "data.allow_duplicate_ids=false"], "utterance ids occur in two manifests"),
     "unseen characters": (["tokenizer.characters=xyz"], "characters are not in the vocabulary"),
     "several": (["seeed=1", "head=bogus"], "Did you mean 'seed'?"),
 }
