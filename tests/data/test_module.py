@@ -91,7 +91,7 @@ def test_ids_in_two_splits_are_refused_unless_allowed(config):
     shared = replace(config, dev=train.replace("train", "copy"))
     text = open(train).read()
     open(shared.dev, "w").write(text)
-    with pytest.raises(ManifestError, match=r"6 utterance ids occur in two manifests: 'train0' at .*train\.jsonl:1 and"):
+    with pytest.raises(ManifestError, match=r"6 utterance ids occur in two manifests: 'train0' at .*train.jsonl:1"):
         read_manifests(shared)
     assert list(read_manifests(replace(shared, allow_duplicate_ids=True))) == ["train", "dev", "one", "two"]
     # The same line of the same file is one utterance.
