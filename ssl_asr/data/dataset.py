@@ -1,6 +1,7 @@
 """From utterances to examples, and from examples to padded batches."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,13 +10,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.concatenation import joined
+from ssl_asr.data.sampler import Unit
 from ssl_asr.data.signal import Signal, notices
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Batch, Downmix, Example, Skip, Tokenizer, Utterance
 
+Item = Example | Skip | list[Example | Skip]
+"""What a dataset has for one index."""
 
-class SpeechDataset(Dataset["Example | Skip"]):
+
+class SpeechDataset(Dataset[Item]):
     """Examples of utterances, read on access.
 
     Args:
@@ -51,7 +57,24 @@ class SpeechDataset(Dataset["Example | Skip"]):
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, index: int) -> Example | Skip:
+    def __getitem__(self, index: int | Unit) -> Item:
+        """The example of an utterance; or of several, joined, and the skips of those that cannot be read."""
+        if isinstance(index, int):
+            return self._single(index)
+        items = [self._single(one) for one in index]
+        examples = [item for item in items if isinstance(item, Example)]
+        skips = [item for item in items if isinstance(item, Skip)]
+        return [*([self._joined(examples)] if examples else []), *skips]
+
+    def _joined(self, examples: Sequence[Example]) -> Example:
+        if len(examples) == 1:
+            return examples[0]
+        utterance = joined([example.utterance for example in examples])
+        tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
+        found = tuple(notice for example in examples for notice in example.notices)
+        return Example(utterance, torch.cat([example.waveform_T for example in examples]), tokens, found)
+
+    def _single(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
         signals: list[Signal] = []
         try:
@@ -71,11 +94,15 @@ class SpeechDataset(Dataset["Example | Skip"]):
         return waveform_T if self.augment is None else self.augment(waveform_T, utterance)
 
 
-def collate(items: Sequence[Example | Skip]) -> Batch:
+def collate(found: Sequence[Item]) -> Batch:
     """Pad examples with zeros to a batch. This is the only place where padding is made.
 
     Skips and notices are passed on in the batch, so that the main process can count and name them.
+
+    Args:
+        found: What a `SpeechDataset` returned for each index of the batch.
     """
+    items = list(chain.from_iterable(one if isinstance(one, list) else [one] for one in found))
     examples = [item for item in items if isinstance(item, Example)]
     lengths_B = torch.tensor([len(example.waveform_T) for example in examples], dtype=torch.int64)
     token_lengths_B = torch.tensor([len(example.tokens) for example in examples], dtype=torch.int64)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.augment import AudioAugment, Augmentation
-from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.data.concatenation import Concatenation
+from ssl_asr.data.dataset import Item, SpeechDataset, collate
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, group_of
@@ -27,7 +28,7 @@ from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
-from ssl_asr.types import Batch, Example, Notice, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
 
 # Reasons to drop an utterance that are not errors of its audio file.
 _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -36,7 +37,7 @@ _BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_targ
 class _LoaderOptions(TypedDict):
     """Options that the loaders of all splits share."""
 
-    collate_fn: Callable[[Sequence[Example | Skip]], Batch]
+    collate_fn: Callable[[Sequence[Item]], Batch]
     num_workers: int
     pin_memory: bool
     worker_init_fn: Callable[[int], None]
@@ -194,6 +195,7 @@ class ASRDataModule(L.LightningDataModule):
         self.state_store: StateStore | None = None
         self.speeds: SpeedPerturbation | None = None
         self.mixture: Mixture | None = None
+        self.concatenation: Concatenation | None = None
         self.notices: dict[Notice, None] = {}
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -214,6 +216,14 @@ class ASRDataModule(L.LightningDataModule):
         self.mixture = self._mixture()
         if self.mixture is not None and self.console is not None:
             self.mixture.print(self.console)
+        if self.config.concatenate_s is not None and self.tokenizer is not None:
+            self.concatenation = Concatenation(
+                self.train_kept,
+                limits=self.limits,
+                tokenizer=self.tokenizer,
+                longest_s=self.config.concatenate_s,
+                seed=self.seed,
+            )
         if self.config.speed_factors:
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
@@ -340,16 +350,23 @@ class ASRDataModule(L.LightningDataModule):
 
     def train_sampler(self, epoch: int, rank: int = 0, world_size: int = 1) -> TrainBatchSampler:
         """Batches of one rank in one epoch."""
-        durations_N, speeds_N = self.selections["train"].kept.durations_N, self._speeds(epoch)
+        durations_N, speeds_N = self.train_kept.durations_N, self._speeds(epoch)
+        durations_N = durations_N if speeds_N is None else durations_N / speeds_N
+        drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
+        if self.concatenation is not None:
+            drawn_N = np.arange(len(durations_N)) if drawn_N is None else drawn_N
+            units, drawn_N = self.concatenation.units(durations_N, drawn_N, epoch), None
+            durations_N = np.array([durations_N[list(unit)].sum() for unit in units])
         return TrainBatchSampler(
-            durations_N if speeds_N is None else durations_N / speeds_N,
+            durations_N,
             max_batch_s=self.config.max_batch_s,
             max_batch_size=self.config.max_batch_size,
             seed=self.seed,
             epoch=epoch,
             rank=rank,
             world_size=world_size,
-            drawn_N=None if self.mixture is None else self.mixture.draw(epoch),
+            drawn_N=drawn_N,
+            units=units,
         )
 
     def train_batch(self, indices: Sequence[int]) -> Batch:

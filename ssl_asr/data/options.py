@@ -46,6 +46,7 @@ class DataConfig:
         mix_weights: Weight of each group by its name. Other groups have the weight 1. A group of weight 0 is never
             drawn. See `ssl_asr.data.mixture`.
         mix_temperature: Above 1, small groups are drawn more often.
+        concatenate_s: Join short training utterances of one speaker up to this length, in seconds. None joins none.
         speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
             empty list leaves the audio unchanged.
         num_workers: Processes that read audio. 0 reads in the main process.
@@ -73,6 +74,7 @@ class DataConfig:
     mix_by: str
     mix_weights: dict[str, NonNegativeFloat]
     mix_temperature: PositiveFloat
+    concatenate_s: PositiveFloat | None
     speed_factors: list[SpeedFactor]
     num_workers: WorkerCount
     downmix: Downmix

@@ -9,6 +9,9 @@ from torch.utils.data import Sampler
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import Seconds
 
+Unit = tuple[int, ...]
+"""Indices of the utterances that become one example, see `ssl_asr.data.concatenation`."""
+
 # Utterances are sorted by length within windows of about this many batches. Wide windows have little padding, narrow
 # windows give different batches in each epoch.
 WINDOW_BATCHES = 250
@@ -102,7 +105,7 @@ def _halve_until_divisible(batches: list[list[int]], world_size: int) -> None:
         batches.append(batch[middle:])
 
 
-class TrainBatchSampler(Sampler[list[int]]):
+class TrainBatchSampler(Sampler[list[int] | list[Unit]]):
     """Batches of one rank in one epoch, see `plan_epoch`.
 
     Args:
@@ -113,6 +116,8 @@ class TrainBatchSampler(Sampler[list[int]]):
         rank, world_size: Rank of this process and number of ranks.
         start: Number of batches of this rank to skip, to resume within an epoch.
         drawn_N: See `plan_epoch`.
+        units: What the sampler gives in place of each index: the indices of utterances that are joined. ``durations_N``
+            are then those of the units. Default: None (utterances are not joined).
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class TrainBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         start: int = 0,
         drawn_N: NDArray[np.int64] | None = None,
+        units: Sequence[Unit] | None = None,
     ) -> None:
         plan = plan_epoch(
             durations_N,
@@ -139,10 +145,14 @@ class TrainBatchSampler(Sampler[list[int]]):
         )
         self.durations_N = durations_N
         self.batches = plan[rank::world_size]
-        self.start = start
+        self.start, self._units = start, units
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches[self.start :])
+    def __iter__(self) -> Iterator[list[int] | list[Unit]]:
+        batches = self.batches[self.start :]
+        if self._units is None:
+            return iter(batches)
+        units = self._units
+        return iter([[units[index] for index in batch] for batch in batches])
 
     def __len__(self) -> int:
         return len(self.batches)

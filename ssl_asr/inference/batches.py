@@ -319,6 +319,7 @@ def inference_data(
         mix_by="corpus",
         mix_weights={},
         mix_temperature=1.0,
+        concatenate_s=None,
         speed_factors=[],
         num_workers=run.num_workers,
         downmix=run.downmix,

@@ -83,6 +83,9 @@ class DiskStateCache:
         if run.data.speed_factors:
             what = f"is {run.data.speed_factors}, and state_cache needs the same audio in every epoch"
             yield ConfigError("data.speed_factors", what, "use data.speed_factors=[], or state_cache=none")
+        if run.data.concatenate_s is not None:
+            what = f"is {run.data.concatenate_s:g}, and state_cache needs the same audio in every epoch"
+            yield ConfigError("data.concatenate_s", what, "use data.concatenate_s=null, or state_cache=none")
         if run.audio_augment:
             what = f"has {', '.join(run.audio_augment)}, and state_cache needs the same audio in every epoch"
             yield ConfigError("audio_augment", what, "use audio_augment=none, or state_cache=none")

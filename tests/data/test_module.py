@@ -41,6 +41,7 @@ def config(tmp_path):
         mix_by="corpus",
         mix_weights={},
         mix_temperature=1.0,
+        concatenate_s=None,
         speed_factors=[],
         num_workers=0,
         downmix="mean",
