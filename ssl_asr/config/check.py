@@ -148,8 +148,17 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     unknown = unknown_key(error)
     if unknown is None:
         return _wrong_type(config, key, value) or ConfigError(key, *_renamed_in(message))
+    return _unknown(config, key, value, unknown, good)
+
+
+def _unknown(config: str, key: str, value: str, unknown: str, good: list[str]) -> ConfigError:
+    """What is wrong with an override in which a key is unknown."""
     parent, _, last = key.rpartition(".")
-    if unknown.rpartition(".")[2] != last:
+    above = unknown.rpartition(".")[2]
+    if above != last and above in parent.split("."):
+        known = known_keys(config) if config in SCHEMAS and key.startswith(f"{above}.") else []
+        return ConfigError(key, f"unknown key '{above}'", _renamed_in(above)[1] or did_you_mean(above, known))
+    if above != last:
         what = f"the file of option '{value}' has an unknown key '{unknown}'"
         known = known_keys(config) if config in SCHEMAS else []
         return ConfigError(key, what, _renamed_in(unknown)[1] or did_you_mean(unknown, known))

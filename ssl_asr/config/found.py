@@ -63,6 +63,8 @@ def _values(cfg: DictConfig, key: str) -> list[str]:
 
 def _manifest_error(key: str, name: str) -> ConfigError | None:
     """An error if a path is not a manifest. A path that does not exist is an error of the command."""
+    if key == "data.dev" and name.startswith(("[", "{")) and not Path(name).exists():
+        return ConfigError(key, f"is {name}, expected one path", "put further sets under data.test.NAME")
     if not is_file_name(name):
         return None
     try:

@@ -245,7 +245,7 @@ class ASRDataModule(L.LightningDataModule):
             names=names.tolist(),
             group_N=group_N,
             durations_N=kept.durations_N,
-            weights=config.mix_weights,
+            weights=config.mix_weights or {},
             temperature=config.mix_temperature,
             seed=self.seed,
         )

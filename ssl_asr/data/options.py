@@ -43,8 +43,8 @@ class DataConfig:
         split_segments: Train on the ``segments`` of lines that have some, each as an utterance, in place of the whole.
         mix_by: Key of the manifest by which training utterances are grouped, such as ``lang``. ``corpus`` groups them
             by manifest.
-        mix_weights: Weight of each group by its name. Other groups have the weight 1. A group of weight 0 is never
-            drawn. See `ssl_asr.data.mixture`.
+        mix_weights: Weight of each group by its name, or None for equal weights. Other groups have the weight 1. A
+            group of weight 0 is never drawn. See `ssl_asr.data.mixture`.
         mix_temperature: Above 1, small groups are drawn more often.
         concatenate_s: Join short training utterances of one speaker up to this length, in seconds. None joins none.
         speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
@@ -72,7 +72,7 @@ class DataConfig:
     max_s: PositiveFloat | None
     split_segments: bool
     mix_by: str
-    mix_weights: dict[str, NonNegativeFloat]
+    mix_weights: dict[str, NonNegativeFloat] | None
     mix_temperature: PositiveFloat
     concatenate_s: PositiveFloat | None
     speed_factors: list[SpeedFactor]

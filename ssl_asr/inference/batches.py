@@ -317,7 +317,7 @@ def inference_data(
         max_s=None,
         split_segments=False,
         mix_by="corpus",
-        mix_weights={},
+        mix_weights=None,
         mix_temperature=1.0,
         concatenate_s=None,
         speed_factors=[],

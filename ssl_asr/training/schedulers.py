@@ -26,6 +26,13 @@ class UpdateScheduler:
     scheduler: LRScheduler
     interval: Literal["update", "validation"] = "update"
 
+    def follow(self) -> None:
+        """Set the learning rates of the next update. A checkpoint has those of the schedule that it was saved with."""
+        if isinstance(self.scheduler, LambdaLR):
+            groups, factors = self.scheduler.optimizer.param_groups, self.scheduler.lr_lambdas
+            for group, base_lr, factor in zip(groups, self.scheduler.base_lrs, factors, strict=True):
+                group["lr"] = base_lr * factor(self.scheduler.last_epoch)
+
 
 class FollowsMetric(Protocol):
     """A scheduler that is stepped with a metric, for example `torch.optim.lr_scheduler.ReduceLROnPlateau`."""

@@ -147,7 +147,7 @@ class LateSkips:
 
     def print_totals(self) -> None:
         """Print on standard error how many utterances could not be read after the start of the run."""
-        for split, skips in self.found.items():
+        for split, skips in ((split, some) for split, some in self.found.items() if some):
             where = "" if self._path is None else f". See {self._path}"
             print(f"skipped in {split} during the run: {len(skips):,} ({_reasons(skips)}){where}", file=sys.stderr)
 

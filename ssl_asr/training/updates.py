@@ -130,7 +130,13 @@ class UpdateLoop(L.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Set modes before the first batch. After a validation, Lightning restores the modes from before it."""
+        """Set modes before the first batch. After a validation, Lightning restores the modes from before it.
+
+        A run that is resumed with another length follows its new schedules from the first update on.
+        """
+        for scheduler in self._schedulers:
+            if isinstance(scheduler, UpdateScheduler):
+                scheduler.follow()
         self.train()
         self._thaw()
 
@@ -291,11 +297,11 @@ class UpdateLoop(L.LightningModule):
         if scaler is not None:
             scaler.update()
         counter._on_after_step()
+        for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
         for scheduler in self._schedulers:
             if isinstance(scheduler, UpdateScheduler):
                 scheduler.scheduler.step()
-        for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
 
     def _has_updated(self, scaler: GradScaler | None) -> None:
         """Start counting again after an update."""

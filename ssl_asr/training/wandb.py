@@ -72,6 +72,8 @@ def make_wandb_logger(options: WandbLog, *, folder: Path, name: str, config: dic
         id=run_id(folder),
         resume="allow",
         offline=is_offline,
+        # Lightning sets WANDB_MODE, which wandb reads too early if it has been asked for a key.
+        mode="offline" if is_offline else None,
         config=config,
         log_model=False,
     )

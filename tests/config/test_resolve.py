@@ -251,3 +251,10 @@ def test_only_classes_defined_in_the_package_are_loaded(target, error):
 def test_classes_that_are_not_dataclasses_are_not_built():
     with pytest.raises(ConfigError, match="DnnHead|is not a dataclass"):
         build_option({"_target_": "ssl_asr.models.heads.FrameWise"}, "head")
+
+
+def test_weights_of_a_mixture_are_taken_from_the_command_line():
+    mixed = ["data.train={a: a.jsonl, b: b.jsonl}", "data.mix_weights={a: 3, b: 0.5}"]
+    config = resolved_command("train", *mixed, "run_dir=r")
+    assert config.data.train == {"a": "a.jsonl", "b": "b.jsonl"}
+    assert config.data.mix_weights == {"a": 3.0, "b": 0.5}

@@ -1,5 +1,7 @@
 """Checkpoints: plain types, and resumed runs that equal uninterrupted ones."""
 
+import csv
+
 import pytest
 import torch
 
@@ -86,3 +88,21 @@ def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path
         assert saved["tokenizer"]["kind"] == "whisper"
         assert saved["model"]["generation"]["begin_suppress_tokens"] == [256, 7]
         assert saved["model"]["window"] == "real"
+
+
+def test_a_longer_run_follows_its_own_schedule_from_the_first_update(toy_checkpoints, toy_corpus, tmp_path):
+    """A checkpoint has the rate that the shorter schedule gave the next update: zero, at its end."""
+
+    def rates(folder, epochs, resume=None):
+        more = ["trainer.max_epochs=" + str(epochs), "logger=csv", "freeze=true", "schedulers.rest.warmup=0"]
+        run = build(folder, *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), *more)
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=resume)
+        rows = list(csv.DictReader(open(folder / "metrics" / "metrics.csv")))
+        return {int(row["step"]): float(row["lr/rest"]) for row in rows if row.get("lr/rest")}
+
+    short = rates(tmp_path / "short", 1)
+    longer = rates(tmp_path / "longer", 2, resume=tmp_path / "short" / "checkpoints" / "last.ckpt")
+    whole = rates(tmp_path / "whole", 2)
+    assert min(short.values()) > 0, "the rate of an update, not of the one after it"
+    assert longer == {step: rate for step, rate in whole.items() if step in longer}
+    assert len(longer) == len(short) == len(whole) / 2

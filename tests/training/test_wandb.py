@@ -6,6 +6,8 @@ import struct
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from ssl_asr.training.loggers import WandbLog
+from ssl_asr.training.wandb import finish, make_wandb_logger
 from tests.training.toy_runs import toy_overrides
 
 
@@ -85,3 +87,20 @@ def test_offline_run_has_config_metrics_and_tables(finished_run):
         audio = [entry for entry in artifact.manifest.contents if entry.path.endswith(".wav")]
         assert len(audio) == 3
         assert all(entry.size > 8000 for entry in audio), "at least a quarter of a second"
+
+
+def test_a_machine_without_a_key_logs_offline(tmp_path, monkeypatch, capsys):
+    """wandb has been asked for a key then, and does not look at its mode again."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    options = WandbLog(project="p", entity=None, group=None, tags=[], offline=None, audio_samples=0)
+    logger = make_wandb_logger(options, folder=tmp_path, name="a", config={})
+    try:
+        logger.experiment.log({"x": 1.0})
+    finally:
+        finish(failed=False)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert "logging offline" in capsys.readouterr().out
+    assert list(tmp_path.glob("wandb/offline-run-*"))
