@@ -157,7 +157,8 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
         config["freeze_policy"] = fold_freeze(config)
         if isinstance(config["data"], dict):
             errors += _name_manifests(config["data"], "test", "data.test")
-            errors += _name_manifests(config["data"], "train", "data.train", "train")
+            if "data.train" not in missing:
+                errors += _name_manifests(config["data"], "train", "data.train", "train")
     if "manifest" in config and config["manifest"] != NOT_GIVEN:
         errors += _name_manifests(config, "manifest", "manifest")
     if config.get("decoder_file") is not None:

@@ -17,6 +17,8 @@ SETTINGS: dict[str, Any] = {
     "data.dev": ManifestPath | None,
     "data.test": Named,
     "data.root": InputPath | None,
+    "audio_augment.noise.manifest": ManifestPath,
+    "audio_augment.rooms.manifest": ManifestPath,
     "backbone.source": ModelName,
     "decoder.lm": InputPath | None,
     "decoder.rescore_lm": InputPath | None,

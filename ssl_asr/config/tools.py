@@ -13,6 +13,7 @@ from annotated_types import MinLen
 from ssl_asr.config.parts import Extended, Named, Scoring
 from ssl_asr.config.run_folder import training_run
 from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import shown
 from ssl_asr.types import (
     Downmix,
     Expected,
@@ -112,7 +113,7 @@ class PrepareConfig:
         if abs(total - 1) > 1e-6:
             yield ConfigError("splits", f"is {total:g} in sum, expected 1", "write for example {train: 0.9, dev: 0.1}")
         if self.digest is not None and _DIGEST.fullmatch(self.digest) is None:
-            yield ConfigError("digest", f"is '{self.digest}', expected sha256:… or md5:… with all its digits")
+            yield ConfigError("digest", f"is {shown(self.digest)}, expected sha256:… or md5:… with all its digits")
         yield from training_run(Path(self.output_dir))
 
 

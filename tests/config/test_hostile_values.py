@@ -29,7 +29,7 @@ HOSTILE = [*NUMBERS, *TEXTS, *OTHERS]
 
 # What may be negative: scores and weights of decoders, log-probabilities, and -1 for "no limit" and "all".
 SIGNED = {
-    *("lm_weight", "word_score", "label_score", "unknown_score", "hotword_score", "min_log_prob"),
+    *("lm_weight", "word_score", "label_score", "unknown_score", "hotword_score", "min_log_prob", "gain_db", "snr_db"),
     *("rescore_weight", "rescore_word_score", "lm_weights", "word_scores", "unknown_scores", "rescore_weights"),
     *("rescore_word_scores", "max_steps", "num_sanity_val_steps", "ctc_weight", "coverage_weight"),
     # Checked against the machine by `check_accelerator`.

@@ -66,8 +66,8 @@ def test_every_road_to_a_manifest_is_confined(place, config):
     with pytest.raises(UserErrors, match="outside root="):
         gather([Path(path)], root=place)
     with pytest.raises(UserErrors, match=r"outside data\.root="):
-        read_manifests(replace(config, train=path, root=str(place)))
-    assert len(read_manifests(replace(config, train=path))["train"]) == 2
+        read_manifests(replace(config, train={"train": path}, root=str(place)))
+    assert len(read_manifests(replace(config, train={"train": path}))["train"]) == 2
     # All commands that read audio of manifests take the folder.
     for name, schema in schemas.SCHEMAS.items():
         takes_audio = name in ("evaluate", "transcribe", "align", "extract", "tune_decoding")

@@ -69,7 +69,7 @@ def test_spelled_special_pieces_are_text():
 def test_the_space_of_sentencepiece_in_a_text_is_unknown(pieces):
     assert pieces.decode(pieces.encode(said("the▁cat"))) == "the ⁇ cat"
     assert pieces.unseen(said("the▁cat")) == ["▁"]
-    with pytest.raises(ManifestError, match=r"'▁' U\+2581 x1 \(first at m.jsonl:3\)"):
+    with pytest.raises(ManifestError, match=r"'▁' U\+2581 x1 \(first in u at m.jsonl:3\)"):
         check_coverage(pieces, [said("the▁cat")], where="train")
 
 
@@ -101,7 +101,7 @@ def test_symbols_round_trip_and_are_case_sensitive():
     assert ids == [4, 2, 7, UNKNOWN_ID]
     assert tokenizer.decode([0, *ids]) == "D AE1 t ⁇"
     assert restore_tokenizer(tokenizer.state(), locate).encode(said("K g")) == tokenizer.encode(said("K g"))
-    missing = r"1 symbols are not in the vocabulary: 'T' U\+0054 x2 \(first at m.jsonl:3\)"
+    missing = r"1 symbols are not in the vocabulary: 'T' U\+0054 x2 \(first in u at m.jsonl:3\)"
     with pytest.raises(ManifestError, match=missing):
         check_coverage(tokenizer, [said("T D T")], where="train")
 

@@ -7,6 +7,7 @@ import pytest
 
 from ssl_asr.inference import testing
 from ssl_asr.inference.batches import Transcripts
+from ssl_asr.training.skips import LateSkips
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from ssl_asr.inference.batches import Transcripts
 )
 def test_each_kept_checkpoint_is_tested(monkeypatch, names, val, limit, test_dev, tested):
     loaded, done = [], []
-    module = SimpleNamespace(with_frozen=lambda weights, _: weights, load_state_dict=loaded.append)
+    module = SimpleNamespace(with_frozen=lambda weights, _: weights, load_state_dict=loaded.append, skips=LateSkips())
     monkeypatch.setattr(testing, "final_checkpoints", lambda *_: {"": Path("best"), "-averaged": Path("averaged")})
     monkeypatch.setattr(testing, "read_checkpoint", lambda path: {"state_dict": path.name})
 
@@ -30,9 +31,12 @@ def test_each_kept_checkpoint_is_tested(monkeypatch, names, val, limit, test_dev
 
     monkeypatch.setattr(testing, "transcribe_splits", transcribe)
     run = SimpleNamespace(
-        config=SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=val, limit_test_batches=limit)),
-        data=SimpleNamespace(test_names=names, test_dev=None),
-        trainer=None,
+        config=SimpleNamespace(
+            trainer=SimpleNamespace(limit_val_batches=val, limit_test_batches=limit),
+            data=SimpleNamespace(max_skip_fraction=0.0),
+        ),
+        data=SimpleNamespace(test_names=names, test_dev=None, skips={"test": []}, manifests={}),
+        trainer=SimpleNamespace(current_epoch=0),
         module=module,
     )
     found = testing.transcribe_tested(run, Path("run"))

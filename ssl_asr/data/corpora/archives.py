@@ -79,6 +79,15 @@ def extract(archive: Path, folder: Path, *, progress: bool = False, limit: int |
     return target
 
 
+def _unsafe(entry: tarfile.TarInfo) -> str | None:
+    """Why a member of an archive must not be extracted, or None. ``tarfile.data_filter`` is new in Python 3.11.4."""
+    path = PurePosixPath(entry.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in entry.name.split("/")[0]:
+        return f"{entry.name!r} leads out of the folder"
+    # Corpora have files and folders. A link could lead out, or be written through by a later member.
+    return None if entry.isreg() or entry.isdir() else f"{entry.name!r} is a link or a device"
+
+
 class _Writer:
     """Writes the members of an archive, and counts their bytes."""
 
@@ -133,11 +142,13 @@ class _Writer:
             raise self._error(what, "make room, or extract it yourself and give the folder")
 
     def _write_tarred(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-        try:
-            # The filter refuses absolute paths, paths and links that lead out, and devices.
-            tar.extract(entry, self._folder, filter="data")
-        except tarfile.FilterError as error:
-            raise self._error(f"is not safe to extract: {error}", "get it from a source that you trust") from None
+        fault = _unsafe(entry)
+        if fault is not None:
+            raise self._error(f"is not safe to extract: {fault}", "get it from a source that you trust")
+        # Newer versions of Python warn of extraction without a filter.
+        tar.extraction_filter = lambda member, _: member
+        # Owners and modes in an archive are those of another machine.
+        tar.extract(entry, self._folder, set_attrs=False)
 
     def _write_zipped(self, packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         name = member.filename.replace("\\", "/")

@@ -71,11 +71,6 @@ OUT = [
 def test_members_that_lead_out_are_refused(tmp_path, members):
     text(tmp_path / "out.txt", "before")
     archive = tar(tmp_path / "a.tar.gz", {"good.txt": b"good", **members})
-    # An absolute path is stripped of its root by the library, so it stays inside.
-    if any(name.startswith("/") for name in members):
-        extract(archive, tmp_path / "in")
-        assert (tmp_path / "in" / "a" / "tmp" / "ssl_asr_out.txt").is_file()
-        return
     with pytest.raises(ManifestError, match="is not safe to extract|is damaged"):
         extract(archive, tmp_path / "in")
     assert (tmp_path / "out.txt").read_text() == "before"

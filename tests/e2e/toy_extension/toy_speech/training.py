@@ -67,7 +67,7 @@ class ToneCorpus(DataConfig):
 
     def prepare(self) -> None:
         rng = np.random.default_rng(0)
-        for split, path in {"train": self.train, "dev": self.dev, **self.test}.items():
+        for split, path in {**self.train, "dev": self.dev, **self.test}.items():
             rows = []
             for number in range(8):
                 word = ("low", "high")[number % 2]
