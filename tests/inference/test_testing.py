@@ -35,7 +35,7 @@ def test_each_kept_checkpoint_is_tested(monkeypatch, names, val, limit, test_dev
             trainer=SimpleNamespace(limit_val_batches=val, limit_test_batches=limit),
             data=SimpleNamespace(max_skip_fraction=0.0),
         ),
-        data=SimpleNamespace(test_names=names, test_dev=None, skips={"test": []}, manifests={}),
+        data=SimpleNamespace(test_names=names, test_dev=None, skips={"test": []}, manifests={"test": [None]}),
         trainer=SimpleNamespace(current_epoch=0),
         module=module,
     )
