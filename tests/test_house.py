@@ -175,3 +175,23 @@ def test_no_assertion_has_its_comparison_in_its_message():
         compared = [node for node in nodes if isinstance(node, ast.Assert) and isinstance(node.msg, ast.Compare)]
         found += [f"{path}:{node.lineno}" for node in compared]
     assert not found
+
+
+def test_the_top_level_holds_nothing_else():
+    """What is committed there, besides dotfiles. A command that writes where it was started would add to it."""
+    command = ["git", "-C", str(REPO), "ls-files"]
+    top = {path.split("/")[0] for path in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()}
+    if not top:
+        pytest.skip("not a git checkout")
+    wanted = {
+        "pyproject.toml",
+        "ssl_asr",
+        "conf",
+        "tests",
+        "notebooks",
+        "Makefile",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    }
+    assert {name for name in top if not name.startswith(".")} <= wanted

@@ -13,9 +13,9 @@ from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.concatenation import Concatenation, joined
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits, ctc_frames_needed
-from ssl_asr.data.module import ASRDataModule, read_manifests
 from ssl_asr.types import Utterance
 from tests.data.test_module import config as config  # a fixture
+from tests.data.test_module import data_of
 
 TOKENIZER = CharTokenizer(characters=" ab", normalizer="none")
 
@@ -124,16 +124,7 @@ def test_a_run_joins_in_training_only(config, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000) + 0.1, 16_000)
 
     def batches(**options):
-        chosen = replace(config, max_batch_s=8.0, **options)
-        data = ASRDataModule(
-            config=chosen, manifests=read_manifests(chosen), tokenizer=TOKENIZER, limits=Limits(), seed=0
-        )
-        data.select()
-
-        class Trainer:
-            current_epoch, global_rank, world_size = 0, 0, 1
-
-        data.trainer = Trainer()
+        data = data_of(replace(config, max_batch_s=8.0, **options), tokenizer=TOKENIZER)
         return data, list(data.train_dataloader()), [one for loader in data.val_dataloader() for one in loader]
 
     data, train, dev = batches(concatenate_s=3.0)

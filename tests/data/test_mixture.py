@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture
-from ssl_asr.data.module import ASRDataModule, read_manifests
+from ssl_asr.data.module import read_manifests
 from ssl_asr.data.sampler import TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.errors import ConfigError, ManifestError, UserErrors
-from tests.data.test_module import TOKENIZER
 from tests.data.test_module import config as config  # a fixture
+from tests.data.test_module import data_of
 from tests.tables import cells, wide_console
 
 
@@ -131,19 +130,6 @@ def test_joined_manifests_keep_files_lines_and_folders(tmp_path):
     assert [u.where for u in third] == [u.where for u in [*both, *one]]
 
 
-def selected(config, console=None):
-    made = ASRDataModule(
-        config=config,
-        manifests=read_manifests(config),
-        tokenizer=TOKENIZER,
-        limits=Limits(),
-        seed=0,
-        console=console,
-    )
-    made.select()
-    return made
-
-
 def test_a_run_draws_from_several_corpora(config, tmp_path):
     more = write(tmp_path / "more.jsonl", *(line(f"more{i}", lang="deu") for i in range(2)))
     both = replace(config, train={**config.train, "more": more})
@@ -153,14 +139,14 @@ def test_a_run_draws_from_several_corpora(config, tmp_path):
         return Counter(kept[index].id[:4] for batch in made.train_sampler(0) for index in batch)
 
     console = wide_console()
-    assert drawn(selected(both, console)) == {"trai": 6, "more": 2}
+    assert drawn(data_of(both, console=console)) == {"trai": 6, "more": 2}
     assert "Mixture" not in console.export_text()
-    assert drawn(selected(replace(both, mix_weights={"more": 3.0}), console)) == {"trai": 4, "more": 4}
+    assert drawn(data_of(replace(both, mix_weights={"more": 3.0}), console=console)) == {"trai": 4, "more": 4}
     assert cells(console)[-2:] == [["more", "2", "0.00", "50.0", "2.00"], ["train", "6", "0.00", "50.0", "0.67"]]
     with pytest.raises(ManifestError, match=r"train.jsonl:1: has no 'lang', which data.mix_by names"):
-        selected(replace(both, mix_by="lang", mix_temperature=2.0))
+        data_of(replace(both, mix_by="lang", mix_temperature=2.0))
     with pytest.raises(ConfigError, match="has a weight for 'more', .* The groups are train"):
-        selected(replace(config, mix_weights={"more": 3.0}))
+        data_of(replace(config, mix_weights={"more": 3.0}))
     assert set(read_manifests(replace(config, train={}))) == {"dev", "one", "two"}
     again = write(tmp_path / "again.jsonl", line("train0"))
     with pytest.raises(ManifestError, match="1 utterance ids occur in two manifests: 'train0'"):
@@ -170,7 +156,7 @@ def test_a_run_draws_from_several_corpora(config, tmp_path):
 def test_languages_are_grouped_whatever_their_code(config, tmp_path):
     langs = ["de", "deu", "German", "en"]
     path = write(tmp_path / "l.jsonl", *(line(f"l{i}", lang=lang) for i, lang in enumerate(langs)))
-    made = selected(replace(config, train={"train": path}, mix_by="lang", mix_temperature=2.0))
+    made = data_of(replace(config, train={"train": path}, mix_by="lang", mix_temperature=2.0))
     assert made.mixture.names == ["de", "en"]
     assert made.mixture.shares_G.tolist() == pytest.approx([3**0.5 / (1 + 3**0.5), 1 / (1 + 3**0.5)])
 

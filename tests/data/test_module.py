@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,16 +54,24 @@ def config(tmp_path):
     )
 
 
-def _data(config, **limits):
+def data_of(config, *, tokenizer=TOKENIZER, console=None, audio_augment=None, epoch=0, **limits):
+    """The data of a run, filtered, in an epoch of a single process."""
     data = ASRDataModule(
-        config=config, manifests=read_manifests(config), tokenizer=TOKENIZER, limits=Limits(**limits), seed=0
+        config=config,
+        manifests=read_manifests(config),
+        tokenizer=tokenizer,
+        limits=Limits(**limits),
+        seed=0,
+        audio_augment=audio_augment,
+        console=console,
     )
     data.select()
+    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1)
     return data
 
 
 def test_numbers_of_batches_are_those_of_the_budgets(config):
-    data = _data(config)
+    data = data_of(config)
     assert list(data.batches_per_epoch(3, 1)) == [2, 2, 2]
     assert list(data.batches_per_epoch(2, 2)) == [1, 1]
     assert data.batching() == (pytest.approx(0.75), pytest.approx(0.0))  # 4 and 2 of 4 s
@@ -70,18 +79,18 @@ def test_numbers_of_batches_are_those_of_the_budgets(config):
     assert data.fewest_eval_batches("test") == 1
     assert len(data.test_dataloader()[0]) == 2
     assert data.fewest_eval_batches("dev", 4) == 1
-    assert _data(replace(config, dev=None, test={})).fewest_eval_batches("test") is None
+    assert data_of(replace(config, dev=None, test={})).fewest_eval_batches("test") is None
 
 
 def test_the_dev_split_is_tested_if_asked(config):
-    data = _data(config)
+    data = data_of(config)
     assert data.test_names == ["one", "two"]
     data.test_dev = True
     assert data.test_names == ["dev", "one", "two"]
     assert [len(loader) for loader in data.test_dataloader()] == [1, 2, 1]
     ids = [[i for batch in loader for i in batch.ids] for loader in data.test_dataloader()]
     assert list(map(sorted, ids)) == [["dev0", "dev1"], ["one0", "one1", "one2"], ["two0"]]
-    alone = _data(replace(config, dev=None, test={}))
+    alone = data_of(replace(config, dev=None, test={}))
     assert alone.val_dataloader() == []
     with pytest.raises(ConfigError, match="no test manifest"):
         alone.test_dataloader()
@@ -109,10 +118,10 @@ def test_errors_of_all_manifests_come_together(config, tmp_path):
 
 def test_too_many_skips_are_refused(config):
     with pytest.raises(ManifestError, match="0 of 6 utterances are usable"):
-        _data(config, max_s=0.9)
+        data_of(config, max_s=0.9)
     with pytest.raises(ManifestError, match="0 of 2 utterances are usable"):
-        _data(config, min_s=0.6)
-    kept = _data(replace(config, max_skip_fraction=1.0, train={}), max_s=0.9)
+        data_of(config, min_s=0.6)
+    kept = data_of(replace(config, max_skip_fraction=1.0, train={}), max_s=0.9)
     assert {name: len(skips) for name, skips in kept.skips.items()} == {"dev": 0, "one": 3, "two": 1}
 
 
@@ -120,7 +129,7 @@ def test_an_epoch_resumes_after_the_batches_that_it_gave(config):
     class Trainer:
         current_epoch, global_rank, world_size = 1, 0, 1
 
-    data = _data(config)
+    data = data_of(config)
     data.trainer = Trainer()
     loader = data.train_dataloader()
     batches = iter(loader)

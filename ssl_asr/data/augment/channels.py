@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import soundfile
@@ -48,7 +48,18 @@ _CODECS: dict[str, tuple[Hertz, str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume:
+class _OwnChange:
+    """An option that is the change itself."""
+
+    probability: Fraction
+
+    def build(self) -> Self:
+        """The option is the change."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume(_OwnChange):
     """Changes the level. The ``volume`` option.
 
     Attributes:
@@ -57,11 +68,6 @@ class Volume:
     """
 
     gain_db: Range
-    probability: Fraction
-
-    def build(self) -> "Volume":
-        """The option is the change."""
-        return self
 
     def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
         """See `ssl_asr.data.augment.Change`."""
@@ -70,7 +76,7 @@ class Volume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BandLimit:
+class BandLimit(_OwnChange):
     """Keeps a band of frequencies, as telephones and old microphones do. The ``band_limit`` option.
 
     Attributes:
@@ -81,11 +87,6 @@ class BandLimit:
 
     low_hz: Frequencies
     high_hz: Frequencies
-    probability: Fraction
-
-    def build(self) -> "BandLimit":
-        """The option is the change."""
-        return self
 
     def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
         """See `ssl_asr.data.augment.Change`."""
@@ -108,7 +109,7 @@ def _waveform(spectrum_F: Tensor, samples: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codec:
+class Codec(_OwnChange):
     """Encodes and decodes the audio. The ``codec`` option.
 
     Attributes:
@@ -121,11 +122,6 @@ class Codec:
     compression: Annotated[
         list[Fraction], Len(2, 2), Predicate(is_rising), Expected("two numbers from 0 to 1, the lower one first")
     ]
-    probability: Fraction
-
-    def build(self) -> "Codec":
-        """The option is the change."""
-        return self
 
     def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
         """See `ssl_asr.data.augment.Change`."""
@@ -157,7 +153,7 @@ def coded(waveform_T: Tensor, codec: CodecName, compression: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeDrop:
+class TimeDrop(_OwnChange):
     """Silences short parts. The ``time_drop`` option.
 
     Attributes:
@@ -168,11 +164,6 @@ class TimeDrop:
 
     count: Counts
     length_s: Lengths
-    probability: Fraction
-
-    def build(self) -> "TimeDrop":
-        """The option is the change."""
-        return self
 
     def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
         """See `ssl_asr.data.augment.Change`."""
@@ -185,7 +176,7 @@ class TimeDrop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrequencyDrop:
+class FrequencyDrop(_OwnChange):
     """Removes narrow bands of frequencies. The ``frequency_drop`` option.
 
     Attributes:
@@ -196,11 +187,6 @@ class FrequencyDrop:
 
     count: Counts
     width_hz: Annotated[float, Interval(gt=0, le=_HALF_RATE)]
-    probability: Fraction
-
-    def build(self) -> "FrequencyDrop":
-        """The option is the change."""
-        return self
 
     def __call__(self, waveform_T: Tensor, rng: np.random.Generator) -> Tensor:
         """See `ssl_asr.data.augment.Change`."""

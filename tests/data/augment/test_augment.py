@@ -14,12 +14,10 @@ import torch
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.augment.channels import BandLimit, Codec, FrequencyDrop, TimeDrop, Volume, coded
 from ssl_asr.data.augment.sounds import Noise, Rooms
-from ssl_asr.data.filters import Limits
-from ssl_asr.data.module import ASRDataModule, read_manifests
 from ssl_asr.errors import ManifestError, UserErrors
 from ssl_asr.types import Utterance
-from tests.data.test_module import TOKENIZER
 from tests.data.test_module import config as config  # a fixture
+from tests.data.test_module import data_of
 
 RATE = 16_000
 
@@ -213,22 +211,8 @@ def test_training_audio_is_changed_and_dev_audio_is_not(config, tmp_path):
     noise = manifest(tmp_path, noise=rng(1).standard_normal(8000).astype(np.float32))
     options = {"noise": Noise(manifest=noise, snr_db=[0.0, 10.0], probability=1.0)}
 
-    class Trainer:
-        current_epoch, global_rank, world_size = 0, 0, 1
-
     def batches(workers, epoch=0, augment=options):
-        chosen = replace(config, num_workers=workers)
-        data = ASRDataModule(
-            config=chosen,
-            manifests=read_manifests(chosen),
-            tokenizer=TOKENIZER,
-            limits=Limits(),
-            seed=0,
-            audio_augment=augment,
-        )
-        data.select()
-        data.trainer = Trainer()
-        data.trainer.current_epoch = epoch
+        data = data_of(replace(config, num_workers=workers), epoch=epoch, audio_augment=augment)
         (dev,) = data.val_dataloader()
         return {
             utterance.id: waveform
