@@ -26,6 +26,7 @@ from ssl_asr.errors import UserError, raise_all
 
 EXIT_USER_ERROR = 2
 # Parts of the errors of torch.
+_WORKER_ENDED = "DataLoader worker (pid"
 _OUT_OF_MEMORY = ("OutOfMemoryError", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 Job = Callable[[Any, Path], float | None]
@@ -159,10 +160,13 @@ def _as_user_error(error: UserError | OSError | MemoryError | RuntimeError) -> U
 
     Raises:
         OSError: It names no file.
-        RuntimeError: It is not one of memory.
+        RuntimeError: It is not one of memory or of a loader worker.
     """
     if isinstance(error, UserError):
         return error
+    if _WORKER_ENDED in str(error):
+        remedy = "see the error above. If shared memory is full (df -h /dev/shm), enlarge it or use data.num_workers=0"
+        return UserError("data.num_workers", str(error).partition(". ")[0], remedy)
     if not isinstance(error, OSError):
         # torch is not imported here.
         if not isinstance(error, MemoryError) and not any(sign in repr(error) for sign in _OUT_OF_MEMORY):

@@ -1,6 +1,5 @@
 """The LightningDataModule: from manifests to batches."""
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -27,6 +26,7 @@ from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
+from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
 
@@ -42,16 +42,6 @@ class _LoaderOptions(TypedDict):
     pin_memory: bool
     worker_init_fn: Callable[[int], None]
     generator: torch.Generator
-
-
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """Let a worker go on when a signal is sent to all processes of a run. The main process ends it when it stops.
-
-    The main process does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class NoticingLoader(DataLoader["Batch"]):
@@ -343,7 +333,7 @@ class ASRDataModule(L.LightningDataModule):
             "collate_fn": collate,
             "num_workers": self.config.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _leave_signals_to_the_main_process,
+            "worker_init_fn": prepare_worker,
             # Without its own generator, the loader would draw from the global random state of the training.
             "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.config.interruption import Interruption
-from ssl_asr.errors import UserError
 from ssl_asr.training.checkpointing import MovableCheckpoint
 from ssl_asr.training.updates import UpdateLoop
 
@@ -96,9 +95,9 @@ class StopOnSignal(Callback):
             self._agree_and_leave(trainer, save=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """End the other processes of this machine if this one has an error for the user. They would wait for it."""
+        """End the other processes of this machine if this one has an error. They would wait for it."""
         launcher = trainer.strategy.launcher
-        if isinstance(exception, UserError | OSError) and trainer.global_rank == 0 and launcher is not None:
+        if isinstance(exception, Exception) and trainer.global_rank == 0 and launcher is not None:
             launcher.kill(signal.SIGKILL)
 
     # Agreement -------------------------------------------------------------------------------------------------
