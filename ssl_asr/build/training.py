@@ -24,7 +24,7 @@ from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
 from ssl_asr.textfiles import remove_partial, written_whole
 from ssl_asr.training.averaging import EMA
-from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
+from ssl_asr.training.callbacks import BatchFigures, LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
@@ -85,6 +85,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         manifests=manifests,
         tokenizer=module.tokenizer,
         limits=_limits(module, config),
+        cost=module.speech_encoder,
         seed=config.seed,
         audio_augment=config.audio_augment,
         console=console,
@@ -194,6 +195,7 @@ def _build_trainer(
         SelfDescription(config=plain(config), description=module.description(), data=data_description(train)),
         RandomStates(),
         Throughput(),
+        BatchFigures(module.speech_encoder, config.data.max_batch_s),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),

@@ -219,7 +219,8 @@ class Running:
     """How a command runs.
 
     Attributes:
-        max_batch_s: Seconds of audio in a batch, padding included.
+        max_batch_s: Seconds that the encoder computes for a batch, padding included. A Whisper with window=30s computes
+            30 seconds for each utterance. null is 120; or, with Whisper, 480 with window=30s and 180 with window=real.
         num_workers: Processes that read audio. 0 reads in the main process.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
             become one of them. null takes the value that a run was trained with, and mean for a pretrained model.
@@ -232,7 +233,7 @@ class Running:
 
     section: ClassVar[str] = "Running"
 
-    max_batch_s: PositiveFloat = 120.0
+    max_batch_s: PositiveFloat | None = None
     num_workers: WorkerCount = 2
     downmix: Downmix | None = None
     accelerator: str = "auto"

@@ -22,6 +22,8 @@ from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
+# Reasons to drop an utterance that are not errors of its audio file.
+BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 # Threads that read audio headers.
 _HEADER_THREADS = 8
 

@@ -1,6 +1,5 @@
 """The LightningDataModule: from manifests to batches."""
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -15,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.augment import AudioAugment, Augmentation
+from ssl_asr.data.batching import Batching
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import Item, SpeechDataset, collate
-from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
+from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, group_of
 from ssl_asr.data.options import DataConfig
-from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.parallel import leave_signals_to_the_main_process
+from ssl_asr.data.sampler import BatchCost, EvalBatchSampler, SpeechCost, TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
@@ -29,9 +30,6 @@ from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
-
-# Reasons to drop an utterance that are not errors of its audio file.
-_BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 
 
 class _LoaderOptions(TypedDict):
@@ -42,16 +40,6 @@ class _LoaderOptions(TypedDict):
     pin_memory: bool
     worker_init_fn: Callable[[int], None]
     generator: torch.Generator
-
-
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """Let a worker go on when a signal is sent to all processes of a run. The main process ends it when it stops.
-
-    The main process does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class NoticingLoader(DataLoader["Batch"]):
@@ -164,6 +152,7 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
         seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        cost: What batches cost, usually the encoder. Default: None (their speech).
         audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
         prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
@@ -181,6 +170,7 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
+        cost: BatchCost | None = None,
         audio_augment: Mapping[str, AudioAugment] | None = None,
         console: Console | None = None,
         prefix: str = "data.",
@@ -190,6 +180,7 @@ class ASRDataModule(L.LightningDataModule):
         self._prefix = prefix
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
+        self._cost: BatchCost = cost or SpeechCost()
         self.selections: dict[str, Selection] = {}
         self.test_dev = False
         self.state_store: StateStore | None = None
@@ -273,7 +264,7 @@ class ASRDataModule(L.LightningDataModule):
         if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
             what = "every utterance has weight 0, so nothing would be learned"
             raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
-        bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
+        bad_audio = [skip for skip in selection.skips if skip.reason not in BY_LIMIT]
         if bad_audio and self.config.on_bad_audio == "error":
             remedy = f"correct the manifest, or set {self._prefix}on_bad_audio=skip"
             raise ManifestError(str(selection.manifest.path), bad_audio[0].detail, remedy)
@@ -343,13 +334,13 @@ class ASRDataModule(L.LightningDataModule):
             "collate_fn": collate,
             "num_workers": self.config.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _leave_signals_to_the_main_process,
+            "worker_init_fn": leave_signals_to_the_main_process,
             # Without its own generator, the loader would draw from the global random state of the training.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
-    def train_sampler(self, epoch: int, rank: int = 0, world_size: int = 1) -> TrainBatchSampler:
-        """Batches of one rank in one epoch."""
+    def train_sampler(self, epoch: int, rank: int | None = 0, world_size: int = 1) -> TrainBatchSampler:
+        """Batches of one rank in one epoch, or those of all ranks with ``rank`` None."""
         durations_N, speeds_N = self.train_kept.durations_N, self._speeds(epoch)
         durations_N = durations_N if speeds_N is None else durations_N / speeds_N
         drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
@@ -367,6 +358,7 @@ class ASRDataModule(L.LightningDataModule):
             world_size=world_size,
             drawn_N=drawn_N,
             units=units,
+            costs_N=self._cost.encoded_s(durations_N),
         )
 
     def train_batch(self, indices: Sequence[int]) -> Batch:
@@ -378,10 +370,14 @@ class ASRDataModule(L.LightningDataModule):
         """Number of batches of each rank in each of the first ``epochs`` epochs. Epochs are planned lazily."""
         return (len(self.train_sampler(epoch, 0, world_size)) for epoch in range(epochs))
 
-    def batching(self) -> tuple[float, float]:
-        """Fill of the budget and share of padding in the first epoch, see `batching_report`."""
-        sampler = self.train_sampler(0)
-        return batching_report(sampler.batches, sampler.durations_N, self.config.max_batch_s)
+    def batching(self, world_size: int = 1) -> dict[str, Batching]:
+        """Planned figures of the batches of each split: of the first epoch, dev and test. No audio is read."""
+        found = {}
+        for name in self.selections:
+            is_train = name == "train"
+            plan = self.train_sampler(0, None, world_size) if is_train else self._eval_sampler(name, None, world_size)
+            found[name] = Batching.planned(plan, world_size)
+        return found
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of the current epoch. The trainer calls this method in each epoch."""
@@ -407,9 +403,10 @@ class ASRDataModule(L.LightningDataModule):
         names = self.test_names if split == "test" else [name for name in self.selections if name == split]
         return min((len(self._eval_sampler(name, 0, world_size)) for name in names), default=None)
 
-    def _eval_sampler(self, name: str, rank: int, world_size: int) -> EvalBatchSampler:
+    def _eval_sampler(self, name: str, rank: int | None, world_size: int) -> EvalBatchSampler:
         durations_N = self.selections[name].kept.durations_N
-        return EvalBatchSampler(durations_N, max_batch_s=self.config.eval_batch_s, rank=rank, world_size=world_size)
+        budget_s, costs_N = self._cost.budget_s(self.config.eval_batch_s), self._cost.encoded_s(durations_N)
+        return EvalBatchSampler(durations_N, max_batch_s=budget_s, rank=rank, world_size=world_size, costs_N=costs_N)
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -47,3 +48,13 @@ def map_ranges(work: Callable[[int, int], Result], ranges: Sequence[tuple[int, i
 def _do(bounds: tuple[int, int]) -> Any:
     assert _work is not None
     return _work(*bounds)
+
+
+def leave_signals_to_the_main_process(_worker: int) -> None:
+    """Let a worker go on when a signal is sent to all processes of a run. The main process ends it when it stops.
+
+    The main process does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

@@ -11,7 +11,7 @@ from ssl_asr.inference.model import InferenceOptions
 from ssl_asr.metrics.evaluation import Detail
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator
-from ssl_asr.types import Downmix
+from ssl_asr.types import Downmix, Seconds
 
 
 def inference_options(config: ModelInput) -> InferenceOptions:
@@ -49,7 +49,7 @@ def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
     )
 
 
-def long_form(config: LongRecordings, max_batch_s: float, *, check_short: bool) -> LongForm:
+def long_form(config: LongRecordings, max_batch_s: Seconds | None, *, check_short: bool) -> LongForm:
     """How a command splits long recordings and detects speech and language. See `LongForm` for ``check_short``."""
     return LongForm(
         chunk_s=config.chunk_s,
