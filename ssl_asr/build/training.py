@@ -17,7 +17,7 @@ from ssl_asr.data.doctor.leakage import check_leakage
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
-from ssl_asr.data.references import check_references
+from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
@@ -71,7 +71,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     normalizers = get_normalizers(config.normalizers)
     for name, manifest in manifests.items():
         if name != "train":
-            check_references(((one.text, one.lang) for one in manifest), normalizers, where=str(manifest.path))
+            check_references(all_references(manifest), normalizers, where=str(manifest.path))
     check_leakage(
         manifests,
         max_leakage=config.data.max_leakage,

@@ -192,7 +192,8 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
         max_tokens_per_s: Limit of the tokens that an attention decoder writes for a second of audio.
         detect_language: Detect the language of every utterance. If the manifest has ``lang``, also report the accuracy
             of the detection.
-        reference: Key of the manifest that holds the reference, such as ``translation``.
+        reference: Key of the manifest that holds the reference, such as ``translation``. A list holds several. Of
+            several references, the one closest to the hypothesis counts.
         only: Score only utterances with these tags: {tag: value, …}.
         on_bad_audio: ``skip`` counts and names utterances that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a manifest that may be skipped.

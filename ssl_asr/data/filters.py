@@ -117,7 +117,9 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) 
     """
     fault = _length_fault(utterance, limits)
     if fault is None and tokenizer is not None:
-        fault = _text_fault(utterance, limits, tokenizer)
+        # Training may draw any of the references.
+        faults = (_text_fault(variant, limits, tokenizer) for variant in utterance.variants())
+        fault = next((fault for fault in faults if fault is not None), None)
     return fault
 
 

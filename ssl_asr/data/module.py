@@ -22,6 +22,7 @@ from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, group_of
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.parallel import leave_signals_to_the_main_process
+from ssl_asr.data.references import drawn_reference
 from ssl_asr.data.sampler import BatchCost, EvalBatchSampler, SpeechCost, TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
@@ -151,7 +152,7 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        seed: Seed of the order of training batches, of references, of speed perturbation and of augmentation.
         cost: What batches cost, usually the encoder. Default: None (their speech).
         audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
@@ -314,6 +315,7 @@ class ASRDataModule(L.LightningDataModule):
         name: str,
         speeds_N: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
+        draw: Callable[[Utterance], Utterance] | None = None,
     ) -> SpeechDataset:
         state_store = self.state_store if name in self._with_states(self.state_store) else None
         if state_store is not None:
@@ -327,6 +329,7 @@ class ASRDataModule(L.LightningDataModule):
             state_store=state_store,
             speeds_N=speeds_N,
             augment=augment,
+            draw=draw,
         )
 
     def _options(self) -> _LoaderOptions:
@@ -385,8 +388,9 @@ class ASRDataModule(L.LightningDataModule):
         assert trainer is not None
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
+        draw = partial(drawn_reference, seed=self.seed, epoch=epoch)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch)),
+            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch), draw),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,

@@ -135,13 +135,10 @@ class Trials:
     @property
     def unit(self) -> Unit:
         """What the WER counts; see `ssl_asr.metrics.edit`."""
-        return wer_unit(
-            (self._normalize(row.ref, row.lang), self._normalize(row.hyp, row.lang)) for row in self._greedy
-        )
+        return wer_unit(row.pair(self._normalize) for row in self._greedy)
 
     def _edits(self, prediction: Prediction, text: str) -> Edits:
-        lang = prediction.lang
-        return word_edits(self._normalize(prediction.ref, lang), self._normalize(text, lang))
+        return word_edits(*replace(prediction, hyp=text).pair(self._normalize))
 
     def greedy_wer(self) -> float:
         """WER of greedy decoding."""

@@ -173,7 +173,9 @@ def evaluate_split(
     evaluation = replace(evaluation, languages=_detected_languages(rows, detail.language_code))
     if detail.translation:
         # A translation has no word-for-word reference, so a breakdown of word errors would say little.
-        return replace(evaluation, translation=translation_scores([row.ref for row in rows], [row.hyp for row in rows]))
+        return replace(
+            evaluation, translation=translation_scores([row.refs for row in rows], [row.hyp for row in rows])
+        )
     normalize = next(iter(normalizers.values()))
     breakdown = break_down(
         rows,
@@ -228,15 +230,23 @@ def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Cloc
 
 
 def with_reference(predictions: Sequence[Prediction], key: str) -> list[Prediction]:
-    """Predictions with another key of the manifest as their reference text.
+    """Predictions with another key of the manifest as their reference text. A list of texts is several references.
 
     Raises:
         ConfigError: An utterance does not have the key.
     """
     if key == "text":
         return list(predictions)
-    lacking = [row.id for row in predictions if not isinstance(row.tags.get(key), str)]
+    found = [(row, reference_texts(row.tags.get(key))) for row in predictions]
+    lacking = [row.id for row, texts in found if not texts]
     if lacking:
         what = f"{len(lacking)} utterances have no '{key}', the first is {lacking[0]}"
         raise ConfigError("reference", what, "check the keys of the manifest")
-    return [replace(row, ref=row.tags[key]) for row in predictions]
+    return [replace(row, ref=texts[0], references=texts[1:]) for row, texts in found]
+
+
+def reference_texts(value: object) -> list[str]:
+    """The references that a line of a manifest has under a key: a text, or a list of texts. Empty for anything else."""
+    texts = list(dict.fromkeys(map(str, value))) if isinstance(value, list) else [str(value)]
+    is_right = all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+    return texts if is_right else []
