@@ -32,6 +32,9 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
         if console is not None:
             print_comparisons(split, results[split], console)
             print_changes(first, second, normalizers[config.normalizers[0]], config.worst, console)
+        else:
+            for name, one in results[split].items():
+                print(f"{split}: {one} ({name})")
     if config.output is not None:
         whole = {split: {name: one.as_dict() for name, one in rows.items()} for split, rows in results.items()}
         with written_whole(Path(config.output)) as file:

@@ -200,7 +200,7 @@ class TrainBatchSampler(Sampler[list[int] | list[Unit]]):
 
     def cost_s(self, batch: Sequence[int]) -> Seconds:
         """Computed seconds of a batch, padding included."""
-        return float(self.costs_N[batch].max()) * len(batch)
+        return float(self.costs_N[batch].max(initial=0.0)) * len(batch)
 
 
 class EvalBatchSampler(Sampler[list[int]]):
@@ -244,4 +244,4 @@ class EvalBatchSampler(Sampler[list[int]]):
 
     def cost_s(self, batch: Sequence[int]) -> Seconds:
         """Computed seconds of a batch, padding included."""
-        return float(self.costs_N[batch].max()) * len(batch)
+        return float(self.costs_N[batch].max(initial=0.0)) * len(batch)

@@ -196,7 +196,7 @@ def _renamed(row: Prediction, utterance: Utterance) -> Prediction:
 # Keys of the command that do not change transcripts.
 _NOT_IN_TRANSCRIPTS = (
     *("input", "output", "format", "max_batch_s", "num_workers", "accelerator", "verbose"),
-    "max_skip_fraction",
+    *("max_skip_fraction", "overwrite"),
 )
 
 

@@ -42,6 +42,12 @@ def _check_key(manifest: Manifest, key: str) -> None:
         raise ConfigError("reference", what, "check the keys of the manifest")
 
 
+def remove_earlier(folder: Path) -> None:
+    """Remove the results of an earlier evaluation, so that those of its other manifests do not stay beside new ones."""
+    for path in (folder / "results.json", folder / "skipped.jsonl", *(folder / "predictions").glob("*.jsonl")):
+        path.unlink(missing_ok=True)
+
+
 def read_scored(config: EvaluateConfig) -> Transcripts:
     """The predictions of an earlier evaluation.
 

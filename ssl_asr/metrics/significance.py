@@ -42,6 +42,12 @@ class Comparison:
     second_only: int
     utterances: int
 
+    def __str__(self) -> str:
+        """WERs of both systems, their difference with its interval, and its p-value, in one line."""
+        rates = f"WER {100 * self.first.rate:.2f} % and {100 * self.second.rate:.2f} %"
+        interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
+        return f"{rates}, difference {100 * self.difference:+.2f}, {interval}, p {self.p:.4f}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self) | {"first": self.first.record(), "second": self.second.record()}

@@ -39,6 +39,9 @@ def test_rank_balance_is_mean_over_maximum_weighted_by_the_maximum():
 def test_no_batch_has_no_padding():
     figures = Batching.of([], [], 8.0)
     assert (figures.fill, figures.padding, figures.rank_balance) == (0.0, 0.0, 1.0)
+    # A manifest whose utterances were all dropped has one batch without any.
+    figures = Batching.planned(EvalBatchSampler(np.empty(0), max_batch_s=8.0))
+    assert (figures.computed_s, figures.fill, figures.padding, figures.rank_balance) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_the_table_has_a_row_for_each_split():
