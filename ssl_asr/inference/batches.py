@@ -223,13 +223,9 @@ def transcribe_manifests(
     short = {name: one for name, one in short.items() if len(one)}
     noticed: dict[Notice, None] = {}
     if short:
+        encoder, shown = module.speech_encoder, console if tables else None
         data = inference_data(
-            short,
-            tokenizer=module.tokenizer,
-            limits=module.limits(),
-            encoder=module.speech_encoder,
-            run=run,
-            console=console if tables else None,
+            short, tokenizer=module.tokenizer, limits=module.limits(), encoder=encoder, run=run, console=shown
         )
         done.batching = data.batching()
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)

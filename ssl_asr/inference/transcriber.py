@@ -71,8 +71,7 @@ class Transcriber:
             audio: Files or samples.
             sample_rate: Sample rate of samples in memory. Not used for files.
             language: Language of a multilingual Whisper, as a code of any form or a name; None detects it.
-            max_batch_s: Seconds that the encoder computes for a batch, padding included. None for 120; or, with
-                Whisper, 480 with windows of 30 seconds and 180 without.
+            max_batch_s: Seconds that the encoder computes for a batch. None for its default, see `LongForm`.
             chunk_s, stride_s: Windows of long recordings; see `LongForm`.
             vad: Voice activity detection; see `LongForm`. By default, recordings without speech have an empty text.
             detect_every_min: Minutes after which the language of a long recording is detected again; None for once.
