@@ -115,7 +115,7 @@ def report(
     samples: int,
     clock: Clock,
     detail: Detail | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
     """Score predictions, write ``predictions/SPLIT.jsonl`` and ``results.json``, and print the scores.
 
@@ -222,7 +222,7 @@ def _title(evaluation: Evaluation) -> str:
     return f"{evaluation.split}; {len(skipped)} not scored: {', '.join(skip.id for skip in skipped[:5])}"
 
 
-def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Clock, about: Mapping[str, Any]) -> None:
+def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Clock, about: dict[str, Any]) -> None:
     """Write the scores of all splits as one JSON object, and under ``run`` where they come from."""
     scores = {split: evaluation.as_dict() for split, evaluation in evaluations.items()}
     with written_whole(path) as file:
