@@ -106,6 +106,11 @@ def overwrites(path: object, key: str = "output") -> ConfigError:
     return ConfigError(key, f"{path} is an input and would be overwritten", "give another name")
 
 
+def exists_already(path: object, key: str = "output", what: str = "exists already") -> ConfigError:
+    """The error for results of an earlier command, which are not overwritten unless the user asks for it."""
+    return ConfigError(key, f"{path} {what}", "write overwrite=true to replace it, or give another name")
+
+
 def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> ConfigError:
     """The error for an option that needs a package of an optional extra.
 

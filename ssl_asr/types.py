@@ -32,7 +32,7 @@ Lengths are integers, never fractions of the batch. They stay on the CPU, so tha
 the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -134,6 +134,7 @@ class Utterance:
         audio_filepath: Path of the audio file.
         duration: Seconds.
         text: Reference transcript.
+        references: Further reference transcripts. Scores count the one that is closest to the hypothesis.
         offset: Seconds from the start of the file.
         lang: Language code. None if the manifest does not name one.
         task: ``transcribe`` or ``translate`` (Whisper). None for the tokenizer's default.
@@ -154,6 +155,19 @@ class Utterance:
     weight: float = 1.0
     where: str = ""
     tags: dict[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All reference transcripts, ``text`` first."""
+        return self.text, *self.references
+
+    def variants(self) -> "Iterator[Utterance]":
+        """The utterance with each of its references as its only one. Itself if it has one."""
+        if not self.references:
+            yield self
+            return
+        yield from (replace(self, text=text, references=()) for text in self.texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def _tensorboard(tmp_path):
 def _translation(tmp_path):
     from ssl_asr.metrics.translation import translation_scores
 
-    translation_scores(["a"], ["a"])
+    translation_scores([["a"]], ["a"])
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ from ssl_asr.data.doctor.leakage import check_leakage
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
-from ssl_asr.data.references import check_references
+from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
 from ssl_asr.textfiles import remove_partial, written_whole
 from ssl_asr.training.averaging import EMA
-from ssl_asr.training.callbacks import LastValidation, Samples, Throughput, checkpointing
+from ssl_asr.training.callbacks import BatchFigures, LastValidation, Samples, Throughput, checkpointing
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
@@ -71,7 +71,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     normalizers = get_normalizers(config.normalizers)
     for name, manifest in manifests.items():
         if name != "train":
-            check_references(((one.text, one.lang) for one in manifest), normalizers, where=str(manifest.path))
+            check_references(all_references(manifest), normalizers, where=str(manifest.path))
     check_leakage(
         manifests,
         max_leakage=config.data.max_leakage,
@@ -85,6 +85,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         manifests=manifests,
         tokenizer=module.tokenizer,
         limits=_limits(module, config),
+        cost=module.speech_encoder,
         seed=config.seed,
         audio_augment=config.audio_augment,
         console=console,
@@ -194,6 +195,7 @@ def _build_trainer(
         SelfDescription(config=plain(config), description=module.description(), data=data_description(train)),
         RandomStates(),
         Throughput(),
+        BatchFigures(module.speech_encoder, config.data.max_batch_s),
         Samples(folder=folder, console=console, count=config.samples),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),

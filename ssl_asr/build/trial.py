@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ssl_asr.build.training import TrainingRun
-from ssl_asr.data.sampler import TrainBatchSampler
 from ssl_asr.errors import TrainingError
 from ssl_asr.training.memory import peak_gb
-from ssl_asr.types import SAMPLE_RATE, Batch, Seconds
+from ssl_asr.types import Batch, Seconds
 
 # Updates on one batch, in which its loss must fall, and the number of its utterances.
 _UPDATES, _UTTERANCES = 20, 4
@@ -33,10 +32,10 @@ class Trial:
     Attributes:
         first_loss, last_loss: Loss of one small batch before the first and the last of 20 updates on it.
         utterances: Number of utterances of that batch.
-        batch_s: Seconds of audio of the longest batch, padding included.
+        batch_s: Seconds that the encoder computes for the longest batch, padding included.
         update_s: Seconds of an update on the longest batch.
         updates: Number of updates of the run.
-        run_s: Seconds of all training batches of the run, by their audio. Validation and tests are not in it.
+        run_s: Seconds of all training batches of the run, without validation and tests.
         parameters, gradients, optimizer: Sizes of the weights, of their gradients, and of the state of the optimizers.
         activations: Size of what the longest batch keeps for the backward pass.
         checkpoint: Size of a checkpoint.
@@ -72,7 +71,7 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
     module = run.module.to(device)
     module.train()
     sampler = run.data.train_sampler(0)
-    by_length = sorted(sampler.batches, key=lambda batch: _padded_s(sampler, batch))
+    by_length = sorted(sampler.batches, key=sampler.cost_s)
     small = run.data.train_batch(by_length[0][:_UTTERANCES])
     longest = run.data.train_batch(by_length[-1])
     optimizers = _optimizers(run)
@@ -89,8 +88,8 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
     for _ in range(_TIMED):
         _update(run, batch, optimizers)
     batch_step_s = (_now(device) - start) / _TIMED
-    batch_s = longest.waveform_BT.numel() / SAMPLE_RATE
-    epoch_s = sum(_padded_s(sampler, each) for each in sampler.batches)
+    batch_s = sampler.cost_s(by_length[-1])
+    epoch_s = sum(map(sampler.cost_s, sampler.batches))
     accumulate = run.config.trainer.accumulate_grad_batches
     batches = run.module.total_updates * accumulate
     parameters = list(module.parameters())
@@ -112,10 +111,6 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
         checkpoint=weights + optimizer_bytes,
         peak=peak_gb(device),
     )
-
-
-def _padded_s(sampler: TrainBatchSampler, batch: list[int]) -> Seconds:
-    return float(sampler.durations_N[batch].max()) * len(batch)
 
 
 def _optimizers(run: TrainingRun) -> list[Optimizer]:

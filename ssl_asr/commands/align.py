@@ -27,7 +27,8 @@ def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     kinds = formats_of(config.output, config.format)
     manifests = {name: read_manifest(path, root=config.root) for name, path in config.manifest.items()}
     recordings = [utterance for manifest in manifests.values() for utterance in manifest]
-    outputs = Outputs(config.output, kinds, recordings, sources=[Path(path) for path in config.manifest.values()])
+    sources = [Path(path) for path in config.manifest.values()]
+    outputs = Outputs(config.output, kinds, recordings, sources=sources, overwrite=config.overwrite)
     done, unspelled = _align(config, manifests, console)
     rows = [row for name in config.manifest for row in done.predictions[name]]
     kept = [row for row in rows if row.words or not row.ref.strip()]

@@ -1,6 +1,5 @@
 """``ssl-asr compare ONE OTHER``: test whether one system is better than another on the same utterances."""
 
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +32,11 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
         if console is not None:
             print_comparisons(split, results[split], console)
             print_changes(first, second, normalizers[config.normalizers[0]], config.worst, console)
+        else:
+            for name, one in results[split].items():
+                print(f"{split}: {one} ({name})")
     if config.output is not None:
-        whole = {split: {name: asdict(one) for name, one in rows.items()} for split, rows in results.items()}
+        whole = {split: {name: one.as_dict() for name, one in rows.items()} for split, rows in results.items()}
         with written_whole(Path(config.output)) as file:
             file.write(to_json(whole, indent=1) + "\n")
     return next(iter(next(iter(results.values())).values())).difference

@@ -19,7 +19,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     from ssl_asr.data.filters import write_skips
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.inference.options import report_detail
-    from ssl_asr.inference.scored import read_scored
+    from ssl_asr.inference.scored import read_scored, remove_earlier
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
 
@@ -28,6 +28,8 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     console = make_console() if config.verbose else None
     skipped = Path(config.output_dir) / "skipped.jsonl"
     done, summary = _transcribe(config, console) if config.predictions is None else (read_scored(config), None)
+    if config.overwrite:
+        remove_earlier(Path(config.output_dir))
     evaluations = report(
         done.predictions,
         done.skips,
@@ -37,6 +39,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
         samples=config.samples,
         clock=clock,
         detail=report_detail(config),
+        about=done.about(config.model),
     )
     if summary is not None:
         write_skips(skipped, done.skips)
@@ -48,9 +51,10 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
 def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Transcripts, Summary]":
     """Transcripts of every manifest, with the key of the manifest that ``reference`` names as their reference."""
     from ssl_asr.console import say_to
+    from ssl_asr.data.batching import print_batching
     from ssl_asr.data.tokenizer import warn_of_unseen
     from ssl_asr.inference.batches import transcribe_manifests
-    from ssl_asr.inference.model import load_model
+    from ssl_asr.inference.model import find_checkpoint, load_model
     from ssl_asr.inference.options import inference_options, long_form, run_options
     from ssl_asr.inference.scored import scored_manifests
     from ssl_asr.inference.summary import Summary
@@ -66,6 +70,10 @@ def _transcribe(config: EvaluateConfig, console: "Console | None") -> "tuple[Tra
     summary = Summary.of(manifests, done)
     if summary.done == 0:  # there is nothing to score: raises
         summary.show(console)
+    if console is not None and done.batching:
+        print_batching(done.batching, console)
+    checkpoint = find_checkpoint(str(config.model))
+    done.checkpoints = {} if checkpoint is None else dict.fromkeys(manifests, str(checkpoint))
     done.predictions = {name: with_reference(rows, config.reference) for name, rows in done.predictions.items()}
     done.refuse(manifests, config.max_skip_fraction, prefix="", folder=Path(config.output_dir))
     return done, summary

@@ -40,6 +40,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
             tested = transcribe_tested(run, run_dir)
         # A development run changes no file of an earlier run in the same folder.
         if tested.predictions and run.trainer.is_global_zero and config.trainer.fast_dev_run is False:
+            tested.batching = run.data.batching(run.trainer.world_size)
             report(
                 tested.predictions,
                 tested.skips,
@@ -48,6 +49,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 console=console,
                 samples=config.samples,
                 clock=clock,
+                about=tested.about(config.backbone.source),
             )
         raise_all(tested.refused)
         failed = False
@@ -61,8 +63,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
 
 def _print_overview(run: "TrainingRun", console: "Console") -> None:
     """What trains at which learning rate, and how full the batches are."""
+    from ssl_asr.data.batching import print_batching
     from ssl_asr.training.callbacks import print_groups
 
     print_groups(run.module.group_table(), type(run.config.freeze_policy).__name__, console)
-    fill, padding = run.data.batching()
-    console.print(f"batches: {100 * fill:.1f} % of the budget filled, {100 * padding:.1f} % padding")
+    print_batching(run.data.batching(run.trainer.world_size), console)

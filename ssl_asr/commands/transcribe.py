@@ -25,7 +25,14 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     console = make_console(stderr=True) if config.verbose else None
     kinds = formats_of(config.output, config.format)
     given = gather(expand(config.input, sys.stdin), root=config.root)
-    outputs = Outputs(config.output, kinds, given.manifest, sources=given.sources, with_summary=True)
+    outputs = Outputs(
+        config.output,
+        kinds,
+        given.manifest,
+        sources=given.sources,
+        with_summary=True,
+        overwrite=config.overwrite,
+    )
     # Without a readable recording, the model is not loaded.
     done = _transcribe(config, given.manifest, outputs, console) if len(given.manifest) else None
     rows, skips = (done.rows, done.skips) if done is not None else ([], [])

@@ -33,5 +33,5 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
     write_decoder(Path(config.output), tuned.options)
     if console is not None:
         show(tuned, trials.greedy_wer(), trials.unit, console)
-        console.print(f"WER {100 * tuned.wer:.2f} on dev; the settings are in {config.output}")
+    print(f"WER {100 * tuned.wer:.2f} on dev; the settings are in {config.output}")
     return tuned.wer

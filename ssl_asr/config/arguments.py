@@ -12,7 +12,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ssl_asr.config.folders import option_names
 from ssl_asr.config.literals import exists, literal, parsed, spell
 from ssl_asr.config.readings import Reading, first_parts, readings
 from ssl_asr.config.schemas import SCHEMAS
@@ -261,13 +263,25 @@ class _Reader:
             if self._positional:
                 return "is neither key=value nor a file that exists", "check the name"
             return "is not key=value", "start with the name of a key"
-        key = next((key for key in ("data.train", "manifest") if key in self._readings), None)
-        if exists(word) and key is not None:
+        key = self._key_of(word)
+        if key is not None:
             return f"{self._name} takes key=value", f"write {shlex.quote(f'{key}={word}')}"
         near = closest(word, self._keys())
         if near is not None:
             return f"{self._name} takes key=value", f"did you mean {near}=…?"
         return f"{self._name} takes key=value", f"ssl-asr {self._name} --help lists the keys"
+
+    def _key_of(self, word: str) -> str | None:
+        """The key that a name is for, a manifest or a model, or None if the name does not say it."""
+        keys = {*self._readings, *first_parts(self._name)}
+        model = next((key for key in ("model", "backbone") if key in keys), None)
+        is_checkpoint = exists(word) and (Path(word).is_dir() or word.endswith(".ckpt"))
+        # Names of pretrained models on the Hub have a slash.
+        is_name = not exists(word) and ("/" in word or word in option_names("backbone"))
+        if model is not None and ((is_checkpoint and model == "model") or (is_name and not word.endswith(".jsonl"))):
+            return model
+        manifest = next((key for key in ("data.train", "manifest") if key in keys), None)
+        return manifest if exists(word) or word.endswith(".jsonl") else None
 
     def _name_words(self) -> None:
         """Give the names to the positional keys."""

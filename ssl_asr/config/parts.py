@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import MinLen
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, exists_already
 from ssl_asr.types import (
     CueSeconds,
     Downmix,
@@ -215,11 +216,30 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Writing:
+    """What a command writes.
+
+    Attributes:
+        overwrite: Replace the results of an earlier command. Without it, results that exist are an error.
+    """
+
+    section: ClassVar[str] = "Output"
+
+    overwrite: bool = False
+
+    def exists_already(self, output: str) -> Iterator[ConfigError]:
+        """An error if the file exists that ``output`` names, unless it may be overwritten."""
+        if not self.overwrite and os.path.lexists(output):
+            yield exists_already(output)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Running:
     """How a command runs.
 
     Attributes:
-        max_batch_s: Seconds of audio in a batch, padding included.
+        max_batch_s: Seconds that the encoder computes for a batch, padding included. A Whisper with window=30s computes
+            30 seconds for each utterance. null is 120; or, with Whisper, 480 with window=30s and 180 with window=real.
         num_workers: Processes that read audio. 0 reads in the main process.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
             become one of them. null takes the value that a run was trained with, and mean for a pretrained model.
@@ -232,7 +252,7 @@ class Running:
 
     section: ClassVar[str] = "Running"
 
-    max_batch_s: PositiveFloat = 120.0
+    max_batch_s: PositiveFloat | None = None
     num_workers: WorkerCount = 2
     downmix: Downmix | None = None
     accelerator: str = "auto"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssl_asr.config.locks import Lock, in_use
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, exists_already
 
 AUTO = "auto"
 # Any of these shows that a folder holds a run.
@@ -46,3 +46,16 @@ def training_run(folder: Path) -> Iterator[ConfigError]:
     if (folder / "checkpoints").is_dir():
         what = f"{folder} is the folder of a training run, whose results would be overwritten"
         yield ConfigError("output_dir", what, "choose another output_dir")
+
+
+def other_results(folder: Path, *, overwrite: bool) -> Iterator[ConfigError]:
+    """An error if a folder holds results that an evaluation would overwrite.
+
+    Args:
+        folder: Folder of the new results.
+        overwrite: Whether those of an earlier evaluation may be overwritten. Those of a training run never are.
+    """
+    errors = list(training_run(folder))
+    yield from errors
+    if not errors and not overwrite and any((folder / name).exists() for name in ("results.json", "predictions")):
+        yield exists_already(folder, "output_dir", "already holds the results of an evaluation")

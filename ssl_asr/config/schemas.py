@@ -36,9 +36,10 @@ from ssl_asr.config.parts import (
     SubtitleStyle,
     TimedFormat,
     TimedFormats,
+    Writing,
     group,
 )
-from ssl_asr.config.run_folder import other_run, training_run
+from ssl_asr.config.run_folder import other_results, other_run
 from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
@@ -182,7 +183,7 @@ class DoctorConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, Running):
+class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, Writing, Running):
     """Score a run, a checkpoint or a pretrained model on manifests.
 
     Attributes:
@@ -192,7 +193,8 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
         max_tokens_per_s: Limit of the tokens that an attention decoder writes for a second of audio.
         detect_language: Detect the language of every utterance. If the manifest has ``lang``, also report the accuracy
             of the detection.
-        reference: Key of the manifest that holds the reference, such as ``translation``.
+        reference: Key of the manifest that holds the reference, such as ``translation``. A list holds several. Of
+            several references, the one closest to the hypothesis counts.
         only: Score only utterances with these tags: {tag: value, …}.
         on_bad_audio: ``skip`` counts and names utterances that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a manifest that may be skipped.
@@ -231,11 +233,11 @@ class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, R
             yield ConfigError("manifest", "is missing", "give manifest=…")
         if self.whisper_task == "translate" and find_spec("sacrebleu") is None:
             yield missing_extra("whisper_task=translate", "sacrebleu", "translation")
-        yield from training_run(Path(self.output_dir))
+        yield from other_results(Path(self.output_dir), overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, SubtitleStyle, Running):
+class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, SubtitleStyle, Writing, Running):
     """Transcribe files, folders or manifests with a run, a checkpoint or a pretrained model.
 
     Attributes:
@@ -262,7 +264,7 @@ class TranscribeConfig(ModelInput, Languages, Decoding, LongRecordings, Subtitle
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(ModelInput, SubtitleStyle, Running):
+class AlignConfig(ModelInput, SubtitleStyle, Writing, Running):
     """Find the time of each word of known texts, by CTC forced alignment.
 
     Attributes:
@@ -310,7 +312,7 @@ class ExtractConfig(ModelInput, Running):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneDecodingConfig(ModelInput, Running):
+class TuneDecodingConfig(ModelInput, Writing, Running):
     """Find the weights of a CTC beam search on dev data. The model runs once.
 
     Attributes:
@@ -327,6 +329,7 @@ class TuneDecodingConfig(ModelInput, Running):
         rescore_word_scores: Values of decoder.rescore_word_score.
         output: File for the decoder's settings. Pass it to evaluate and transcribe as decoder_file.
         normalizer: Text normalizer of the WER that decides.
+        max_skip_fraction: Largest fraction of a manifest that may be unreadable.
     """
 
     section: ClassVar[str] = "Tuning"
@@ -345,10 +348,15 @@ class TuneDecodingConfig(ModelInput, Running):
     )
     output: OutputPath
     normalizer: NormalizerName = "lower"
+    max_skip_fraction: Fraction = 0.05
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """A file that exists."""
+        yield from self.exists_already(self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmConfig(Extended):
+class LmConfig(Writing, Extended):
     """Estimate an n-gram language model (interpolated modified Kneser-Ney) and write it as ARPA.
 
     Attributes:
@@ -378,7 +386,8 @@ class LmConfig(Extended):
     verbose: bool = True
 
     def conflicts(self) -> Iterator[ConfigError]:
-        """Values that do not go together."""
+        """Values that do not go together, and a file that exists."""
+        yield from self.exists_already(self.output)
         if self.unit == "label" and self.model is None:
             yield ConfigError(
                 "model", "is missing, and unit=label needs its labels", "give model=RUN, or use unit=word"

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MinLen
 
-from ssl_asr.config.parts import Extended, Named, Scoring
+from ssl_asr.config.parts import Extended, Named, Scoring, Writing
 from ssl_asr.config.run_folder import training_run
 from ssl_asr.errors import ConfigError
 from ssl_asr.textfiles import shown
@@ -118,7 +118,7 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Scoring):
+class CompareConfig(Scoring, Writing):
     """Test whether one system is better than another on the same utterances.
 
     Attributes:
@@ -137,6 +137,11 @@ class CompareConfig(Scoring):
     output: OutputPath | None = None
     worst: NonNegativeInt = 5
     verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """A file that exists."""
+        if self.output is not None:
+            yield from self.exists_already(self.output)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,12 @@ class Concatenation:
         self, utterances: Sequence[Utterance], *, limits: Limits, tokenizer: Tokenizer, longest_s: Seconds, seed: int
     ) -> None:
         def measured(start: int, end: int) -> list[tuple[object, int, int]]:
-            rows = [utterances[index] for index in range(start, end)]
-            targets = [tokenizer.encode(row) for row in rows]
-            return [
-                (_kind(row), len(tokens), ctc_frames_needed(tokens)) for row, tokens in zip(rows, targets, strict=True)
-            ]
+            found = []
+            for row in (utterances[index] for index in range(start, end)):
+                # Any of the references may be drawn.
+                targets = [tokenizer.encode(variant) for variant in row.variants()]
+                found.append((_kind(row), max(map(len, targets)), max(map(ctc_frames_needed, targets))))
+            return found
 
         rows = [row for some in map_ranges(measured, ranges_of(len(utterances))) for row in some]
         numbers: dict[object, int] = {}
@@ -105,4 +106,5 @@ def joined(utterances: Sequence[Utterance]) -> Utterance:
         id="+".join(one.id for one in utterances),
         duration=sum(one.duration for one in utterances),
         text=space.join(one.text for one in utterances),
+        references=(),
     )

@@ -33,6 +33,7 @@ class SpeechDataset(Dataset[Item]):
             empty. Default: None (read all audio).
         speeds_N: float64, speed factor of each utterance. Default: None (all 1.0).
         augment: Changes the waveform of an utterance. Default: None (no change).
+        draw: Draws one of the references of an utterance as its target. Default: None (the first one).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SpeechDataset(Dataset[Item]):
         state_store: StateStore | None = None,
         speeds_N: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
+        draw: Callable[[Utterance], Utterance] | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
@@ -52,7 +54,7 @@ class SpeechDataset(Dataset[Item]):
         self.skip_bad_audio = skip_bad_audio
         self.state_store = state_store
         self.speeds_N = speeds_N
-        self.augment = augment
+        self.augment, self.draw = augment, draw
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -76,6 +78,7 @@ class SpeechDataset(Dataset[Item]):
 
     def _single(self, index: int) -> Example | Skip:
         utterance = self.utterances[index]
+        utterance = utterance if self.draw is None else self.draw(utterance)
         signals: list[Signal] = []
         try:
             waveform_T = self._waveform(utterance, index, signals)

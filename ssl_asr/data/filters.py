@@ -22,6 +22,8 @@ from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
 
+# Reasons to drop an utterance that are not errors of its audio file.
+BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 # Threads that read audio headers.
 _HEADER_THREADS = 8
 
@@ -115,7 +117,9 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) 
     """
     fault = _length_fault(utterance, limits)
     if fault is None and tokenizer is not None:
-        fault = _text_fault(utterance, limits, tokenizer)
+        # Training may draw any of the references.
+        faults = (_text_fault(variant, limits, tokenizer) for variant in utterance.variants())
+        fault = next((fault for fault in faults if fault is not None), None)
     return fault
 
 

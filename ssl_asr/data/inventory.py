@@ -53,7 +53,8 @@ class InventoryTokenizer(ABC):
         normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
         seen: set[str] = set()
         for utterance in utterances:
-            seen.update(cls.split(normalize(utterance.text, utterance.lang)))
+            for text in utterance.texts:
+                seen.update(cls.split(normalize(text, utterance.lang)))
         if not seen:
             raise ManifestError("train manifest", "has no text", f"CTC needs {cls.unit} to learn")
         return cls.of(sorted(seen), normalizer=normalizer)

@@ -1,9 +1,10 @@
 """JSON Lines manifests, kept as bytes and an index so that worker processes share the memory.
 
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
-``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
-other keys are kept in ``Utterance.tags``, of which Whisper reads ``prompt``. If ``duration`` is missing, it is that of
-the audio file from ``offset`` on.
+``text``. Optional keys: ``duration`` in seconds, ``references`` (further texts of the same speech), ``id``, ``offset``,
+``lang``, ``task``, ``channel``, ``weight``. All other keys are kept in ``Utterance.tags``, of which Whisper reads
+``prompt``. If ``duration`` is missing, it is that of the audio file from ``offset`` on. If ``text`` is missing, it is
+the first of ``references``.
 """
 
 import codecs
@@ -307,7 +308,8 @@ class _Lines:
         self._numbers.append(number)
         self._durations.append(math.nan if duration is None else duration)
         self._ids.append(id_hash(row.get("id") or default_id(row)))
-        self._has_texts = self._has_texts and row.get("text") is not None
+        is_text = row.get("text") is not None or row.get("references") is not None
+        self._has_texts = self._has_texts and is_text
 
     def index(self) -> LineIndex:
         """The index of all added lines."""

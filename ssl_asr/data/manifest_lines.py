@@ -16,6 +16,7 @@ from ssl_asr.types import Seconds, Utterance
 # Key of rows that do not come from one file: where each comes from.
 WHERE = "<where>"
 _KNOWN = {"audio_filepath", "duration", "text", "id", "offset", "lang", "task", "channel", "weight", WHERE}
+_KNOWN |= {"references"}
 # Seconds, and weights, above this are mistakes: as samples, they would exceed what floats can hold.
 _MOST = 1_000_000_000
 # Characters of a path, which no file system allows more of, and the highest channel.
@@ -40,6 +41,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "audio_filepath": (_is_path, "the path of a file"),
     "duration": (lambda v: _is_number(v) and v > 0, f"a positive number of seconds, at most {_MOST:,}"),
     "text": (_is_text, "a string of Unicode characters"),
+    "references": (
+        lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)),
+        "a list of strings of Unicode characters",
+    ),
     "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
     "offset": (_is_number, f"a number of seconds from 0 to {_MOST:,}"),
@@ -70,7 +75,9 @@ def check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestError
     errors = []
     if WHERE in row:
         errors.append(ManifestError(where, f"has the key '{WHERE}', which is in use", "rename the key"))
-    required = ("audio_filepath", "text") if require_text else ("audio_filepath",)
+    # The first of several references is the text.
+    has_text = not require_text or row.get("references") is not None
+    required = ("audio_filepath",) if has_text else ("audio_filepath", "text")
     for name, (is_right, expected) in _FIELDS.items():
         if row.get(name) is None:
             if name in required:
@@ -103,11 +110,12 @@ def utterance_of(row: dict[str, Any], where: str, folder: str, duration: Seconds
         folder: Folder at which relative audio paths start.
         duration: Seconds.
     """
+    text, *references = texts_of(row)
     return Utterance(
         id=row.get("id") or default_id(row),
         audio_filepath=_joined(folder, row["audio_filepath"]),
         duration=duration,
-        text=row.get("text") or "",
+        text=text,
         offset=float(row.get("offset") or 0.0),
         lang=given_language(row.get("lang")),
         task=row.get("task"),
@@ -115,7 +123,19 @@ def utterance_of(row: dict[str, Any], where: str, folder: str, duration: Seconds
         weight=1.0 if row.get("weight") is None else float(row["weight"]),
         where=row.get(WHERE, where),
         tags={key: value for key, value in row.items() if key not in _KNOWN},
+        references=tuple(references),
     )
+
+
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """The references of a checked row, each once: ``text``, then ``references``. One empty text if it has none.
+
+    Example:
+        >>> texts_of({"text": "colour", "references": ["color", "colour"]}), texts_of({"references": ["a"]})
+        (['colour', 'color'], ['a'])
+    """
+    text, references = row.get("text"), row.get("references") or []
+    return list(dict.fromkeys(references if text is None else [text, *references])) or [""]
 
 
 def loaded(line: bytes) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.augment import AudioAugment, Augmentation
+from ssl_asr.data.batching import Batching
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import Item, SpeechDataset, collate
-from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
+from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, group_of
 from ssl_asr.data.options import DataConfig
-from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
+from ssl_asr.data.references import drawn_reference
+from ssl_asr.data.sampler import BatchCost, EvalBatchSampler, SpeechCost, TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation
@@ -29,9 +31,6 @@ from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
-
-# Reasons to drop an utterance that are not errors of its audio file.
-_BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 
 
 class _LoaderOptions(TypedDict):
@@ -153,7 +152,8 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        seed: Seed of the order of training batches, of references, of speed perturbation and of augmentation.
+        cost: What batches cost, usually the encoder. Default: None (their speech).
         audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
         prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
@@ -171,6 +171,7 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
+        cost: BatchCost | None = None,
         audio_augment: Mapping[str, AudioAugment] | None = None,
         console: Console | None = None,
         prefix: str = "data.",
@@ -180,6 +181,7 @@ class ASRDataModule(L.LightningDataModule):
         self._prefix = prefix
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
+        self._cost: BatchCost = cost or SpeechCost()
         self.selections: dict[str, Selection] = {}
         self.test_dev = False
         self.state_store: StateStore | None = None
@@ -263,7 +265,7 @@ class ASRDataModule(L.LightningDataModule):
         if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
             what = "every utterance has weight 0, so nothing would be learned"
             raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
-        bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
+        bad_audio = [skip for skip in selection.skips if skip.reason not in BY_LIMIT]
         if bad_audio and self.config.on_bad_audio == "error":
             remedy = f"correct the manifest, or set {self._prefix}on_bad_audio=skip"
             raise ManifestError(str(selection.manifest.path), bad_audio[0].detail, remedy)
@@ -313,6 +315,7 @@ class ASRDataModule(L.LightningDataModule):
         name: str,
         speeds_N: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
+        draw: Callable[[Utterance], Utterance] | None = None,
     ) -> SpeechDataset:
         state_store = self.state_store if name in self._with_states(self.state_store) else None
         if state_store is not None:
@@ -326,6 +329,7 @@ class ASRDataModule(L.LightningDataModule):
             state_store=state_store,
             speeds_N=speeds_N,
             augment=augment,
+            draw=draw,
         )
 
     def _options(self) -> _LoaderOptions:
@@ -338,8 +342,8 @@ class ASRDataModule(L.LightningDataModule):
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
-    def train_sampler(self, epoch: int, rank: int = 0, world_size: int = 1) -> TrainBatchSampler:
-        """Batches of one rank in one epoch."""
+    def train_sampler(self, epoch: int, rank: int | None = 0, world_size: int = 1) -> TrainBatchSampler:
+        """Batches of one rank in one epoch, or those of all ranks with ``rank`` None."""
         durations_N, speeds_N = self.train_kept.durations_N, self._speeds(epoch)
         durations_N = durations_N if speeds_N is None else durations_N / speeds_N
         drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
@@ -357,6 +361,7 @@ class ASRDataModule(L.LightningDataModule):
             world_size=world_size,
             drawn_N=drawn_N,
             units=units,
+            costs_N=self._cost.encoded_s(durations_N),
         )
 
     def train_batch(self, indices: Sequence[int]) -> Batch:
@@ -368,10 +373,14 @@ class ASRDataModule(L.LightningDataModule):
         """Number of batches of each rank in each of the first ``epochs`` epochs. Epochs are planned lazily."""
         return (len(self.train_sampler(epoch, 0, world_size)) for epoch in range(epochs))
 
-    def batching(self) -> tuple[float, float]:
-        """Fill of the budget and share of padding in the first epoch, see `batching_report`."""
-        sampler = self.train_sampler(0)
-        return batching_report(sampler.batches, sampler.durations_N, self.config.max_batch_s)
+    def batching(self, world_size: int = 1) -> dict[str, Batching]:
+        """Planned figures of the batches of each split: of the first epoch, dev and test. No audio is read."""
+        found = {}
+        for name in self.selections:
+            is_train = name == "train"
+            plan = self.train_sampler(0, None, world_size) if is_train else self._eval_sampler(name, None, world_size)
+            found[name] = Batching.planned(plan, world_size)
+        return found
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of the current epoch. The trainer calls this method in each epoch."""
@@ -379,8 +388,9 @@ class ASRDataModule(L.LightningDataModule):
         assert trainer is not None
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
+        draw = partial(drawn_reference, seed=self.seed, epoch=epoch)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch)),
+            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch), draw),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,
@@ -397,9 +407,10 @@ class ASRDataModule(L.LightningDataModule):
         names = self.test_names if split == "test" else [name for name in self.selections if name == split]
         return min((len(self._eval_sampler(name, 0, world_size)) for name in names), default=None)
 
-    def _eval_sampler(self, name: str, rank: int, world_size: int) -> EvalBatchSampler:
+    def _eval_sampler(self, name: str, rank: int | None, world_size: int) -> EvalBatchSampler:
         durations_N = self.selections[name].kept.durations_N
-        return EvalBatchSampler(durations_N, max_batch_s=self.config.eval_batch_s, rank=rank, world_size=world_size)
+        budget_s, costs_N = self._cost.budget_s(self.config.eval_batch_s), self._cost.encoded_s(durations_N)
+        return EvalBatchSampler(durations_N, max_batch_s=budget_s, rank=rank, world_size=world_size, costs_N=costs_N)
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -35,9 +35,11 @@ class DataConfig:
             paths.
         dev: Manifest of the dev split, or None for no validation.
         test: Manifests of test splits by name. A config may also give a path, or a list of paths.
-        max_batch_s: Seconds of audio in a training batch, padding included.
+        max_batch_s: Seconds that the encoder computes for a training batch, padding included. A Whisper with
+            window=30s computes 30 seconds for each utterance, one with window=real the longest tail of silence.
         max_batch_size: Utterances in a training batch, or None for no limit.
-        eval_batch_s: Seconds of audio in an evaluation batch.
+        eval_batch_s: The same for a dev or test batch. null is 120; or, with Whisper, 480 with window=30s and 180 with
+            window=real.
         min_s: Shorter utterances are dropped, in seconds.
         max_s: Longer utterances are dropped, in seconds. None leaves the limit to the model.
         split_segments: Train on the ``segments`` of lines that have some, each as an utterance, in place of the whole.
@@ -67,7 +69,7 @@ class DataConfig:
     test: Annotated[dict[str, str], IsPath("manifest")]
     max_batch_s: PositiveFloat
     max_batch_size: PositiveInt | None
-    eval_batch_s: PositiveFloat
+    eval_batch_s: PositiveFloat | None
     min_s: NonNegativeFloat
     max_s: PositiveFloat | None
     split_segments: bool

@@ -53,7 +53,8 @@ class PieceTokenizer:
         from sentencepiece import SentencePieceTrainer
 
         normalize = get_normalizer(options.normalizer, key="tokenizer.normalizer")
-        texts = [text for u in utterances if (text := normalize(u.text, u.lang))]
+        given = ((text, u.lang) for u in utterances for text in u.texts)
+        texts = [text for written, lang in given if (text := normalize(written, lang))]
         if not texts:
             raise ManifestError("train manifest", "has no text", "SentencePiece learns its pieces from text")
         written = io.BytesIO()

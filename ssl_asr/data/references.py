@@ -1,9 +1,33 @@
-"""Checks of the reference texts of dev and test sets, before a model is run."""
+"""References: those of dev and test sets are checked before a model is run, those of training are drawn.
 
-from collections.abc import Iterable, Mapping
+A line of a manifest may have several: ``text``, and further ones in ``references``. Scores count the reference that is
+closest to the hypothesis. Training draws one for each utterance and epoch.
+"""
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ssl_asr.data.line_index import id_hash
 from ssl_asr.errors import ManifestError
-from ssl_asr.types import Normalizer
+from ssl_asr.types import Normalizer, Utterance
+
+
+def all_references(utterances: Iterable[Utterance]) -> Iterator[tuple[str, str | None]]:
+    """The text of each reference, with its language code."""
+    return ((text, one.lang) for one in utterances for text in one.texts)
+
+
+def drawn_reference(utterance: Utterance, *, seed: int, epoch: int) -> Utterance:
+    """The utterance with one of its references as its only text. Each has the same probability.
+
+    Equal seeds, epochs and ids give equal draws, whatever the number of ranks and of worker processes.
+    """
+    if not utterance.references:
+        return utterance
+    rng = np.random.default_rng([seed, epoch, id_hash(utterance.id), 5])
+    return replace(utterance, text=utterance.texts[rng.integers(len(utterance.texts))], references=())
 
 
 def check_references(

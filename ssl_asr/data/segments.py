@@ -60,11 +60,14 @@ def _segment(utterance: Utterance, number: int, segment: dict[str, Any]) -> dict
     start, end = segment["start"], min(segment["end"], utterance.duration)
     own = {"id": f"{utterance.id}-{number}", "offset": utterance.offset + start, "duration": end - start}
     more = {key: value for key, value in segment.items() if key not in ("start", "end")}
-    return _row(utterance) | more | own
+    # The references of the line are of the whole.
+    whole = {key: value for key, value in _row(utterance).items() if key != "references"}
+    return whole | more | own
 
 
 def _row(utterance: Utterance) -> dict[str, Any]:
     """The line of an utterance, without its segments."""
     keys = ("id", "audio_filepath", "duration", "text", "offset", "lang", "task", "channel", "weight")
     tags = {key: value for key, value in utterance.tags.items() if key != "segments"}
-    return tags | {key: getattr(utterance, key) for key in keys} | {WHERE: utterance.where}
+    references = {"references": list(utterance.references)} if utterance.references else {}
+    return tags | {key: getattr(utterance, key) for key in keys} | references | {WHERE: utterance.where}

@@ -24,7 +24,7 @@ def check_sources(paths: Sequence[Path], key: str) -> None:
 
 
 def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Utterance]:
-    """Normalized texts of manifests (``.jsonl``) and of text files with one sentence per line.
+    """Normalized texts of manifests (``.jsonl``), all references, and of text files with one sentence per line.
 
     Empty texts are left out.
 
@@ -34,9 +34,10 @@ def read_sentences(paths: Sequence[Path], *, normalizer: str) -> Iterator[Uttera
     normalize = get_normalizer(normalizer, key="normalizer")
     for path in paths:
         for utterance in _utterances(path):
-            text = normalize(utterance.text, utterance.lang)
-            if text:
-                yield Utterance(utterance.id, "", 0.0, text=text, lang=utterance.lang)
+            for written in utterance.texts:
+                text = normalize(written, utterance.lang)
+                if text:
+                    yield Utterance(utterance.id, "", 0.0, text=text, lang=utterance.lang)
 
 
 def _utterances(path: Path) -> Iterator[Utterance]:

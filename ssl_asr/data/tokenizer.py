@@ -117,7 +117,8 @@ def uncovered(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> str | No
         return [
             (label, f"{row.id} at {row.where}" if row.where else row.id)
             for row in rows
-            for label in tokenizer.unseen(row)
+            for variant in row.variants()
+            for label in tokenizer.unseen(variant)
         ]
 
     counts: Counter[str] = Counter()

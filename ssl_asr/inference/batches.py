@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ssl_asr.data.batching import Batching
 from ssl_asr.data.filters import Limits, skips_error
 from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
@@ -24,6 +25,7 @@ from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.recording import ProgressCallback, Recording
 from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.metrics.report import Prediction, write_predictions
+from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
 from ssl_asr.training.skips import over_ranks
@@ -39,7 +41,8 @@ class RunOptions:
     """How a model is run over manifests.
 
     Attributes:
-        max_batch_s: Seconds of audio in a batch, padding included.
+        max_batch_s: Computed seconds in a batch, padding included. None for the default of the encoder, see
+            `SpeechEncoder.budget_s`.
         num_workers: Number of processes that read audio; 0 reads in the main process.
         accelerator: Lightning's accelerator.
         precision: Lightning's precision.
@@ -48,7 +51,7 @@ class RunOptions:
         max_skip_fraction: A manifest that loses a larger fraction of its utterances is an error.
     """
 
-    max_batch_s: Seconds
+    max_batch_s: Seconds | None
     num_workers: int
     accelerator: str
     precision: str
@@ -65,11 +68,16 @@ class Transcripts:
         predictions: Transcribed utterances.
         skips: The other utterances, with reasons.
         refused: An error for each manifest that lost too many utterances to be scored, see `refuse`.
+        batching: Figures of the batches of each manifest. Long recordings, which have batches of their own, are not in
+            them.
+        checkpoints: File of the weights that transcribed each manifest, if it is a checkpoint of a run.
     """
 
     predictions: dict[str, list[Prediction]] = field(default_factory=dict)
     skips: dict[str, list[Skip]] = field(default_factory=dict)
     refused: list[ManifestError] = field(default_factory=list)
+    batching: dict[str, Batching] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
 
     def refuse(
         self, manifests: Mapping[str, Manifest], max_skip_fraction: float, *, prefix: str, folder: Path | None = None
@@ -97,6 +105,8 @@ class Transcripts:
         for name, skips in other.skips.items():
             self.skips.setdefault(name, []).extend(skips)
         self.refused += other.refused
+        self.batching |= other.batching
+        self.checkpoints |= other.checkpoints
 
     def renamed(self, suffix: str) -> "Transcripts":
         """The same transcripts with a suffix on every name."""
@@ -104,7 +114,15 @@ class Transcripts:
             {f"{name}{suffix}": rows for name, rows in self.predictions.items()},
             {f"{name}{suffix}": skips for name, skips in self.skips.items()},
             self.refused,
+            {f"{name}{suffix}": one for name, one in self.batching.items()},
+            {f"{name}{suffix}": path for name, path in self.checkpoints.items()},
         )
+
+    def about(self, model: str | None) -> dict[str, Any]:
+        """Plain data for ``results.json``: the model as it was named, its checkpoints, and figures of the batches."""
+        batches = {name: one.record() for name, one in self.batching.items()}
+        found = {"model": model, "checkpoints": self.checkpoints, "batches": batches}
+        return {key: value for key, value in found.items() if value}
 
 
 def ignore_predictions(_: Sequence[Prediction]) -> None:
@@ -205,9 +223,11 @@ def transcribe_manifests(
     short = {name: one for name, one in short.items() if len(one)}
     noticed: dict[Notice, None] = {}
     if short:
+        encoder, shown = module.speech_encoder, console if tables else None
         data = inference_data(
-            short, tokenizer=module.tokenizer, limits=module.limits(), run=run, console=console if tables else None
+            short, tokenizer=module.tokenizer, limits=module.limits(), encoder=encoder, run=run, console=shown
         )
+        done.batching = data.batching()
         trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
         noticed = data.notices
@@ -302,17 +322,19 @@ def inference_data(
     *,
     tokenizer: Tokenizer | None,
     limits: Limits,
+    encoder: SpeechEncoder,
     run: RunOptions,
     console: Console | None,
 ) -> ASRDataModule:
-    """A data module with every manifest as a test split, filtered."""
+    """A data module with every manifest as a test split, filtered. The encoder says what its batches cost."""
+    budget_s = encoder.budget_s(run.max_batch_s)
     config = DataConfig(
         train={},
         dev=None,
         test={},
-        max_batch_s=run.max_batch_s,
+        max_batch_s=budget_s,
         max_batch_size=None,
-        eval_batch_s=run.max_batch_s,
+        eval_batch_s=budget_s,
         min_s=0.0,
         max_s=None,
         split_segments=False,
@@ -330,7 +352,14 @@ def inference_data(
         max_leakage=1.0,
     )
     data = ASRDataModule(
-        config=config, manifests=manifests, tokenizer=tokenizer, limits=limits, seed=0, console=console, prefix=""
+        config=config,
+        manifests=manifests,
+        tokenizer=tokenizer,
+        limits=limits,
+        cost=encoder,
+        seed=0,
+        console=console,
+        prefix="",
     )
     data.select()
     return data

@@ -33,8 +33,6 @@ from ssl_asr.types import LabelTokenizer, Normalizer
 
 # Utterances in one batch of a search.
 _BATCH_SIZE = 32
-# Largest fraction of the dev data that may be unreadable.
-_MOST_SKIPPED = 0.05
 
 Pair = tuple[float, float]
 """A weight and a word score."""
@@ -91,6 +89,7 @@ def record(
     Raises:
         ConfigError: The model has no CTC layer.
         LanguageModelError: A file of the decoder is missing or wrong.
+        ManifestError: More of a manifest is unreadable than ``run.max_skip_fraction``.
     """
     if not module.aligns:
         what = "has no CTC layer, and only the beam search of CTC is tuned"
@@ -100,9 +99,8 @@ def record(
     recorder = Recorder()
     module.set_decoder(recorder)
     rows: list[Prediction] = []
-    run = replace(run, max_skip_fraction=_MOST_SKIPPED)
     done = transcribe_manifests(module, manifests, run=run, on_predictions=rows.extend, console=console)
-    done.refuse(manifests, _MOST_SKIPPED, prefix="")
+    done.refuse(manifests, run.max_skip_fraction, prefix="")
     raise_all(done.refused)
     return Recording(tokenizer=tokenizer, rows=list(zip(recorder.log_probs, rows, strict=True)))
 
@@ -135,13 +133,10 @@ class Trials:
     @property
     def unit(self) -> Unit:
         """What the WER counts; see `ssl_asr.metrics.edit`."""
-        return wer_unit(
-            (self._normalize(row.ref, row.lang), self._normalize(row.hyp, row.lang)) for row in self._greedy
-        )
+        return wer_unit(row.pair(self._normalize) for row in self._greedy)
 
     def _edits(self, prediction: Prediction, text: str) -> Edits:
-        lang = prediction.lang
-        return word_edits(self._normalize(prediction.ref, lang), self._normalize(text, lang))
+        return word_edits(*replace(prediction, hyp=text).pair(self._normalize))
 
     def greedy_wer(self) -> float:
         """WER of greedy decoding."""

@@ -25,7 +25,7 @@ def extract_states(cache: StateCache, manifest: Manifest, *, run: RunOptions, co
     """
     encoder = cache.encoder
     limits = Limits(encoder.min_samples / SAMPLE_RATE, encoder.max_s, "Whisper's window")
-    data = inference_data({"input": manifest}, tokenizer=None, limits=limits, run=run, console=console)
+    data = inference_data({"input": manifest}, tokenizer=None, limits=limits, encoder=encoder, run=run, console=console)
     selection = data.selections["input"]
     cache.store.check(selection.kept)
     missing = [index for index, utterance in enumerate(selection.kept) if utterance.id not in cache.store]

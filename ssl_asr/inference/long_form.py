@@ -14,7 +14,8 @@ class LongForm:
     Attributes:
         chunk_s: Length of a window in seconds. Recordings up to this length are transcribed in one pass.
         stride_s: Seconds at either end of a window that only provide context.
-        batch_s: Seconds of audio in a batch of windows or parts.
+        batch_s: Computed seconds in a batch of windows or parts. None for the default of the encoder, see
+            `SpeechEncoder.budget_s`.
         vad: Voice activity detection, with any model. True transcribes the parts with speech of every recording.
             None transcribes the parts with speech of long recordings, and short recordings whole if they have speech.
             False uses no voice activity detection.
@@ -24,13 +25,13 @@ class LongForm:
 
     chunk_s: Seconds
     stride_s: Seconds
-    batch_s: Seconds
+    batch_s: Seconds | None = None
     vad: bool | None = None
     check_short: bool = True
     detect_every_s: Seconds | None = None
 
 
-NO_VAD = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=120.0, vad=False)
+NO_VAD = LongForm(chunk_s=30.0, stride_s=4.0, vad=False)
 """Short recordings are transcribed whole, with or without speech."""
 
 

@@ -29,7 +29,7 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.inference.languages import with_languages
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
-from ssl_asr.inference.voice import part_languages, transcribe_by_voice
+from ssl_asr.inference.voice import most_in_batch, part_languages, transcribe_by_voice
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment
@@ -154,7 +154,7 @@ def transcribe_by_windows(
         hop=hop,
         frames=_frames(module, total, hop),
     )
-    size = max(1, int(long_form.batch_s / long_form.chunk_s))
+    size = most_in_batch(module.speech_encoder, long_form.chunk_s, long_form.batch_s)
     kept: list[Tensor] = []
     for first in range(0, len(plan), size):
         group = plan[first : first + size]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput, Running
-from ssl_asr.config.schemas import EvaluateConfig
+from ssl_asr.config.schemas import EvaluateConfig, TranscribeConfig
 from ssl_asr.data.languages import language_code, language_tag
 from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import LongForm
@@ -11,7 +11,7 @@ from ssl_asr.inference.model import InferenceOptions
 from ssl_asr.metrics.evaluation import Detail
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator
-from ssl_asr.types import Downmix
+from ssl_asr.types import Downmix, Seconds
 
 
 def inference_options(config: ModelInput) -> InferenceOptions:
@@ -37,8 +37,8 @@ def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
     """How a command runs a model over manifests. A config without ``downmix`` takes that of the module, or ``mean``."""
     trained: Downmix = "mean" if module is None else module.downmix
     # `transcribe` writes what it can before it counts what it skipped.
-    keys = ("on_bad_audio", "max_skip_fraction") if isinstance(config, EvaluateConfig) else ()
-    skipping = {key: getattr(config, key) for key in keys}
+    keys = () if isinstance(config, TranscribeConfig) else ("on_bad_audio", "max_skip_fraction")
+    skipping = {key: getattr(config, key) for key in keys if hasattr(config, key)}
     return RunOptions(
         max_batch_s=config.max_batch_s,
         num_workers=config.num_workers,
@@ -49,7 +49,7 @@ def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
     )
 
 
-def long_form(config: LongRecordings, max_batch_s: float, *, check_short: bool) -> LongForm:
+def long_form(config: LongRecordings, max_batch_s: Seconds | None, *, check_short: bool) -> LongForm:
     """How a command splits long recordings and detects speech and language. See `LongForm` for ``check_short``."""
     return LongForm(
         chunk_s=config.chunk_s,

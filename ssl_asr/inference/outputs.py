@@ -13,7 +13,7 @@ from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.console import results
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
-from ssl_asr.errors import ConfigError, overwrites
+from ssl_asr.errors import ConfigError, exists_already, overwrites
 from ssl_asr.inference.formats.cues import DEFAULT_STYLE, Cue, cues_of
 from ssl_asr.inference.formats.text import width
 from ssl_asr.inference.names import by_recording, output_names
@@ -72,10 +72,12 @@ class Outputs:
         recordings: Everything that is transcribed. Names of files do not depend on which recordings fail.
         sources: Files that must not be overwritten, besides the audio.
         with_summary: Whether a summary and a file of progress are written too.
+        overwrite: Whether files of an earlier command may be replaced. A command that was interrupted, and has left its
+            file of progress, replaces its own.
 
     Raises:
         ConfigError: There are several recordings for one file; the output is a folder where a file is needed, or the
-            other way around; it cannot be written; or it would overwrite audio or a manifest.
+            other way around; it cannot be written; or it would overwrite audio, a manifest or earlier files.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Outputs:
         *,
         sources: Sequence[Path] = (),
         with_summary: bool = False,
+        overwrite: bool = True,
     ) -> None:
         rows = list(recordings)
         self.path = None if output is None else Path(output)
@@ -102,6 +105,8 @@ class Outputs:
             self.summary = self._beside(_SUMMARY, ".json")
         self._check_place(str(output))
         self._check_overwritten([*sources, *(Path(path) for path in {row.audio_filepath for row in rows})])
+        if not overwrite:
+            self._check_earlier()
 
     def _needs_folder(self, output: str) -> bool:
         if len(self.kinds) > 1:
@@ -139,6 +144,15 @@ class Outputs:
         fault = next((fault for fault in faults if fault is not None), None)
         if fault is not None:
             raise ConfigError("output", fault, "give another name")
+
+    def _check_earlier(self) -> None:
+        """Refuse to replace the transcripts of an earlier command."""
+        if self.progress is not None and is_file(self.progress):
+            return
+        own = {self.summary, self.progress}
+        earlier = next((path for path in self.files() if path not in own and is_file(path)), None)
+        if earlier is not None:
+            raise exists_already(earlier)
 
     def _check_overwritten(self, kept: Sequence[Path]) -> None:
         """Refuse to replace audio, a manifest, or anything that is not a file."""

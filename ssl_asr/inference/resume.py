@@ -189,13 +189,14 @@ def transcribe_manifest(
 def _renamed(row: Prediction, utterance: Utterance) -> Prediction:
     """A transcript with the id, the path and the reference that the recording has in this run."""
     path, ref, tags = utterance.audio_filepath, utterance.text, utterance.tags
-    return replace(row, id=utterance.id, audio_filepath=path, ref=ref, tags=tags)
+    others = list(utterance.references)
+    return replace(row, id=utterance.id, audio_filepath=path, ref=ref, references=others, tags=tags)
 
 
 # Keys of the command that do not change transcripts.
 _NOT_IN_TRANSCRIPTS = (
     *("input", "output", "format", "max_batch_s", "num_workers", "accelerator", "verbose"),
-    "max_skip_fraction",
+    *("max_skip_fraction", "overwrite"),
 )
 
 

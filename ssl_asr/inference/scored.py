@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ssl_asr.config.schemas import EvaluateConfig
 from ssl_asr.data.manifest import Manifest, read_manifest
-from ssl_asr.data.references import check_references
+from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import Transcripts
+from ssl_asr.metrics.evaluation import reference_texts
 from ssl_asr.metrics.report import read_predictions
 
 
@@ -24,17 +25,27 @@ def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
         manifest = read_manifest(path, only=config.only, root=config.root)
         if config.reference != "text":
             _check_key(manifest, config.reference)
-        texts = ((one.text if config.reference == "text" else one.tags[config.reference], one.lang) for one in manifest)
+        texts = (
+            all_references(manifest)
+            if config.reference == "text"
+            else ((text, one.lang) for one in manifest for text in reference_texts(one.tags[config.reference]))
+        )
         check_references(texts, normalizers, where=str(path))
         manifests[name] = manifest
     return manifests
 
 
 def _check_key(manifest: Manifest, key: str) -> None:
-    lacking = [utterance for utterance in manifest if not isinstance(utterance.tags.get(key), str)]
+    lacking = [utterance for utterance in manifest if not reference_texts(utterance.tags.get(key))]
     if lacking:
         what = f"{len(lacking)} utterances have no text under '{key}', the first at {lacking[0].where}"
         raise ConfigError("reference", what, "check the keys of the manifest")
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove the results of an earlier evaluation, so that those of its other manifests do not stay beside new ones."""
+    for path in (folder / "results.json", folder / "skipped.jsonl", *(folder / "predictions").glob("*.jsonl")):
+        path.unlink(missing_ok=True)
 
 
 def read_scored(config: EvaluateConfig) -> Transcripts:
@@ -48,5 +59,7 @@ def read_scored(config: EvaluateConfig) -> Transcripts:
     if not path.is_file():
         raise ConfigError("predictions", f"no such file: {path}", "give a predictions.jsonl")
     rows = read_predictions(path)
-    check_references(((row.ref, row.lang) for row in rows), get_normalizers(config.normalizers), where=str(path))
+    check_references(
+        ((ref, row.lang) for row in rows for ref in row.refs), get_normalizers(config.normalizers), where=str(path)
+    )
     return Transcripts({path.stem: rows})

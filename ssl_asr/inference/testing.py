@@ -28,6 +28,8 @@ def transcribe_tested(run: TrainingRun, folder: Path) -> Transcripts:
             for name, skips in found.skips.items():
                 late = skips[len(run.data.skips[name]) :]
                 run.module.skips.keep(name, late, run.trainer.current_epoch)
+            if path is not None:
+                found.checkpoints = dict.fromkeys(found.predictions, str(path))
             found.refuse(run.data.manifests, run.config.data.max_skip_fraction, prefix="data.")
             tested.add(found.renamed(suffix))
     return tested

@@ -84,7 +84,7 @@ def check_texts(
 
 
 def _rate(row: Prediction, normalize: Normalizer) -> float:
-    edits = char_edits(normalize(row.ref, row.lang), normalize(row.hyp, row.lang))
+    edits = char_edits(*row.pairs(normalize)[1])
     return edits.rate if edits.ref else float(bool(row.hyp))
 
 
@@ -109,7 +109,7 @@ def add_mismatches(
 ) -> None:
     """Add the texts that do not go with their audio to a report. Lines that are left out anyway are not transcribed."""
     options = InferenceOptions(extensions=tuple(config.extensions))
-    run = RunOptions(max_batch_s=120.0, num_workers=0, accelerator="auto", precision="32-true", downmix=config.downmix)
+    run = RunOptions(max_batch_s=None, num_workers=0, accelerator="auto", precision="32-true", downmix=config.downmix)
     checked = check_texts(
         inference_model.load_model(str(config.model), options),
         {name: report.kept(name, manifest) for name, manifest in manifests.items()},

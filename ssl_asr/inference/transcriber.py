@@ -56,7 +56,7 @@ class Transcriber:
         *,
         sample_rate: Hertz = SAMPLE_RATE,
         language: str | None = None,
-        max_batch_s: Seconds = 120.0,
+        max_batch_s: Seconds | None = None,
         chunk_s: Seconds = 30.0,
         stride_s: Seconds = 4.0,
         vad: bool | None = None,
@@ -71,7 +71,7 @@ class Transcriber:
             audio: Files or samples.
             sample_rate: Sample rate of samples in memory. Not used for files.
             language: Language of a multilingual Whisper, as a code of any form or a name; None detects it.
-            max_batch_s: Seconds of audio in a batch, padding included.
+            max_batch_s: Seconds that the encoder computes for a batch. None for its default, see `LongForm`.
             chunk_s, stride_s: Windows of long recordings; see `LongForm`.
             vad: Voice activity detection; see `LongForm`. By default, recordings without speech have an empty text.
             detect_every_min: Minutes after which the language of a long recording is detected again; None for once.

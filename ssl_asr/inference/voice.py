@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.vad import Span, batch_parts
 from ssl_asr.decoding.segments import transcript
@@ -137,7 +139,7 @@ def _transcribed(
     module: ASRModule,
     seconds: Mapping[int, Seconds],
     part: Callable[[int], Example],
-    batch_s: Seconds,
+    batch_s: Seconds | None,
     options: TranscribeOptions,
 ) -> Iterator[dict[int, Hypothesis]]:
     """Hypotheses of parts by number, one batch of similar lengths at a time.
@@ -146,7 +148,7 @@ def _transcribed(
         module: The model.
         seconds: Length of each part.
         part: Reads a part. Called when its batch is transcribed.
-        batch_s: Encoded seconds in a batch.
+        batch_s: Computed seconds in a batch. None for the default of the encoder.
         options: What to return besides text.
     """
     numbers = list(seconds)
@@ -156,13 +158,19 @@ def _transcribed(
         yield dict(zip(rows, hypotheses, strict=True))
 
 
-def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds) -> Iterator[list[int]]:
-    """Indices of recordings of similar length, longest first, with up to ``batch_s`` encoded seconds in a batch."""
+def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds | None) -> Iterator[list[int]]:
+    """Indices of recordings of similar length, longest first, with up to ``batch_s`` computed seconds in a batch."""
     remaining = sorted(range(len(durations)), key=durations.__getitem__)
     while remaining:
-        size = max(1, int(batch_s / encoder.encoded_s(durations[remaining[-1]])))
+        size = most_in_batch(encoder, durations[remaining[-1]], batch_s)
         batch, remaining = remaining[-size:], remaining[:-size]
         yield batch
+
+
+def most_in_batch(encoder: SpeechEncoder, longest_s: Seconds, batch_s: Seconds | None) -> int:
+    """Number of recordings in a batch whose longest one has ``longest_s`` seconds, at least 1."""
+    computed_s = float(encoder.encoded_s(np.array([longest_s]))[0])
+    return max(1, int(encoder.budget_s(batch_s) / computed_s))
 
 
 # Recordings that fit into one pass ---------------------------------------------------------------------------

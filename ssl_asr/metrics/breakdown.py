@@ -73,7 +73,7 @@ class Breakdown:
         """Plain data for ``results.json``."""
         return {
             "by": {
-                key: [asdict(group) | {"wer": group.words.rate} for group in groups]
+                key: [asdict(one) | {"words": one.words.record(), "wer": one.words.rate} for one in groups]
                 for key, groups in self.groups.items()
             },
             "confusions": [asdict(confusion) for confusion in self.confusions],
@@ -159,7 +159,7 @@ def by_key(
             wer_unit=wer_unit(pairs),
         )
         for value, rows in ordered
-        for pairs in [[_texts(row, normalize) for row in rows]]
+        for pairs in [[row.pair(normalize) for row in rows]]
     ]
 
 
@@ -172,15 +172,11 @@ def _value(prediction: Prediction, key: str, language_tag: Callable[[str], str])
     return "(none)" if value is None else str(value)
 
 
-def _texts(prediction: Prediction, normalize: Normalizer) -> tuple[str, str]:
-    return normalize(prediction.ref, prediction.lang), normalize(prediction.hyp, prediction.lang)
-
-
 def frequent_errors(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Confusion]:
     """The ``count`` most frequent word errors, most frequent first. Ties are sorted by their words."""
     found: Counter[tuple[Operation, str, str]] = Counter()
     for prediction in predictions:
-        ref, hyp = _texts(prediction, normalize)
+        ref, hyp = prediction.pair(normalize)
         found.update(step for step in align(*word_units(ref, hyp)) if step[0] != "match")
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [Confusion(*step, times) for step, times in ordered]
@@ -188,7 +184,7 @@ def frequent_errors(predictions: Sequence[Prediction], normalize: Normalizer, co
 
 def worst_utterances(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Prediction]:
     """The ``count`` utterances with the most word errors. Utterances without an error are left out."""
-    errors = {prediction.id: word_edits(*_texts(prediction, normalize)).errors for prediction in predictions}
+    errors = {prediction.id: word_edits(*prediction.pair(normalize)).errors for prediction in predictions}
     wrong = [prediction for prediction in predictions if errors[prediction.id] > 0]
     return sorted(wrong, key=lambda prediction: (-errors[prediction.id], prediction.id))[:count]
 
@@ -230,6 +226,6 @@ def _print_worst(predictions: Sequence[Prediction], normalize: Normalizer, conso
     table.add_column("errors", justify="right")
     table.add_column("alignment of reference and hypothesis")
     for prediction in predictions:
-        ref, hyp = _texts(prediction, normalize)
+        ref, hyp = prediction.pair(normalize)
         table.add_row(prediction.id, str(word_edits(ref, hyp).errors), colored_diff(ref, hyp))
     console.print(table)

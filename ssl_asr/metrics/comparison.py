@@ -1,6 +1,7 @@
 """Tables that compare two systems on the same utterances."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -43,12 +44,13 @@ def print_changes(
         table.add_column(column)
     rows = []
     for one in first:
-        texts = [normalize(text, one.lang) for text in (one.ref, one.hyp, others[one.id].hyp)]
-        errors = [word_edits(texts[0], text).errors for text in texts[1:]]
-        rows.append((-abs(errors[1] - errors[0]), one.id, errors, texts))
-    for change, utterance_id, errors, (ref, hyp, other) in sorted(rows)[:count]:
+        # Of several references, each system may be closest to another one.
+        pairs = [one.pair(normalize), replace(others[one.id], lang=one.lang).pair(normalize)]
+        errors = [word_edits(*pair).errors for pair in pairs]
+        rows.append((-abs(errors[1] - errors[0]), one.id, errors, pairs))
+    for change, utterance_id, errors, (first_pair, second_pair) in sorted(rows)[:count]:
         if change < 0:
             counts = f"{errors[0]} → {errors[1]}"
-            table.add_row(utterance_id, counts, colored_diff(ref, hyp), colored_diff(ref, other))
+            table.add_row(utterance_id, counts, colored_diff(*first_pair), colored_diff(*second_pair))
     if table.row_count:
         console.print(table)

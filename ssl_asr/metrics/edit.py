@@ -19,12 +19,15 @@ Burmese and others. A character is a code point after Unicode NFC, in both rates
 of code-switched speech. In text without Latin words and digits, its WER equals its CER. An empty reference takes the
 row of the hypothesis. Korean text with Chinese characters has spaces between its words.
 
+If an utterance has several references, each rate counts the one with the fewest errors in its units: its errors, and
+its number of units. See `closest`.
+
 The number of errors of a minimal alignment is unique, but the alignment is not. Alignments are those of rapidfuzz,
 which jiwer uses too. So substitutions, insertions and deletions equal those of jiwer, on ties as well.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +63,10 @@ class Edits:
 
     def __add__(self, other: "Edits") -> "Edits":
         return Edits(self.sub + other.sub, self.ins + other.ins, self.dele + other.dele, self.ref + other.ref)
+
+    def record(self) -> dict[str, int]:
+        """Plain data for JSON, with the key ``del``, which cannot name an attribute."""
+        return {"sub": self.sub, "ins": self.ins, "del": self.dele, "ref": self.ref}
 
     @property
     def errors(self) -> int:
@@ -106,6 +113,16 @@ def char_edits(ref: str, hyp: str) -> Edits:
     if is_unspaced(ref, hyp):
         ref, hyp = ("".join(unicodedata.normalize("NFC", text).split()) for text in (ref, hyp))
     return count_edits(" ".join(ref.split()), " ".join(hyp.split()))
+
+
+def closest(refs: Sequence[str], hyp: str, edits: Callable[[str, str], Edits]) -> str:
+    """The reference with the fewest errors, by `word_edits` or `char_edits`. The first of several with as few.
+
+    Example:
+        >>> closest(["a b c", "a b"], "a b", word_edits)
+        'a b'
+    """
+    return refs[0] if len(refs) == 1 else min(refs, key=lambda ref: edits(ref, hyp).errors)
 
 
 def wer_unit(pairs: Iterable[tuple[str, str]]) -> Unit:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ssl_asr.console import results
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.breakdown import Breakdown, break_down, print_breakdown
 from ssl_asr.metrics.provenance import Clock
@@ -82,6 +83,15 @@ class Evaluation:
         """Word error rate under the first normalizer, as a ratio."""
         return self.scores[0].wer
 
+    def __str__(self) -> str:
+        """The scores in one line."""
+        if self.translation:
+            scores = [f"{one.name} {one.score:.2f}" for one in self.translation]
+        else:
+            scores = [f"WER {100 * score.wer:.2f} % ({score.normalizer})" for score in self.scores]
+        not_scored = f", {len(self.skipped):,} not scored" if self.skipped else ""
+        return f"{self.split}: {', '.join(scores)}, {len(self.predictions):,} utterances{not_scored}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``results.json``. Empty parts are left out."""
         row: dict[str, Any] = {
@@ -105,18 +115,20 @@ def report(
     samples: int,
     clock: Clock,
     detail: Detail | None = None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
-    """Score predictions, write ``predictions/SPLIT.jsonl`` and ``results.json``, and print tables.
+    """Score predictions, write ``predictions/SPLIT.jsonl`` and ``results.json``, and print the scores.
 
     Args:
         predictions: Transcribed utterances of each split.
         skips: Utterances of each split that could not be transcribed.
         normalizers: Text normalizers to score under.
         folder: Folder for the files.
-        console: Where tables are printed. None prints nothing.
+        console: Where tables are printed. None prints one line for each split on standard output.
         samples: Number of aligned utterances to print for each split.
         clock: Started with the command.
         detail: What to report in addition to error rates. Default: None (error rates only).
+        about: Plain data on the run, for ``results.json``. Default: None (nothing besides the clock's record).
 
     Returns:
         The evaluation of each split.
@@ -132,7 +144,9 @@ def report(
         evaluations[split] = evaluate_split(split, rows, skips.get(split, ()), normalizers, detail)
         if console is not None:
             print_evaluation(evaluations[split], normalizers, console, samples)
-    write_results(folder / "results.json", evaluations, clock)
+        else:
+            print(evaluations[split], file=results())
+    write_results(folder / "results.json", evaluations, clock, about or {})
     if console is not None:
         console.print(f"results and predictions are in {folder}")
     return evaluations
@@ -159,7 +173,9 @@ def evaluate_split(
     evaluation = replace(evaluation, languages=_detected_languages(rows, detail.language_code))
     if detail.translation:
         # A translation has no word-for-word reference, so a breakdown of word errors would say little.
-        return replace(evaluation, translation=translation_scores([row.ref for row in rows], [row.hyp for row in rows]))
+        return replace(
+            evaluation, translation=translation_scores([row.refs for row in rows], [row.hyp for row in rows])
+        )
     normalize = next(iter(normalizers.values()))
     breakdown = break_down(
         rows,
@@ -206,23 +222,31 @@ def _title(evaluation: Evaluation) -> str:
     return f"{evaluation.split}; {len(skipped)} not scored: {', '.join(skip.id for skip in skipped[:5])}"
 
 
-def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Clock) -> None:
+def write_results(path: Path, evaluations: Mapping[str, Evaluation], clock: Clock, about: dict[str, Any]) -> None:
     """Write the scores of all splits as one JSON object, and under ``run`` where they come from."""
-    results = {split: evaluation.as_dict() for split, evaluation in evaluations.items()}
+    scores = {split: evaluation.as_dict() for split, evaluation in evaluations.items()}
     with written_whole(path) as file:
-        file.write(to_json({"run": clock.record(), **results}, indent=1) + "\n")
+        file.write(to_json({"run": {**clock.record(), **about}, **scores}, indent=1) + "\n")
 
 
 def with_reference(predictions: Sequence[Prediction], key: str) -> list[Prediction]:
-    """Predictions with another key of the manifest as their reference text.
+    """Predictions with another key of the manifest as their reference text. A list of texts is several references.
 
     Raises:
         ConfigError: An utterance does not have the key.
     """
     if key == "text":
         return list(predictions)
-    lacking = [row.id for row in predictions if not isinstance(row.tags.get(key), str)]
+    found = [(row, reference_texts(row.tags.get(key))) for row in predictions]
+    lacking = [row.id for row, texts in found if not texts]
     if lacking:
         what = f"{len(lacking)} utterances have no '{key}', the first is {lacking[0]}"
         raise ConfigError("reference", what, "check the keys of the manifest")
-    return [replace(row, ref=row.tags[key]) for row in predictions]
+    return [replace(row, ref=texts[0], references=texts[1:]) for row, texts in found]
+
+
+def reference_texts(value: object) -> list[str]:
+    """The references that a line of a manifest has under a key: a text, or a list of texts. Empty for anything else."""
+    texts = list(dict.fromkeys(map(str, value))) if isinstance(value, list) else [str(value)]
+    is_right = all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+    return texts if is_right else []

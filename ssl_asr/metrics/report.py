@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_asr.errors import ManifestError
-from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, wer_unit, word_edits, word_units
+from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, closest, wer_unit, word_edits, word_units
 from ssl_asr.textfiles import from_json, shown, to_json, written_whole
 from ssl_asr.types import Alternative, Hypothesis, Normalizer, Segment, Utterance, Word
 
 BOOTSTRAP_SAMPLES = 1000
 # Fields that are left out of a record if they are empty.
-_OPTIONAL = ("task", "words", "alternatives", "detected", "detected_probability", "segments", "no_speech")
+_OPTIONAL = ("references", "task", "words", "alternatives", "detected", "detected_probability", "segments", "no_speech")
 # Types of the fields that scores and reports read.
 _TYPES = dict.fromkeys(("id", "ref", "hyp", "audio_filepath"), str) | {
     "duration": int | float,
@@ -49,6 +49,7 @@ class Prediction:
         lang: Language code from the manifest.
         task: ``transcribe`` or ``translate`` from the manifest. None if it names none.
         tags: Keys of the manifest that the framework does not use itself.
+        references: Further references.
         words, alternatives, detected, segments, detected_probability, no_speech: See `Hypothesis`.
     """
 
@@ -63,6 +64,7 @@ class Prediction:
     lang: str | None = None
     task: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
+    references: list[str] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
     detected: str | None = None
@@ -86,6 +88,7 @@ class Prediction:
             lang=utterance.lang,
             task=utterance.task,
             tags=utterance.tags,
+            references=list(utterance.references),
             words=hypothesis.words,
             alternatives=hypothesis.alternatives,
             detected=hypothesis.detected,
@@ -94,8 +97,22 @@ class Prediction:
             no_speech=hypothesis.no_speech,
         )
 
+    @property
+    def refs(self) -> list[str]:
+        """All references, ``ref`` first."""
+        return [self.ref, *self.references]
+
+    def pair(self, normalize: Normalizer) -> tuple[str, str]:
+        """The normalized reference with the fewest word errors, and the normalized hypothesis."""
+        return self.pairs(normalize)[0]
+
+    def pairs(self, normalize: Normalizer) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The pair for the WER, and the pair for the CER, for which another reference may be the closest one."""
+        refs, hyp = [normalize(ref, self.lang) for ref in self.refs], normalize(self.hyp, self.lang)
+        return (closest(refs, hyp, word_edits), hyp), (closest(refs, hyp, char_edits), hyp)
+
     def record(self) -> dict[str, Any]:
-        """Plain data for JSON. Task, words, alternatives, segments and detected language are left out if empty."""
+        """Plain data for JSON. Optional fields are left out if they are empty: references, task, words and others."""
         row = asdict(self) | {key: [part.record() for part in getattr(self, key)] for key in ("words", "segments")}
         return {key: value for key, value in row.items() if value or key not in _OPTIONAL}
 
@@ -109,6 +126,9 @@ class Prediction:
         wrong = next((name for name, kind in _TYPES.items() if name in row and not isinstance(row[name], kind)), None)
         if wrong is not None:
             raise TypeError(f"'{wrong}' is {shown(row[wrong])}")
+        references = row.get("references", [])
+        if not isinstance(references, list) or not all(isinstance(ref, str) for ref in references):
+            raise TypeError(f"'references' is {shown(references)}")
         words = [Word.from_record(word) for word in row.get("words", [])]
         alternatives = [Alternative(**other) for other in row.get("alternatives", [])]
         segments = [Segment.from_record(segment) for segment in row.get("segments", [])]
@@ -186,7 +206,8 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``results.json``."""
-        return {"wer": self.wer, "cer": self.cer, **asdict(self)}
+        counts = {"words": self.words.record(), "chars": self.chars.record()}
+        return {"wer": self.wer, "cer": self.cer, **asdict(self), **counts}
 
 
 def score_predictions(predictions: Sequence[Prediction], normalizer: str, normalize: Normalizer) -> Score:
@@ -199,12 +220,10 @@ def score_predictions(predictions: Sequence[Prediction], normalizer: str, normal
         normalizer: Name of the normalizer.
         normalize: The normalizer.
     """
-    pairs = [
-        (normalize(prediction.ref, prediction.lang), normalize(prediction.hyp, prediction.lang))
-        for prediction in sorted(predictions, key=lambda p: p.id)
-    ]
+    both = [one.pairs(normalize) for one in sorted(predictions, key=lambda p: p.id)]
+    pairs = [pair for pair, _ in both]
     words = [word_edits(*pair) for pair in pairs]
-    chars = [char_edits(*pair) for pair in pairs]
+    chars = [char_edits(*pair) for _, pair in both]
     errors_N = np.array([edits.errors for edits in words], dtype=np.int64)
     refs_N = np.array([edits.ref for edits in words], dtype=np.int64)
     low, high = bootstrap_interval(errors_N, refs_N) if predictions else (float("nan"), float("nan"))
@@ -271,8 +290,7 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
     table.add_column("alignment of reference and hypothesis")
     step = max(1, len(predictions) // count)
     for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
-        ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
-        table.add_row(prediction.id, colored_diff(ref, hyp))
+        table.add_row(prediction.id, colored_diff(*prediction.pair(normalize)))
     console.print(table)
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,16 @@ class Comparison:
     second_only: int
     utterances: int
 
+    def __str__(self) -> str:
+        """WERs of both systems, their difference with its interval, and its p-value, in one line."""
+        rates = f"WER {100 * self.first.rate:.2f} % and {100 * self.second.rate:.2f} %"
+        interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
+        return f"{rates}, difference {100 * self.difference:+.2f}, {interval}, p {self.p:.4f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"first": self.first.record(), "second": self.second.record()}
+
     @property
     def difference(self) -> float:
         """WER of the second system minus WER of the first."""
@@ -65,13 +76,13 @@ def compare(
     edits = [_edits_of_pair(prediction, by_id[prediction.id], normalize) for prediction in _sorted(first)]
     one, two = [pair[0] for pair in edits], [pair[1] for pair in edits]
     errors_PN = np.array([[each.errors for each in system] for system in (one, two)])
-    refs_N = np.array([each.ref for each in one])
+    refs_PN = np.array([[each.ref for each in system] for system in (one, two)])
     differences_N = errors_PN[1] - errors_PN[0]
-    rates_S = _bootstrap_differences(differences_N, refs_N, seed)
+    rates_S = _bootstrap_differences(errors_PN, refs_PN, seed)
     low, high = np.quantile(rates_S, [0.025, 0.975]) if len(rates_S) else (math.nan, math.nan)
     right_PN = errors_PN == 0
     return Comparison(
-        wer_unit=wer_unit((normalize(each.ref, each.lang), normalize(each.hyp, each.lang)) for each in first),
+        wer_unit=wer_unit(each.pair(normalize) for each in first),
         first=sum(one, Edits()),
         second=sum(two, Edits()),
         low=float(low),
@@ -80,7 +91,7 @@ def compare(
         p=matched_pairs(differences_N.tolist()),
         first_only=int((right_PN[0] & ~right_PN[1]).sum()),
         second_only=int((~right_PN[0] & right_PN[1]).sum()),
-        utterances=len(refs_N),
+        utterances=len(differences_N),
     )
 
 
@@ -89,23 +100,23 @@ def _sorted(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _edits_of_pair(first: Prediction, second: Prediction, normalize: Normalizer) -> tuple[Edits, Edits]:
-    ref = normalize(first.ref, first.lang)
-    one, two = (word_edits(ref, normalize(hyp, first.lang)) for hyp in (first.hyp, second.hyp))
+    """Edits of both systems. Of several references, each system may be closest to another one."""
+    one, two = (word_edits(*replace(each, lang=first.lang).pair(normalize)) for each in (first, second))
     return one, two
 
 
-def _bootstrap_differences(
-    differences_N: NDArray[np.int64], refs_N: NDArray[np.int64], seed: int
-) -> NDArray[np.float64]:
-    """Difference in WER of each bootstrap sample. Samples without a reference word are left out."""
+def _bootstrap_differences(errors_PN: NDArray[np.int64], refs_PN: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Difference in WER of each bootstrap sample. Samples in which a system has no reference word are left out."""
     rng = np.random.default_rng(seed)
-    sums = []
+    count, rates = errors_PN.shape[1], []
     for _ in range(BOOTSTRAP_SAMPLES):
-        drawn_N = rng.integers(0, len(refs_N), len(refs_N))
-        sums.append((differences_N[drawn_N].sum(), refs_N[drawn_N].sum()))
-    sums_SP = np.array([pair for pair in sums if pair[1] > 0], dtype=np.float64).reshape(-1, 2)
-    rates_S: NDArray[np.float64] = sums_SP[:, 0] / sums_SP[:, 1]
-    return rates_S
+        drawn_N = rng.integers(0, count, count)
+        (first, second), (first_refs, second_refs) = errors_PN[:, drawn_N].sum(1), refs_PN[:, drawn_N].sum(1)
+        if first_refs == second_refs > 0:
+            rates.append((second - first) / first_refs)
+        elif first_refs > 0 and second_refs > 0:
+            rates.append(second / second_refs - first / first_refs)
+    return np.array(rates, dtype=np.float64)
 
 
 def matched_pairs(differences: Sequence[int]) -> float:
@@ -141,7 +152,7 @@ def _check_same(first: Sequence[Prediction], second: dict[str, Prediction]) -> N
         raise ManifestError(
             "predictions", what if unpaired else "both files are empty", "compare two systems on the same manifest"
         )
-    changed = [prediction.id for prediction in first if prediction.ref != second[prediction.id].ref]
+    changed = [prediction.id for prediction in first if prediction.refs != second[prediction.id].refs]
     if changed:
         what = f"{len(changed)} utterances have different references, the first is {changed[0]}"
         raise ManifestError("predictions", what, "compare two systems on the same manifest")

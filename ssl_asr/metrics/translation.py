@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +29,15 @@ class TranslationScore:
     signature: str
 
 
-def translation_scores(refs: Sequence[str], hyps: Sequence[str]) -> list[TranslationScore]:
-    """BLEU (13a tokenizer, mixed case) and chrF of texts without a normalizer, with one reference each.
+def translation_scores(refs: Sequence[Sequence[str]], hyps: Sequence[str]) -> list[TranslationScore]:
+    """BLEU (13a tokenizer, mixed case) and chrF of texts without a normalizer.
+
+    Several references count as in sacrebleu: BLEU takes the n-grams of all of them and the length that is closest to
+    the hypothesis, chrF takes the reference with the best score of the segment.
+
+    Args:
+        refs: References of each text, one or more.
+        hyps: Hypotheses.
 
     Raises:
         ManifestError: There is no text.
@@ -43,11 +51,13 @@ def translation_scores(refs: Sequence[str], hyps: Sequence[str]) -> list[Transla
 
     if not refs:
         raise ManifestError("predictions", "no utterance was translated", "see the table of dropped utterances")
+    # Lists of the first references, the second ones, and so on. None stands for a reference that there is not.
+    lists = list(zip_longest(*refs))
     scores = []
     for metric in (BLEU(), CHRF()):
         # One segment cannot be resampled.
         samples = BOOTSTRAP_SAMPLES if len(refs) > 1 else 1
-        found = metric.corpus_score(list(hyps), [list(refs)], n_bootstrap=samples)
+        found = metric.corpus_score(list(hyps), lists, n_bootstrap=samples)
         interval = getattr(found, "_ci", None)
         margin = 0.0 if interval is None else float(interval)
         scores.append(TranslationScore(found.name, float(found.score), margin, str(metric.get_signature())))

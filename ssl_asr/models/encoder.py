@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_asr.errors import ConfigError
@@ -162,9 +164,17 @@ class SpeechEncoder(nn.Module, ABC):
     def compile_layers(self, backend: str) -> None:
         """Compiles the transformer layers in place with `torch.compile`, for inputs of any length."""
 
-    def encoded_s(self, duration: Seconds) -> Seconds:
-        """Seconds of audio that the encoder computes for an utterance of ``duration`` seconds."""
-        return duration
+    def budget_s(self, given: Seconds | None) -> Seconds:
+        """Computed seconds in a batch that is not trained on: ``given``, or 120 if it is None."""
+        return 120.0 if given is None else given
+
+    def encoded_s(self, durations_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds of audio that the encoder computes for utterances, at most.
+
+        Args:
+            durations_N: float64, duration of each utterance in seconds.
+        """
+        return durations_N
 
     def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
         """Changes the input window. None leaves a value as it is.

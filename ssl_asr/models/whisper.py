@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -215,9 +217,18 @@ class WhisperEncoder(SpeechEncoder):
             *([LayerGroup("final_norm", (self.net.layer_norm,))] if self.cut_to is None else []),
         ]
 
-    def encoded_s(self, duration: Seconds) -> Seconds:
-        """Seconds of audio that the encoder computes: 30 with ``window="30s"``, else the duration."""
-        return WINDOW_S if self.window == "30s" else duration
+    def budget_s(self, given: Seconds | None) -> Seconds:
+        """Without a number, 16 windows of 30 seconds, or 180 seconds with ``window="real"``. See `SpeechEncoder`."""
+        default_s = 16 * WINDOW_S if self.window == "30s" else 180.0
+        return default_s if given is None else given
+
+    def encoded_s(self, durations_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """30 with ``window="30s"``, else the duration and the longest tail, of training or inference."""
+        if self.window == "30s":
+            return np.full_like(durations_N, WINDOW_S)
+        longest_s = max([self.tail_s, *(self.train_tail_s or ())])
+        computed_N: NDArray[np.float64] = np.minimum(durations_N + longest_s, WINDOW_S)
+        return computed_N
 
     def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
         """Changes the input window. None leaves a value as it is."""

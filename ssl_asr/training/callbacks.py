@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from ssl_asr.data.batching import Batching
+from ssl_asr.data.sampler import BatchCost
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
 from ssl_asr.training.checkpointing import MovableCheckpoint
@@ -16,6 +19,8 @@ from ssl_asr.training.interruption import LastCheckpoint
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.sides import GroupRow
+from ssl_asr.training.skips import over_ranks
+from ssl_asr.types import SAMPLE_RATE, Seconds
 
 
 def _merged(rows: list[GroupRow]) -> list[GroupRow]:
@@ -98,6 +103,47 @@ class Throughput(Callback):
         peak = peak_gb(pl_module.device)
         if peak is not None:
             pl_module.log("train/peak_gb", peak)
+
+
+class BatchFigures(Callback):
+    """Logs in each epoch how full its batches were, their share of padding, and how equal those of the ranks.
+
+    ``train/fill``, ``train/padding`` and ``train/rank_balance``, see `ssl_asr.data.batching.Batching`. After a resume,
+    they are those of the rest of the epoch.
+
+    Args:
+        cost: What batches cost, usually the encoder.
+        budget_s: Computed seconds that a batch may have.
+    """
+
+    def __init__(self, cost: BatchCost, budget_s: Seconds) -> None:
+        self._cost, self._budget_s = cost, budget_s
+        # Speech and computed seconds of each batch of this rank.
+        self._seconds: list[tuple[Seconds, Seconds]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start counting."""
+        self._seconds = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        # An utterance whose states are cached has no samples.
+        lengths = zip(batch.lengths_B.tolist(), batch.utterances, strict=True)
+        speech_N = np.array([samples / SAMPLE_RATE or utterance.duration for samples, utterance in lengths])
+        costs_N = self._cost.encoded_s(speech_N)
+        self._seconds.append((float(speech_N.sum()), float(costs_N.max(initial=0.0)) * len(costs_N)))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the figures of all ranks."""
+        # Ranks have equally many batches, in steps.
+        seconds = [pair for step in zip(*over_ranks([self._seconds]), strict=True) for pair in step]
+        speech_s, computed_s = [pair[0] for pair in seconds], [pair[1] for pair in seconds]
+        figures = Batching.of(speech_s, computed_s, self._budget_s, trainer.world_size)
+        pl_module.log("train/fill", figures.fill)
+        pl_module.log("train/padding", figures.padding)
+        pl_module.log("train/rank_balance", figures.rank_balance)
 
 
 class LastValidation(Callback):

@@ -36,7 +36,8 @@ def data_description(train: Manifest) -> dict[str, Any]:
     digest = hashlib.sha256(np.ascontiguousarray(train.durations_N).tobytes())
     for index in np.linspace(0, len(train) - 1, min(len(train), _COMPARED)).astype(np.int64).tolist():
         utterance = train[index]
-        digest.update(repr((utterance.id, utterance.offset, utterance.text, utterance.weight)).encode())
+        told = (utterance.id, utterance.offset, utterance.text, utterance.weight, *utterance.references)
+        digest.update(repr(told).encode())
     return {"utterances": len(train), "digest": digest.hexdigest()}
 
 

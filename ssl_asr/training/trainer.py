@@ -237,10 +237,12 @@ def make_trainer(
         thaws: Whether the freeze policy thaws layers later. DDP then has to look for unused parameters.
     """
     from lightning import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from ssl_asr.training.progress import ProgressBar
 
     precision, plugins = _precision(config)
-    bar: list[Callback] = [RichProgressBar(leave=False)] if verbose else []
+    bar: list[Callback] = [ProgressBar()] if verbose else []
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -307,11 +309,10 @@ def make_inference_trainer(
 ) -> "Trainer":
     """A Trainer that only runs test loops, on one device. A console shows the progress."""
     from lightning import Trainer
-    from lightning.pytorch.callbacks import RichProgressBar
 
-    bar: list[Callback] = []
-    if console is not None:
-        bar = [RichProgressBar(leave=False, console_kwargs={"stderr": console.stderr})]
+    from ssl_asr.training.progress import ProgressBar
+
+    bar: list[Callback] = [] if console is None else [ProgressBar(stderr=console.stderr)]
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,

@@ -14,6 +14,7 @@ from ssl_asr.training.sides import OptimConfig, Sides
 from ssl_asr.training.updates import UpdateLoop
 from ssl_asr.types import Batch, Hypothesis, Normalizer
 
+# In the order of `Prediction.pairs`.
 _KINDS = {"wer": word_edits, "cer": char_edits}
 
 
@@ -76,12 +77,11 @@ class ValidationLoop(UpdateLoop):
         self.skips.count("dev", int(self._over_ranks(self._skipped("dev"))), self.current_epoch)
         self.skips.finish("dev", self.current_epoch)
         for name, normalize in self.normalizers.items():
-            refs = [normalize(p.ref, p.lang) for p in self.dev_predictions]
-            hyps = [normalize(p.hyp, p.lang) for p in self.dev_predictions]
-            for kind in _KINDS:
+            both = [p.pairs(normalize) for p in self.dev_predictions]
+            for place, kind in enumerate(_KINDS):
                 metric = self._metrics[f"{kind}_{name}"]
                 assert isinstance(metric, ErrorRate)
-                metric.update(refs, hyps)
+                metric.update([pairs[place][0] for pairs in both], [pairs[place][1] for pairs in both])
                 value = metric.compute()
                 metric.reset()
                 if not self.trainer.sanity_checking:

@@ -109,7 +109,7 @@ class ValidationTable(Callback):
         normalize = next(iter(pl_module.normalizers.values()))
         rows = []
         for prediction in predictions:
-            ref, hyp = (normalize(text, prediction.lang) for text in (prediction.ref, prediction.hyp))
+            ref, hyp = prediction.pair(normalize)
             rows.append((word_edits(ref, hyp), ref, hyp, prediction))
         rows.sort(key=lambda row: (-row[0].errors, row[3].id))
         table = wandb.Table(columns=["id", "audio", "reference", "hypothesis", "edits", "sub", "ins", "del", "wer"])

@@ -230,7 +230,22 @@ def test_extract_and_evaluate_count(here, capsys):
     assert "recordings: 3 in, 1 out, 2 skipped" in capsys.readouterr().out
     config = {"manifest": {"m": "m.jsonl"}, "output_dir": "scores", "max_skip_fraction": 0.5}
     evaluate(EvaluateConfig(**config, **SHARED), None)
-    assert "recordings: 2 in, 1 out, 1 skipped (missing_file 1)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "recordings: 2 in, 1 out, 1 skipped (missing_file 1)" in said.err
+    assert said.out.startswith("m: WER ")
+    run = json.loads((here / "scores" / "results.json").read_text())["run"]
+    assert run["model"] == SHARED["model"]
+    assert run["batches"]["m"]["batches"] == 1
+    # Results of another manifest do not stay beside those that replace them.
+    (here / "scores" / "predictions" / "other.jsonl").write_text("")
+    [error] = EvaluateConfig(**config, **SHARED).conflicts()
+    assert str(error) == (
+        "output_dir: scores already holds the results of an evaluation. "
+        "Write overwrite=true to replace it, or give another name."
+    )
+    assert not list(EvaluateConfig(**config, **SHARED, overwrite=True).conflicts())
+    evaluate(EvaluateConfig(**config, **SHARED, overwrite=True), None)
+    assert os.listdir(here / "scores" / "predictions") == ["m.jsonl"]
     assert [row["id"] for row in lines(here / "scores" / "skipped.jsonl")] == ["gone"]
 
 

@@ -14,6 +14,7 @@ from ssl_asr.commands.compare import compare
 from ssl_asr.commands.train import _print_overview
 from ssl_asr.config.schemas import AlignConfig, TranscribeConfig
 from ssl_asr.config.tools import CompareConfig, DemoConfig
+from ssl_asr.data.batching import Batching
 from ssl_asr.inference.batches import Transcripts
 from ssl_asr.inference.extraction import _print_totals
 from ssl_asr.inference.resume import Transcribed
@@ -72,13 +73,15 @@ def test_train_prints_how_full_its_batches_are():
     run = SimpleNamespace(
         module=SimpleNamespace(group_table=lambda: rows),
         config=SimpleNamespace(freeze_policy=SimpleNamespace()),
-        data=SimpleNamespace(batching=lambda: (0.8768, 0.0321)),
+        data=SimpleNamespace(batching=lambda world_size: {"train": Batching.of([9.0, 8.0], [12.0, 8.0], 16.0, 2)}),
+        trainer=SimpleNamespace(world_size=2),
     )
     console = wide_console()
     _print_overview(run, console)
-    text = " ".join(console.export_text().split())
+    text = " ".join(console.export_text(clear=False).split())
     assert "1,000 of 4,000 parameters train (25.0 %)" in text
-    assert "batches: 87.7 % of the budget filled, 3.2 % padding" in text
+    # 20 s of 32 s are computed. 3 s of them are padding. One rank waits while the other one computes 4 s.
+    assert cells(console)[-1] == ["train", "2", "0.01", "62.5", "15.0", "83.3"]
 
 
 def test_extract_prints_the_size_of_the_store():

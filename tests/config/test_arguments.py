@@ -273,6 +273,12 @@ def test_sweeps_take_names_too():
         ("transcribe", ["é=1.wav"], "é=1.wav: is neither key=value nor a file that exists."),
         ("train", ["there.jsonl"], "there.jsonl: train takes key=value. Write data.train=there.jsonl."),
         ("evaluate", ["there.jsonl"], "Write manifest=there.jsonl."),
+        ("evaluate", ["gone.jsonl"], "Write manifest=gone.jsonl."),
+        ("evaluate", ["run"], "run: evaluate takes key=value. Write model=run."),
+        ("evaluate", ["best.ckpt"], "Write model=best.ckpt."),
+        ("evaluate", ["whisper_tiny_en"], "Write model=whisper_tiny_en."),
+        ("tune_decoding", ["openai/whisper-tiny.en"], "Write model=openai/whisper-tiny.en."),
+        ("train", ["wav2vec2_base"], "Write backbone=wav2vec2_base."),
         ("train", ["sede"], "sede: train takes key=value. Did you mean seed=…?"),
         ("train", ["freeze"], "freeze: has no value. Write freeze=…."),
         ("train", ["a b=1"], "a b=1: is not key=value. Start with the name of a key."),
@@ -285,6 +291,8 @@ def test_sweeps_take_names_too():
 )
 def test_a_message_says_what_to_type(name, words, message):
     touch("there.jsonl")
+    touch("best.ckpt")
+    Path("run").mkdir()
     said = refused(name, *words)
     assert message.removesuffix("….") in said
     assert len(said) < 500

@@ -133,7 +133,7 @@ def test_a_run_joins_in_training_only(config, tmp_path):
     ]
     assert sorted(length for batch in train for length in batch.lengths_B.tolist()) == [48_000, 48_000]
     assert [len(batch) for batch in train] == [2], "6 s of 8 s"
-    assert data.batching() == pytest.approx((0.75, 0.0))
+    assert (data.batching()["train"].fill, data.batching()["train"].padding) == pytest.approx((0.75, 0.0))
     assert [name for batch in dev for name in batch.ids] == ["dev0", "dev1"]
     assert {len(batch.ids[0].split("+")) for batch in batches(concatenate_s=None)[1]} == {1}
     assert torch.equal(train[0].waveform_BT[0], batches(concatenate_s=3.0, num_workers=2)[1][0].waveform_BT[0])

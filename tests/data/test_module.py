@@ -74,7 +74,9 @@ def test_numbers_of_batches_are_those_of_the_budgets(config):
     data = data_of(config)
     assert list(data.batches_per_epoch(3, 1)) == [2, 2, 2]
     assert list(data.batches_per_epoch(2, 2)) == [1, 1]
-    assert data.batching() == (pytest.approx(0.75), pytest.approx(0.0))  # 4 and 2 of 4 s
+    train, dev, one, two = data.batching().values()
+    assert (train.batches, train.fill, train.padding) == (2, pytest.approx(0.75), 0.0)  # 4 and 2 of 4 s
+    assert (dev.batches, dev.fill, one.batches, one.fill, two.fill) == (1, 0.5, 2, 0.75, 0.5)
     assert data.fewest_eval_batches("dev") == 1
     assert data.fewest_eval_batches("test") == 1
     assert len(data.test_dataloader()[0]) == 2

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from ssl_asr.data.batching import Batching
 from ssl_asr.data.sampler import (
     EvalBatchSampler,
     TrainBatchSampler,
     _cut,
     _halve_until_divisible,
-    batching_report,
     plan_epoch,
 )
 from ssl_asr.errors import ConfigError
@@ -27,9 +27,10 @@ def librispeech_like(count=20_000, seed=0):
 def test_batches_fill_budget_with_little_padding_and_cover_all_utterances(world_size, budget):
     durations = librispeech_like()
     batches = plan_epoch(durations, max_batch_s=budget, max_batch_size=None, seed=0, epoch=0, world_size=world_size)
-    fill, padding = batching_report(batches, durations, budget)
-    assert fill >= 0.90
-    assert padding <= 0.05
+    costs = [durations[batch].max() * len(batch) for batch in batches]
+    figures = Batching.of([durations[batch].sum() for batch in batches], costs, budget, world_size)
+    assert figures.fill >= 0.90
+    assert figures.padding <= 0.05
     assert max(len(b) * durations[b].max() for b in batches) <= budget
     assert sorted(i for batch in batches for i in batch) == list(range(len(durations)))
     assert len(batches) % world_size == 0
@@ -118,12 +119,6 @@ def test_largest_batches_are_halved_until_each_rank_has_as_many():
     assert sorted(map(len, batches)) == [1, 1, 2, 2, 2]
     with pytest.raises(ConfigError, match="has 2 utterances for 3 ranks"):
         _halve_until_divisible([[0], [1]], 3)
-
-
-def test_fill_and_padding_of_batches():
-    """Costs of 2 * 3 s and 1 * 2 s with 6 s of speech: half of 8 s is filled, and 2 of 8 s are padding."""
-    fill, padding = batching_report([[0, 1], [2]], np.array([3.0, 1.0, 2.0]), 8.0)
-    assert (fill, padding) == (pytest.approx(0.5), pytest.approx(0.25))
 
 
 def test_batches_of_an_epoch_are_ordered_in_groups_of_equal_cost():

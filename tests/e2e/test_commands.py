@@ -69,7 +69,8 @@ def test_evaluate_reproduces_the_scores_of_training_exactly(runs, run_command, t
         [f"predictions={folder}/predictions/test.jsonl"],
     ):
         more = ["max_tokens_per_s=4"] if task == "seq2seq" and source[0].startswith("model") else []
-        done = run_command("evaluate", *source, *more, f"output_dir={tmp_path / 'out'}", "num_workers=0")
+        again = ["overwrite=true"] if source[0].startswith("predictions") else []
+        done = run_command("evaluate", *source, *more, *again, f"output_dir={tmp_path / 'out'}", "num_workers=0")
         assert done.returncode == 0, done.stderr[-2000:]
         assert json.loads((tmp_path / "out" / "results.json").read_text())["test"]["scores"] == expected
 

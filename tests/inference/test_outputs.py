@@ -262,3 +262,25 @@ def test_standard_output_has_results_only(capsys):
     captured = capsys.readouterr()
     assert captured.out == "a transcript\nlater\n"
     assert captured.err == "[HYDRA] Failed to load a plugin\n"
+
+
+def test_files_of_an_earlier_command_are_kept(here):
+    Outputs("one.jsonl", ["jsonl"], [ROW], with_summary=True, overwrite=False).write([ROW])
+    Outputs("out", ["srt", "vtt"], [ROW]).write([ROW])
+    for output, kinds in (("one.jsonl", ["jsonl"]), ("out", ["vtt"])):
+        with pytest.raises(
+            ConfigError, match=r"output: .* exists already. Write overwrite=true to replace it, or give"
+        ):
+            Outputs(output, kinds, [ROW], with_summary=True, overwrite=False)
+        Outputs(output, kinds, [ROW], with_summary=True, overwrite=True)
+    # Another recording has other files, and a summary alone holds no transcript.
+    Outputs("out", ["srt"], [OTHER], with_summary=True, overwrite=False)
+    (here / "two.jsonl.summary.json").write_text("{}")
+    Outputs("two.jsonl", ["jsonl"], [ROW], with_summary=True, overwrite=False)
+
+
+def test_an_interrupted_command_replaces_its_own_files(here):
+    outputs = Outputs("one.jsonl", ["jsonl"], [ROW], with_summary=True, overwrite=False)
+    outputs.write([ROW])
+    outputs.progress.write_text("")
+    Outputs("one.jsonl", ["jsonl"], [ROW], with_summary=True, overwrite=False).write([ROW])

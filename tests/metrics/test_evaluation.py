@@ -123,3 +123,29 @@ def test_reference_can_be_another_key_of_the_manifest():
     assert with_reference(ROWS, "text") == ROWS
     with pytest.raises(ConfigError, match="reference: 2 utterances have no 'summary', the first is u0"):
         with_reference(ROWS, "summary")
+
+
+def test_without_a_console_the_scores_are_one_line_for_each_split(tmp_path, capsys):
+    shared = {"normalizers": NORMALIZERS, "console": None, "samples": 0, "clock": Clock()}
+    report({"a": ROWS, "b": ROWS[1:]}, {"a": SKIPPED}, folder=tmp_path, **shared)
+    assert capsys.readouterr().out.splitlines() == [
+        "a: WER 20.00 % (lower), WER 40.00 % (none), 2 utterances, 1 not scored",
+        "b: WER 0.00 % (lower), WER 0.00 % (none), 1 utterances",
+    ]
+    detail = Detail(by=[], confusions=0, worst=0, translation=True)
+    report({"a": ROWS}, {}, folder=tmp_path, detail=detail, **shared)
+    assert capsys.readouterr().out.startswith("a: BLEU ")
+
+
+def test_results_say_what_was_run_and_spell_deletions(tmp_path):
+    about = {"model": "runs/a", "checkpoints": {"test": "runs/a/checkpoints/best.ckpt"}}
+    row = _prediction(0, "a b c", "a", speaker="ann")
+    options = {"normalizers": NORMALIZERS, "console": None, "samples": 0, "clock": Clock(), "detail": DETAIL}
+    report({"test": [row]}, {}, folder=tmp_path, about=about, **options)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {key: written["run"][key] for key in about} == about
+    assert "command" in written["run"]
+    edits = {"sub": 0, "ins": 0, "del": 2, "ref": 3}
+    assert written["test"]["scores"]["lower"]["words"] == edits
+    assert written["test"]["by"]["speaker"][0]["words"] == edits
+    assert '"dele"' not in (tmp_path / "results.json").read_text()

@@ -11,18 +11,18 @@ HYPS = ["The cat sat on a mat.", "A dog barks at night.", "There was nobody."]
 
 
 def test_corpus_scores_equal_sacrebleu():
-    bleu, chrf = translation_scores(REFS, HYPS)
+    bleu, chrf = translation_scores([[ref] for ref in REFS], HYPS)
     assert bleu.score == pytest.approx(sacrebleu.corpus_bleu(HYPS, [REFS]).score)
     assert chrf.score == pytest.approx(sacrebleu.corpus_chrf(HYPS, [REFS]).score)
     assert "tok:13a" in bleu.signature
     assert "case:mixed" in bleu.signature
     assert 0 < bleu.margin < 100
-    perfect = translation_scores(REFS, REFS)
+    perfect = translation_scores([[ref] for ref in REFS], REFS)
     assert [one.score for one in perfect] == pytest.approx([100.0, 100.0])
 
 
 def test_one_segment_is_scored_and_no_segment_is_refused():
-    assert translation_scores(REFS[:1], REFS[:1])[0].score == pytest.approx(100.0)
+    assert translation_scores([REFS[:1]], REFS[:1])[0].score == pytest.approx(100.0)
     with pytest.raises(ManifestError, match="no utterance"):
         translation_scores([], [])
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ssl_asr.data.sampler import SpeechCost
 from ssl_asr.training import callbacks
-from ssl_asr.training.callbacks import Throughput, print_groups
+from ssl_asr.training.callbacks import BatchFigures, Throughput, print_groups
 from ssl_asr.training.sides import GroupRow
 from tests.tables import cells, heads, wide_console
 
@@ -56,4 +57,31 @@ def test_speed_counts_training_without_validation(monkeypatch):
         "train/epoch_s": pytest.approx(6.0),
         "train/audio_s_per_s": pytest.approx(5.0),
         "train/peak_gb": 1.5,
+    }
+
+
+def test_figures_of_batches_are_those_of_all_ranks_and_of_the_epoch(monkeypatch):
+    """Two ranks with two batches each and a budget of 8 s. The slower ranks of the two steps compute 8 and 7 s."""
+
+    def batch(*seconds):
+        utterances = [SimpleNamespace(duration=duration) for duration in seconds]
+        # The states of the first utterance are cached, so that its audio is not read.
+        lengths = torch.tensor([0, *(int(duration * 16_000) for duration in seconds[1:])])
+        return SimpleNamespace(utterances=utterances, lengths_B=lengths)
+
+    # The other rank had a batch that could not be read.
+    monkeypatch.setattr(callbacks, "over_ranks", lambda own: [*own, [(7.0, 7.0), (0.0, 0.0)]])
+    logged = {}
+    module = SimpleNamespace(log=logged.__setitem__)
+    callback = BatchFigures(SpeechCost(), 8.0)
+    callback.on_train_batch_end(None, module, None, batch(99.0), 0)
+    callback.on_train_epoch_start(None, module)
+    for seconds in ([4.0, 1.5], [3.5, 3.5]):
+        callback.on_train_batch_end(None, module, None, batch(*seconds), 0)
+    callback.on_train_epoch_end(SimpleNamespace(world_size=2), module)
+    speech_s, computed_s, slower_s = 5.5 + 7.0 + 7.0, 8.0 + 7.0 + 7.0, 8.0 + 7.0
+    assert logged == {
+        "train/fill": pytest.approx(computed_s / (4 * 8.0)),
+        "train/padding": pytest.approx(1 - speech_s / computed_s),
+        "train/rank_balance": pytest.approx(computed_s / (2 * slower_s)),
     }

@@ -73,7 +73,8 @@ def _index(
             if contents and (path, None) not in index.files and (size := _size(path)):
                 index.sizes[size].add(path)
             index.files[path, None].append((split, utterance))
-            index.texts[hash(normalize(utterance.text, utterance.lang).strip())].append((split, utterance))
+            for text in dict.fromkeys(normalize(one, utterance.lang).strip() for one in utterance.texts):
+                index.texts[hash(text)].append((split, utterance))
             speaker = speaker_of(utterance)
             if speaker is not None:
                 index.speakers[speaker].append((split, utterance))
@@ -124,14 +125,14 @@ def _shared(
     for split, other in [*same_file, *index.files.get((alike.get(path) or "", None), [])]:
         if _overlap(utterance, other):
             yield from leaked_audio(training, utterance, split, other)
-    text = normalize(utterance.text, utterance.lang).strip()
-    # One finding is enough: a short text may be in thousands of lines of both.
-    for split, other in index.texts.pop(hash(text), []) if text else []:
-        if other.where == utterance.where:
-            index.texts[hash(text)].append((split, other))
-            continue
-        kind = "leaked_text" if is_long(text) else "shared_text"
-        yield Finding.of(split, other, kind, f"the text is also in training, at {_place(utterance)}: {text[:80]!r}")
+    for text in dict.fromkeys(normalize(one, utterance.lang).strip() for one in utterance.texts):
+        # One finding is enough: a short text may be in thousands of lines of both.
+        for split, other in index.texts.pop(hash(text), []) if text else []:
+            if other.where == utterance.where:
+                index.texts[hash(text)].append((split, other))
+                continue
+            kind = "leaked_text" if is_long(text) else "shared_text"
+            yield Finding.of(split, other, kind, f"the text is also in training, at {_place(utterance)}: {text[:80]!r}")
     speaker = speaker_of(utterance)
     for split, other in index.speakers.pop(speaker, []) if speaker is not None else []:
         yield Finding.of(split, other, "shared_speaker", f"speaker {speaker} is also in training")

@@ -302,4 +302,5 @@ def _row(utterance: Utterance, source: Path, folder: Path) -> dict[str, Any]:
     }
     optional = {"offset": 0.0, "lang": None, "task": None, "channel": None, "weight": 1.0}
     row |= {key: value for key, usual in optional.items() if (value := getattr(utterance, key)) != usual}
-    return row | utterance.tags
+    references = {"references": list(utterance.references)} if utterance.references else {}
+    return row | references | utterance.tags

@@ -59,15 +59,16 @@ def text_findings(
     """
     for split, manifest in manifests.items():
         for utterance in manifest:
-            if not normalize(utterance.text, utterance.lang).strip():
-                yield Finding.of(split, utterance, "empty_text", f"the text is {utterance.text[:40]!r}")
+            empty = [text for text in utterance.texts if not normalize(text, utterance.lang).strip()]
+            if empty and (split in training or len(empty) == len(utterance.texts)):
+                yield Finding.of(split, utterance, "empty_text", f"the text is {empty[0][:40]!r}")
             elif model is not None:
                 yield from _model_findings(split, utterance, model, trains=split in training)
     yield from _unseen(manifests, training, normalize)
 
 
 def _model_findings(split: str, utterance: Utterance, model: ModelLimits, *, trains: bool) -> Iterator[Finding]:
-    unseen = model.tokenizer.unseen(utterance) if trains else []
+    unseen = [label for one in utterance.variants() for label in model.tokenizer.unseen(one)] if trains else []
     if unseen:
         labels = ", ".join(map(repr, dict.fromkeys(unseen)))
         yield Finding.of(split, utterance, "unseen_labels", f"{model.name} cannot spell {labels}")
@@ -80,7 +81,8 @@ def characters_of(manifest: Manifest, normalize: Normalizer) -> Counter[str]:
     """Number of each character in the normalized texts, spaces left out."""
     counts: Counter[str] = Counter()
     for utterance in manifest:
-        counts.update(normalize(utterance.text, utterance.lang))
+        for text in utterance.texts:
+            counts.update(normalize(text, utterance.lang))
     del counts[" "]
     return counts
 
@@ -92,7 +94,8 @@ def _unseen(manifests: Mapping[str, Manifest], training: Collection[str], normal
         if split in training:
             continue
         for utterance in manifest:
-            unseen = sorted(set(normalize(utterance.text, utterance.lang)) - known)
+            seen = {character for text in utterance.texts for character in normalize(text, utterance.lang)}
+            unseen = sorted(seen - known)
             if unseen:
                 shown = ", ".join(f"{character!r} U+{ord(character):04X}" for character in unseen)
                 yield Finding.of(split, utterance, "unseen_characters", f"no training text has {shown}")

@@ -32,6 +32,8 @@ def read_manifests(path: Path, options: ReadOptions) -> Found:
             for key in ("lang", "task"):
                 if getattr(line, key) is not None:
                     tags[key] = getattr(line, key)
+            if line.references:
+                tags["references"] = list(line.references)
             if line.weight != 1.0:
                 tags["weight"] = line.weight
             found.rows.append(

@@ -13,7 +13,7 @@ from ssl_asr.commands.check import check
 from ssl_asr.config.tools import CheckConfig
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.doctor.findings import LEVELS, Finding, level_of
-from ssl_asr.data.doctor.report import Report, examine
+from ssl_asr.data.doctor.report import Report, examine, write_clean
 from ssl_asr.data.doctor.text import ModelLimits, rate_findings, usual_durations
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import read_manifest
@@ -335,3 +335,23 @@ def test_cleaned_manifests_are_clean_and_train(report_folder, toy_checkpoints, t
     assert run.trainer.global_step == 1
     assert len(run.data.selections["train"].kept) == 22
     assert run.module.skips.found == {}
+
+
+def test_every_reference_is_checked_and_kept(corpus):
+    train, dev = rows_of(corpus), rows_of(corpus, "dev")
+    train[0]["references"] = [dev[0]["text"], "abcé"]
+    train[1]["references"] = [" "]
+    # An evaluation may accept silence.
+    dev[1]["references"] = [" ", "abcñ"]
+    save(corpus, "train", train)
+    save(corpus, "dev", dev)
+    manifests = {name: read_manifest(corpus / f"{name}.jsonl") for name in COUNTS}
+    model = ModelLimits(name="m", limits=Limits(), tokenizer=CharTokenizer(characters=" abcdefgh", normalizer="none"))
+    report = examine(manifests, normalize=get_normalizer("lower"), model=model, progress=False)
+    found = {(one.split, one.id, one.finding) for one in report.findings}
+    assert ("train", "train0", "unseen_labels") in found
+    assert {(split, name) for split, name, kind in found if kind == "empty_text"} == {("train", "train1")}
+    assert any(split == "dev" and name == "dev0" and kind.endswith("_text") for split, name, kind in found)
+    assert ("dev", "dev1", "unseen_characters") in found
+    write_clean(report, manifests, corpus / "out")
+    assert [one.references for one in read_manifest(corpus / "out" / "clean" / "dev.jsonl")][1] == (" ", "abcñ")

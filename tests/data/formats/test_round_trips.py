@@ -250,3 +250,22 @@ def test_recordings_of_lhotse_that_are_no_files_are_named(tmp_path):
     found = run(tmp_path / "in", tmp_path / "out")
     assert [row["id"] for row in found["all"]] == ["sa"]
     assert reasons(found) == {"sb": "not_a_file", "sc": "effects", "sd": "no_audio", "e": "no_text"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("kaldi", "speechbrain_csv")])
+def test_several_references_come_back(tmp_path, kind):
+    audio = str(clip(tmp_path / "x.wav"))
+    row = {"audio_filepath": audio, "text": "colour", "references": ["color", "colour"], "id": "a"}
+    run(manifest(tmp_path / "all.jsonl", [row]), tmp_path / kind, format=kind)
+    source = tmp_path / kind / "all.json" if kind.startswith("speechbrain") else tmp_path / kind
+    [found] = run(source, tmp_path / "second")["all"]
+    assert (found["text"], found["references"]) == ("colour", ["color"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("kaldi", "are left out: references"), ("speechbrain_csv", "become text: references")]
+)
+def test_formats_that_cannot_hold_references_say_so(tmp_path, kind, said, capsys):
+    row = {"audio_filepath": str(clip(tmp_path / "x.wav")), "text": "colour", "references": ["color"], "id": "a"}
+    run(manifest(tmp_path / "m.jsonl", [row]), tmp_path / kind, format=kind)
+    assert said in capsys.readouterr().err
