@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -64,9 +65,10 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """`warnings.showwarning` with a `Notice` as one line."""
+    """`warnings.showwarning` with a `Notice`, and what Lightning says, as one line without a place in the source."""
     text = warnings.formatwarning(message, category, filename, lineno, line)
-    print(f"warning: {message}\n" if issubclass(category, Notice) else text, end="", file=file or sys.stderr)
+    is_said = issubclass(category, Notice) or "lightning" in Path(filename).parts
+    print(f"warning: {' '.join(str(message).split())}\n" if is_said else text, end="", file=file or sys.stderr)
 
 
 def hush() -> None:
@@ -81,6 +83,8 @@ def hush() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        # A run without a dev split.
+        "Total length of `list` across ranks is zero.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Experiment logs directory.*",
         ".*lr_scheduler.step\\(\\).*before.*optimizer.step\\(\\).*",

@@ -15,7 +15,7 @@ from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
 
 REPO = Path(__file__).parent.parent
-DOCS = ["README.md", "CHANGELOG.md", "tests/benchmarks/README.md", "tests/gpu/README.md", "tests/mutation/README.md"]
+DOCS = ["README.md", "CHANGELOG.md", *(f"tests/{name}README.md" for name in ("", "benchmarks/", "gpu/", "mutation/"))]
 TEXTS = {name: (REPO / name).read_text() for name in DOCS}
 README = TEXTS["README.md"]
 STARTS = ("python -m ssl_asr.train", "ssl-asr ")
@@ -134,6 +134,22 @@ def test_every_extra_named_exists():
     named = {name for found in lists for name in found.split(",")}
     assert named
     assert named <= extras
+
+
+def test_every_fault_has_tests_that_exist():
+    """A row without tests, or with one that was renamed, fails. A name without a path is of the file before it."""
+    text = TEXTS["tests/README.md"]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if not set(row[0]) <= {"-"} and row[0] not in ("#", "fault", "readers")]
+    assert [row[0] for row in faults if row[0].isdecimal()] == [str(number) for number in range(1, 41)]
+    assert len(faults) >= 40 + 14
+    for row in faults:
+        names = re.findall(r"`([\w/]*(?:\.py)?)::(test_\w+)`", row[-1])
+        assert names, row
+        file = ""
+        for path, name in names:
+            file = path or file
+            assert re.search(rf"^def {name}\(", (REPO / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
 
 
 def test_every_row_named_is_in_the_gpu_table():

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.nodes import register_schemas
@@ -30,7 +31,11 @@ from ssl_asr.errors import ConfigError
 _MOST_JOBS = 64
 # Hydra's messages may list every option and folder.
 _MOST_CHARACTERS = 300
-_COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
+# What Hydra raises for options that do not go together, and for option files of users that are no settings.
+_COMPOSE_ERRORS = (
+    *(HydraException, OmegaConfBaseException, YAMLError, RecursionError, OSError),
+    *(ValueError, TypeError, AttributeError, AssertionError, LookupError),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

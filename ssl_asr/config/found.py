@@ -1,5 +1,6 @@
 """Looks at the files and models that a config names, before anything is loaded."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,6 +17,11 @@ from ssl_asr.errors import ConfigError, UserError, closest, overwrites
 from ssl_asr.textfiles import is_file_name, is_system_text, other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
+# What commands write in a folder of results, and whether it is a folder.
+_PARTS = {
+    **dict.fromkeys(("checkpoints", "metrics", "predictions", ".hydra"), True),
+    **dict.fromkeys(("config.yaml", "results.json", "skipped.jsonl", "train.log", ".lock", ".lock.json"), False),
+}
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
 
 
@@ -116,7 +122,11 @@ def _model_error(key: str, name: str) -> ConfigError | None:
 
 def _output_error(key: str, name: str) -> ConfigError | None:
     """An error if a file or folder cannot be made."""
-    fault = why_not_made(Path(name), folder=key != "output")
+    path = Path(name)
+    fault = why_not_made(path, folder=key != "output")
+    for part, is_folder in _PARTS.items() if fault is None and key != "output" else ():
+        if fault is None and os.path.lexists(path / part):
+            fault = why_not_made(path / part, folder=is_folder)
     return None if fault is None else ConfigError(key, fault, "give another name")
 
 

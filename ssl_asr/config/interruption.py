@@ -8,6 +8,8 @@ These stop a command where it is, so that files which are being written are remo
 `Interruption.deferred`, SIGTERM and SIGUSR1 are only noted: training writes a checkpoint after the next update and
 stops then. A second signal ends the process at once, and so do 30 s in which no step is finished.
 
+A further rank of a run ends if the process that started it is gone: before the ranks have met, it would wait for it.
+
 SIGUSR1 is what Slurm sends some time before the SIGTERM of a time limit (``--signal=USR1@120``), hence the same code.
 """
 
@@ -32,6 +34,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _FROM_START = "the same command starts from the beginning"
 # A process that does nothing for so long after a signal is ended.
 _LONGEST_WAIT_S = 30.0
+# A rank whose first process is gone may still finish what it does.
+_ALONE_S = 10.0
+# Number of the first process of a run, for the processes that Lightning starts.
+_FIRST = "SSL_ASR_FIRST_PROCESS"
 # Programs such as timeout send a signal to a process and then to its group. That is one signal.
 _SAME_SIGNAL_S = 0.3
 
@@ -76,8 +82,9 @@ def interruptible() -> Iterator[GoOn]:
         if caught.signal is None:
             raise
         caught.say()
-        # A process that Lightning started has agreed to stop, which is no failure.
-        sys.exit(0 if caught.agreed and getattr(way, "code", None) == 0 else _code(caught.signal))
+        # A process that Lightning started has agreed to stop, or stops its first process, which is no failure.
+        agreed = caught.agreed and getattr(way, "code", None) == 0
+        sys.exit(0 if agreed or (not caught.agreed and _passed_on(caught.signal)) else _code(caught.signal))
 
 
 class Interruption:
@@ -109,11 +116,16 @@ class Interruption:
                 signal.signal(number, self._stop)
         # Python calls handlers between its own instructions. A call that waits in C for another process, as ranks do,
         # never gets there, so a thread listens too.
+        parent = None
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.environ[_FIRST] = str(os.getpid())
+        else:
+            parent = int(os.environ.get(_FIRST, os.getppid()))
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_do_not_listen)
-        threading.Thread(target=self._watch, args=(reader, writer), daemon=True, name="signals").start()
+        threading.Thread(target=self._watch, args=(reader, writer, parent), daemon=True, name="signals").start()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -182,12 +194,17 @@ class Interruption:
         self.say()
         os._exit(_code(self.signal))
 
-    def _watch(self, reader: socket.socket, _writer: socket.socket) -> None:
-        """End the process at a second signal, or if it does not move on after a first one."""
+    def _watch(self, reader: socket.socket, _writer: socket.socket, parent: int | None) -> None:
+        """End the process at a second signal, if it does not move on after a first one, or without its parent."""
         first, since = None, 0.0
+        last_seen = time.monotonic()
         while True:
-            ready, _, _ = select.select([reader], [], [], None if first is None else 1.0)
+            ready, _, _ = select.select([reader], [], [], None if first is None and parent is None else 1.0)
             now = time.monotonic()
+            last_seen = now if parent is None or os.getppid() == parent else last_seen
+            if now - last_seen > _ALONE_S and not self._unlimited:
+                self.signal = self.signal or signal.SIGTERM
+                self._end()
             numbers = [each for each in reader.recv(16) if each in _SIGNALS] if ready else []
             if first is None:
                 if numbers:
@@ -212,6 +229,22 @@ def _do_not_listen() -> None:
     """In a process that was forked: its signals are its own."""
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
+
+
+def _passed_on(number: int) -> bool:
+    """Send a signal on to the first process. Lightning would kill it without a word if this one failed.
+
+    Does nothing in processes that Lightning did not start, and for SIGINT, which reaches all processes of a terminal.
+    """
+    if (
+        number == signal.SIGINT
+        or os.environ.get("LOCAL_RANK", "0") == "0"
+        or os.environ.get(_FIRST) != str(os.getppid())
+    ):
+        return False
+    with suppress(OSError):
+        os.kill(os.getppid(), number)
+    return True
 
 
 def _code(number: int) -> int:

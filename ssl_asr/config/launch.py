@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ssl_asr.config.locks import Lock, held
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import TrainConfig
-from ssl_asr.console import results_only
+from ssl_asr.console import hush, results_only
 from ssl_asr.errors import UserError, raise_all
 
 EXIT_USER_ERROR = 2
@@ -69,6 +70,7 @@ def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
     if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
         return
+    hush()
     quicken_lists()
     try:
         words = read_words(name, sys.argv[1:])
@@ -111,11 +113,15 @@ def _option_folders(arguments: list[str]) -> list[Path]:
 def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
     """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep."""
     import hydra
+    from hydra._internal import utils
     from hydra.core.hydra_config import HydraConfig
 
     from ssl_asr.config.resolve import resolve_command
 
     register_schemas()
+    # Restored below, so that a process that runs several commands wraps it once.
+    plain = utils.run_and_report
+    utils.run_and_report = partial(_run_and_report, plain)
     failures: list[str] = []
 
     @hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")
@@ -141,8 +147,30 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
                 raise
             return float("inf")
 
-    task()
+    try:
+        task()
+    finally:
+        utils.run_and_report = plain
     return len(failures)
+
+
+def _run_and_report(plain: Callable[[Callable[[], Any]], Any], job: Callable[[], Any]) -> Any:
+    """Run a job by Hydra. If one of Hydra's own files cannot be written, that is one line, and not a traceback."""
+
+    def checked() -> Any:
+        try:
+            return job()
+        except (OSError, ValueError) as error:
+            # The configuration of logging wraps the error of a log file that cannot be opened.
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            folder = named_folder(sys.argv[1:])
+            cause.filename = cause.filename or ("a file of Hydra" if folder is None else str(Path(folder) / ".hydra"))
+            _print_error(_as_user_error(cause))
+            sys.exit(EXIT_USER_ERROR)
+
+    return plain(checked)
 
 
 def _lock(name: str, config: Any) -> AbstractContextManager[None]:

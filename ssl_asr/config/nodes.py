@@ -17,6 +17,8 @@ from ssl_asr.config.schemas import SCHEMAS, annotation_of
 from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.textfiles import is_file_name, shown, written_whole
 
+# OmegaConf's messages may have the path of a deep node.
+_MOST_CHARACTERS = 300
 _POLICIES = "ssl_asr.models.freezing"
 # Policies that `freeze` or a backbone's recommendation stands for.
 _FOLDED = {
@@ -225,8 +227,11 @@ def option_node(group: str, name: str, settings: dict[str, Any] | None = None) -
 def _read_node(path: Path, key: str) -> dict[str, Any]:
     try:
         node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(key, f"{path} is not YAML: {str(error).splitlines()[0]}", "check the file") from None
+    except RecursionError:
+        raise ConfigError(key, f"{path} is nested too deeply", "check the file") from None
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        what = next(iter(str(error).splitlines()), "it has no content")[:_MOST_CHARACTERS]
+        raise ConfigError(key, f"{path} is not YAML: {what}", "check the file") from None
     if not isinstance(node, dict):
         raise ConfigError(key, f"{path} has no settings", "give a file that tune_decoding wrote")
     return {str(name): value for name, value in node.items()}

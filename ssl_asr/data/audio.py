@@ -55,16 +55,22 @@ def _truncated(utterance: Utterance, missing_s: Seconds) -> AudioError:
     return AudioError(_where(utterance), what, remedy, "duration_mismatch")
 
 
-def check_header(utterance: Utterance) -> Header:
-    """Raise AudioError if the file cannot be opened, or if it is shorter than the manifest says.
+def check_header(utterance: Utterance, *, downmix: Downmix = "mean", any_rate: bool = True) -> Header:
+    """Raise AudioError if the file cannot be opened, is shorter than the manifest says, or would be refused when read.
 
     The length is that of the header where the header is exact, and otherwise that of the packets in the file.
+
+    Args:
+        utterance: The utterance.
+        downmix, any_rate: See `read_waveform`.
 
     Returns:
         Length, sample rate and channels of the file.
     """
     with _reported(utterance):
         header = header_of(utterance.audio_filepath)
+    _check_rate(header.rate, utterance, any_rate)
+    _check_channels(header.channels, utterance, downmix)
     missing_s = utterance.offset + utterance.duration - header.length_s
     if missing_s > DURATION_TOLERANCE_S:
         raise _truncated(utterance, missing_s)
@@ -93,6 +99,7 @@ def read_waveform(
     utterance: Utterance,
     *,
     downmix: Downmix = "mean",
+    any_rate: bool = True,
     speed: float = 1.0,
     signals: list[Signal] | None = None,
 ) -> Tensor:
@@ -102,6 +109,7 @@ def read_waveform(
         utterance: Its ``channel`` selects one channel and overrides ``downmix``.
         downmix: What several channels become: their ``mean``, the ``first`` channel, or an error (``refuse``). Channels
             that cancel when mixed become one of them.
+        any_rate: Whether files of other sample rates than 16 kHz are resampled. False refuses them.
         speed: Speed factor. Above 1, speech is faster, shorter and higher.
         signals: List to which the findings of the check of the samples are appended. Default: None (not kept).
 
@@ -110,10 +118,11 @@ def read_waveform(
 
     Raises:
         AudioError: The file does not exist, is empty, truncated or not audio, has samples that are not finite, or
-            has channels that ``downmix`` refuses.
+            has channels or a sample rate that are refused.
     """
     with _reported(utterance), source_of(utterance.audio_filepath) as source:
         rate = source.rate
+        _check_rate(rate, utterance, any_rate)
         start = round(utterance.offset * rate)
         wanted = round(utterance.duration * rate) if utterance.duration > 0 else source.frames - start
         samples_TC = source.read(start, max(0, wanted))
@@ -249,16 +258,29 @@ def _checked(
 
 def _channels(samples_TC: NDArray[np.float32], utterance: Utterance, downmix: Downmix) -> NDArray[np.float32]:
     """The channels that are read: the one that the utterance names, or all."""
-    channels, where = samples_TC.shape[1], _where(utterance)
+    _check_channels(samples_TC.shape[1], utterance, downmix)
+    if utterance.channel is None:
+        return samples_TC
+    return samples_TC[:, utterance.channel : utterance.channel + 1]
+
+
+def _check_channels(channels: int, utterance: Utterance, downmix: Downmix) -> None:
+    """Refuse an utterance that names a channel that its file lacks, or several channels if ``downmix`` does."""
+    where = _where(utterance)
     if utterance.channel is not None:
         if utterance.channel >= channels:
             what = f"channel {utterance.channel} of {channels} in {utterance.audio_filepath}"
             raise AudioError(where, what, "channels are numbered from 0", "no_such_channel")
-        return samples_TC[:, utterance.channel : utterance.channel + 1]
-    if channels > 1 and downmix == "refuse":
+    elif channels > 1 and downmix == "refuse":
         what = f"{channels} channels in {utterance.audio_filepath}"
         raise AudioError(where, what, "set downmix=mean (data.downmix=mean in training), or 'channel'", "many_channels")
-    return samples_TC
+
+
+def _check_rate(rate: Hertz, utterance: Utterance, any_rate: bool) -> None:
+    """Refuse a file of another sample rate if they are not resampled."""
+    if rate != SAMPLE_RATE and not any_rate:
+        what = f"{utterance.audio_filepath} has {rate:,} Hz, expected {SAMPLE_RATE:,} Hz"
+        raise AudioError(_where(utterance), what, "resample the file, or set data.resample=true", "other_rate")
 
 
 # Sample rates -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class SpeechDataset(Dataset[Item]):
         utterances: A `Manifest` (its memory is shared by workers) or any other sequence.
         tokenizer: Encodes the targets. None for transcription, which has no targets.
         downmix: How several channels become one.
+        any_rate: Whether files of other sample rates are resampled, or refused.
         skip_bad_audio: Return a `Skip` for audio that cannot be read, instead of raising AudioError.
         state_store: Cached encoder states. The audio of utterances in the store is not read, and their waveform is
             empty. Default: None (read all audio).
@@ -42,6 +43,7 @@ class SpeechDataset(Dataset[Item]):
         *,
         tokenizer: Tokenizer | None,
         downmix: Downmix = "mean",
+        any_rate: bool = True,
         skip_bad_audio: bool = False,
         state_store: StateStore | None = None,
         speeds_N: NDArray[np.float64] | None = None,
@@ -51,6 +53,7 @@ class SpeechDataset(Dataset[Item]):
         self.utterances = utterances
         self.tokenizer = tokenizer
         self.downmix: Downmix = downmix
+        self.any_rate = any_rate
         self.skip_bad_audio = skip_bad_audio
         self.state_store = state_store
         self.speeds_N = speeds_N
@@ -93,7 +96,9 @@ class SpeechDataset(Dataset[Item]):
         if self.state_store is not None and utterance.id in self.state_store:
             return torch.zeros(0)
         speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
-        waveform_T = read_waveform(utterance, downmix=self.downmix, speed=speed, signals=signals)
+        waveform_T = read_waveform(
+            utterance, downmix=self.downmix, any_rate=self.any_rate, speed=speed, signals=signals
+        )
         return waveform_T if self.augment is None else self.augment(waveform_T, utterance)
 
 

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ssl_asr.data.media import Header
 from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.textfiles import to_json, written_whole
-from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Utterance
+from ssl_asr.types import SAMPLE_RATE, Downmix, Samples, Seconds, Skip, Tokenizer, Utterance
 
 # Reasons to drop an utterance that are not errors of its audio file.
 BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
@@ -123,9 +124,9 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) 
     return fault
 
 
-def _opened(utterance: Utterance) -> Header | Skip:
+def _opened(utterance: Utterance, downmix: Downmix, any_rate: bool) -> Header | Skip:
     try:
-        return check_header(utterance)
+        return check_header(utterance, downmix=downmix, any_rate=any_rate)
     except AudioError as error:
         return _skip(utterance, error.reason, str(error))
 
@@ -148,6 +149,8 @@ def select(
     *,
     tokenizer: Tokenizer | None,
     check_audio: bool,
+    downmix: Downmix = "mean",
+    any_rate: bool = True,
     progress: bool = True,
     may_be_empty: bool = False,
 ) -> Selection:
@@ -159,19 +162,21 @@ def select(
         limits: Limits on duration, tokens and frames.
         tokenizer: Encodes the targets. None for evaluation, where any reference is allowed.
         check_audio: Whether to open each file and compare its header with the manifest.
+        downmix, any_rate: Which channels and sample rates are refused, see `read_waveform`.
         progress: Whether to show a progress bar.
         may_be_empty: Whether all utterances may be dropped.
 
     Raises:
         ManifestError: No utterance is left, and ``may_be_empty`` is false.
     """
+    opened = partial(_opened, downmix=downmix, any_rate=any_rate)
 
     def check(start: int, end: int) -> tuple[list[tuple[int, Skip]], Counter[str]]:
         rows = [manifest[index] for index in range(start, end)]
         dropped: list[tuple[int, Skip]] = []
         changes: Counter[str] = Counter()
         with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
-            headers = pool.map(_opened, rows) if check_audio else (None for _ in rows)
+            headers = pool.map(opened, rows) if check_audio else (None for _ in rows)
             for index, (utterance, header) in enumerate(zip(rows, headers, strict=True), start):
                 fault = header if isinstance(header, Skip) else fault_of(utterance, limits, tokenizer)
                 if fault is not None:

@@ -255,6 +255,8 @@ class ASRDataModule(L.LightningDataModule):
             self.limits,
             tokenizer=tokenizer,
             check_audio=self.config.check_audio,
+            downmix=self.config.downmix,
+            any_rate=self.config.resample,
             progress=self.console is not None,
             # A test manifest that may lose every utterance gives no scores, but the other manifests do.
             may_be_empty=name in self.test_names and self.config.max_skip_fraction >= 1,
@@ -325,6 +327,7 @@ class ASRDataModule(L.LightningDataModule):
             self.selections[name].kept,
             tokenizer=self.tokenizer,
             downmix=self.config.downmix,
+            any_rate=self.config.resample,
             skip_bad_audio=self.config.on_bad_audio == "skip",
             state_store=state_store,
             speeds_N=speeds_N,

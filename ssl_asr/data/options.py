@@ -54,6 +54,8 @@ class DataConfig:
         num_workers: Processes that read audio. 0 reads in the main process.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
             become one of them.
+        resample: Whether files of other sample rates than 16 kHz are resampled. false drops them as audio that cannot
+            be used, see ``on_bad_audio`` and ``max_skip_fraction``.
         check_audio: Open every file at the start, and compare its header with the manifest.
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.
@@ -86,6 +88,7 @@ class DataConfig:
     allow_duplicate_ids: bool
     max_leakage: Fraction
     root: InputPath | None = None
+    resample: bool = True
 
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
         """A run without a train split."""

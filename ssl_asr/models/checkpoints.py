@@ -234,12 +234,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Returns {} if the file does not exist.
 
     Raises:
-        CheckpointError: The file is not valid JSON.
+        CheckpointError: The file is not valid JSON, or no object.
     """
     if not path.is_file():
         return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(str(path), f"is not valid JSON: {error.msg}") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(str(path), f"is not valid JSON: {error}", "get the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(str(path), "is not a JSON object", "get the checkpoint again")
     return content

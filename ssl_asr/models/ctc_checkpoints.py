@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_asr.console import shortened
 from ssl_asr.errors import CheckpointError, did_you_mean
 from ssl_asr.models.checkpoints import language_adapter, read_json
 from ssl_asr.models.encoder import Backbone
-from ssl_asr.models.loading import load_pretrained
+from ssl_asr.models.loading import load_pretrained, read_weights
+from ssl_asr.scripts import is_unspaced
+from ssl_asr.textfiles import from_json, shown
 from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID
 
 # The number of languages that an error message can list.
 _LISTED_LANGUAGES = 20
+# No vocabulary of characters has as many tokens.
+_MOST = 1_000_000
+_GET = "get the checkpoint again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +77,55 @@ def read_ctc_vocabulary(folder: Path, language: str | None = None) -> CtcVocabul
     path = folder / "vocab.json"
     ids = _ids_of_language(path, language)
     specials = _read_specials(folder)
-    if specials.blank not in ids:
-        raise CheckpointError(str(path), f"has no blank ({specials.blank})")
+    _check_ids(path, ids, more=_added_ids(folder))
     rows = _character_rows(path, ids, specials)
+    _check_blank(folder, ids, specials.blank)
+    _check_delimiter(path, rows, specials.delimiter)
     return CtcVocabulary(ids[specials.blank], ids.get(specials.unknown), rows)
+
+
+def _added_ids(folder: Path) -> set[int]:
+    """Ids of tokens that are not in vocab.json but have a row of their own."""
+    found = set(read_json(folder / "added_tokens.json").values())
+    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return {int(row) for row in (*found, *decoder) if str(row).isdecimal()}
+
+
+def _check_ids(path: Path, ids: dict[str, int], *, more: set[int]) -> None:
+    """Each token has an id of its own, and the ids count the rows of the output layer."""
+    tokens: dict[int, list[str]] = {}
+    for token, row in ids.items():
+        if type(row) is not int or not 0 <= row < _MOST:
+            what = f"token {shown(token)} has the id {shown(row)}, expected a number from 0 to {_MOST - 1:,}"
+            raise CheckpointError(str(path), what, _GET)
+        tokens.setdefault(row, []).append(token)
+    for row, same in tokens.items():
+        if len(same) > 1:
+            what = f"tokens {' and '.join(map(shown, same[:5]))} have the same id {row}"
+            raise CheckpointError(str(path), what, _GET)
+    lacking = sorted({*range(max(tokens, default=0))} - tokens.keys() - more)
+    if lacking:
+        names = shortened([str(row) for row in lacking], shown=5)
+        raise CheckpointError(str(path), f"no token has the id {names}. The largest id is {max(tokens)}", _GET)
+
+
+def _check_blank(folder: Path, ids: dict[str, int], blank: str) -> None:
+    """The blank of CTC is the padding token of the tokenizer, and that of the model."""
+    path = folder / "vocab.json"
+    if blank not in ids:
+        raise CheckpointError(str(path), f"has no blank ({blank})", _GET)
+    used = read_json(folder / "config.json").get("pad_token_id")
+    if used is not None and used != ids[blank]:
+        token = next((shown(token) for token, row in ids.items() if row == used), "no token")
+        what = f"the blank is {used} ({token}) by pad_token_id in config.json, and {ids[blank]} ({blank}) by vocab.json"
+        raise CheckpointError(str(path), what, "correct the one that differs from the training of the checkpoint")
+
+
+def _check_delimiter(path: Path, rows: dict[str, int], delimiter: str) -> None:
+    """A model that writes a script with spaces has a token for the space."""
+    if " " not in rows and not any(map(is_unspaced, rows)):
+        what = f"has no word delimiter ({delimiter}), so that the model would write texts without spaces"
+        raise CheckpointError(str(path), what, "set word_delimiter_token in tokenizer_config.json, or add the token")
 
 
 def _check_fine_tuned(folder: Path) -> None:
@@ -96,7 +147,9 @@ def adapter_languages(folder: Path) -> list[str]:
 
 def _ids_of_language(path: Path, language: str | None) -> dict[str, int]:
     """Row of each token, in ``language`` if the file has one vocabulary per language."""
-    ids = read_json(path)
+    ids: dict[str, Any] = from_json(path.read_bytes(), str(path), error=CheckpointError, remedy=_GET)
+    if not isinstance(ids, dict):
+        raise CheckpointError(str(path), "is not a JSON object", _GET)
     if not any(isinstance(value, dict) for value in ids.values()):
         return ids
     if language not in ids:
@@ -135,13 +188,20 @@ def _character_rows(path: Path, ids: dict[str, int], specials: _Specials) -> dic
     return rows
 
 
+def _check_rows(vocabulary: CtcVocabulary, folder: Path, count: int) -> None:
+    """Each token of a vocabulary has a row of the output layer."""
+    token, row = max(vocabulary.rows.items(), key=lambda pair: pair[1], default=("the blank", vocabulary.blank))
+    if max(row, vocabulary.blank) >= count:
+        what = f"token {shown(token)} has the id {row}, and the output layer has {count} rows"
+        raise CheckpointError(str(folder / "vocab.json"), what, "check that vocab.json and the weights belong together")
+
+
 def _output_layer(backbone: Backbone, folder: Path) -> tuple[Tensor, Tensor]:
     """Weight and bias of the output layer of a checkpoint."""
-    from safetensors.torch import load_file
     from transformers import AutoModelForCTC
 
     if backbone.adapter_language is not None:
-        weights = load_file(
+        weights = read_weights(
             language_adapter(backbone.source, folder, backbone.adapter_language, revision=backbone.revision)
         )
         return weights["lm_head.weight"], weights["lm_head.bias"]
@@ -167,6 +227,7 @@ def copy_ctc_rows(backbone: Backbone, folder: Path, head: nn.Linear, characters:
     """
     vocabulary = read_ctc_vocabulary(folder, backbone.adapter_language)
     weight, bias = _output_layer(backbone, folder)
+    _check_rows(vocabulary, folder, len(weight))
     pairs = {BLANK_ID: vocabulary.blank}
     if vocabulary.unknown is not None:
         pairs[UNKNOWN_ID] = vocabulary.unknown

@@ -5,14 +5,21 @@ The families load themselves (see `ssl_asr.models.encoder.Backbone`). This modul
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say, read_json, resolve_checkpoint
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
+
+_SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_MOST_CHARACTERS = 500
+_HALF = frozenset({"float16", "bfloat16"})
 
 
 class PretrainedClass(Protocol):
@@ -46,6 +53,7 @@ def backbone_folder(backbone: Backbone, say: Say) -> Path:
     if found not in backbone.model_types:
         what = f"'{backbone.source}' is a {found} model, this backbone option runs {', '.join(backbone.model_types)}"
         raise ConfigError("backbone.source", what, "choose the backbone option of the same family")
+    _say_precision(folder, say)
     return folder
 
 
@@ -97,6 +105,32 @@ def load_pretrained(
     return loaded
 
 
+def _say_precision(folder: Path, say: Say) -> None:
+    """Say so if the weights of a checkpoint are stored in half precision. All models are loaded in float32."""
+    half = sorted(_stored_types(folder) & _HALF)
+    if half:
+        say(f"{folder}: the weights are stored as {' and '.join(half)}, and are loaded as float32")
+
+
+def _stored_types(folder: Path) -> set[str]:
+    """Types of the weights, by the headers of safetensors files, and else by config.json."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        if not path.name.startswith("adapter."):
+            found |= _types_in(path)
+    config = read_json(folder / "config.json")
+    return found or {str(config.get("dtype") or config.get("torch_dtype"))}
+
+
+def _types_in(path: Path) -> set[str]:
+    """Types of the weights in a safetensors file. Empty if it is damaged, which is an error when it is loaded."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {_SAFETENSORS.get(file.get_slice(name).get_dtype(), "") for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return set()
+
+
 def _from_pretrained(
     auto_class: PretrainedClass, folder: Path, overrides: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
@@ -108,12 +142,30 @@ def _from_pretrained(
     logging.disable_progress_bar()
     try:
         model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **overrides)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(str(folder), f"cannot be loaded: {error}") from None
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise _not_loaded(folder, error) from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
     return model, info
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _not_loaded(path, error) from None
+
+
+def _not_loaded(path: Path, error: Exception) -> CheckpointError:
+    """The error for weights that cannot be loaded, with what a library says on one line."""
+    said = " ".join(str(error).split())[:_MOST_CHARACTERS]
+    return CheckpointError(str(path), f"cannot be loaded: {said}", "get the checkpoint again if the file is damaged")
 
 
 def _stray(unexpected: Iterable[str], model: Any) -> list[str]:

@@ -26,7 +26,7 @@ from ssl_asr.models.encoder import (
     padding_mask,
     zero_gradient,
 )
-from ssl_asr.models.loading import load_pretrained, new_net, non_null
+from ssl_asr.models.loading import load_pretrained, new_net, non_null, read_weights
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples
 
@@ -389,10 +389,8 @@ class SSLBackbone:
 
     def _load_adapters(self, net: nn.Module, folder: Path, language: str) -> None:
         """Loads the adapters of a language into every layer."""
-        from safetensors.torch import load_file
-
         path = language_adapter(self.source, folder, language, revision=self.revision)
-        weights = {key.removeprefix("wav2vec2."): value for key, value in load_file(path).items()}
+        weights = {key.removeprefix("wav2vec2."): value for key, value in read_weights(path).items()}
         weights = {key: value for key, value in weights.items() if not key.startswith("lm_head.")}
         expected = {key for key in net.state_dict() if "adapter_layer" in key}
         if set(weights) != expected:

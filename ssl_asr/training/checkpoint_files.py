@@ -107,11 +107,13 @@ def _add_digest(file: BufferedRandom) -> None:
 def _not_written(path: Path, size: int, error: OSError) -> CheckpointError:
     """The error for a checkpoint that cannot be written."""
     what = f"cannot be written: {error.strerror or error}"
+    remedy = "check the folder and its permissions"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what += f". It needs {size:,} bytes, and {shutil.disk_usage(path.parent).free:,} are free"
+        remedy = "make room"
     kept = [path] if path.is_file() else sorted(path.parent.glob("*.ckpt"), key=lambda each: each.stat().st_mtime)
     earlier = f"The earlier checkpoint {kept[-1]} is kept" if kept else "There is no earlier checkpoint"
-    return CheckpointError(str(path), f"{what}. {earlier}", "make room, and continue with resume=auto")
+    return CheckpointError(str(path), f"{what}. {earlier}", f"{remedy}, and continue with resume=auto")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

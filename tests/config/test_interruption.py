@@ -168,3 +168,67 @@ def test_training_is_interrupted(toy_checkpoints, toy_corpus, tmp_path, number, 
     assert said.splitlines()[-1] == f"interrupted: {how_to_go_on('train', str(run), None)}."
     assert "Traceback" not in said
     assert not list(run.rglob("*partial"))
+
+
+RANK = """
+import os, sys, time
+from ssl_asr.config import interruption
+interruption._ALONE_S = 1.0
+with interruption.interruptible():
+    print("listens", flush=True)
+    time.sleep({seconds})
+    print("done", flush=True)
+"""
+FIRST = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_rank_ends_without_its_first_process(killed):
+    """Otherwise it would wait half an hour for a process that is gone."""
+    words = [sys.executable, "-c", FIRST, RANK.format(seconds=300 if killed else 3)]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "LOCAL_RANK": "1"}
+    environment.pop("SSL_ASR_FIRST_PROCESS", None)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        assert first.stdout.readline() == "listens\n"
+        if killed:
+            first.kill()
+        # The rank holds the pipe until it ends.
+        rest, _ = first.communicate(timeout=60)
+    assert rest == ("" if killed else "done\n")
+
+
+def test_a_process_that_lightning_starts_knows_its_first_process():
+    """It may be gone before the process listens."""
+    code = (
+        "import os; from ssl_asr.config.interruption import interruptible\nwith interruptible():\n print(os.getpid(),"
+    )
+    words = [sys.executable, "-c", f"{code} os.environ['SSL_ASR_FIRST_PROCESS'])"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "SSL_ASR_FIRST_PROCESS": "1"}
+    one, other = subprocess.run(words, capture_output=True, text=True, env=environment, check=True).stdout.split()
+    assert one == other
+    code = RANK.format(seconds=300)
+    environment |= {"LOCAL_RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (143, "listens\n")
+
+
+def test_a_signal_to_a_rank_that_lightning_started_reaches_its_first_process():
+    """Lightning kills the first process without a word if one that it started fails."""
+    rank = RANK.format(seconds=300)
+    first = f"""
+import os, subprocess, sys, time
+from ssl_asr.config.interruption import current, interruptible
+with interruptible() as go_on:
+    go_on("do this")
+    rank = subprocess.Popen([sys.executable, "-c", {rank!r}], env={{**os.environ, "LOCAL_RANK": "1"}}, stdout=-1)
+    rank.stdout.readline()
+    with current().deferred():
+        rank.terminate()
+        code = rank.wait()
+        time.sleep(0.5)
+        print(code, current().signal, flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (143, f"0 {int(signal.SIGTERM)}\n")
+    assert done.stderr == "interrupted: do this.\n"

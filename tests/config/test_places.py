@@ -25,6 +25,10 @@ LONG = "L" * 300
         ("evaluate", "output_dir", "file/x", "file is not a folder"),
         ("train", "run_dir", "file", "file is a file, and a folder is needed"),
         ("train", "run_dir", "file/x", "file is not a folder"),
+        ("train", "run_dir", "a_run", "checkpoints is a file, and a folder is needed"),
+        ("train", "run_dir", "other", "results.json is a folder, and a file is needed"),
+        ("evaluate", "output_dir", "a_run", "checkpoints is a file"),
+        ("evaluate", "output_dir", "locked", ".lock is a folder, and a file is needed"),
         ("train", "run_dir", LONG, "is too long"),
         ("train", "run_dir", "/proc/xx", "/proc/xx cannot be written"),
     ],
@@ -37,11 +41,14 @@ def test_outputs_that_cannot_be_made_are_refused(tmp_path, monkeypatch, command,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
+    for name in ("a_run", "other/results.json", "locked/.lock"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a_run" / "checkpoints").touch()
     [error] = file_errors(command, OmegaConf.create({key: value}))
     assert isinstance(error, ConfigError)
     assert error.where == key
     assert message in str(error)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_run", "file", "folder", "locked", "other"]
 
 
 def test_what_can_be_made_is_not_made(tmp_path):

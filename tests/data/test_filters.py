@@ -190,3 +190,35 @@ def test_resampled_and_mixed_files_are_counted(tmp_path):
     console = wide_console()
     print_selections([selection], console)
     assert ["", "2", "", "resampled from 8,000 Hz"] in cells(console)
+
+
+def test_other_rates_and_channels_are_refused_before_training(tmp_path):
+    for name, rate, channels in (("plain", 16_000, 1), ("phone", 8_000, 1), ("disc", 44_100, 1), ("call", 16_000, 2)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros((rate, channels), np.float32), rate)
+    rows = [
+        {"id": name, "audio_filepath": f"{name}.wav", "duration": 1.0, "text": "a", "channel": channel}
+        for name, channel in (("plain", None), ("phone", None), ("disc", None), ("call", None), ("call2", 2))
+    ]
+    rows[-1]["audio_filepath"] = "call.wav"
+    manifest = pack_rows(rows, tmp_path)
+
+    def refused(**options):
+        found = select("train", manifest, Limits(), tokenizer=None, check_audio=True, progress=False, **options)
+        return {skip.id: (skip.reason, skip.detail) for skip in found.skips}
+
+    assert {name: reason for name, (reason, _) in refused().items()} == {"call2": "no_such_channel"}
+    both = refused(downmix="refuse", any_rate=False)
+    assert {name: reason for name, (reason, _) in both.items()} == {
+        "phone": "other_rate",
+        "disc": "other_rate",
+        "call": "many_channels",
+        "call2": "no_such_channel",
+    }
+    where, detail = both["phone"][1].split(": ", maxsplit=1)
+    assert where == f"phone ({manifest[1].where})"
+    remedy = "Resample the file, or set data.resample=true."
+    assert detail == f"{tmp_path / 'phone.wav'} has 8,000 Hz, expected 16,000 Hz. {remedy}"
+    # Without a check at the start, they are refused when they are read.
+    dataset = SpeechDataset(manifest, tokenizer=None, downmix="refuse", any_rate=False, skip_bad_audio=True)
+    read = [dataset[index] for index in range(len(manifest))]
+    assert [getattr(item, "reason", "read") for item in read] == ["read", *(reason for reason, _ in both.values())]

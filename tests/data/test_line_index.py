@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from ssl_asr.data import line_index, manifest_lines
+from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.line_index import ManifestBytes, index_path
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ManifestError, UserErrors
@@ -223,3 +225,45 @@ def test_index_holds_every_field(tmp_path, large):
     assert stored.ids_N.tolist() == [line_index.id_hash(name) for name in "abc"]
     assert stored.starts_N.tolist() == np.cumsum([0, *found.lines.lengths_N + 1])[:-1].tolist()
     assert stored.has_texts
+
+
+class _Weighs:
+    """A tokenizer whose tokens are the KiB of memory that only the process of a worker has."""
+
+    def encode(self, utterance):
+        if not utterance.id.endswith("000"):
+            return [os.getpid(), 0]
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+        return [os.getpid(), int(dict(line.split(":") for line in lines)["Private_Dirty"].split()[0])]
+
+
+class _AllStates:
+    """A store that has the states of every utterance, so that no audio is read."""
+
+    def __contains__(self, name):
+        return True
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_workers_do_not_grow_over_an_epoch(tmp_path, monkeypatch, indexed):
+    count = 60_000
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        "".join(f'{{"audio_filepath": "a.wav", "duration": 1.5, "text": "hello", "id": "{i}"}}\n' for i in range(count))
+    )
+    if indexed:
+        monkeypatch.setattr(line_index, "_FEWEST_LINES", 3)
+        monkeypatch.setattr(line_index, "_IN_MEMORY_BYTES", 0)
+    manifest = read_manifest(path)
+    assert index_path(path).exists() == indexed
+    dataset = SpeechDataset(manifest, tokenizer=_Weighs(), state_store=_AllStates())
+    order = np.random.default_rng(0).permutation(count).tolist()
+    batches = [order[start : start + 500] for start in range(0, count, 500)]
+    seen: dict[int, list[int]] = {}
+    for batch in DataLoader(dataset, batch_sampler=batches, num_workers=2, collate_fn=collate):
+        for pid, kib in batch.tokens_BU.tolist():
+            seen.setdefault(pid, []).extend([kib] if kib else [])
+    assert len(seen) == 2
+    assert sum(len(sizes) for sizes in seen.values()) == count // 1000 - 1
+    for sizes in seen.values():
+        assert (sizes[-1] - sizes[0]) / 1024 < 20, sizes

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.module import ASRDataModule, read_manifests
 from ssl_asr.data.options import DataConfig
-from ssl_asr.errors import ConfigError, ManifestError, UserErrors
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserErrors
 
 TOKENIZER = CharTokenizer(characters=" ab", normalizer="none")
 
@@ -116,6 +117,24 @@ def test_errors_of_all_manifests_come_together(config, tmp_path):
     with pytest.raises(UserErrors) as found:
         read_manifests(config)
     assert len(found.value.errors) == 2
+
+
+@pytest.mark.parametrize("check_audio", [True, False])
+def test_a_run_refuses_files_of_other_rates_and_names_them(config, check_audio):
+    """At the start, and else in the first batch."""
+    soundfile.write(Path(config.dev).with_name("b.wav"), np.zeros(4000), 8_000)
+    rows = [json.loads(line) for line in Path(config.dev).read_text().splitlines()]
+    rows[1]["audio_filepath"] = "b.wav"
+    Path(config.dev).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = r"dev1 \(.*dev\.jsonl:2\): .*b\.wav has 8,000 Hz, expected 16,000 Hz. .*set data\.resample=true"
+    refusing = replace(config, resample=False, on_bad_audio="error", check_audio=check_audio)
+    with pytest.raises((ManifestError, AudioError), match=told):
+        list(data_of(refusing).val_dataloader()[0])
+    kept = data_of(replace(refusing, on_bad_audio="skip"))
+    skipped = [skip for batch in kept.val_dataloader()[0] for skip in batch.skipped] + kept.selections["dev"].skips
+    assert [(skip.id, skip.reason) for skip in skipped] == [("dev1", "other_rate")]
+    both = data_of(replace(refusing, resample=True))
+    assert sum(len(batch) for batch in both.val_dataloader()[0]) == 2
 
 
 def test_too_many_skips_are_refused(config):

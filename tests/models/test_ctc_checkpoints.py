@@ -98,13 +98,57 @@ def test_shared_characters_keep_their_rows_in_another_alphabet(fine_tuned, toy_c
     [
         ({"eng": {"a": 1}, "deu": {"a": 1}}, "expected one of the 2 languages"),
         ({"a": 0, "bc": 1, "<pad>": 2}, "not single characters: bc"),
-        ({"a": 0, "b": 1}, r"has no blank \(<pad>\)"),
+        ({"|": 0, "b": 1}, r"has no blank \(<pad>\)"),
+        ({"|": 0, "a": 1, "b": 1, "<pad>": 2}, "vocab.json: tokens 'a' and 'b' have the same id 1"),
+        ({"|": 0, "a": 2, "b": 5, "<pad>": 8}, "vocab.json: no token has the id 1, 3, 4, 6, 7. The largest id is 8"),
+        ({"|": 0, "a": -1, "<pad>": 8}, "token 'a' has the id -1, expected a number from 0"),
+        ({"|": 0, "a": 10**12, "<pad>": 8}, "token 'a' has the id 1000000000000, expected"),
+        ({"|": 0, "a": "1", "<pad>": 8}, "token 'a' has the id '1', expected"),
+        ({"|": 0, "a": True, "<pad>": 8}, "token 'a' has the id True, expected"),
+        (
+            {"a": 1, "b": 2, "<pad>": 0},
+            r"is 8 \(no token\) by pad_token_id in config.json, and 0 \(<pad>\) by vocab.json",
+        ),
+        ({**dict(zip("abcdefg|", range(1, 9), strict=True)), "<pad>": 0}, r"is 8 \('\|'\) by pad_token_id"),
+        (dict(zip("abcdefgh", range(8), strict=True)) | {"<pad>": 8}, r"has no word delimiter \(\|\)"),
+        ([1, 2], "is not a JSON object"),
     ],
 )
 def test_unsupported_vocabulary_is_refused(fine_tuned, vocabulary, message):
     (fine_tuned / "vocab.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
         read_ctc_vocabulary(fine_tuned)
+    assert "\n" not in str(caught.value)
+
+
+def test_vocabularies_that_are_in_use_are_read(fine_tuned):
+    """Added tokens fill gaps, and scripts without spaces need no delimiter."""
+    path = fine_tuned / "vocab.json"
+    path.write_text(json.dumps({"好": 0, "天": 2, "a": 3, "<pad>": 8, "<unk>": 4}))
+    (fine_tuned / "added_tokens.json").write_text(json.dumps({"<s>": 1, "</s>": 5}))
+    (fine_tuned / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"6": {}, "7": {}}}))
+    assert read_ctc_vocabulary(fine_tuned).rows == {"好": 0, "天": 2, "a": 3}
+    path.write_text('{"|": 0, "a": 2, "a": 3, "<pad>": 8}')
+    with pytest.raises(CheckpointError, match="vocab.json: .*the key 'a' is repeated"):
+        read_ctc_vocabulary(fine_tuned)
+
+
+def test_a_token_without_a_row_of_the_output_layer_is_refused(fine_tuned):
+    more = {**{token: i for i, token in enumerate(VOCABULARY)}, "x": len(VOCABULARY)}
+    (fine_tuned / "vocab.json").write_text(json.dumps(more))
+    with pytest.raises(CheckpointError, match="token 'x' has the id 9, and the output layer has 9 rows"):
+        load_model(str(fine_tuned), InferenceOptions(), lambda _: None)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a": "\udcff"}', "[" * 100_000])
+def test_a_config_that_is_no_json_object_is_one_line(fine_tuned, text):
+    for name in ("config.json", "tokenizer_config.json"):
+        original = (fine_tuned / name).read_bytes() if (fine_tuned / name).exists() else b"{}"
+        (fine_tuned / name).write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(CheckpointError, match=rf"{name}: is not (valid JSON|a JSON object)") as caught:
+            read_ctc_vocabulary(fine_tuned)
+        assert "\n" not in str(caught.value)
+        (fine_tuned / name).write_bytes(original)
 
 
 @pytest.mark.parametrize(

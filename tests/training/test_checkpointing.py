@@ -13,15 +13,25 @@ class Stop(Exception):
     """Ends a run after an update."""
 
 
-@pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (4, 2), (5, 0)])
-def test_resumed_run_equals_uninterrupted_run(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers):
-    """Stopped within an epoch, with dropout, speed perturbation and warm-up, and resumed at another random state."""
+THAW = ["freeze_policy=gradual_thaw", "freeze_policy.unit=update", "freeze_policy.wait=4"]
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "workers", "policy"),
+    [(2, 0, ["freeze=false"]), (4, 2, THAW), (5, 0, THAW)],
+    ids=["all", "thaws", "thaw"],
+)
+def test_resumed_run_equals_uninterrupted_run(toy_checkpoints, toy_corpus, tmp_path, stop_at, workers, policy):
+    """Stopped within an epoch, with dropout, speed perturbation and warm-up, and resumed at another random state.
+
+    Layers thaw at the update where the run stops, and before it.
+    """
     overrides = [
         *toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus),
         "trainer.max_epochs=3",
         "trainer.checkpoint_every_n_updates=1",
         f"data.num_workers={workers}",
-        "freeze=false",
+        *policy,
         "optimizers.encoder.lr=0.01",
         "head.dropout=0.3",
         "data.max_batch_s=2.5",

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ssl_asr.data.filters import fault_of
+from ssl_asr.types import Utterance
 from tests.training.toy_runs import build, toy_overrides
 
 
@@ -24,3 +26,25 @@ def test_loss_counts_every_target_token_and_the_end_token(toy_checkpoints, toy_c
             count += 1
     assert int(out.count) == count
     assert float(out.total) == pytest.approx(total, rel=1e-4)
+
+
+def test_what_does_not_fit_whisper_is_left_out_with_seconds_and_tokens(toy_checkpoints, toy_corpus, tmp_path):
+    """30 s, and 448 tokens with the prompt and the end token. Nothing is cut off."""
+    run = build(tmp_path, *toy_overrides(toy_checkpoints["whisper"], toy_corpus, "seq2seq"))
+    module, limits = run.module, run.data.limits
+    positions = module.model.net.embed_positions.num_embeddings
+    assert limits.max_tokens == positions
+
+    def fault(seconds, text):
+        found = fault_of(Utterance("a", "a.wav", seconds, text=text), limits, module.tokenizer)
+        return None if found is None else (found.reason, found.detail)
+
+    assert fault(30.0, "ab") is None
+    reason, detail = fault(31.0, "ab")
+    assert (reason, detail.startswith("31.00 s > 30 s (")) == ("too_long", True)
+    # Two tokens of prompt, a space, and the end token.
+    assert fault(1.0, "a" * (positions - 4)) is None
+    assert fault(1.0, "a" * (positions - 3)) == (
+        "too_many_tokens",
+        f"{positions + 1} tokens, prompt included > {positions}",
+    )

@@ -173,7 +173,7 @@ def test_two_ranks_stop_together(toy_checkpoints, cut, tmp_path):
         text=True,
         cwd=REPO,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 2, done.stderr[-3000:]
     assert "of 8 utterances dropped (decode_error" in done.stderr
