@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -24,6 +24,13 @@ from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Skip, Tokenizer, Uttera
 
 # Threads that read audio headers.
 _HEADER_THREADS = 8
+
+
+class TextEncoder(Protocol):
+    """What the limits need of a tokenizer."""
+
+    def encode(self, utterance: Utterance) -> list[int]:
+        """See `ssl_asr.types.Tokenizer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
     return None
 
 
-def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> Skip | None:
+def _text_fault(utterance: Utterance, limits: Limits, tokenizer: TextEncoder) -> Skip | None:
     if not utterance.text.strip() and not limits.allow_empty_text:
         return _skip(utterance, "empty_text", "the text is empty")
     tokens = tokenizer.encode(utterance)
@@ -105,7 +112,7 @@ def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> S
     return None
 
 
-def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) -> Skip | None:
+def fault_of(utterance: Utterance, limits: Limits, tokenizer: TextEncoder | None) -> Skip | None:
     """The reason why an utterance exceeds the limits, or None.
 
     Args:

@@ -24,7 +24,7 @@ from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
-from ssl_asr.data.speed import SpeedPerturbation
+from ssl_asr.data.speed import SpeedPerturbation, changed_durations
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
@@ -163,7 +163,7 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches, of speed perturbation and of augmentation.
+        seed: Seed of the order of training batches, of speeds and tempos, and of augmentation.
         audio_augment: Changes of the training audio, in order. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
         prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
@@ -224,9 +224,10 @@ class ASRDataModule(L.LightningDataModule):
                 longest_s=self.config.concatenate_s,
                 seed=self.seed,
             )
-        if self.config.speed_factors:
+        if self.config.speed_factors or self.config.tempo_factors:
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
+                self.config.tempo_factors,
                 self.selections["train"].kept,
                 self.limits,
                 tokenizer=self.tokenizer,
@@ -312,7 +313,7 @@ class ASRDataModule(L.LightningDataModule):
         left_out = ("train",) if self.test_dev else ("train", "dev")
         return [name for name in self.manifests if name not in left_out]
 
-    def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
+    def _factors(self, epoch: int) -> NDArray[np.float64] | None:
         return None if self.speeds is None else self.speeds.draw(epoch)
 
     def _augment(self, epoch: int) -> Callable[[Tensor, Utterance], Tensor] | None:
@@ -321,7 +322,7 @@ class ASRDataModule(L.LightningDataModule):
     def _dataset(
         self,
         name: str,
-        speeds_N: NDArray[np.float64] | None = None,
+        factors_N2: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
     ) -> SpeechDataset:
         state_store = self.state_store if name in self._with_states(self.state_store) else None
@@ -334,7 +335,7 @@ class ASRDataModule(L.LightningDataModule):
             downmix=self.config.downmix,
             skip_bad_audio=self.config.on_bad_audio == "skip",
             state_store=state_store,
-            speeds_N=speeds_N,
+            factors_N2=factors_N2,
             augment=augment,
         )
 
@@ -350,8 +351,8 @@ class ASRDataModule(L.LightningDataModule):
 
     def train_sampler(self, epoch: int, rank: int = 0, world_size: int = 1) -> TrainBatchSampler:
         """Batches of one rank in one epoch."""
-        durations_N, speeds_N = self.train_kept.durations_N, self._speeds(epoch)
-        durations_N = durations_N if speeds_N is None else durations_N / speeds_N
+        durations_N, factors_N2 = self.train_kept.durations_N, self._factors(epoch)
+        durations_N = durations_N if factors_N2 is None else changed_durations(durations_N, factors_N2)
         drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
         if self.concatenation is not None:
             drawn_N = np.arange(len(durations_N)) if drawn_N is None else drawn_N
@@ -390,7 +391,7 @@ class ASRDataModule(L.LightningDataModule):
         epoch = trainer.current_epoch
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch)),
+            dataset=self._dataset("train", self._factors(epoch), self._augment(epoch)),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,

@@ -44,6 +44,7 @@ def config(tmp_path):
         mix_temperature=1.0,
         concatenate_s=None,
         speed_factors=[],
+        tempo_factors=[],
         num_workers=0,
         downmix="mean",
         check_audio=False,
