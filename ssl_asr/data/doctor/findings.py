@@ -24,6 +24,8 @@ text_mismatch           warning  a model transcribes the audio as another text
 longer_than_manifest    warning  the file goes on after the duration of its only line
 duplicate_audio         warning  the samples are those of an earlier line of the split
 duplicate_path          warning  the file and span are those of an earlier line of the split
+leaked_speaker          warning  the speaker of the training line is also in another split, and such lines are at most a
+                                 tenth of training. Where more are, splits share speakers on purpose
 leaked_text             warning  a long text is also in a training split
 unseen_characters       warning  characters that no training split has
 clipped, cut_off, …     warning  other findings of `ssl_asr.data.signal`
@@ -45,12 +47,12 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 _WARNINGS = {
     *("rate_outlier", "text_mismatch", "longer_than_manifest", "duplicate_audio", "duplicate_path"),
-    *("leaked_text", "unseen_characters"),
+    *("leaked_speaker", "leaked_text", "unseen_characters"),
     *("clipped", "cut_off", "damaged", "dc_offset", "over_range", "opposite_phase", "integers_as_floats"),
 }
 _NOTES = {"resampled", "several_channels", "duplicate_text", "shared_text", "shared_speaker"}
 # Findings besides errors whose lines are left out of cleaned training manifests.
-DROPPED = frozenset({"rate_outlier", "text_mismatch", "duplicate_audio", "duplicate_path"})
+DROPPED = frozenset({"rate_outlier", "text_mismatch", "duplicate_audio", "duplicate_path", "leaked_speaker"})
 
 
 def level_of(finding: str) -> Level:

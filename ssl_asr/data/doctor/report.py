@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ssl_asr.data.doctor.audio import Heard, hear
 from ssl_asr.data.doctor.findings import LEVELS, Finding, Level, level_of
-from ssl_asr.data.doctor.leakage import leakage, leaked_audio, speaker_of
+from ssl_asr.data.doctor.leakage import leakage, leaked_audio, leaked_speakers, speaker_of
 from ssl_asr.data.doctor.text import ModelLimits, characters_of, rate_findings, text_findings, training_names
 from ssl_asr.data.filters import write_skips
 from ssl_asr.data.identity import identity
@@ -215,6 +215,7 @@ def examine(
     report.add(text_findings(manifests, training, normalize, model))
     report.add(leakage(manifests, training, normalize))
     report.add(_leaked_samples(digests, training))
+    report.add(leaked_speakers(manifests, training))
     for name, manifest in manifests.items():
         report.add(_repeated(name, manifest, normalize))
     _count_unseen(report, manifests, training, normalize)

@@ -192,6 +192,7 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
         *(("train", f"train{i}", "in_evaluation") for i in (2, 3, 4)),
         ("test", "test3", "shared_text"),
         ("test", "test4", "shared_speaker"),
+        ("train", "train11", "leaked_speaker"),
         ("test", "test5", "leaked_text"),
         ("train", "train15", "duplicate_path"),
         ("train", "train16", "duplicate_audio"),
@@ -199,9 +200,22 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
     }
     assert {one for one in found if one[2] != "rate_outlier"} == wanted
     assert report.dropped("test") == [], "training loses what it shares with a test set"
-    assert {skip.id for skip in report.dropped("train")} >= {"train2", "train3", "train4"}
+    assert {skip.id for skip in report.dropped("train")} >= {"train2", "train3", "train4", "train11"}
     [leak] = [one for one in report.findings if one.id == "test0"]
     assert leak.detail.endswith("train.jsonl:3")
+
+
+@pytest.mark.parametrize(("shared", "leaked"), [(2, 2), (3, 0)])
+def test_speakers_of_over_a_tenth_of_training_are_shared_on_purpose(corpus, shared, leaked):
+    test = rows_of(corpus, "test")
+    for number in range(shared):
+        test[number]["speaker"] = f"train-{number}"
+    save(corpus, "test", test)
+    report, _ = checked(corpus)
+    kinds = {("test", "shared_speaker"): shared, ("train", "leaked_speaker"): leaked}
+    assert +report.counts == {key: count for key, count in kinds.items() if count}
+    assert len(report.dropped("train")) == leaked
+    assert not report.errors
 
 
 def test_segments_of_one_recording_share_no_audio(tmp_path):
