@@ -17,7 +17,12 @@ REPO = Path(__file__).parent.parent.parent
 # Whisper tiny.en, of which the decoder and the two upper layers of the encoder train: half the time of all layers.
 RECIPES = {
     "an4": ["experiment=an4_whisper", "freeze_policy=top_k", "freeze_policy.k=2", "trainer.max_epochs=2"],
-    "librispeech": ["experiment=librispeech_whisper", "freeze_policy=top_k", "freeze_policy.k=2"],
+    "librispeech": [
+        "experiment=librispeech_whisper",
+        "freeze_policy=top_k",
+        "freeze_policy.k=2",
+        "trainer.max_epochs=1",
+    ],
 }
 
 
