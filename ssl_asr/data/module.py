@@ -1,7 +1,7 @@
 """The LightningDataModule: from manifests to batches."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypedDict, Unpack
@@ -14,12 +14,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_asr.data.augment import AudioAugment, Augmentation
+from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import Item, SpeechDataset, collate
 from ssl_asr.data.filters import Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
-from ssl_asr.data.mixture import Mixture, group_of
+from ssl_asr.data.mixture import Mixture, mixture_of
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler, batching_report
 from ssl_asr.data.segments import by_segments
@@ -27,7 +27,7 @@ from ssl_asr.data.signal import print_notices
 from ssl_asr.data.speed import SpeedPerturbation, changed_durations
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
-from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
+from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
 
 # Reasons to drop an utterance that are not errors of its audio file.
@@ -137,13 +137,9 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     read: dict[tuple[str, str], Manifest] = {}
     errors: list[UserError] = []
     for split, corpus, path in splits:
-        try:
+        with collecting(errors), naming(_key_of(config, split, corpus), path):
             manifest = read_manifest(path, root=config.root, root_key="data.root")
             read[split, corpus] = by_segments(manifest) if split == "train" and config.split_segments else manifest
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
     raise_all(errors)
     if not config.allow_duplicate_ids:
         _check_shared_ids(list(read.values()))
@@ -155,6 +151,12 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     return manifests
 
 
+def _key_of(config: DataConfig, split: str, corpus: str) -> str:
+    """The config key of a manifest. A single train or test manifest is usually given without a name."""
+    group = {"train": config.train, "dev": {}}.get(split, config.test)
+    return f"data.{split if split in ('train', 'dev') else 'test'}" + (f".{corpus}" if len(group) > 1 else "")
+
+
 class ASRDataModule(L.LightningDataModule):
     """Filters the manifests of a run and batches their utterances.
 
@@ -163,8 +165,8 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches, of speeds and tempos, and of augmentation.
-        audio_augment: Changes of the training audio, in order. Default: None (no change).
+        seed: Seed of the order of training batches, and of speeds and tempos.
+        augmentation: Changes of the training audio. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
         prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
 
@@ -181,12 +183,12 @@ class ASRDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         limits: Limits,
         seed: int,
-        audio_augment: Mapping[str, AudioAugment] | None = None,
+        augmentation: Augmentation | None = None,
         console: Console | None = None,
         prefix: str = "data.",
     ) -> None:
         super().__init__()
-        self._augmentation = Augmentation(audio_augment, seed=seed) if audio_augment else None
+        self._augmentation = augmentation
         self._prefix = prefix
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
@@ -213,7 +215,8 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
-        self.mixture = self._mixture()
+        if "train" in self.selections:
+            self.mixture = mixture_of(self.train_kept, self.config, seed=self.seed)
         if self.mixture is not None and self.console is not None:
             self.mixture.print(self.console)
         if self.config.concatenate_s is not None and self.tokenizer is not None:
@@ -234,26 +237,9 @@ class ASRDataModule(L.LightningDataModule):
                 seed=self.seed,
             )
 
-    def _mixture(self) -> Mixture | None:
-        """How often groups are drawn, or None if each utterance is drawn once in an epoch."""
-        config = self.config
-        if "train" not in self.selections or (not config.mix_weights and config.mix_temperature == 1):
-            return None
-        kept = self.selections["train"].kept
-        groups = kept.corpora if config.mix_by == "corpus" else [group_of(one, config.mix_by) for one in kept]
-        names, group_N = np.unique(np.array(groups, dtype=str), return_inverse=True)
-        return Mixture(
-            names=names.tolist(),
-            group_N=group_N,
-            durations_N=kept.durations_N,
-            weights=config.mix_weights or {},
-            temperature=config.mix_temperature,
-            seed=self.seed,
-        )
-
     def _selected(self, name: str, manifest: Manifest) -> Selection:
         # Only training targets have to fit the model. Evaluation keeps every reference.
-        tokenizer = self.tokenizer if name == "train" else None
+        tokenizer = self.tokenizer if name == "train" and self.config.train else None
         if tokenizer is not None:
             check_coverage(tokenizer, manifest, where=str(manifest.path))
         elif self.tokenizer is not None:
@@ -271,7 +257,8 @@ class ASRDataModule(L.LightningDataModule):
 
     def _check(self, selection: Selection) -> None:
         check_skips(selection, self.config.max_skip_fraction, prefix=self._prefix)
-        if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
+        trains = selection.name == "train" and self.config.train
+        if trains and not any(utterance.weight for utterance in selection.kept):
             what = "every utterance has weight 0, so nothing would be learned"
             raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
         bad_audio = [skip for skip in selection.skips if skip.reason not in _BY_LIMIT]
@@ -309,7 +296,12 @@ class ASRDataModule(L.LightningDataModule):
 
     @property
     def test_names(self) -> list[str]:
-        """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested."""
+        """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested.
+
+        Without a training split, all splits are test splits, whatever their names.
+        """
+        if not self.config.train:
+            return list(self.manifests)
         left_out = ("train",) if self.test_dev else ("train", "dev")
         return [name for name in self.manifests if name not in left_out]
 

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from ssl_asr.data.doctor.text import ModelLimits, characters_of, rate_findings, 
 from ssl_asr.data.filters import write_skips
 from ssl_asr.data.identity import identity
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Downmix, Normalizer, Seconds, Skip, Utterance
 
 # Notes of one kind in one split that are kept. All are counted.
 _NOTES = 100
-_SILENT = ("silent",)
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Split:
 
     Attributes:
         path: The manifest.
-        lines: Number of utterances.
+        lines: Number of lines.
         hours: Sum of the durations in the manifest, and of what is decoded where the manifest has none.
         speakers: Number of speakers that the manifest names.
         rates, channels: Number of utterances by sample rate and by number of channels of the file.
@@ -118,6 +118,15 @@ class Report:
             if one.level != "note" or self.counts[one.split, one.finding] <= _NOTES:
                 self.findings.append(one)
 
+    def add_invalid(self, invalid: Mapping[str, Sequence[ManifestError]]) -> None:
+        """Add the lines of manifests that cannot be used, each with all that is wrong with it."""
+        for split, errors in invalid.items():
+            lines: dict[str, list[str]] = {}
+            for error in errors:
+                lines.setdefault(error.where, []).append(error.what)
+            self.splits[split].lines += len(lines)
+            self.add(Finding(split, "", where, "invalid_line", "; ".join(whats)) for where, whats in lines.items())
+
     @staticmethod
     def level(finding: str) -> Level:
         """How bad a finding is."""
@@ -177,6 +186,7 @@ def examine(
     manifests: Mapping[str, Manifest],
     *,
     normalize: Normalizer,
+    invalid: Mapping[str, Sequence[ManifestError]] | None = None,
     model: ModelLimits | None = None,
     downmix: Downmix = "mean",
     threads: int = 4,
@@ -187,6 +197,8 @@ def examine(
     Args:
         manifests: Manifests by name. See `training_names` for which of them are training splits.
         normalize: Normalizer of texts that are compared.
+        invalid: Errors of the lines that are not in the manifests, by the names of the manifests. Default: None (no
+            such lines).
         model: Limits and tokenizer of a model, or None.
         downmix: What several channels become.
         threads: Number of threads that decode.
@@ -194,6 +206,7 @@ def examine(
     """
     training = training_names(manifests)
     report = Report({name: Split.of(manifest) for name, manifest in manifests.items()}, training)
+    report.add_invalid(invalid or {})
     digests: dict[str, dict[str, Utterance]] = {name: {} for name in manifests}
     usable: dict[str, list[Heard]] = {name: [] for name in manifests}
     places = {name: itertools.count() for name in manifests}
@@ -204,7 +217,7 @@ def examine(
         report.add(heard.findings)
         report.splits[heard.split].hours += float(durations_N[place]) / 3600
         report.splits[heard.split].add(heard)
-        is_silent = any(one.finding in _SILENT for one in heard.findings)
+        is_silent = any(one.finding == "silent" for one in heard.findings)
         if heard.digest and not is_silent:
             report.add(_same_samples(heard, digests[heard.split]))
             if heard.utterance.text.strip():
