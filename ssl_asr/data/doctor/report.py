@@ -173,7 +173,7 @@ class Report:
         for column in ("level", "finding", *self.splits):
             table.add_column(column, justify="left" if column in ("level", "finding") else "right")
         names = list(dict.fromkeys(finding for _, finding in self.counts))
-        for finding in sorted(names, key=lambda name: LEVELS.index(level_of(name))):
+        for finding in sorted(names, key=lambda name: list(LEVELS).index(level_of(name))):
             numbers = [self.counts.get((split, finding), 0) for split in self.splits]
             table.add_row(level_of(finding), finding, *(f"{number:,}" if number else "" for number in numbers))
         table.add_section()
