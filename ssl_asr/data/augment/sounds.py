@@ -61,8 +61,9 @@ def _recordings(path: str, source: str) -> Manifest:
     except ManifestError as error:
         if error.where != path:
             raise
-        how = "ssl-asr prepare FOLDER require_text=false makes a manifest"
-        raise ConfigError("manifest", f"{path}: {error.what}", f"{source} has free recordings, and {how}") from None
+        remedy = f"give the path of a manifest. {source} has free recordings, and `ssl-asr prepare FOLDER"
+        what = f"{path}: {error.what}"
+        raise ConfigError("manifest", what, f"{remedy} require_text=false` makes a manifest") from None
     errors: list[UserError] = []
     for recording in manifest:
         with collecting(errors):
