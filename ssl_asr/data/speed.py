@@ -58,18 +58,17 @@ class SpeedPerturbation:
         self._pairs_K2 = np.array(pairs, dtype=np.float64)
         self._seed = seed
 
-        def allowed(start: int, end: int) -> list[list[bool]]:
+        def allowed(start: int, end: int) -> NDArray[np.bool_]:
             rows = [utterances[i] for i in range(start, end)]
             durations_NK = changed_durations(
                 np.repeat([row.duration for row in rows], len(pairs)), np.tile(self._pairs_K2, (len(rows), 1))
             ).reshape(len(rows), len(pairs))
-            return [
-                _allowed(row, durations, limits, tokenizer)
-                for row, durations in zip(rows, durations_NK.tolist(), strict=True)
-            ]
+            return np.array(
+                [_allowed(*one, limits, tokenizer) for one in zip(rows, durations_NK.tolist(), strict=True)], dtype=bool
+            )
 
-        rows = [row for some in map_ranges(allowed, ranges_of(len(utterances))) for row in some]
-        self._allowed_NK = np.array(rows, dtype=bool).reshape(len(utterances), len(pairs))
+        none = np.empty((0, len(pairs)), dtype=bool)
+        self._allowed_NK = np.concatenate([none, *map_ranges(allowed, ranges_of(len(utterances)))])
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
         """Speed and tempo factor of each utterance in an epoch, float64 of shape (N, 2)."""
@@ -123,8 +122,8 @@ def changed_durations(durations_N: NDArray[np.float64], factors_N2: NDArray[np.f
 def stretched(waveform_T: Tensor, tempo: float) -> Tensor:
     """A waveform at another tempo and the same pitch, by FFmpeg's ``atempo`` (waveform-similarity overlap-add).
 
-    The filter gives up to 0.04 s more or less than asked for. Silence is added before it and its output is cut, so that
-    the length is exact.
+    The filter gives up to 0.04 s more or less than asked for. Silence is appended to its input and its output is cut, so
+    that the length is exact.
 
     Args:
         waveform_T: float32, 16 kHz.
@@ -135,7 +134,7 @@ def stretched(waveform_T: Tensor, tempo: float) -> Tensor:
     """
     wanted = round(len(waveform_T) / tempo)
     if tempo == 1 or not wanted:
-        return waveform_T
+        return waveform_T[:wanted]
     graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_abuffer(format="flt", sample_rate=SAMPLE_RATE, layout="mono", time_base=Fraction(1, SAMPLE_RATE))

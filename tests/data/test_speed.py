@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssl_asr.data.audio import read_waveform, resample
@@ -127,6 +127,7 @@ def test_tempo_keeps_the_order_and_the_places_of_sounds():
 
 
 @settings(max_examples=60, deadline=None)
+@example(1, 1.0, 2.0)
 @given(st.integers(1, 40_000), st.floats(0.5, 2), st.floats(0.5, 2))
 def test_lengths_are_those_that_batches_are_planned_with(samples, speed, tempo):
     waveform = torch.sin(torch.arange(samples) / 20.0)

@@ -48,7 +48,8 @@ def test_every_planted_fault_is_in_the_report_and_nothing_else_is(data_root, tmp
 
 @pytest.mark.slow
 def test_a_model_finds_swapped_texts_and_training_is_as_good_as_without_faults(data_root, whisper_tiny_en, tmp_path):
-    words = [str(tmp_path), "--data", str(data_root), "--seeds", "0", "--sets", "clean", "checked"]
+    words = [str(tmp_path), "--data", str(data_root), "--step", "2", "--seeds", "0", "--sets", "clean", "checked"]
     record = injected_faults.run(injected_faults.arguments(words))
     assert record["missed"] == {}
+    # The interval is that of the test set. The random order of the batches adds to it.
     assert record["against_clean"]["checked"]["low"] < 0.5
