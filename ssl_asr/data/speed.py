@@ -122,8 +122,8 @@ def changed_durations(durations_N: NDArray[np.float64], factors_N2: NDArray[np.f
 def stretched(waveform_T: Tensor, tempo: float) -> Tensor:
     """A waveform at another tempo and the same pitch, by FFmpeg's ``atempo`` (waveform-similarity overlap-add).
 
-    The filter gives up to 0.04 s more or less than asked for. Silence is appended to its input and its output is cut, so
-    that the length is exact.
+    The filter gives up to 0.04 s more or less than asked for. Silence is appended to its input and its output is cut,
+    so that the length is exact.
 
     Args:
         waveform_T: float32, 16 kHz.
