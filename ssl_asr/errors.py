@@ -5,7 +5,8 @@ Invariants of the framework itself are checked by `assert`.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 # A list of known names in a message is cut to some names if it has more characters.
 _MOST_CHARACTERS, _MOST_NAMES = 200, 5
@@ -99,6 +100,36 @@ def raise_all(errors: Sequence[UserError]) -> None:
         raise errors[0]
     if errors:
         raise UserErrors(errors)
+
+
+@contextmanager
+def collecting(errors: list[UserError]) -> Iterator[None]:
+    """Append the errors of a block to a list, in place of raising them."""
+    try:
+        yield
+    except UserErrors as several:
+        errors += several.errors
+    except UserError as error:
+        errors.append(error)
+
+
+@contextmanager
+def naming(key: str, path: object) -> Iterator[None]:
+    """Put a config key in front of the errors of a block whose place is a file.
+
+    Args:
+        key: The key that names the file.
+        path: The file. Errors of its lines name the line already, and stay as they are.
+    """
+    errors: list[UserError] = []
+    with collecting(errors):
+        yield
+    raise_all(
+        [
+            type(error)(f"{key}: {path}", error.what, error.remedy) if error.where == str(path) else error
+            for error in errors
+        ]
+    )
 
 
 def overwrites(path: object, key: str = "output") -> ConfigError:

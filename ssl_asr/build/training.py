@@ -13,13 +13,14 @@ from ssl_asr.config.interruption import current
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import say_to
+from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.doctor.leakage import check_leakage
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule, read_manifests
 from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import ConfigError, UserError, collecting, raise_all
 from ssl_asr.models.compiling import compile_layers
 from ssl_asr.models.loading import backbone_folder
 from ssl_asr.textfiles import remove_partial, written_whole
@@ -67,7 +68,12 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     check_start(config, folder)
     seed_everything(config.seed)
     config.data.prepare()
-    manifests = read_manifests(config.data)
+    errors: list[UserError] = []
+    with collecting(errors):
+        augmentation = Augmentation(config.audio_augment, seed=config.seed) if config.audio_augment else None
+    with collecting(errors):
+        manifests = read_manifests(config.data)
+    raise_all(errors)
     normalizers = get_normalizers(config.normalizers)
     for name, manifest in manifests.items():
         if name != "train":
@@ -87,7 +93,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         limits=_limits(module, config),
         cost=module.speech_encoder,
         seed=config.seed,
-        audio_augment=config.audio_augment,
+        augmentation=augmentation,
         console=console,
     )
     data.select()

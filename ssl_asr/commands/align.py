@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def align(config: AlignConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Align. Texts that cannot be spelled or do not fit into their audio are named on standard error."""
     from ssl_asr.console import hush, make_console
-    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.manifest import read_named
     from ssl_asr.inference.outputs import Outputs, formats_of
     from ssl_asr.inference.summary import Summary
 
     hush()
     console = make_console() if config.verbose else None
     kinds = formats_of(config.output, config.format)
-    manifests = {name: read_manifest(path, root=config.root) for name, path in config.manifest.items()}
+    manifests = read_named(config.manifest, root=config.root)
     recordings = [utterance for manifest in manifests.values() for utterance in manifest]
     sources = [Path(path) for path in config.manifest.values()]
     outputs = Outputs(config.output, kinds, recordings, sources=sources, overwrite=config.overwrite)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ssl_asr.config.tools import CheckConfig
-from ssl_asr.errors import overwrites
+from ssl_asr.errors import ManifestError, UserError, collecting, naming, overwrites, raise_all
 
 EXIT_FINDINGS = 1
 
@@ -22,15 +22,20 @@ def check(config: CheckConfig, folder: Path) -> float | None:  # noqa: ARG001
     hush()
     console = make_console() if config.verbose else None
     output = Path(config.output_dir)
-    path = overwritten([clean_path(output, name) for name in config.manifest], map(Path, config.manifest.values()))
-    if path is not None:
-        raise overwrites(path, "output_dir")
-    manifests = {
-        name: read_manifest(path, require_text=False, unique_ids=False, measure=False)
-        for name, path in config.manifest.items()
-    }
+    taken = overwritten([clean_path(output, name) for name in config.manifest], map(Path, config.manifest.values()))
+    if taken is not None:
+        raise overwrites(taken, "output_dir")
+    invalid: dict[str, list[ManifestError]] = {name: [] for name in config.manifest}
+    manifests, errors = {}, list[UserError]()
+    for name, path in config.manifest.items():
+        with collecting(errors), naming("manifest", path):
+            manifests[name] = read_manifest(
+                path, require_text=False, unique_ids=False, measure=False, invalid=invalid[name]
+            )
+    raise_all(errors)
     report = examine(
         manifests,
+        invalid=invalid,
         normalize=get_normalizer(config.normalizer),
         model=None if config.model is None else model_limits(config.model, manifests, extensions=config.extensions),
         downmix=config.downmix,
@@ -46,7 +51,7 @@ def check(config: CheckConfig, folder: Path) -> float | None:  # noqa: ARG001
         file.write(page(report))
     if console is not None:
         console.print(report.table())
-    lines, dropped = sum(map(len, manifests.values())), sum(len(report.dropped(name)) for name in manifests)
+    lines, dropped = sum(map(report.lines, manifests)), sum(len(report.dropped(name)) for name in manifests)
     print(f"lines: {lines} in, {lines - dropped} in {output / 'clean'}, {dropped} left out, {report.errors} errors")
     print(f"the report is in {output / 'check.html'}")
     if report.errors:

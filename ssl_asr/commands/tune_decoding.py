@@ -9,7 +9,7 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
     """Tune, and return the WER on dev."""
     from ssl_asr.config.nodes import write_decoder
     from ssl_asr.console import hush, make_console, say_to
-    from ssl_asr.data.manifest import read_manifest
+    from ssl_asr.data.manifest import read_named
     from ssl_asr.data.text import get_normalizer
     from ssl_asr.inference.decoder_tuning import Grid, Trials, record, show, tune
     from ssl_asr.inference.model import load_model
@@ -17,7 +17,7 @@ def tune_decoding(config: TuneDecodingConfig, folder: Path) -> float | None:  # 
 
     hush()
     console = make_console() if config.verbose else None
-    manifests = {name: read_manifest(path, root=config.root) for name, path in config.manifest.items()}
+    manifests = read_named(config.manifest, root=config.root)
     module = load_model(config.model, inference_options(config), say_to(console))
     recorded = record(module, manifests, config.decoder, run=run_options(config, module), console=console)
     trials = Trials(recorded, get_normalizer(config.normalizer, key="normalizer"))

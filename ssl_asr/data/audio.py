@@ -313,14 +313,15 @@ def _resampled_by_ffmpeg(waveform_T: Tensor, rate: Hertz) -> Tensor:
     resampled_T = np.zeros(wanted, dtype=np.float32)
     done = 0
     for block_T in (*torch.split(waveform_T, _RESAMPLED_AT_A_TIME), None):
-        for part in converter.resample(None if block_T is None else _frame(block_T, rate)):
+        for part in converter.resample(None if block_T is None else audio_frame(block_T, rate)):
             samples_T = part.to_ndarray()[0][: wanted - done]
             resampled_T[done : done + len(samples_T)] = samples_T
             done += len(samples_T)
     return torch.from_numpy(resampled_T)
 
 
-def _frame(waveform_T: Tensor, rate: Hertz) -> av.AudioFrame:
+def audio_frame(waveform_T: Tensor, rate: Hertz) -> av.AudioFrame:
+    """A waveform of shape (T,), float32, as FFmpeg's converters and filters take it."""
     frame = av.AudioFrame.from_ndarray(waveform_T.numpy()[None], format="flt", layout="mono")
     frame.sample_rate = rate
     return frame

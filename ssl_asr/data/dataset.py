@@ -13,6 +13,7 @@ from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.concatenation import joined
 from ssl_asr.data.sampler import Unit
 from ssl_asr.data.signal import Signal, notices
+from ssl_asr.data.speed import stretched
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Batch, Downmix, Example, Skip, Tokenizer, Utterance
@@ -32,7 +33,7 @@ class SpeechDataset(Dataset[Item]):
         skip_bad_audio: Return a `Skip` for audio that cannot be read, instead of raising AudioError.
         state_store: Cached encoder states. The audio of utterances in the store is not read, and their waveform is
             empty. Default: None (read all audio).
-        speeds_N: float64, speed factor of each utterance. Default: None (all 1.0).
+        factors_N2: float64, speed and tempo factor of each utterance. Default: None (all 1.0).
         augment: Changes the waveform of an utterance. Default: None (no change).
         draw: Draws one of the references of an utterance as its target. Default: None (the first one).
     """
@@ -46,7 +47,7 @@ class SpeechDataset(Dataset[Item]):
         any_rate: bool = True,
         skip_bad_audio: bool = False,
         state_store: StateStore | None = None,
-        speeds_N: NDArray[np.float64] | None = None,
+        factors_N2: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
         draw: Callable[[Utterance], Utterance] | None = None,
     ) -> None:
@@ -56,7 +57,7 @@ class SpeechDataset(Dataset[Item]):
         self.any_rate = any_rate
         self.skip_bad_audio = skip_bad_audio
         self.state_store = state_store
-        self.speeds_N = speeds_N
+        self.factors_N2 = factors_N2
         self.augment, self.draw = augment, draw
 
     def __len__(self) -> int:
@@ -95,10 +96,11 @@ class SpeechDataset(Dataset[Item]):
     def _waveform(self, utterance: Utterance, index: int, signals: list[Signal]) -> Tensor:
         if self.state_store is not None and utterance.id in self.state_store:
             return torch.zeros(0)
-        speed = 1.0 if self.speeds_N is None else float(self.speeds_N[index])
+        speed, tempo = (1.0, 1.0) if self.factors_N2 is None else self.factors_N2[index].tolist()
         waveform_T = read_waveform(
             utterance, downmix=self.downmix, any_rate=self.any_rate, speed=speed, signals=signals
         )
+        waveform_T = stretched(waveform_T, tempo)
         return waveform_T if self.augment is None else self.augment(waveform_T, utterance)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -27,6 +27,13 @@ from ssl_asr.types import SAMPLE_RATE, Downmix, Samples, Seconds, Skip, Tokenize
 BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 # Threads that read audio headers.
 _HEADER_THREADS = 8
+
+
+class TextEncoder(Protocol):
+    """What the limits need of a tokenizer."""
+
+    def encode(self, utterance: Utterance) -> list[int]:
+        """See `ssl_asr.types.Tokenizer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
     return None
 
 
-def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> Skip | None:
+def _text_fault(utterance: Utterance, limits: Limits, tokenizer: TextEncoder) -> Skip | None:
     if not utterance.text.strip() and not limits.allow_empty_text:
         return _skip(utterance, "empty_text", "the text is empty")
     tokens = tokenizer.encode(utterance)
@@ -108,7 +115,7 @@ def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> S
     return None
 
 
-def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) -> Skip | None:
+def fault_of(utterance: Utterance, limits: Limits, tokenizer: TextEncoder | None) -> Skip | None:
     """The reason why an utterance exceeds the limits, or None.
 
     Args:

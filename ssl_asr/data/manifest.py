@@ -25,7 +25,7 @@ from ssl_asr.data.confinement import check_confined
 from ssl_asr.data.languages import language_of
 from ssl_asr.data.line_index import LineIndex, ManifestBytes, id_hash, store_index, stored_index
 from ssl_asr.data.manifest_lines import check_row, default_id, has_values, loaded, parsed, plain_row, utterance_of
-from ssl_asr.errors import AudioError, ConfigError, ManifestError, raise_all
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.textfiles import other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
@@ -140,6 +140,7 @@ def read_manifest(
     measure: bool = True,
     root: str | Path | None = None,
     root_key: str = "root",
+    invalid: list[ManifestError] | None = None,
 ) -> Manifest:
     """Read a manifest and check every line.
 
@@ -152,6 +153,8 @@ def read_manifest(
         measure: Whether to measure the audio of lines without ``duration``. If not, their duration is NaN.
         root: Folder that all audio must lie in, see `ssl_asr.data.confinement`. Default: None (any folder).
         root_key: Config key of ``root``, for messages.
+        invalid: List that the errors of invalid lines are appended to. These lines are left out. Default: None (they
+            are raised).
 
     Raises:
         ManifestError: The file does not exist or has no utterance.
@@ -165,8 +168,14 @@ def read_manifest(
     index = None if wanted else stored_index(path, digest)
     # An index is stored only for a manifest without errors and with distinct ids.
     if index is None or (require_text and not index.has_texts):
-        index = _checked(path, data, wanted, require_text=require_text, unique_ids=unique_ids)
-        if not wanted and unique_ids:
+        index, errors = _checked(path, data, wanted, require_text=require_text, unique_ids=unique_ids)
+        if invalid is None or not len(index):
+            raise_all(errors)
+        else:
+            invalid += errors
+        if not len(index):
+            raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
+        if not wanted and unique_ids and not errors:
             store_index(path, digest, index)
     manifest = Manifest(path=path, data=data, lines=index)
     if root is not None:
@@ -174,6 +183,27 @@ def read_manifest(
     if measure:
         _measure(manifest)
     return manifest
+
+
+def read_named(
+    paths: Mapping[str, str], *, only: Mapping[str, Any] | None = None, root: str | Path | None = None
+) -> dict[str, Manifest]:
+    """Read the manifests of the config key ``manifest``.
+
+    Args:
+        paths: Paths by name.
+        only, root: See `read_manifest`.
+
+    Raises:
+        ManifestError, ConfigError, UserErrors: Lists the errors of all manifests.
+    """
+    manifests: dict[str, Manifest] = {}
+    errors: list[UserError] = []
+    for name, path in paths.items():
+        with collecting(errors), naming("manifest", path):
+            manifests[name] = read_manifest(path, only=only, root=root)
+    raise_all(errors)
+    return manifests
 
 
 def _opened(path: Path) -> ManifestBytes:
@@ -196,8 +226,8 @@ def _opened(path: Path) -> ManifestBytes:
 
 def _checked(
     path: Path, data: ManifestBytes, wanted: Mapping[str, str], *, require_text: bool, unique_ids: bool
-) -> LineIndex:
-    """Index of all lines with the values of ``wanted``, each of which is checked. See `read_manifest`."""
+) -> tuple[LineIndex, list[ManifestError]]:
+    """Index of all right lines with the values of ``wanted``, and the errors of all others. See `read_manifest`."""
     found, errors, left_out = _Lines(path), list[ManifestError](), 0
     for number, start, line in _lines(data):
         row = plain_row(line)
@@ -213,12 +243,9 @@ def _checked(
     index = found.index()
     if unique_ids:
         errors += _repeated_ids(Manifest(path=path, data=data, lines=index))
-    raise_all(errors)
-    if not len(index) and left_out > 0:
+    if not len(index) and left_out > 0 and not errors:
         raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
-    if not len(index):
-        raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
-    return index
+    return index, errors
 
 
 def _repeated_ids(manifest: Manifest) -> list[ManifestError]:

@@ -22,6 +22,8 @@ from rich.table import Table
 
 from ssl_asr.console import shortened
 from ssl_asr.data.languages import find_language
+from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.options import DataConfig
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.types import Utterance
 
@@ -91,13 +93,29 @@ class Mixture:
         """Print a table of the groups: what there is, and what is drawn in an epoch."""
         table = Table(title="Mixture", title_justify="left")
         table.add_column("group")
-        for column in ("utterances", "hours", "% of an epoch", "times an epoch"):
+        for column in ("utterances", "hours", "% of the hours of an epoch", "times an epoch"):
             table.add_column(column, justify="right")
         for group, (name, members) in enumerate(zip(self.names, self._members, strict=True)):
             hours, share = self.seconds_G[group] / 3600, 100 * self.shares_G[group]
             times = self.draws_G[group] / len(members)
             table.add_row(name, f"{len(members):,}", f"{hours:.2f}", f"{share:.1f}", f"{times:.2f}")
         console.print(table)
+
+
+def mixture_of(train: Manifest, config: DataConfig, *, seed: int) -> Mixture | None:
+    """How often the groups of a training split are drawn, or None if each utterance is drawn once in an epoch."""
+    if not config.mix_weights and config.mix_temperature == 1:
+        return None
+    groups = train.corpora if config.mix_by == "corpus" else [group_of(one, config.mix_by) for one in train]
+    names, group_N = np.unique(np.array(groups, dtype=str), return_inverse=True)
+    return Mixture(
+        names=names.tolist(),
+        group_N=group_N,
+        durations_N=train.durations_N,
+        weights=config.mix_weights or {},
+        temperature=config.mix_temperature,
+        seed=seed,
+    )
 
 
 def group_of(utterance: Utterance, key: str) -> str:

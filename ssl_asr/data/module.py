@@ -1,6 +1,6 @@
 """The LightningDataModule: from manifests to batches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypedDict, Unpack
@@ -13,23 +13,23 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_asr.data.augment import AudioAugment, Augmentation
+from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.batching import Batching
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import Item, SpeechDataset, collate
 from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.manifest import Manifest, read_manifest
-from ssl_asr.data.mixture import Mixture, group_of
+from ssl_asr.data.mixture import Mixture, mixture_of
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.references import drawn_reference
 from ssl_asr.data.sampler import BatchCost, EvalBatchSampler, SpeechCost, TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
-from ssl_asr.data.speed import SpeedPerturbation
+from ssl_asr.data.speed import SpeedPerturbation, changed_durations
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.data.workers import prepare_worker
-from ssl_asr.errors import ConfigError, ManifestError, UserError, UserErrors, raise_all
+from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
 
 
@@ -126,13 +126,9 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     read: dict[tuple[str, str], Manifest] = {}
     errors: list[UserError] = []
     for split, corpus, path in splits:
-        try:
+        with collecting(errors), naming(_key_of(config, split, corpus), path):
             manifest = read_manifest(path, root=config.root, root_key="data.root")
             read[split, corpus] = by_segments(manifest) if split == "train" and config.split_segments else manifest
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
     raise_all(errors)
     if not config.allow_duplicate_ids:
         _check_shared_ids(list(read.values()))
@@ -144,6 +140,12 @@ def read_manifests(config: DataConfig) -> dict[str, Manifest]:
     return manifests
 
 
+def _key_of(config: DataConfig, split: str, corpus: str) -> str:
+    """The config key of a manifest. A single train or test manifest is usually given without a name."""
+    group = {"train": config.train, "dev": {}}.get(split, config.test)
+    return f"data.{split if split in ('train', 'dev') else 'test'}" + (f".{corpus}" if len(group) > 1 else "")
+
+
 class ASRDataModule(L.LightningDataModule):
     """Filters the manifests of a run and batches their utterances.
 
@@ -152,9 +154,9 @@ class ASRDataModule(L.LightningDataModule):
         manifests: Manifests by split: ``train``, ``dev``, and any other name for a test split.
         tokenizer: Encodes the targets. None if nothing is trained.
         limits: Limits of the model on utterances.
-        seed: Seed of the order of training batches, of references, of speed perturbation and of augmentation.
+        seed: Seed of the order of training batches, of references, and of speeds and tempos.
         cost: What batches cost, usually the encoder. Default: None (their speech).
-        audio_augment: Changes of the training audio, in order. Default: None (no change).
+        augmentation: Changes of the training audio. Default: None (no change).
         console: Where the table of kept and dropped utterances is printed. Default: None (nowhere).
         prefix: Start of the keys of ``config`` in messages. Default: ``data.``.
 
@@ -172,12 +174,12 @@ class ASRDataModule(L.LightningDataModule):
         limits: Limits,
         seed: int,
         cost: BatchCost | None = None,
-        audio_augment: Mapping[str, AudioAugment] | None = None,
+        augmentation: Augmentation | None = None,
         console: Console | None = None,
         prefix: str = "data.",
     ) -> None:
         super().__init__()
-        self._augmentation = Augmentation(audio_augment, seed=seed) if audio_augment else None
+        self._augmentation = augmentation
         self._prefix = prefix
         self.config, self.manifests, self.tokenizer = config, manifests, tokenizer
         self.limits, self.seed, self.console = limits, seed, console
@@ -205,7 +207,8 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
-        self.mixture = self._mixture()
+        if "train" in self.selections:
+            self.mixture = mixture_of(self.train_kept, self.config, seed=self.seed)
         if self.mixture is not None and self.console is not None:
             self.mixture.print(self.console)
         if self.config.concatenate_s is not None and self.tokenizer is not None:
@@ -216,35 +219,19 @@ class ASRDataModule(L.LightningDataModule):
                 longest_s=self.config.concatenate_s,
                 seed=self.seed,
             )
-        if self.config.speed_factors:
+        if self.config.speed_factors or self.config.tempo_factors:
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
+                self.config.tempo_factors,
                 self.selections["train"].kept,
                 self.limits,
                 tokenizer=self.tokenizer,
                 seed=self.seed,
             )
 
-    def _mixture(self) -> Mixture | None:
-        """How often groups are drawn, or None if each utterance is drawn once in an epoch."""
-        config = self.config
-        if "train" not in self.selections or (not config.mix_weights and config.mix_temperature == 1):
-            return None
-        kept = self.selections["train"].kept
-        groups = kept.corpora if config.mix_by == "corpus" else [group_of(one, config.mix_by) for one in kept]
-        names, group_N = np.unique(np.array(groups, dtype=str), return_inverse=True)
-        return Mixture(
-            names=names.tolist(),
-            group_N=group_N,
-            durations_N=kept.durations_N,
-            weights=config.mix_weights or {},
-            temperature=config.mix_temperature,
-            seed=self.seed,
-        )
-
     def _selected(self, name: str, manifest: Manifest) -> Selection:
         # Only training targets have to fit the model. Evaluation keeps every reference.
-        tokenizer = self.tokenizer if name == "train" else None
+        tokenizer = self.tokenizer if name == "train" and self.config.train else None
         if tokenizer is not None:
             check_coverage(tokenizer, manifest, where=str(manifest.path))
         elif self.tokenizer is not None:
@@ -264,7 +251,8 @@ class ASRDataModule(L.LightningDataModule):
 
     def _check(self, selection: Selection) -> None:
         check_skips(selection, self.config.max_skip_fraction, prefix=self._prefix)
-        if selection.name == "train" and not any(utterance.weight for utterance in selection.kept):
+        trains = selection.name == "train" and self.config.train
+        if trains and not any(utterance.weight for utterance in selection.kept):
             what = "every utterance has weight 0, so nothing would be learned"
             raise ConfigError("data.train", f"{selection.manifest.path}: {what}", "give some lines a larger weight")
         bad_audio = [skip for skip in selection.skips if skip.reason not in BY_LIMIT]
@@ -302,11 +290,16 @@ class ASRDataModule(L.LightningDataModule):
 
     @property
     def test_names(self) -> list[str]:
-        """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested."""
+        """Names of the test splits, in the order of `test_dataloader`. The dev split comes first if it is tested.
+
+        Without a training split, all splits are test splits, whatever their names.
+        """
+        if not self.config.train:
+            return list(self.manifests)
         left_out = ("train",) if self.test_dev else ("train", "dev")
         return [name for name in self.manifests if name not in left_out]
 
-    def _speeds(self, epoch: int) -> NDArray[np.float64] | None:
+    def _factors(self, epoch: int) -> NDArray[np.float64] | None:
         return None if self.speeds is None else self.speeds.draw(epoch)
 
     def _augment(self, epoch: int) -> Callable[[Tensor, Utterance], Tensor] | None:
@@ -315,7 +308,7 @@ class ASRDataModule(L.LightningDataModule):
     def _dataset(
         self,
         name: str,
-        speeds_N: NDArray[np.float64] | None = None,
+        factors_N2: NDArray[np.float64] | None = None,
         augment: Callable[[Tensor, Utterance], Tensor] | None = None,
         draw: Callable[[Utterance], Utterance] | None = None,
     ) -> SpeechDataset:
@@ -330,7 +323,7 @@ class ASRDataModule(L.LightningDataModule):
             any_rate=self.config.resample,
             skip_bad_audio=self.config.on_bad_audio == "skip",
             state_store=state_store,
-            speeds_N=speeds_N,
+            factors_N2=factors_N2,
             augment=augment,
             draw=draw,
         )
@@ -347,8 +340,8 @@ class ASRDataModule(L.LightningDataModule):
 
     def train_sampler(self, epoch: int, rank: int | None = 0, world_size: int = 1) -> TrainBatchSampler:
         """Batches of one rank in one epoch, or those of all ranks with ``rank`` None."""
-        durations_N, speeds_N = self.train_kept.durations_N, self._speeds(epoch)
-        durations_N = durations_N if speeds_N is None else durations_N / speeds_N
+        durations_N, factors_N2 = self.train_kept.durations_N, self._factors(epoch)
+        durations_N = durations_N if factors_N2 is None else changed_durations(durations_N, factors_N2)
         drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
         if self.concatenation is not None:
             drawn_N = np.arange(len(durations_N)) if drawn_N is None else drawn_N
@@ -393,7 +386,7 @@ class ASRDataModule(L.LightningDataModule):
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
         draw = partial(drawn_reference, seed=self.seed, epoch=epoch)
         return ResumableLoader(
-            dataset=self._dataset("train", self._speeds(epoch), self._augment(epoch), draw),
+            dataset=self._dataset("train", self._factors(epoch), self._augment(epoch), draw),
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,

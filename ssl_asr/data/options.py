@@ -51,6 +51,8 @@ class DataConfig:
         concatenate_s: Join short training utterances of one speaker up to this length, in seconds. None joins none.
         speed_factors: Factors of speed perturbation, drawn for each utterance and epoch: usually [0.9, 1.0, 1.1]. An
             empty list leaves the audio unchanged.
+        tempo_factors: Factors of tempo, drawn in the same way. Tempo keeps the pitch. Each pair of a speed and a tempo
+            is drawn equally often.
         num_workers: Processes that read audio. 0 reads in the main process.
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
             become one of them.
@@ -80,6 +82,7 @@ class DataConfig:
     mix_temperature: PositiveFloat
     concatenate_s: PositiveFloat | None
     speed_factors: list[SpeedFactor]
+    tempo_factors: list[SpeedFactor]
     num_workers: WorkerCount
     downmix: Downmix
     check_audio: bool

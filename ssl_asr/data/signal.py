@@ -42,7 +42,8 @@ _CANCELLED_SHARE = 0.1
 _SAID = {
     "integers_as_floats": "float samples with the values of integers were scaled to [-1, 1]",
     "over_range": "samples are above full scale. Check how the audio was exported",
-    "silent": "the audio is silent (no sample above -70 dB)",
+    "silent": "the audio is silent (no sample above -70 dB), and was used all the same."
+    " `ssl-asr check` leaves it out of training manifests",
     "clipped": "more than 1 % of the samples are clipped. Record at a lower level",
     "dc_offset": "the samples have a constant offset of more than 5 % of full scale",
     "opposite_phase": "the channels have opposite phase and cancel when mixed, so that one channel was used instead."

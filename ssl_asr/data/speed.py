@@ -1,23 +1,43 @@
-"""Speed perturbation of training audio (Ko et al., Interspeech 2015, "Audio augmentation for speech recognition")."""
+"""Changes of training audio that change its length: speed and tempo.
+
+    speed    the audio is resampled. A factor above 1 makes speech faster, shorter and higher (Ko et al., Interspeech
+             2015, "Audio augmentation for speech recognition")
+    tempo    the audio is stretched in time. Speech gets faster and shorter, and its pitch stays
+
+Both lengths are known before any audio is read, so that batches keep their budget:
+
+    after speed    ceil(samples * 16000 / round(speed * 16000))
+    after tempo    round(samples / tempo)
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
+import av.filter
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ssl_asr.data.audio import audio_frame
 from ssl_asr.data.filters import Limits, fault_of
-from ssl_asr.types import Tokenizer, Utterance
+from ssl_asr.data.parallel import map_ranges, ranges_of
+from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Tokenizer, Utterance
+
+# Silence after the audio that is stretched. The filter holds back up to 0.04 s at its end.
+_TAIL: Samples = SAMPLE_RATE // 10
 
 
 class SpeedPerturbation:
-    """A random speed factor for each utterance and epoch. A factor above 1 makes speech faster, shorter and higher.
+    """A random speed and a random tempo for each utterance and epoch.
 
-    A factor is never drawn for an utterance that would exceed the limits with it (maximum duration, CTC frames for
-    its labels). If no factor is within the limits, the utterance keeps its speed.
+    A pair of factors is never drawn for an utterance that would exceed the limits with it (minimum and maximum
+    duration, CTC frames for its labels). If no pair is within the limits, the utterance keeps its speed and tempo.
 
     Args:
-        factors: Factors with equal probability.
+        speeds: Speed factors. An empty list leaves the speed unchanged.
+        tempos: Tempo factors. An empty list leaves the tempo unchanged. Each pair of factors has equal probability.
         utterances: Training utterances, all within the limits at their own speed.
         limits: Limits of the model.
         tokenizer: Encodes the targets, which must fit the frames. None for no targets.
@@ -26,33 +46,103 @@ class SpeedPerturbation:
 
     def __init__(
         self,
-        factors: Sequence[float],
+        speeds: Sequence[float],
+        tempos: Sequence[float],
         utterances: Sequence[Utterance],
         limits: Limits,
         *,
         tokenizer: Tokenizer | None,
         seed: int,
     ) -> None:
-        self._factors_K = np.asarray(factors, dtype=np.float64)
-        self._allowed_NK = np.array(
-            [
-                [_is_within_limits(utterance, factor, limits, tokenizer) for factor in self._factors_K.tolist()]
-                for utterance in utterances
-            ]
-        )
+        pairs = [(speed, tempo) for speed in speeds or [1.0] for tempo in tempos or [1.0]]
+        self._pairs_K2 = np.array(pairs, dtype=np.float64)
         self._seed = seed
 
+        def allowed(start: int, end: int) -> NDArray[np.bool_]:
+            rows = [utterances[i] for i in range(start, end)]
+            durations_NK = changed_durations(
+                np.repeat([row.duration for row in rows], len(pairs)), np.tile(self._pairs_K2, (len(rows), 1))
+            ).reshape(len(rows), len(pairs))
+            return np.array(
+                [_allowed(*one, limits, tokenizer) for one in zip(rows, durations_NK.tolist(), strict=True)], dtype=bool
+            )
+
+        none = np.empty((0, len(pairs)), dtype=bool)
+        self._allowed_NK = np.concatenate([none, *map_ranges(allowed, ranges_of(len(utterances)))])
+
     def draw(self, epoch: int) -> NDArray[np.float64]:
-        """Speed factor of each utterance in an epoch, float64 of shape (N,)."""
+        """Speed and tempo factor of each utterance in an epoch, float64 of shape (N, 2)."""
         rng = np.random.default_rng([self._seed, epoch, 1])
         counts_N = self._allowed_NK.sum(axis=1)
         nth_N = (rng.random(len(counts_N)) * counts_N).astype(np.int64)
-        allowed_first_NK = np.argsort(~self._allowed_NK, axis=1, kind="stable")
-        drawn_N = self._factors_K[allowed_first_NK[np.arange(len(counts_N)), nth_N]]
-        factors_N: NDArray[np.float64] = np.where(counts_N > 0, drawn_N, 1.0)
-        return factors_N
+        drawn_N = (np.cumsum(self._allowed_NK, axis=1, dtype=np.int32) > nth_N[:, None]).argmax(axis=1)
+        factors_N2: NDArray[np.float64] = np.where(counts_N[:, None] > 0, self._pairs_K2[drawn_N], 1.0)
+        return factors_N2
 
 
-def _is_within_limits(utterance: Utterance, factor: float, limits: Limits, tokenizer: Tokenizer | None) -> bool:
-    changed = replace(utterance, duration=utterance.duration / factor)
-    return fault_of(changed, limits, tokenizer) is None
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A tokenizer of one utterance, which is encoded once for all pairs of factors."""
+
+    tokens: list[int]
+
+    def encode(self, utterance: Utterance) -> list[int]:
+        return self.tokens
+
+
+def _allowed(
+    utterance: Utterance, durations: Sequence[Seconds], limits: Limits, tokenizer: Tokenizer | None
+) -> list[bool]:
+    encoded = None if tokenizer is None else _Encoded(tokenizer.encode(utterance))
+    return [fault_of(replace(utterance, duration=duration), limits, encoded) is None for duration in durations]
+
+
+def changed_lengths(samples_N: NDArray[np.int64], factors_N2: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Lengths of waveforms after speed and tempo, in samples.
+
+    Args:
+        samples_N: int64, lengths at 16 kHz.
+        factors_N2: float64 of shape (N, 2), speed and tempo factor of each waveform.
+
+    Example:
+        >>> changed_lengths(np.array([16000]), np.array([[0.9, 1.1]])).tolist()
+        [16162]
+    """
+    rates_N = np.round(factors_N2[:, 0] * SAMPLE_RATE).astype(np.int64)
+    faster_N = -(-samples_N * SAMPLE_RATE // rates_N)
+    lengths_N: NDArray[np.int64] = np.round(faster_N / factors_N2[:, 1]).astype(np.int64)
+    return lengths_N
+
+
+def changed_durations(durations_N: NDArray[np.float64], factors_N2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Durations in seconds after speed and tempo, see `changed_lengths`."""
+    return changed_lengths(np.round(durations_N * SAMPLE_RATE).astype(np.int64), factors_N2) / SAMPLE_RATE
+
+
+def stretched(waveform_T: Tensor, tempo: float) -> Tensor:
+    """A waveform at another tempo and the same pitch, by FFmpeg's ``atempo`` (waveform-similarity overlap-add).
+
+    The filter gives up to 0.04 s more or less than asked for. Silence is appended to its input and its output is cut,
+    so that the length is exact.
+
+    Args:
+        waveform_T: float32, 16 kHz.
+        tempo: From 0.5 to 2. Above 1, speech is faster and shorter.
+
+    Returns:
+        float32 of ``round(len(waveform_T) / tempo)`` samples.
+    """
+    wanted = round(len(waveform_T) / tempo)
+    if tempo == 1 or not wanted:
+        return waveform_T[:wanted]
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_abuffer(format="flt", sample_rate=SAMPLE_RATE, layout="mono", time_base=Fraction(1, SAMPLE_RATE))
+    graph.link_nodes(source, graph.add("atempo", f"tempo={tempo:.6f}"), graph.add("abuffersink")).configure()
+    graph.push(audio_frame(torch.nn.functional.pad(waveform_T, (0, _TAIL)), SAMPLE_RATE))
+    graph.push(None)
+    parts, got = [], 0
+    while got < wanted:
+        parts.append(graph.pull().to_ndarray()[0])
+        got += len(parts[-1])
+    return torch.from_numpy(np.concatenate(parts)[:wanted])

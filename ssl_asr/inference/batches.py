@@ -343,6 +343,7 @@ def inference_data(
         mix_temperature=1.0,
         concatenate_s=None,
         speed_factors=[],
+        tempo_factors=[],
         num_workers=run.num_workers,
         downmix=run.downmix,
         check_audio=True,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ssl_asr.config.schemas import EvaluateConfig
-from ssl_asr.data.manifest import Manifest, read_manifest
+from ssl_asr.data.manifest import Manifest, read_named
 from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
@@ -21,8 +21,7 @@ def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
     """
     normalizers = get_normalizers(config.normalizers)
     manifests = {}
-    for name, path in config.manifest.items():
-        manifest = read_manifest(path, only=config.only, root=config.root)
+    for name, manifest in read_named(config.manifest, only=config.only, root=config.root).items():
         if config.reference != "text":
             _check_key(manifest, config.reference)
         texts = (
@@ -30,7 +29,7 @@ def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
             if config.reference == "text"
             else ((text, one.lang) for one in manifest for text in reference_texts(one.tags[config.reference]))
         )
-        check_references(texts, normalizers, where=str(path))
+        check_references(texts, normalizers, where=str(manifest.path))
         manifests[name] = manifest
     return manifests
 

@@ -23,7 +23,7 @@ _INEXACT = (
     "augment.",
     "audio_augment.",
     *(f"data.{key}" for key in ("split_segments", "mix_by", "mix_weights", "mix_temperature", "concatenate_s")),
-    *(f"data.{key}" for key in ("max_batch_s", "max_batch_size", "speed_factors", "min_s", "max_s")),
+    *(f"data.{key}" for key in ("max_batch_s", "max_batch_size", "speed_factors", "tempo_factors", "min_s", "max_s")),
     *(f"data.{key}" for key in ("downmix", "resample")),
     *(f"trainer.{key}" for key in ("accumulate_grad_batches", "gradient_clip_val", "precision", "accelerator")),
     *(f"trainer.{key}" for key in ("limit_train_batches", "ema_decay", "compile")),

@@ -80,9 +80,10 @@ class DiskStateCache:
         if not run.freeze_policy.freezes_encoder:
             what = "keeps the states of a frozen encoder, and this encoder trains"
             yield ConfigError("state_cache", what, "use freeze=true, or state_cache=none")
-        if run.data.speed_factors:
-            what = f"is {run.data.speed_factors}, and state_cache needs the same audio in every epoch"
-            yield ConfigError("data.speed_factors", what, "use data.speed_factors=[], or state_cache=none")
+        for key, factors in (("speed_factors", run.data.speed_factors), ("tempo_factors", run.data.tempo_factors)):
+            if factors:
+                what = f"is {factors}, and state_cache needs the same audio in every epoch"
+                yield ConfigError(f"data.{key}", what, f"use data.{key}=[], or state_cache=none")
         if run.data.concatenate_s is not None:
             what = f"is {run.data.concatenate_s:g}, and state_cache needs the same audio in every epoch"
             yield ConfigError("data.concatenate_s", what, "use data.concatenate_s=null, or state_cache=none")

@@ -54,5 +54,13 @@ def test_error_of_prepare_comes_before_errors_of_manifests(toy_checkpoints, toy_
 
 def test_errors_of_manifests_come_before_pretrained_weights_are_loaded(toy_checkpoints, toy_corpus, tmp_path):
     overrides = overrides_for(toy_checkpoints["wav2vec2_layer"], toy_corpus, tmp_path / "nowhere")
-    with pytest.raises(UserErrors, match="no such manifest"):
-        build_training(resolved(*overrides, f"backbone.source={tmp_path}/nowhere"), tmp_path / "run", None)
+    overrides += [f"backbone.source={tmp_path}/nowhere", "audio_augment=[noise]"]
+    overrides += [f"audio_augment.noise.manifest={tmp_path}/noise.jsonl"]
+    with pytest.raises(UserErrors) as found:
+        build_training(resolved(*overrides), tmp_path / "run", None)
+    assert [str(error).split(": ")[0] for error in found.value.errors] == [
+        "audio_augment.noise.manifest",
+        "data.train",
+        "data.dev",
+        "data.test",
+    ]

@@ -49,6 +49,7 @@ WRONG = {
     "data.max_batch_s=-1": "data.max_batch_s: is -1, expected a number greater than 0",
     "data.max_batch_s=inf": "data.max_batch_s: is inf, expected a number greater than 0",
     "data.max_batch_size=0": "data.max_batch_size: is 0, expected a whole number of 1 or more, or null",
+    "data.tempo_factors=[3]": "data.tempo_factors: is [3], expected a list, each item a factor from 0.5 to 2",
     "data.speed_factors=[0.1]": "data.speed_factors: is [0.1], expected a list, each item a factor from 0.5 to 2",
     "data.num_workers=true": "data.num_workers: is True, expected a whole number from 0 to 1024",
     "data.downmix=left": "data.downmix: is 'left', expected 'mean', 'first' or 'refuse'",

@@ -205,6 +205,7 @@ def test_an_option_of_another_group_is_refused():
         (["backbone=whisper_tiny_en", "states.stride=2"], "states: Whisper's decoder reads the encoder's last"),
         (["state_cache=disk"], "state_cache: keeps the states of a frozen encoder"),
         (["state_cache=disk", "freeze=true", "data.speed_factors=[0.9]"], "data.speed_factors: is [0.9]"),
+        (["state_cache=disk", "freeze=true", "data.tempo_factors=[0.9]"], "data.tempo_factors: is [0.9]"),
         (["task=joint", "task.ctc_weight=0"], "task.ctc_weight: is 0"),
         (["task=joint", "task.ctc_weight_end=0.5"], "task.ctc_weight_end: is 0.5, and task.ctc_weight_updates is None"),
         (["backbone=whisper_tiny_en", "task.ctc_weight=0.1", "freeze=true"], "task.ctc_weight: is 0.1"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.module import ASRDataModule, read_manifests
@@ -45,6 +46,7 @@ def config(tmp_path):
         mix_temperature=1.0,
         concatenate_s=None,
         speed_factors=[],
+        tempo_factors=[],
         num_workers=0,
         downmix="mean",
         check_audio=False,
@@ -63,7 +65,7 @@ def data_of(config, *, tokenizer=TOKENIZER, console=None, audio_augment=None, ep
         tokenizer=tokenizer,
         limits=Limits(**limits),
         seed=0,
-        audio_augment=audio_augment,
+        augmentation=Augmentation(audio_augment, seed=0) if audio_augment else None,
         console=console,
     )
     data.select()
@@ -97,6 +99,17 @@ def test_the_dev_split_is_tested_if_asked(config):
     assert alone.val_dataloader() == []
     with pytest.raises(ConfigError, match="no test manifest"):
         alone.test_dataloader()
+
+
+def test_names_of_splits_mean_nothing_where_nothing_is_trained(config):
+    """``ssl-asr evaluate train.jsonl dev.jsonl`` names the manifests so."""
+    manifests = read_manifests(config)
+    made = ASRDataModule(
+        config=replace(config, train={}), manifests=manifests, tokenizer=TOKENIZER, limits=Limits(), seed=0
+    )
+    made.select()
+    assert made.test_names == ["train", "dev", "one", "two"]
+    assert [len(loader.dataset) for loader in made.test_dataloader()] == [6, 2, 3, 1]
 
 
 def test_ids_in_two_splits_are_refused_unless_allowed(config):
@@ -135,6 +148,22 @@ def test_a_run_refuses_files_of_other_rates_and_names_them(config, check_audio):
     assert [(skip.id, skip.reason) for skip in skipped] == [("dev1", "other_rate")]
     both = data_of(replace(refusing, resample=True))
     assert sum(len(batch) for batch in both.val_dataloader()[0]) == 2
+
+
+def test_files_that_are_not_there_are_named_with_their_keys(config, tmp_path):
+    none, two = str(tmp_path / "none.jsonl"), {"a": "a.jsonl", "b": "b.jsonl"}
+    single = replace(config, train={"none": none}, dev="dev.jsonl", test={"none": none})
+    for given, keys in (
+        (single, ["data.train", "data.dev", "data.test"]),
+        (
+            replace(single, train=two, test=two),
+            ["data.train.a", "data.train.b", "data.dev", "data.test.a", "data.test.b"],
+        ),
+    ):
+        with pytest.raises(UserErrors) as found:
+            read_manifests(given)
+        assert [str(error).split(": ")[0] for error in found.value.errors] == keys
+        assert all("jsonl: no such manifest. Give the path" in str(error) for error in found.value.errors)
 
 
 def test_too_many_skips_are_refused(config):

@@ -1,5 +1,6 @@
-"""Speed perturbation: draws, limits, audio, and its use in training only."""
+"""Speed and tempo: draws, limits, lengths, audio, and their use in training only."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.audio import read_waveform, resample
 from ssl_asr.data.filters import Limits
-from ssl_asr.data.speed import SpeedPerturbation
+from ssl_asr.data.speed import SpeedPerturbation, changed_lengths, stretched
 from ssl_asr.types import Utterance
+from tests.data.test_module import config as config  # a fixture
+from tests.data.test_module import data_of
 from tests.training.toy_runs import build, toy_overrides
 
 FACTORS = [0.9, 1.0, 1.1]
@@ -27,18 +32,24 @@ def utterances(*durations, text="ab"):
     return [Utterance(id=str(i), audio_filepath="a.wav", duration=d, text=text) for i, d in enumerate(durations)]
 
 
-def perturbation(rows, limits=None, seed=0, tokenizer=None):
-    return SpeedPerturbation(FACTORS, rows, limits or Limits(), tokenizer=tokenizer, seed=seed)
+def perturbation(rows, limits=None, seed=0, tokenizer=None, speeds=FACTORS, tempos=()):
+    return SpeedPerturbation(speeds, tempos, rows, limits or Limits(), tokenizer=tokenizer, seed=seed)
 
 
 def test_factors_are_uniform_differ_by_epoch_and_are_reproducible():
-    speeds = perturbation(utterances(*[2.0] * 3000))
+    rows = utterances(*[2.0] * 3000)
+    speeds = perturbation(rows)
     first, second = speeds.draw(0), speeds.draw(1)
-    assert (first == perturbation(utterances(*[2.0] * 3000)).draw(0)).all()
-    assert (first != second).mean() == pytest.approx(2 / 3, abs=0.05)
+    assert (first == perturbation(rows).draw(0)).all()
+    assert (first[:, 0] != second[:, 0]).mean() == pytest.approx(2 / 3, abs=0.05)
     for factor in FACTORS:
-        assert (first == factor).mean() == pytest.approx(1 / 3, abs=0.04)
-    assert (first != perturbation(utterances(*[2.0] * 3000), seed=1).draw(0)).any()
+        assert (first[:, 0] == factor).mean() == pytest.approx(1 / 3, abs=0.04)
+    assert (first[:, 1] == 1).all()
+    assert (first != perturbation(rows, seed=1).draw(0)).any()
+    pairs = perturbation(rows, speeds=[0.9, 1.1], tempos=[0.8, 1.0, 1.25]).draw(0)
+    for pair in itertools.product([0.9, 1.1], [0.8, 1.0, 1.25]):
+        assert (pairs == pair).all(axis=1).mean() == pytest.approx(1 / 6, abs=0.03)
+    assert (perturbation(rows, speeds=[], tempos=[0.8]).draw(0) == [1.0, 0.8]).all()
 
 
 def test_factor_outside_limits_is_never_drawn():
@@ -46,16 +57,26 @@ def test_factor_outside_limits_is_never_drawn():
     limits = Limits(min_s=1.0, max_s=30.0, ctc_frames=lambda samples: samples // 800)
     rows = [*utterances(28.0, 1.05), *utterances(1.2, text="ab" * 12), *utterances(10.0)]
     speeds = perturbation(rows, limits, tokenizer=Spelling())
-    seen = np.array([speeds.draw(epoch) for epoch in range(200)])
+    seen = np.array([speeds.draw(epoch)[:, 0] for epoch in range(200)])
     assert set(seen[:, 0]) == {1.0, 1.1}
     assert set(seen[:, 1]) == {0.9, 1.0}
     assert set(seen[:, 2]) == {0.9, 1.0}
     assert set(seen[:, 3]) == set(FACTORS)
 
 
+def test_limits_hold_for_speed_and_tempo_together():
+    """Ten frames a second hold the eight labels in 0.8 s: at 1.25 and at 1.1, but not at both."""
+    limits = Limits(ctc_frames=lambda samples: samples // 1600)
+    rows = utterances(1.0, text="abababab")
+    speeds = perturbation(rows, limits, tokenizer=Spelling(), speeds=[1.0, 1.1], tempos=[1.0, 1.25])
+    seen = {tuple(speeds.draw(epoch)[0].tolist()) for epoch in range(100)}
+    assert seen == {(1.0, 1.0), (1.1, 1.0), (1.0, 1.25)}
+
+
 def test_utterance_keeps_its_speed_if_no_factor_is_within_limits():
-    speeds = SpeedPerturbation([0.5], utterances(20.0, 4.0), Limits(max_s=30.0), tokenizer=None, seed=0)
-    assert speeds.draw(0).tolist() == [1.0, 0.5]
+    rows = utterances(20.0, 4.0)
+    assert perturbation(rows, Limits(max_s=30.0), speeds=[0.5]).draw(0).tolist() == [[1.0, 1.0], [0.5, 1.0]]
+    assert perturbation(rows, Limits(max_s=30.0), speeds=[], tempos=[0.5]).draw(0).tolist() == [[1.0, 1.0], [1.0, 0.5]]
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 8000])
@@ -77,6 +98,68 @@ def test_offset_and_duration_apply_before_speed(tmp_path):
     peak = int(torch.fft.rfft(fast).abs().argmax()) * 16000 / len(fast)
     assert len(fast) == 25600
     assert peak == pytest.approx(500, abs=1)
+
+
+def peak_hz(waveform):
+    spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform)), 1 << 18).abs()
+    return int(spectrum.argmax()) * 16000 / (1 << 18)
+
+
+@pytest.mark.parametrize("tempo", [0.5, 0.8, 0.9, 1.1, 1.25, 2.0])
+def test_tempo_keeps_the_pitch_and_the_level(tempo):
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(32000) / 16000)
+    changed = stretched(tone, tempo)
+    assert len(changed) == round(32000 / tempo)
+    assert peak_hz(changed) == pytest.approx(440, abs=1)
+    assert peak_hz(resampled := torchaudio.functional.speed(tone, 16000, tempo)[0]) == pytest.approx(440 * tempo, abs=1)
+    assert len(resampled) == pytest.approx(len(changed), abs=1)
+    assert float(changed.square().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(changed[-800:].square().mean()) > 0.3, "the end is not cut off"
+
+
+def test_tempo_keeps_the_order_and_the_places_of_sounds():
+    quiet, tones = torch.zeros(8000), [torch.sin(2 * torch.pi * hz * torch.arange(8000) / 16000) for hz in (300, 900)]
+    changed = stretched(torch.cat([tones[0], quiet, tones[1], quiet]), 1.25)
+    assert len(changed) == 25600
+    assert peak_hz(changed[400:6000]) == pytest.approx(300, abs=2)
+    assert peak_hz(changed[13300:18800]) == pytest.approx(900, abs=2)
+    assert float(changed[7400:12000].abs().max()) < 0.01
+
+
+@settings(max_examples=60, deadline=None)
+@example(1, 1.0, 2.0)
+@given(st.integers(1, 40_000), st.floats(0.5, 2), st.floats(0.5, 2))
+def test_lengths_are_those_that_batches_are_planned_with(samples, speed, tempo):
+    waveform = torch.sin(torch.arange(samples) / 20.0)
+    faster = resample(waveform, round(speed * 16000))
+    changed = stretched(faster, tempo)
+    assert changed_lengths(np.array([samples]), np.array([[speed, tempo]])).tolist() == [len(changed)]
+    assert changed.dtype == torch.float32
+    assert torch.isfinite(changed).all()
+    assert torch.equal(changed, stretched(faster, tempo))
+
+
+def test_batches_with_tempo_are_equal_for_any_number_of_workers(config):
+    config = replace(config, speed_factors=[0.9, 1.0, 1.1], tempo_factors=[0.8, 1.0, 1.25], max_batch_s=3.0)
+
+    def batches(epoch, workers, start=0):
+        data = data_of(replace(config, num_workers=workers), epoch=epoch)
+        loader = data.train_dataloader()
+        loader.load_state_dict({"epoch": epoch, "batches": start})
+        return list(loader), data.train_sampler(epoch)
+
+    own, sampler = batches(1, 0)
+    for workers, start in ((4, 0), (0, 1)):
+        others, _ = batches(1, workers, start)
+        assert len(others) == len(own) - start
+        for one, other in zip(own[start:], others, strict=True):
+            assert torch.equal(one.waveform_BT, other.waveform_BT)
+            assert [u.id for u in one.utterances] == [u.id for u in other.utterances]
+    for batch, indices in zip(own, sampler.batches, strict=True):
+        assert (batch.lengths_B.numpy() == np.round(sampler.durations_N[indices] * 16000)).all(), "promised and got"
+        assert len(batch.utterances) == 1 or batch.waveform_BT.numel() <= 3.0 * 16000
+    lengths = {epoch: sorted(int(n) for b in batches(epoch, 0)[0] for n in b.lengths_B) for epoch in (0, 1)}
+    assert lengths[0] != lengths[1]
 
 
 def test_speed_changes_by_epoch_in_training_and_never_in_evaluation(toy_checkpoints, toy_corpus, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_asr.data.line_index import id_hash
+from ssl_asr.errors import ConfigError, UserError, collecting, raise_all
 from ssl_asr.types import Utterance
 
 
@@ -44,7 +45,7 @@ class AudioAugment(Protocol):
         """The change.
 
         Raises:
-            UserError: Files that it needs cannot be read.
+            UserError: Files that it needs cannot be read. The key of a ConfigError is that below the option.
         """
 
 
@@ -54,10 +55,19 @@ class Augmentation:
     Args:
         options: Options by name, in the order in which they are applied.
         seed: Equal seeds, epochs and ids give equal changes.
+
+    Raises:
+        UserError: Files that options need cannot be read. Lists the errors of all options.
     """
 
     def __init__(self, options: Mapping[str, AudioAugment], *, seed: int) -> None:
-        self._changes = [(option.probability, option.build()) for option in options.values()]
+        self._changes: list[tuple[float, Change]] = []
+        errors: list[UserError] = []
+        for name, option in options.items():
+            with collecting(errors):
+                self._changes.append((option.probability, option.build()))
+            errors = [_below(name, error) for error in errors]
+        raise_all(errors)
         self._seed = seed
 
     def __call__(self, waveform_T: Tensor, utterance: Utterance, epoch: int) -> Tensor:
@@ -67,3 +77,10 @@ class Augmentation:
             if rng.random() < probability:
                 waveform_T = change(waveform_T, rng)
         return waveform_T
+
+
+def _below(name: str, error: UserError) -> UserError:
+    """An error of an option with its whole key."""
+    if not isinstance(error, ConfigError) or error.where.startswith("audio_augment."):
+        return error
+    return ConfigError(f"audio_augment.{name}.{error.where}", error.what, error.remedy)

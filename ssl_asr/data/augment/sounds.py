@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_asr.data.audio import check_header, read_waveform
 from ssl_asr.data.manifest import Manifest, read_manifest
-from ssl_asr.errors import AudioError, raise_all
+from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, raise_all
 from ssl_asr.types import (
     SAMPLE_RATE,
     Expected,
@@ -45,19 +45,29 @@ def _samples(path: str, offset: Seconds, duration: Seconds, channel: int | None)
     )
 
 
-def _recordings(path: str) -> Manifest:
+def _recordings(path: str, source: str) -> Manifest:
     """A manifest whose audio files can be opened.
 
+    Args:
+        path: The manifest.
+        source: Where users find such recordings.
+
     Raises:
-        ManifestError, AudioError, UserErrors: The manifest, or a file of it, cannot be read.
+        ConfigError: The manifest cannot be read.
+        ManifestError, AudioError, UserErrors: Lines are wrong, or files cannot be read.
     """
-    manifest = read_manifest(path, require_text=False, unique_ids=False)
-    errors = []
+    try:
+        manifest = read_manifest(path, require_text=False, unique_ids=False)
+    except ManifestError as error:
+        if error.where != path:
+            raise
+        remedy = f"give the path of a manifest. {source} has free recordings, and `ssl-asr prepare FOLDER"
+        what = f"{path}: {error.what}"
+        raise ConfigError("manifest", what, f"{remedy} require_text=false` makes a manifest") from None
+    errors: list[UserError] = []
     for recording in manifest:
-        try:
+        with collecting(errors):
             check_header(recording)
-        except AudioError as error:
-            errors.append(error)
     raise_all(errors)
     return manifest
 
@@ -84,9 +94,9 @@ class Noise:
         """See `NoiseAdder`.
 
         Raises:
-            ManifestError, UserErrors: The manifest cannot be read, or is wrong.
+            UserError: The manifest cannot be read, or is wrong.
         """
-        return NoiseAdder(_recordings(self.manifest), self.snr_db)
+        return NoiseAdder(_recordings(self.manifest, "MUSAN (https://www.openslr.org/17)"), self.snr_db)
 
 
 class NoiseAdder:
@@ -143,9 +153,9 @@ class Rooms:
         """See `RoomAdder`.
 
         Raises:
-            ManifestError, UserErrors: The manifest cannot be read, or is wrong.
+            UserError: The manifest cannot be read, or is wrong.
         """
-        return RoomAdder(_recordings(self.manifest))
+        return RoomAdder(_recordings(self.manifest, "OpenSLR 28 (https://www.openslr.org/28)"))
 
 
 class RoomAdder:

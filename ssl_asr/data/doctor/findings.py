@@ -1,39 +1,4 @@
-"""What the check can find, and how bad each finding is.
-
-======================  =======  =====================================================================================
-finding                 level    meaning
-======================  =======  =====================================================================================
-missing_file            error    there is no such file; also ``unreadable_file``
-empty_file              error    the file has 0 bytes; also ``no_samples``
-not_audio               error    the file holds something else; also ``no_decoder``, ``bad_sample_rate``
-decode_error            error    the file is truncated or corrupt
-duration_mismatch       error    the audio ends before the manifest says
-non_finite              error    NaN or infinite samples; also ``out_of_range``
-no_such_channel         error    the file does not have the channel; also ``many_channels``
-silent                  error    no sample is above -70 dB
-empty_text              error    there is no text, before or after normalization
-too_short, too_long     error    outside the limits of the model
-too_many_tokens         error    the text does not fit into the decoder of the model
-ctc_target_too_long     error    the text needs more frames than the audio has
-unseen_labels           error    the tokenizer of the model cannot spell the text
-duplicate_id            error    the id is that of an earlier line of the split
-leaked_audio            error    the audio is also in a training split. The line is kept: the training line is not
-in_evaluation           error    the audio of the training line is also in another split
-rate_outlier            warning  far more or fewer characters per second than all others: another text or duration
-text_mismatch           warning  a model transcribes the audio as another text
-longer_than_manifest    warning  the file goes on after the duration of its only line
-duplicate_audio         warning  the samples are those of an earlier line of the split
-duplicate_path          warning  the file and span are those of an earlier line of the split
-leaked_text             warning  a long text is also in a training split
-unseen_characters       warning  characters that no training split has
-clipped, cut_off, …     warning  other findings of `ssl_asr.data.signal`
-resampled               note     the sample rate is not 16 kHz
-several_channels        note     channels become one
-duplicate_text          note     the text is that of an earlier line of the split
-shared_text             note     a short text is also in a training split
-shared_speaker          note     the speaker is also in a training split
-======================  =======  =====================================================================================
-"""
+"""What the check can find, how bad each finding is, and what it means. `MEANINGS` has all of them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -41,16 +6,80 @@ from typing import Literal
 from ssl_asr.types import Seconds, Skip, Utterance
 
 Level = Literal["error", "warning", "note"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-
-_WARNINGS = {
-    *("rate_outlier", "text_mismatch", "longer_than_manifest", "duplicate_audio", "duplicate_path"),
-    *("leaked_text", "unseen_characters"),
-    *("clipped", "cut_off", "damaged", "dc_offset", "over_range", "opposite_phase", "integers_as_floats"),
+LEVELS: dict[Level, str] = {
+    "error": "The line cannot be used, or makes an evaluation wrong. The cleaned manifest is without it.",
+    "warning": "The line may not be what was meant. For some warnings, cleaned training manifests are without it.",
+    "note": "Worth knowing. The line stays.",
 }
-_NOTES = {"resampled", "several_channels", "duplicate_text", "shared_text", "shared_speaker"}
+"""Levels of findings, the worst one first, and what they mean."""
+
+_ERRORS = {
+    "invalid_line": "the line is no JSON object with the keys of a manifest",
+    "missing_file": "there is no such file",
+    "unreadable_file": "the file cannot be opened",
+    "empty_file": "the file has 0 bytes",
+    "no_samples": "the file has a header, and no audio",
+    "not_audio": "the file holds something else",
+    "no_decoder": "FFmpeg has no decoder for the audio",
+    "bad_sample_rate": "the header has no usable sample rate",
+    "decode_error": "the file is truncated or corrupt",
+    "duration_mismatch": "the audio ends before the manifest says",
+    "non_finite": "samples are NaN or infinite",
+    "out_of_range": "samples are larger than any format has them",
+    "no_such_channel": "the file does not have the channel",
+    "many_channels": "the file has several channels, and downmix=refuse",
+    "empty_text": "there is no text, before or after normalization",
+    "too_short": "shorter than the model takes",
+    "too_long": "longer than the model takes",
+    "too_many_tokens": "the text does not fit into the decoder of the model",
+    "ctc_target_too_long": "the text needs more frames than the audio has",
+    "unseen_labels": "the tokenizer of the model cannot spell the text",
+    "duplicate_id": "the id is that of an earlier line of the split",
+    "leaked_audio": "the audio is also in a training split. The line is kept: the training line is not",
+    "in_evaluation": "the audio of the training line is also in another split",
+}
+_WARNINGS = {
+    "silent": "no sample is above -70 dB. Training on it with a text teaches a model to invent texts",
+    "impossible_rate": "more characters per second than anybody speaks: another text or duration",
+    "rate_outlier": "far more or fewer characters per second than all others: another text or duration",
+    "text_mismatch": "a model transcribes the audio as another text",
+    "longer_than_manifest": "the file goes on after the duration of its only line",
+    "duplicate_audio": "the samples are those of an earlier line of the split",
+    "duplicate_path": "the file and span are those of an earlier line of the split",
+    "leaked_speaker": "the speaker of the training line is also in another split, and such lines are at most a tenth of"
+    " training. Where more are, splits share speakers on purpose",
+    "leaked_text": "a long text is also in a training split",
+    "unseen_characters": "characters that no training split has",
+    "clipped": "over 1 % of the samples are at full scale, so that peaks are cut off",
+    "cut_off": "the file ends before its header says",
+    "damaged": "packets of the file could not be decoded and were left out",
+    "dc_offset": "the mean of the samples is above 5 % of full scale",
+    "over_range": "samples are above full scale",
+    "opposite_phase": "channels cancel when mixed, so that one of them is used",
+    "integers_as_floats": "samples are integers that are stored as floats, and were scaled",
+}
+_NOTES = {
+    "resampled": "the sample rate is not 16 kHz",
+    "several_channels": "channels become one",
+    "duplicate_text": "the text is that of an earlier line of the split",
+    "shared_text": "a short text is also in a training split",
+    "shared_speaker": "the speaker is also in a training split",
+}
+MEANINGS = _ERRORS | _WARNINGS | _NOTES
+"""What each finding means."""
+
 # Findings besides errors whose lines are left out of cleaned training manifests.
-DROPPED = frozenset({"rate_outlier", "text_mismatch", "duplicate_audio", "duplicate_path"})
+DROPPED = frozenset(
+    {
+        "silent",
+        "impossible_rate",
+        "rate_outlier",
+        "text_mismatch",
+        "duplicate_audio",
+        "duplicate_path",
+        "leaked_speaker",
+    }
+)
 
 
 def level_of(finding: str) -> Level:
@@ -66,7 +95,7 @@ class Finding:
         split: Name of the manifest.
         id: Id of the utterance.
         where: ``file:line``.
-        finding: Short name, see the table above.
+        finding: Short name, see `MEANINGS`.
         detail: The values seen.
         duration: Seconds of the utterance.
     """

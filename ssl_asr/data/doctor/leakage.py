@@ -30,6 +30,8 @@ _SPEAKER_KEYS = ("speaker", "speaker_id", "spk", "spk_id", "client_id")
 _LONG_WORDS, _LONG_CHARACTERS = 6, 30
 # Share of a split with long texts of training from which on its score says nothing about new texts.
 _MOST_TEXTS = 0.9
+# Share of the training lines up to which speakers that evaluation has too are a mistake.
+_MOST_LEAKED_SPEAKERS = 0.1
 # Spans that touch by rounding do not overlap.
 _OVERLAP_S: Seconds = 0.05
 
@@ -142,6 +144,30 @@ def leaked_audio(training: str, utterance: Utterance, split: str, other: Utteran
     """The two findings for a training line and an evaluation line of the same audio."""
     yield Finding.of(split, other, "leaked_audio", f"the audio is also in training, at {_place(utterance)}")
     yield Finding.of(training, utterance, "in_evaluation", f"the audio is also in {split}, at {_place(other)}")
+
+
+def leaked_speakers(manifests: Mapping[str, Manifest], training: Collection[str]) -> Iterator[Finding]:
+    """Training lines whose speaker is also in an evaluation split, if they are at most a tenth of training.
+
+    More of them are no mistake: some corpora have the same speakers in all splits.
+
+    Args:
+        manifests: Manifests by name.
+        training: Names of training splits.
+    """
+    evaluated: dict[str, str] = {}
+    for split in manifests.keys() - training:
+        evaluated |= {speaker: split for one in manifests[split] if (speaker := speaker_of(one)) is not None}
+    if not evaluated:
+        return
+    found = [
+        Finding.of(name, one, "leaked_speaker", f"speaker {speaker} is also in {evaluated[speaker]}")
+        for name in training
+        for one in manifests[name]
+        if (speaker := speaker_of(one)) in evaluated and speaker is not None
+    ]
+    if len(found) <= _MOST_LEAKED_SPEAKERS * sum(len(manifests[name]) for name in training):
+        yield from found
 
 
 def _copy_of(index: _Index, path: str) -> str | None:

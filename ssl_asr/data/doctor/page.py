@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_asr.data.doctor.findings import LEVELS, Finding
+from ssl_asr.data.doctor.findings import LEVELS, MEANINGS, Finding
 from ssl_asr.data.doctor.plots import bars, histograms
 from ssl_asr.data.doctor.report import Report
 
@@ -30,6 +30,8 @@ figure { margin: 0; overflow-x: auto; } figcaption { font-weight: 600; margin-bo
 svg { font: 12px system-ui, sans-serif; fill: var(--ink); max-width: 100%; height: auto; }
 svg rect { fill: var(--bar); } svg line { stroke: var(--line); }
 svg .name { text-anchor: end; } svg .tick { text-anchor: middle; } svg .small { font-size: 10px; fill: var(--note); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .4rem 0; }
+dt { font-weight: 600; } dd { margin: 0; }
 details { margin: .4rem 0; } summary { cursor: pointer; } code { font-size: .92em; overflow-wrap: anywhere; }
 """
 
@@ -42,6 +44,7 @@ def page(report: Report) -> str:
         _splits(report),
         "<h2>Findings</h2>",
         _counts(report),
+        _legend(report),
         "<h2>Plots</h2>",
         f'<div class="plots">{"".join(_plots(report))}</div>',
         "<h2>Lines</h2>",
@@ -90,6 +93,21 @@ def _counts(report: Report) -> str:
     if not rows:
         return "<p>Nothing was found.</p>"
     return _table(["level", "finding", "split", "lines", "%"], rows, numbers=(3, 4))
+
+
+def _legend(report: Report) -> str:
+    """What the words of the page mean: levels, the findings of this report, and units."""
+    found = dict.fromkeys(finding for _, finding in report.counts)
+    names = [name for level in LEVELS for name in found if report.level(name) == level]
+    words = {
+        **LEVELS,
+        **{name: MEANINGS.get(name, "the audio cannot be used") for name in names},
+        "dropped": "Lines that the cleaned manifest in the folder clean does not have. skipped.jsonl has the reasons.",
+        "dB of full scale": "Level of the audio. 0 dB is the largest that a file holds. Speech usually has -35 to -15.",
+        "characters per second": "Without spaces. Speech in alphabets usually has 8 to 20.",
+    }
+    rows = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(meaning)}</dd>" for word, meaning in words.items())
+    return f"<details><summary>What the words mean</summary><dl>{rows}</dl></details>"
 
 
 def _plots(report: Report) -> list[str]:

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from rich.table import Table
 
 from ssl_asr.data.doctor.audio import Heard, hear
 from ssl_asr.data.doctor.findings import LEVELS, Finding, Level, level_of
-from ssl_asr.data.doctor.leakage import leakage, leaked_audio, speaker_of
+from ssl_asr.data.doctor.leakage import leakage, leaked_audio, leaked_speakers, speaker_of
 from ssl_asr.data.doctor.text import ModelLimits, characters_of, rate_findings, text_findings, training_names
 from ssl_asr.data.filters import write_skips
 from ssl_asr.data.identity import identity
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import Downmix, Normalizer, Seconds, Skip, Utterance
 
 # Notes of one kind in one split that are kept. All are counted.
 _NOTES = 100
-_SILENT = ("silent",)
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Split:
 
     Attributes:
         path: The manifest.
-        lines: Number of utterances.
+        lines: Number of lines.
         hours: Sum of the durations in the manifest, and of what is decoded where the manifest has none.
         speakers: Number of speakers that the manifest names.
         rates, channels: Number of utterances by sample rate and by number of channels of the file.
@@ -118,6 +118,15 @@ class Report:
             if one.level != "note" or self.counts[one.split, one.finding] <= _NOTES:
                 self.findings.append(one)
 
+    def add_invalid(self, invalid: Mapping[str, Sequence[ManifestError]]) -> None:
+        """Add the lines of manifests that cannot be used, each with all that is wrong with it."""
+        for split, errors in invalid.items():
+            lines: dict[str, list[str]] = {}
+            for error in errors:
+                lines.setdefault(error.where, []).append(error.what)
+            self.splits[split].lines += len(lines)
+            self.add(Finding(split, "", where, "invalid_line", "; ".join(whats)) for where, whats in lines.items())
+
     @staticmethod
     def level(finding: str) -> Level:
         """How bad a finding is."""
@@ -164,7 +173,7 @@ class Report:
         for column in ("level", "finding", *self.splits):
             table.add_column(column, justify="left" if column in ("level", "finding") else "right")
         names = list(dict.fromkeys(finding for _, finding in self.counts))
-        for finding in sorted(names, key=lambda name: LEVELS.index(level_of(name))):
+        for finding in sorted(names, key=lambda name: list(LEVELS).index(level_of(name))):
             numbers = [self.counts.get((split, finding), 0) for split in self.splits]
             table.add_row(level_of(finding), finding, *(f"{number:,}" if number else "" for number in numbers))
         table.add_section()
@@ -177,6 +186,7 @@ def examine(
     manifests: Mapping[str, Manifest],
     *,
     normalize: Normalizer,
+    invalid: Mapping[str, Sequence[ManifestError]] | None = None,
     model: ModelLimits | None = None,
     downmix: Downmix = "mean",
     threads: int = 4,
@@ -187,6 +197,8 @@ def examine(
     Args:
         manifests: Manifests by name. See `training_names` for which of them are training splits.
         normalize: Normalizer of texts that are compared.
+        invalid: Errors of the lines that are not in the manifests, by the names of the manifests. Default: None (no
+            such lines).
         model: Limits and tokenizer of a model, or None.
         downmix: What several channels become.
         threads: Number of threads that decode.
@@ -194,6 +206,7 @@ def examine(
     """
     training = training_names(manifests)
     report = Report({name: Split.of(manifest) for name, manifest in manifests.items()}, training)
+    report.add_invalid(invalid or {})
     digests: dict[str, dict[str, Utterance]] = {name: {} for name in manifests}
     usable: dict[str, list[Heard]] = {name: [] for name in manifests}
     places = {name: itertools.count() for name in manifests}
@@ -204,7 +217,7 @@ def examine(
         report.add(heard.findings)
         report.splits[heard.split].hours += float(durations_N[place]) / 3600
         report.splits[heard.split].add(heard)
-        is_silent = any(one.finding in _SILENT for one in heard.findings)
+        is_silent = any(one.finding == "silent" for one in heard.findings)
         if heard.digest and not is_silent:
             report.add(_same_samples(heard, digests[heard.split]))
             if heard.utterance.text.strip():
@@ -215,6 +228,7 @@ def examine(
     report.add(text_findings(manifests, training, normalize, model))
     report.add(leakage(manifests, training, normalize))
     report.add(_leaked_samples(digests, training))
+    report.add(leaked_speakers(manifests, training))
     for name, manifest in manifests.items():
         report.add(_repeated(name, manifest, normalize))
     _count_unseen(report, manifests, training, normalize)

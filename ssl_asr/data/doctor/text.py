@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from ssl_asr.types import Normalizer, Tokenizer, Utterance
 _FEWEST = 20
 # Deviation of the logarithm of a duration from the usual one, in robust standard deviations, and at least this factor.
 _DEVIATIONS, _FACTOR = 5.0, 1.6
+# Letters of alphabets per second that nobody speaks: fast speech has 25. A character of Chinese, Japanese or Korean
+# takes the time of three. Durations below the last number are too short to tell.
+_FASTEST, _WIDE, _SHORTEST_S = 40.0, 3, 0.1
 # Other utterances that each utterance is compared with.
 _PAIRS = 50
 
@@ -102,7 +106,10 @@ def _unseen(manifests: Mapping[str, Manifest], training: Collection[str], normal
 
 
 def rate_findings(split: str, utterances: Sequence[Utterance], seconds_N: NDArray[np.float64]) -> Iterator[Finding]:
-    """Utterances whose duration does not go with the length of their text.
+    """Utterances whose duration does not go with the length of their text: ``impossible_rate`` and ``rate_outlier``.
+
+    More than 40 letters per second are impossible, however few utterances there are. For outliers, at least 20 are
+    compared.
 
     The usual duration is ``pause + characters * time``, see `usual_durations`. An utterance is an outlier if both its
     duration, compared with the usual one, and its characters per second, compared with the median, are a factor of more
@@ -114,6 +121,8 @@ def rate_findings(split: str, utterances: Sequence[Utterance], seconds_N: NDArra
         utterances: Utterances with audio and text.
         seconds_N: Their decoded durations.
     """
+    impossible = list(_impossible(split, utterances, seconds_N))
+    yield from impossible
     characters_N = np.array([len(utterance.text.replace(" ", "")) for utterance in utterances], dtype=np.float64)
     if len(utterances) < _FEWEST:
         return
@@ -121,9 +130,22 @@ def rate_findings(split: str, utterances: Sequence[Utterance], seconds_N: NDArra
     rates_N = np.maximum(characters_N, 1) / seconds_N
     # Slow where the duration is long.
     apart_N = _beyond(seconds_N / usual_N) - _beyond(rates_N)
+    known = {(one.where, one.id) for one in impossible}
     for i in np.flatnonzero(np.abs(apart_N) == 2).tolist():
+        if (utterances[i].where, utterances[i].id) in known:
+            continue
         what = f"{characters_N[i]:.0f} characters in {seconds_N[i]:.2f} s ({rates_N[i]:.1f} per second), usually "
         yield Finding.of(split, utterances[i], "rate_outlier", f"{what}{usual_N[i]:.2f} s for such a text")
+
+
+def _impossible(split: str, utterances: Sequence[Utterance], seconds_N: NDArray[np.float64]) -> Iterator[Finding]:
+    """Utterances with more characters per second than anybody speaks, whatever the others have."""
+    for utterance, seconds in zip(utterances, seconds_N.tolist(), strict=True):
+        letters = "".join(filter(str.isalnum, utterance.text))
+        spoken = sum(_WIDE if east_asian_width(letter) in "WF" else 1 for letter in letters)
+        if spoken > _FASTEST * max(seconds, _SHORTEST_S):
+            what = f"{len(letters)} letters and digits in {seconds:.2f} s ({len(letters) / seconds:.0f} per second)"
+            yield Finding.of(split, utterance, "impossible_rate", what)
 
 
 def _beyond(ratios_N: NDArray[np.float64]) -> NDArray[np.int64]:

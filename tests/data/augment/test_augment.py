@@ -14,7 +14,7 @@ import torch
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.augment.channels import BandLimit, Codec, FrequencyDrop, TimeDrop, Volume, coded
 from ssl_asr.data.augment.sounds import Noise, Rooms
-from ssl_asr.errors import ManifestError, UserErrors
+from ssl_asr.errors import UserErrors
 from ssl_asr.types import Utterance
 from tests.data.test_module import config as config  # a fixture
 from tests.data.test_module import data_of
@@ -109,8 +109,15 @@ def test_recordings_that_cannot_be_read_are_errors_before_training(tmp_path, opt
     (tmp_path / "cut.wav").write_bytes(b"")
     with pytest.raises(UserErrors, match=r"(?s)sounds.jsonl:2.*no such file.*sounds.jsonl:3"):
         option(manifest=path, probability=1.0).build()
-    with pytest.raises(ManifestError, match="no such manifest"):
-        option(manifest=str(tmp_path / "none.jsonl"), probability=1.0).build()
+    none = {name: option(manifest=str(tmp_path / f"{name}.jsonl"), probability=1.0) for name in ("one", "two")}
+    with pytest.raises(UserErrors) as caught:
+        Augmentation({**none, "three": option(manifest=path, probability=1.0)}, seed=0)
+    errors = list(map(str, caught.value.errors))
+    assert len(errors) == 4
+    for name, error in zip(("one", "two"), errors, strict=False):
+        start = f"audio_augment.{name}.manifest: {tmp_path / name}.jsonl: no such manifest. "
+        assert error.startswith(start)
+        assert "openslr.org" in error
 
 
 def test_volume_is_a_factor():

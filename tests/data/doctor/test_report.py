@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import soundfile
 from ssl_asr.commands.check import check
 from ssl_asr.config.tools import CheckConfig
 from ssl_asr.data.characters import CharTokenizer
-from ssl_asr.data.doctor.findings import LEVELS, Finding, level_of
+from ssl_asr.data.doctor import findings
+from ssl_asr.data.doctor.findings import DROPPED, LEVELS, MEANINGS, Finding, level_of
 from ssl_asr.data.doctor.report import Report, examine, write_clean
 from ssl_asr.data.doctor.text import ModelLimits, rate_findings, usual_durations
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import read_manifest
+from ssl_asr.data.signal import _SAID, Signal
 from ssl_asr.data.text import get_normalizer
+from ssl_asr.errors import UserErrors
 from ssl_asr.types import Utterance
 from tests.training.toy_runs import build, toy_overrides
 
@@ -131,7 +135,7 @@ def test_each_fault_of_a_line_is_found_and_nothing_else(corpus, fault):
     report, found = checked(corpus)
     assert found == [("train", "train0" if fault == "duplicate_id" else "train7", fault)]
     assert report.errors == (level_of(fault) == "error")
-    assert len(report.dropped("train")) == (level_of(fault) == "error")
+    assert len(report.dropped("train")) == (level_of(fault) == "error" or fault == "silent")
 
 
 def test_other_sample_rates_are_notes(corpus):
@@ -148,7 +152,7 @@ def test_other_sample_rates_are_notes(corpus):
 def test_a_wrong_text_and_a_wrong_duration_are_outliers(corpus):
     rows = rows_of(corpus)
     # A text of the same characters that is too long for the audio, and one that is too short.
-    rows[5]["text"] = "abc def gha bcd efg hab cde fgh abc def gha bcd efg"
+    rows[5]["text"] = "abc def gha bcd efg hab cde fgh ab"
     rows[9]["text"] = "a"
     save(corpus, "train", rows)
     report, found = checked(corpus)
@@ -160,7 +164,7 @@ def test_a_wrong_text_and_a_wrong_duration_are_outliers(corpus):
 def test_no_heuristic_decides_what_is_tested():
     for split, left_out in (("train", ["a", "b"]), ("test", ["b"])):
         report = Report({"train": None, "test": None}, frozenset({"train"}))
-        rows = (("a", "rate_outlier"), ("b", "silent"), ("c", "clipped"), ("d", "leaked_audio"))
+        rows = (("a", "rate_outlier"), ("b", "missing_file"), ("c", "clipped"), ("d", "leaked_audio"))
         report.add(Finding(split, name, f"m:{name}", finding, "") for name, finding in rows)
         assert [skip.id for skip in report.dropped(split)] == left_out
 
@@ -192,6 +196,7 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
         *(("train", f"train{i}", "in_evaluation") for i in (2, 3, 4)),
         ("test", "test3", "shared_text"),
         ("test", "test4", "shared_speaker"),
+        ("train", "train11", "leaked_speaker"),
         ("test", "test5", "leaked_text"),
         ("train", "train15", "duplicate_path"),
         ("train", "train16", "duplicate_audio"),
@@ -199,9 +204,22 @@ def test_duplicates_and_leaks_are_found_by_path_content_samples_text_and_speaker
     }
     assert {one for one in found if one[2] != "rate_outlier"} == wanted
     assert report.dropped("test") == [], "training loses what it shares with a test set"
-    assert {skip.id for skip in report.dropped("train")} >= {"train2", "train3", "train4"}
+    assert {skip.id for skip in report.dropped("train")} >= {"train2", "train3", "train4", "train11"}
     [leak] = [one for one in report.findings if one.id == "test0"]
     assert leak.detail.endswith("train.jsonl:3")
+
+
+@pytest.mark.parametrize(("shared", "leaked"), [(2, 2), (3, 0)])
+def test_speakers_of_over_a_tenth_of_training_are_shared_on_purpose(corpus, shared, leaked):
+    test = rows_of(corpus, "test")
+    for number in range(shared):
+        test[number]["speaker"] = f"train-{number}"
+    save(corpus, "test", test)
+    report, _ = checked(corpus)
+    kinds = {("test", "shared_speaker"): shared, ("train", "leaked_speaker"): leaked}
+    assert +report.counts == {key: count for key, count in kinds.items() if count}
+    assert len(report.dropped("train")) == leaked
+    assert not report.errors
 
 
 def test_segments_of_one_recording_share_no_audio(tmp_path):
@@ -259,13 +277,78 @@ def test_the_usual_duration_is_not_moved_by_outliers():
     assert [one.id for one in found] == [f"u{i}" for i in range(0, 200, 10)]
 
 
-def test_every_finding_has_a_row_in_the_table():
-    from ssl_asr.data.doctor import findings
+def test_every_finding_that_the_code_names_has_a_meaning():
+    """Reasons of audio errors, findings of signals, reasons of limits, and findings of the check itself."""
+    data = Path(findings.__file__).parent.parent
+    text = "".join(path.read_text() for path in sorted(data.rglob("*.py")))
+    named = {
+        *re.findall(r"Finding\.of\([^()]*?\"(\w+)\"", text),
+        *re.findall(r"_skip\(utterance, \"(\w+)\"", text),
+        *re.findall(r"(?:AudioError|MediaError)\((?:[^()]|\([^()]*\))*, \"([a-z_]+)\"\)", text),
+        *Signal(1).findings(),
+        *_SAID,
+    }
+    assert len(named) > 30
+    # Samples in memory, which no manifest has, and a plural.
+    assert named - {"bad_array", "channels"} <= set(MEANINGS)
+    assert {level_of(name) for name in MEANINGS} == set(LEVELS)
+    assert {level_of(name) for name in DROPPED} == {"warning"}
 
-    rows = re.findall(r"^(\w[^ ]*(?:, \w+)*) +(error|warning|note) ", findings.__doc__, flags=re.M)
-    named = {name: level for names, level in rows for name in names.split(", ")}
-    assert {name: level_of(name) for name in named} == named
-    assert set(named.values()) == set(LEVELS)
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "impossible"),
+    [
+        ("a" * 40, 1.0, False),
+        ("a b" * 30, 1.0, True),
+        ("...,,,!!!" * 9, 1.0, False),
+        ("语" * 13, 1.0, False),
+        ("语" * 14, 1.0, True),
+        ("word", 0.01, False),
+        ("words", 0.01, True),
+    ],
+)
+def test_rates_that_nobody_speaks_are_found_in_a_single_line(text, seconds, impossible):
+    found = list(rate_findings("train", [Utterance("u", "a.wav", seconds, text=text)], np.array([seconds])))
+    assert [one.finding for one in found] == ["impossible_rate"] * impossible
+
+
+def test_invalid_lines_are_listed_and_the_others_are_checked(corpus, tmp_path, capsys):
+    """More lines than the errors of a command list. Of the two errors of a line, both are named."""
+    lines = (corpus / "train.jsonl").read_text().splitlines()
+    bad = ["no json"] * 22 + ['{"audio_filepath": 3, "duration": -1}', "\xff", '["a list"]']
+    (corpus / "train.jsonl").write_text("\n".join([*bad[:3], *lines[:5], *bad[3:], *lines[5:]]), encoding="latin-1")
+    (corpus / "train3.flac").unlink()
+    config = CheckConfig(
+        manifest={"train": str(corpus / "train.jsonl")}, output_dir=str(tmp_path / "check"), verbose=False
+    )
+    with pytest.raises(SystemExit) as ended:
+        check(config, None)
+    assert ended.value.code == 1
+    assert "lines: 49 in, 23 in " in (said := capsys.readouterr().out)
+    assert "26 left out, 26 errors" in said
+    record = json.loads((tmp_path / "check" / "check.json").read_text())
+    found = [one for one in record["findings"] if one["finding"] == "invalid_line"]
+    invalid = {int(one["where"].split(":")[-1]): one["detail"] for one in found}
+    assert list(invalid) == [1, 2, 3, *range(9, 31)]
+    assert "'audio_filepath' is 3" in invalid[28]
+    assert "'duration' is -1" in invalid[28]
+    assert "missing_file" in {one["finding"] for one in record["findings"]}
+    skipped = [json.loads(line) for line in (tmp_path / "check" / "skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) == 26
+    assert {row["reason"] for row in skipped} == {"invalid_line", "missing_file"}
+    page = (tmp_path / "check" / "check.html").read_text()
+    assert "<dt>invalid_line</dt><dd>the line is no JSON object with the keys of a manifest</dd>" in page
+    assert "<dt>leaked_audio</dt>" not in page
+
+
+def test_manifests_that_cannot_be_checked_are_named_together(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("no json\n" * 3)
+    paths = {"train": str(tmp_path / "bad.jsonl"), "dev": str(tmp_path / "none.jsonl")}
+    with pytest.raises(UserErrors) as found:
+        check(CheckConfig(manifest=paths, output_dir=str(tmp_path / "check"), verbose=False), None)
+    assert len(found.value.errors) == 4
+    assert str(found.value.errors[-1]).startswith(f"manifest: {tmp_path}/none.jsonl: no such manifest.")
+    assert not (tmp_path / "check").exists()
 
 
 @pytest.fixture
