@@ -15,7 +15,14 @@ from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
 
 REPO = Path(__file__).parent.parent
-DOCS = ["README.md", "CHANGELOG.md", "tests/benchmarks/README.md", "tests/gpu/README.md", "tests/mutation/README.md"]
+DOCS = [
+    "README.md",
+    "conf/README.md",
+    "CHANGELOG.md",
+    "tests/benchmarks/README.md",
+    "tests/gpu/README.md",
+    "tests/mutation/README.md",
+]
 TEXTS = {name: (REPO / name).read_text() for name in DOCS}
 README = TEXTS["README.md"]
 STARTS = ("python -m ssl_asr.train", "ssl-asr ")
