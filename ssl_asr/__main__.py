@@ -27,14 +27,14 @@ def run_command(name: str) -> None:
     """Run a command on the rest of the command line."""
     from ssl_asr.config.interruption import interruptible
 
-    with interruptible() as go_on:
+    with interruptible():
         from ssl_asr.config import launch
 
         def load() -> launch.Job:
             job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{name}"), name)
             return job
 
-        launch.run(name, load, go_on)
+        launch.run(name, load)
 
 
 def _usage() -> str:

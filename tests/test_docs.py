@@ -15,7 +15,12 @@ from ssl_asr.config.arguments import read_words
 from ssl_asr.config.check import preflight
 
 REPO = Path(__file__).parent.parent
-DOCS = ["README.md", "CHANGELOG.md", *(f"tests/{name}README.md" for name in ("", "benchmarks/", "gpu/", "mutation/"))]
+DOCS = [
+    "README.md",
+    "conf/README.md",
+    "CHANGELOG.md",
+    *(f"tests/{name}README.md" for name in ("", "benchmarks/", "gpu/", "mutation/")),
+]
 TEXTS = {name: (REPO / name).read_text() for name in DOCS}
 README = TEXTS["README.md"]
 STARTS = ("python -m ssl_asr.train", "ssl-asr ")

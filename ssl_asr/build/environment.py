@@ -1,10 +1,11 @@
 """What a machine has, and what of it would stop a run: libraries, devices, room, permissions, keys and checkpoints."""
 
+import io
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -24,9 +25,21 @@ from ssl_asr.training.trainer import check_accelerator, check_strategy
 _LIBRARIES = ("torch", "torchaudio", "lightning", "transformers", "hydra-core", "soundfile", "av")
 # Free space in bytes below which a run is likely to fail, or may fail.
 _LEAST_FREE, _LITTLE_FREE = 100_000_000, 5_000_000_000
-# Extras that no user of the commands needs.
-_FOR_DEVELOPERS = {"bench", "dev", "mutation", "notebooks"}
-_EXTRA = re.compile(r"extra == ['\"]([\w-]+)")
+# Extras that users of the commands choose: the package, a module of it, and what it brings.
+EXTRAS = {
+    "8bit": ("bitsandbytes", "bitsandbytes", "optimizer=adamw_8bit"),
+    "corpus": ("espeakng-loader", "espeakng_loader", "ssl-asr corpus and demo: synthetic speech"),
+    "datasets": ("datasets", "datasets", "ssl-asr prepare: Hugging Face datasets"),
+    "kenlm": ("kenlm", "kenlm", "language models in KenLM's binary format"),
+    "lexicon": ("flashlight-text", "flashlight.lib.text", "decoder=ctc_lexicon"),
+    "lhotse": ("lhotse", "lhotse", "ssl-asr prepare: manifests of lhotse"),
+    "lora": ("peft", "peft", "freeze_policy=lora"),
+    "notebooks": ("matplotlib", "matplotlib", "the notebooks"),
+    "optuna": ("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "sweep=optuna"),
+    "slurm": ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "hydra/launcher=slurm"),
+    "tensorboard": ("tensorboard", "tensorboard", "logger=tensorboard"),
+    "translation": ("sacrebleu", "sacrebleu", "reference=translation: BLEU and chrF"),
+}
 _COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -202,22 +215,21 @@ def _checkpoints() -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    """Optional extras of ssl_asr that users choose, and whether their packages are installed."""
-    try:
-        package = metadata.metadata("ssl_asr")
-    except metadata.PackageNotFoundError:
-        return
-    packages: dict[str, list[str]] = {}
-    for line in package.get_all("Requires-Dist") or []:
-        needed, extra = re.match(r"[\w.-]+", line), _EXTRA.search(line)
-        if needed is not None and extra is not None and extra[1] not in _FOR_DEVELOPERS:
-            packages.setdefault(extra[1], []).append(needed[0])
-    for option, names in packages.items():
-        missing = [name for name in names if _version(name).seen == "not installed"]
-        remedy = f"pip install 'ssl_asr[{option}]', if you need it" if missing else ""
-        yield Finding(
-            name=f"extra {option}", seen=f"no {', '.join(missing)}" if missing else "installed", remedy=remedy
-        )
+    """Every optional extra: what it brings, and whether its package works."""
+    for option, (package, module, brings) in EXTRAS.items():
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                import_module(module)
+            yield Finding(name=f"extra {option}", seen=f"installed: {brings}")
+        except ModuleNotFoundError as error:
+            absent = error.name is not None and module.startswith(error.name)
+            seen = f"absent: {brings}" if absent else f"{package} cannot be imported: {error}"
+            remedy = f"pip install 'ssl_asr[{option}]'" + (", if you need it" if absent else "")
+            yield Finding(name=f"extra {option}", seen=seen, state="ok" if absent else "warning", remedy=remedy)
+        except Exception as error:  # a broken package may raise anything
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            seen, remedy = f"{package} cannot be imported: {said}", f"pip install --force-reinstall {package}"
+            yield Finding(name=f"extra {option}", seen=seen, state="warning", remedy=remedy)
 
 
 def _hub() -> Path:

@@ -31,6 +31,13 @@ from ssl_asr.textfiles import shown
 # Values of earlier versions, and what to write now.
 _RENAMED_VALUES = {"features=cached": "state_cache=disk", "features=none": "state_cache=none"}
 
+# Options of Hydra's plugins: the plugin, and the extra that installs it.
+_PLUGINS = {
+    "optuna": ("hydra-optuna-sweeper", "optuna"),
+    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "submitit_local": ("hydra-submitit-launcher", "slurm"),
+}
+
 
 def preflight(name: str, arguments: list[str]) -> None:
     """Check a command line, with every job of a sweep. Does nothing if the command line only shows something.
@@ -99,14 +106,31 @@ def composed_job(arguments: Arguments, overrides: list[str]) -> tuple[DictConfig
     return None, [*errors, ConfigError("config", *_renamed_in(said(cfg)))]
 
 
-def several_processes(config: TrainConfig) -> list[UserError]:
-    """An error if a job of a sweep starts several processes, each of which would start the whole sweep."""
+def several_processes(config: TrainConfig, launcher: DictConfig | None = None) -> list[UserError]:
+    """An error if a job of a sweep starts several processes, each of which would start the whole sweep.
+
+    Slurm starts the processes of a job itself, so that a job may have several there.
+
+    Args:
+        config: The job.
+        launcher: Hydra's launcher, which starts the jobs. Default: None (they run in this process).
+    """
     trainer = config.trainer
     one = trainer.devices in (1, "1") or (isinstance(trainer.devices, list) and len(trainer.devices) == 1)
-    if one and trainer.num_nodes == 1 and "ddp" not in trainer.strategy:
+    if launcher is not None and str(launcher.get("_target_")).endswith("SlurmLauncher"):
+        tasks, nodes = launcher.tasks_per_node, launcher.nodes
+        count = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+        if (str(tasks), int(nodes)) == (str(count), trainer.num_nodes):
+            return []
+        job = f"devices={trainer.devices} num_nodes={trainer.num_nodes}"
+        what = f"has tasks_per_node={tasks} nodes={nodes}, and the job has {job}"
+        remedy = "use the number of devices as tasks_per_node, and num_nodes as nodes"
+        return [ConfigError("hydra.launcher", what, remedy)]
+    if one and trainer.num_nodes == 1 and not any(kind in trainer.strategy for kind in ("ddp", "fsdp")):
         return []
     what = f"has devices={trainer.devices}, num_nodes={trainer.num_nodes} and strategy={trainer.strategy} in a sweep"
-    remedy = "use trainer.devices=1 trainer.strategy=auto, or start each job by itself, with torchrun"
+    alone = "start each job by itself, with torchrun"
+    remedy = f"use trainer.devices=1 trainer.strategy=auto, or hydra/launcher=slurm, or {alone}"
     return [ConfigError("trainer", what, remedy)]
 
 
@@ -120,7 +144,8 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str], *, in_swee
     try:
         config = resolve_command(name, cfg)
         if in_sweep and isinstance(config, TrainConfig):
-            errors += several_processes(config)
+            whole = try_compose(arguments.config, overrides)
+            errors += several_processes(config, whole.hydra.launcher if isinstance(whole, DictConfig) else None)
     except UserErrors as several:
         errors += several.errors
     except UserError as error:
@@ -139,8 +164,8 @@ def _explain(config: str, override: str, error: Exception, good: list[str]) -> C
     if "must be a string or a list" in message:
         return ConfigError(key, f"is a group, and its value is the name of an option, not {value}", f"write {key}=none")
     option = missing_option(error)
-    if option is not None and option[0] == "optuna":
-        return missing_extra(override, "hydra-optuna-sweeper", "optuna")
+    if option is not None and option[0] in _PLUGINS:
+        return missing_extra(override, *_PLUGINS[option[0]])
     if option is not None:
         if key == "backbone" and ("/" in option[0] or Path(option[0]).exists()):
             return ConfigError(key, f"no option '{option[0]}'", option_for_checkpoint(option[0]))

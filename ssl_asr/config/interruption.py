@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -218,6 +218,13 @@ class Interruption:
 
 
 _CURRENT: list[Interruption] = []
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handle signals as `interruptible` does, in a process that a launcher started for a job of a sweep."""
+    with nullcontext() if _CURRENT else interruptible():
+        yield
 
 
 def current() -> Interruption:

@@ -17,11 +17,12 @@ from ssl_asr.config.check import composed_job, named_folder, preflight, several_
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments, quicken_lists
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
-from ssl_asr.config.interruption import GoOn, how_to_go_on
+from ssl_asr.config.interruption import current, how_to_go_on, listening
 from ssl_asr.config.locks import Lock, held
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
 from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import TrainConfig
+from ssl_asr.config.sweeps import noted, report_sweep
 from ssl_asr.console import hush, results_only
 from ssl_asr.errors import UserError, raise_all
 
@@ -59,13 +60,12 @@ def show_config(name: str, arguments: list[str]) -> str:
     return as_yaml(node)
 
 
-def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
+def run(name: str, job: Callable[[], Job]) -> None:
     """Run a command: the ``main`` of every entry point.
 
     Args:
         name: Name of the command.
         job: Returns the work to do. Called after the command line is checked, so that it may import torch.
-        go_on: Takes what to do if the job is interrupted.
     """
     if asks_for_help(sys.argv[1:]):
         print(help_text(name, _option_folders(sys.argv[1:])))
@@ -89,7 +89,7 @@ def run(name: str, job: Callable[[], Job], go_on: GoOn) -> None:
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])
     # Transcripts are read by other programs.
     with results_only() if name == "transcribe" and not _only_shows(name) else nullcontext():
-        failures = _run_hydra(name, job, go_on)
+        failures = _run_hydra(name, job)
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -110,7 +110,7 @@ def _option_folders(arguments: list[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
+def _run_hydra(name: str, job: Callable[[], Job]) -> int:
     """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep."""
     import hydra
     from hydra._internal import utils
@@ -119,39 +119,53 @@ def _run_hydra(name: str, job: Callable[[], Job], go_on: GoOn) -> int:
     from ssl_asr.config.resolve import resolve_command
 
     register_schemas()
+    # The signal by which submitit announces a time limit. Jobs handle it by `Interruption`.
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
     # Restored below, so that a process that runs several commands wraps it once.
     plain = utils.run_and_report
     utils.run_and_report = partial(_run_and_report, plain)
-    failures: list[str] = []
 
+    # A launcher may send this function to another process.
     @hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")
     def task(cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
-        is_sweep = hydra_config.mode.name == "MULTIRUN"
-        try:
-            config = resolve_command(name, cfg)
-            if is_sweep and isinstance(config, TrainConfig):
-                raise_all(several_processes(config))
-            # The jobs of a sweep have several folders, and its command line takes none of them.
-            run_dir = None if is_sweep else getattr(config, "run_dir", None)
-            go_on(how_to_go_on(name, run_dir, getattr(config, "output", None)))
-            with _lock(name, config):
-                return job()(config, Path(hydra_config.runtime.output_dir))
-        except (UserError, OSError, MemoryError, RuntimeError) as caught:
-            error = _as_user_error(caught)
-            _print_error(error)
-            failures.append(str(error))
-            if not is_sweep:
+        folder = Path(hydra_config.runtime.output_dir)
+        if hydra_config.mode.name != "MULTIRUN":
+            try:
+                return _run_job(name, job, resolve_command(name, cfg), folder, in_sweep=False)
+            except (UserError, OSError, MemoryError, RuntimeError) as caught:
+                _print_error(_as_user_error(caught))
                 sys.exit(EXIT_USER_ERROR)
-            if not str(hydra_config.launcher.get("_target_")).endswith("BasicLauncher"):
-                raise
-            return float("inf")
+        number, overrides = int(hydra_config.job.num), list(hydra_config.overrides.task)
+        with noted(folder, number, overrides, writes=is_first()) as note, listening():
+            try:
+                config = resolve_command(name, cfg)
+                if isinstance(config, TrainConfig):
+                    note.measure = f"best {config.trainer.monitor}"
+                    raise_all(several_processes(config, hydra_config.launcher))
+                note.score = _run_job(name, job, config, folder, in_sweep=True)
+            except (UserError, OSError, MemoryError, RuntimeError) as caught:
+                error = _as_user_error(caught)
+                _print_error(error)
+                note.error = str(error)
+            # The jobs after a failed one run.
+            return float("inf") if note.error else note.score
 
     try:
         task()
     finally:
         utils.run_and_report = plain
-    return len(failures)
+        failures = report_sweep()
+    return failures
+
+
+def _run_job(name: str, job: Callable[[], Job], config: Any, folder: Path, *, in_sweep: bool) -> float | None:
+    """Run one job, with a lock on what it writes."""
+    # The jobs of a sweep have several folders, and its command line takes none of them.
+    run_dir = None if in_sweep else getattr(config, "run_dir", None)
+    current().advise(how_to_go_on(name, run_dir, getattr(config, "output", None)))
+    with _lock(name, config):
+        return job()(config, folder)
 
 
 def _run_and_report(plain: Callable[[Callable[[], Any]], Any], job: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ from ssl_asr.build.training import TrainingRun
 from ssl_asr.inference.batches import Transcripts, transcribe_splits
 from ssl_asr.training.averaging import final_checkpoints
 from ssl_asr.training.checkpoint_files import read_checkpoint
+from ssl_asr.training.parts import load_whole
 
 
 def transcribe_tested(run: TrainingRun, folder: Path) -> Transcripts:
@@ -22,7 +23,7 @@ def transcribe_tested(run: TrainingRun, folder: Path) -> Transcripts:
     for suffix, path in final_checkpoints(run.trainer, folder / "checkpoints").items():
         if path is not None:
             checkpoint = read_checkpoint(path)
-            run.module.load_state_dict(run.module.with_frozen(checkpoint["state_dict"], checkpoint))
+            load_whole(run.module, run.module.with_frozen(checkpoint["state_dict"], checkpoint))
         if run.data.test_names and options.limit_test_batches != 0:
             found = transcribe_splits(run.trainer, run.module, run.data)
             for name, skips in found.skips.items():

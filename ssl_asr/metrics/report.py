@@ -30,6 +30,8 @@ _TYPES = dict.fromkeys(("id", "ref", "hyp", "audio_filepath"), str) | {
     "lang": str | None,
     "task": str | None,
 }
+# Characters of an alignment in the table of samples. A loop of a decoder is longer.
+_MOST_SHOWN = 400
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
 
 
@@ -282,7 +284,7 @@ def plain_diff(ref: str, hyp: str) -> str:
 
 
 def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, console: Console, count: int = 4) -> None:
-    """Print the alignment of ``count`` utterances, evenly spaced in order of id."""
+    """Print the alignment of ``count`` utterances, evenly spaced in order of id. Long ones are cut with an ellipsis."""
     if count <= 0 or not predictions:
         return
     table = Table(show_header=True, title_justify="left", title="Samples")
@@ -290,7 +292,9 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
     table.add_column("alignment of reference and hypothesis")
     step = max(1, len(predictions) // count)
     for prediction in sorted(predictions, key=lambda p: p.id)[::step][:count]:
-        table.add_row(prediction.id, colored_diff(*prediction.pair(normalize)))
+        alignment = colored_diff(*prediction.pair(normalize))
+        alignment.truncate(_MOST_SHOWN, overflow="ellipsis")
+        table.add_row(prediction.id, alignment)
     console.print(table)
 
 

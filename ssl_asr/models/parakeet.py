@@ -222,6 +222,10 @@ class ParakeetEncoder(SpeechEncoder):
             encoder.cut(description["cut_to"])
         return encoder
 
+    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
+        """See `ssl_asr.models.layers.Layered`. Layers are called."""
+        return ((layer, None) for layer in self.net.layers)
+
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""
         for layer in self.net.layers:

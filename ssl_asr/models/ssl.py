@@ -263,6 +263,10 @@ class SSLEncoder(SpeechEncoder):
             encoder.cut(description["cut_to"])
         return encoder
 
+    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
+        """See `ssl_asr.models.layers.Layered`. Layers are called."""
+        return ((layer, None) for layer in self.net.encoder.layers)
+
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""
         for layer in self.net.encoder.layers:

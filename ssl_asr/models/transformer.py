@@ -7,7 +7,7 @@ The layers have the form of Whisper and BART, with normalization first:
     x = x + fc2(activation(fc1(norm(x))))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ssl_asr.models.encoder import padding_mask
+from ssl_asr.models.layers import by_method, with_methods
 
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 # For these numbers of rows, MKL computes (W x^T)^T in half the time of x W^T.
@@ -282,6 +283,11 @@ class TransformerDecoder(nn.Module):
         x_BUD = x_BUD + drop(layer, attend(layer.self_attn, y_BUD, k, v, None, causal=True))
         k, v = keys_values(layer.encoder_attn, h_BFD)
         return self._cross_and_feed(layer, x_BUD, k, v, cross_mask)
+
+    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
+        """See `ssl_asr.models.layers.Layered`."""
+        yield from with_methods(self.net.layers, self._layer)
+        setattr(self, "_layer", by_method)  # noqa: B010
 
     def compile_layers(self, backend: str) -> None:
         """Compiles the layers in place with `torch.compile`, for inputs of any length."""

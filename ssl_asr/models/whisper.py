@@ -27,6 +27,7 @@ from ssl_asr.models.encoder import (
     padding_mask,
     run_layers,
 )
+from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.loading import load_pretrained, non_null
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.spectrograms import slaney_filters
@@ -258,6 +259,11 @@ class WhisperEncoder(SpeechEncoder):
         if description["cut_to"] is not None:
             encoder.cut(description["cut_to"])
         return encoder
+
+    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
+        """See `ssl_asr.models.layers.Layered`."""
+        yield from with_methods(self.net.layers, self._layer)
+        self._layer = by_method
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""

@@ -17,6 +17,7 @@ from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.training.parts import whole
 from ssl_asr.training.sides import OptimConfig, Sides
 from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.state_cache import StateCache
@@ -235,7 +236,7 @@ class ASRModule(ValidationLoop):
         """
         if "frozen" not in checkpoint:
             return weights
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("_metrics.")}
+        own = {name: whole(value) for name, value in self.state_dict().items() if not name.startswith("_metrics.")}
         left_out = {name: value for name, value in own.items() if name not in weights}
         if state_digest(left_out.items()) != checkpoint["frozen"]:
             what = "was trained from other pretrained weights than these"

@@ -3,8 +3,8 @@
 The rest is the head, or Whisper's decoder. A freeze policy decides which layer groups of either side train.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -72,6 +72,12 @@ class Sides:
         for module, groups in self._parts.values():
             check_partition(groups, module.parameters())
         self._set_trainable(policy.trainable(self.names("encoder"), self.names("rest")))
+
+    def replace_parameters(self, replaced: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Follow a model in which parameters were replaced: from each old parameter to the new one."""
+        for _, groups in self._parts.values():
+            loose = [tuple(replaced[parameter] for parameter in group.loose) for group in groups]
+            groups[:] = [replace(group, loose=own) for group, own in zip(groups, loose, strict=True)]
 
     def names(self, side: str) -> list[str]:
         """Names of the layer groups of a side."""

@@ -90,6 +90,9 @@ class DiskStateCache:
         if run.audio_augment:
             what = f"has {', '.join(run.audio_augment)}, and state_cache needs the same audio in every epoch"
             yield ConfigError("audio_augment", what, "use audio_augment=none, or state_cache=none")
+        if run.trainer.strategy == "fsdp2":
+            what = "runs the encoder on some ranks only, and trainer.strategy=fsdp2 needs all ranks to run it"
+            yield ConfigError("state_cache", what, "use trainer.strategy=ddp, or state_cache=none")
 
 
 def states_origin(

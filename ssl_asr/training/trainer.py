@@ -1,6 +1,6 @@
 """The Lightning Trainer of a run. Lightning is imported in functions, so that a command line is checked quickly."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ssl_asr.config.schemas import TrainConfig
 
+FSDP2 = "fsdp2"
 # Planning an epoch takes milliseconds.
 _MOST_EPOCHS = 10_000
 _SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
@@ -34,7 +35,8 @@ class TrainerConfig:
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
         devices: Number of devices, a list of their numbers, or auto.
         num_nodes: Number of machines.
-        strategy: Lightning's strategy: auto, ddp and others.
+        strategy: Lightning's strategy: auto, ddp and others. ``fsdp2`` shards parameters, gradients and optimizer
+            states over ranks.
         precision: Lightning's precision, such as 32-true or bf16-mixed.
         max_epochs: Number of epochs.
         max_steps: Number of updates after which training stops, or -1 for no limit.
@@ -118,9 +120,30 @@ class TrainerConfig:
         if self.average_best is not None and self.fast_dev_run is not False:
             what = "needs checkpoints, and fast_dev_run writes none"
             yield ConfigError("trainer.average_best", what, "use trainer.average_best=null")
+        yield from self._sharding_conflicts(run)
         if self.check_val_every_n_epoch is None and not isinstance(self.val_check_interval, int):
             what = f"is null, and val_check_interval={self.val_check_interval} is a fraction of an epoch"
             yield ConfigError("trainer.check_val_every_n_epoch", what, "give val_check_interval a number of batches")
+
+    def _sharding_conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Settings that do not work with sharded parameters."""
+        if self.strategy.startswith(("fsdp", "deepspeed")) and self.strategy != FSDP2:
+            yield ConfigError("trainer.strategy", f"is {self.strategy}, which is not supported", f"use {FSDP2}")
+        if self.strategy != FSDP2:
+            return
+        layerdrop = getattr(run.backbone, "layerdrop", None)
+        named = {name for name, option in run.optimizers.items() if type(option).__name__ == "AdamW8bit"}
+        found: list[tuple[bool, str, str]] = [
+            (self.ema_decay is not None, "trainer.ema_decay", "use trainer.ema_decay=null, or trainer.average_best"),
+            (self.compile is not None, "trainer.compile", "use trainer.compile=null"),
+            (self.precision == "16-mixed", "trainer.precision", "use bf16-mixed or 32-true"),
+            (run.freeze_policy.thaws, "freeze_policy", "use a policy that does not thaw layers"),
+            (bool(layerdrop), "backbone.layerdrop", "use backbone.layerdrop=0"),
+            *((True, f"optimizers.{name}", "use another optimizer, as adamw") for name in sorted(named)),
+        ]
+        for is_set, key, remedy in found:
+            if is_set:
+                yield ConfigError(key, f"has a value that does not work with trainer.strategy={FSDP2}", remedy)
 
 
 def seed_everything(seed: int) -> None:
@@ -202,7 +225,7 @@ def check_strategy(config: TrainerConfig) -> None:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config.strategy, thaws=False),
             precision=None if config.precision == "16-mixed" else config.precision,
             logger=False,
             enable_checkpointing=False,
@@ -212,7 +235,7 @@ def check_strategy(config: TrainerConfig) -> None:
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         said = " ".join(str(error).split()).partition(". ")[0]
         what = f"is {config.strategy!r} with {config.num_nodes} nodes and precision {config.precision}: {said}"
-        raise ConfigError("trainer.strategy", what, "use auto, or ddp for several devices") from None
+        raise ConfigError("trainer.strategy", what, "use auto, or ddp or fsdp2 for several devices") from None
 
 
 def make_trainer(
@@ -247,7 +270,7 @@ def make_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy="ddp_find_unused_parameters_true" if thaws and config.strategy == "ddp" else config.strategy,
+        strategy=_strategy(config.strategy, thaws=thaws),
         precision=precision,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps,
@@ -272,8 +295,19 @@ def make_trainer(
         enable_progress_bar=verbose,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        # Parameters that are gathered in inference mode could not be trained afterwards.
+        inference_mode=config.strategy != FSDP2,
     )
     return _ready(trainer)
+
+
+def _strategy(name: str, *, thaws: bool) -> Any:
+    """Lightning's ``strategy``."""
+    if name == FSDP2:
+        from ssl_asr.training.sharding import ShardedStrategy
+
+        return ShardedStrategy()
+    return "ddp_find_unused_parameters_true" if thaws and name == "ddp" else name
 
 
 def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:

@@ -32,6 +32,7 @@ from ssl_asr.console import shortened
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
+from ssl_asr.training.parts import is_sharded, own_part, whole
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
 from ssl_asr.training.skips import LateSkips
@@ -102,6 +103,11 @@ class UpdateLoop(L.LightningModule):
             out: The encoder's output for the batch if it is already computed.
         """
         raise NotImplementedError
+
+    def loss_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``total`` and ``count`` of `loss`. The forward pass of training, which strategies may wrap."""
+        loss = self.loss(batch)
+        return loss.total, loss.count
 
     @property
     def speech_encoder(self) -> SpeechEncoder:
@@ -194,7 +200,7 @@ class UpdateLoop(L.LightningModule):
         assert self.optim is not None
         if self.sides.policy.thaws and not self._window:
             self._thaw()
-        loss = self.loss(batch) if len(batch) else self._empty_loss()
+        loss = Loss(*self.loss_parts(batch)) if len(batch) else self._empty_loss()
         ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
         with nullcontext() if ends_window else self._without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
@@ -210,7 +216,15 @@ class UpdateLoop(L.LightningModule):
             self._update()
 
     def _empty_loss(self) -> Loss:
-        """A zero loss over all parameters, for a batch without readable audio. DDP needs backward on every rank."""
+        """A zero loss over all parameters, for a batch without readable audio. DDP needs backward on every rank.
+
+        With sharded parameters, layers gather them together with the other ranks, so silence is computed.
+        """
+        if any(is_sharded(p) for p in self._optimized()):
+            self.eval()
+            total, count = self.loss_parts(self.trainer.datamodule.silence().to(self.device))  # type: ignore[attr-defined]
+            self.train()
+            return Loss(total * 0.0, count.to(self.device) * 0.0)
         total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
         return Loss(total, torch.zeros((), device=self.device))
 
@@ -232,7 +246,7 @@ class UpdateLoop(L.LightningModule):
         sums = self._over_ranks(torch.stack([own, self._skipped("train"), *self._noted_signals()]))
         count, skipped, *signals = sums.unbind()
         mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
-        norm = nn.utils.get_total_norm(gradients) * mean_factor
+        norm = whole(nn.utils.get_total_norm(gradients)) * mean_factor
         # One transfer from the device for all questions.
         asked = [torch.isfinite(norm).float(), (count == 0).float(), skipped, *signals]
         finite, empty, late, *told = torch.stack(asked).tolist()
@@ -246,7 +260,7 @@ class UpdateLoop(L.LightningModule):
         if finite:
             # Mean and clip in one pass over the gradients.
             clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, mean_factor * clip)
+            torch._foreach_mul_([own_part(gradient) for gradient in gradients], mean_factor * clip)
             self._step(optimizers, scaler)
             self.log_train("train/grad_norm", norm, 1)
         elif scaler is not None:

@@ -1,6 +1,7 @@
 """What `doctor` says of a machine, and the checks at the start of training: causes and cures are named."""
 
 import shutil
+import tomllib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,11 +10,20 @@ import torch
 from rich.console import Console
 
 from ssl_asr.build import environment
-from ssl_asr.build.environment import check_room, check_start, check_torchaudio, findings, print_findings
+from ssl_asr.build.environment import (
+    EXTRAS,
+    _extras,
+    check_room,
+    check_start,
+    check_torchaudio,
+    findings,
+    print_findings,
+)
 from ssl_asr.build.training import build_training
 from ssl_asr.console import Notice
 from ssl_asr.errors import ConfigError, UserError, UserErrors
 from ssl_asr.training.loggers import WandbLog
+from tests.command_runner import REPO
 from tests.training.toy_runs import resolved, toy_overrides
 
 TORCH = torch.__version__.partition("+")[0]
@@ -129,12 +139,31 @@ def test_all_causes_are_named_at_once(monkeypatch, config, tmp_path):
     assert [error.where for error in caught.value.errors] == ["trainer.accelerator", "torchaudio"]
 
 
+def test_every_extra_for_users_is_listed_with_its_package():
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras.keys() - {"bench", "dev", "mutation"} == EXTRAS.keys()
+    for option, (package, _, _) in EXTRAS.items():
+        assert any(needed.startswith(package) for needed in extras[option]), option
+
+
+def test_an_absent_extra_and_a_broken_one_are_told_apart(monkeypatch):
+    def broken(name):
+        raise {"peft": ModuleNotFoundError("No module named 'peft'", name="peft")}.get(name, OSError("libx.so: gone"))
+
+    monkeypatch.setattr("ssl_asr.build.environment.EXTRAS", {name: EXTRAS[name] for name in ("lora", "kenlm")})
+    monkeypatch.setattr("ssl_asr.build.environment.import_module", broken)
+    absent, failed = _extras()
+    assert (absent.state, absent.seen) == ("ok", "absent: freeze_policy=lora")
+    assert absent.remedy == "pip install 'ssl_asr[lora]', if you need it"
+    assert (failed.state, failed.seen) == ("warning", "kenlm cannot be imported: libx.so: gone")
+
+
 def test_the_table_shows_libraries_devices_places_and_extras(config, tmp_path):
     rows = {row.name: row for row in findings(replace(config, run_dir=str(tmp_path / "run")))}
     assert rows["torch"].seen == torch.__version__.partition("+")[0] or rows["torch"].seen == torch.__version__
     assert {"python", "CPU", "run_dir", "Hugging Face cache", "checkpoints", "shared memory", "W&B key"} <= rows.keys()
     assert not (tmp_path / "run").exists()
-    assert any(name.startswith("extra ") for name in rows)
+    assert rows["extra optuna"].seen == "installed: sweep=optuna"
     console = Console(width=200, record=True, quiet=True)
     print_findings(list(rows.values()), console)
     (tmp_path / "file").touch()

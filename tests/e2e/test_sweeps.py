@@ -45,6 +45,19 @@ def test_flags_may_follow_overrides(run_command, toy_checkpoints, toy_corpus, tm
     assert [yaml.safe_load(job.read_text())["seed"] for job in jobs] == [3, 4]
 
 
+def test_jobs_after_a_failed_one_run_and_the_table_marks_it(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    given = [*small(toy_checkpoints, toy_corpus), "debug=fast", "-m", "hydra.sweep.dir=sweep"]
+    given.append(f"data.train=none.jsonl,{toy_corpus['train']}")
+    done = run_command("train", *given, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "error: none.jsonl: no such manifest" in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
+    assert rows[0] == "job,status,best val/wer,overrides,folder,error"
+    assert [row.split(",")[1] for row in rows[1:]] == ["failed", "done"]
+    assert "failed: none.jsonl: no such manifest" in done.stdout
+
+
 @pytest.mark.parametrize(
     "space",
     [

@@ -116,3 +116,15 @@ def test_recording_with_two_lines_is_refused_with_both_line_numbers(tmp_path):
         read_predictions(path)
     path.write_text("".join([*lines[:2], *lines[3:]]))
     assert len(read_predictions(path)) == 4
+
+
+def test_a_loop_of_a_decoder_is_cut_in_the_table_of_samples():
+    console = Console(width=120, record=True)
+    loop = Prediction(
+        id="a", ref="one two", hyp="one two " + "and so on " * 100, score=0.0, duration=2.0, audio_filepath="a"
+    )
+    print_samples([loop], lambda text, _: text, console)
+    shown = console.export_text()
+    assert "one two +and +so +on" in shown
+    assert "…" in shown
+    assert shown.count("+so") < 40
