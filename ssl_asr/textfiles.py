@@ -328,7 +328,7 @@ def is_system_text(text: str) -> bool:
     Names of files that are not UTF-8 are such texts: Python has a character for each of their bytes.
     """
     try:
-        return b"\0" not in os.fsencode(text)
+        return "\0" not in text and (text.isascii() or bool(os.fsencode(text)))
     except UnicodeEncodeError:
         return False
 

@@ -47,6 +47,9 @@ Samples = int
 Hertz = int
 Milliseconds = int
 
+Text = tuple[str, str | None]
+"""A reference text and the language code of its utterance, or None."""
+
 Normalizer = Callable[[str, str | None], str]
 """``normalize(text, lang)``. ``lang`` is the language code of the utterance, or None."""
 

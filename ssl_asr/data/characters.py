@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ssl_asr.data.inventory import InventoryTokenizer
+from ssl_asr.data.targets import TargetArrays, count_characters
 from ssl_asr.errors import ConfigError
-from ssl_asr.types import FIRST_LABEL_ID, NormalizerName, Utterance
+from ssl_asr.types import FIRST_LABEL_ID, NormalizerName, Text, Utterance
 
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
@@ -52,6 +53,10 @@ class CharTokenizer(InventoryTokenizer):
     def characters(self) -> list[str]:
         """The alphabet."""
         return self._inventory
+
+    def count_targets(self, texts: Sequence[Text]) -> TargetArrays:
+        """See `ssl_asr.data.targets.TargetCounter`."""
+        return count_characters([self._normalize(text, lang) for text, lang in texts], self.characters)
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids from which repeats are already removed. Blanks are skipped; the unknown id gives ``⁇``."""

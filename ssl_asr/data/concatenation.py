@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_asr.data.filters import Limits, ctc_frames_needed
+from ssl_asr.data.filters import Limits
 from ssl_asr.data.languages import is_spaced
 from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.sampler import Unit
+from ssl_asr.data.targets import count_targets
 from ssl_asr.types import SAMPLE_RATE, Seconds, Tokenizer, Utterance
 
 
@@ -34,20 +35,16 @@ class Concatenation:
     def __init__(
         self, utterances: Sequence[Utterance], *, limits: Limits, tokenizer: Tokenizer, longest_s: Seconds, seed: int
     ) -> None:
-        def measured(start: int, end: int) -> list[tuple[object, int, int]]:
-            found = []
-            for row in (utterances[index] for index in range(start, end)):
-                # Any of the references may be drawn.
-                targets = [tokenizer.encode(variant) for variant in row.variants()]
-                found.append((_kind(row), max(map(len, targets)), max(map(ctc_frames_needed, targets))))
-            return found
+        def kinds(start: int, end: int) -> list[object]:
+            return [_kind(row) for row in utterances[start:end]]
 
-        rows = [row for some in map_ranges(measured, ranges_of(len(utterances))) for row in some]
         numbers: dict[object, int] = {}
-        self._kind_N = [numbers.setdefault(kind, len(numbers)) for kind, _, _ in rows]
+        found = (kind for some in map_ranges(kinds, ranges_of(len(utterances))) for kind in some)
+        self._kind_N = [numbers.setdefault(kind, len(numbers)) for kind in found]
+        targets = count_targets(utterances, tokenizer)
         # A space joins two texts.
-        self._tokens_N = [tokens + 1 for _, tokens, _ in rows]
-        self._frames_N = [frames + 1 for _, _, frames in rows]
+        self._tokens_N = (targets.tokens_N + 1).tolist()
+        self._frames_N = (targets.frames_N + 1).tolist()
         self._limits, self._seed = limits, seed
         self._longest_s = longest_s if limits.max_s is None else min(longest_s, limits.max_s)
 

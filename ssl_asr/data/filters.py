@@ -1,6 +1,5 @@
 """Filter the utterances of a manifest before a run, with a reason for each dropped utterance."""
 
-import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -19,6 +19,7 @@ from ssl_asr.data.audio import check_header
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.media import Header
 from ssl_asr.data.parallel import map_ranges, ranges_of
+from ssl_asr.data.targets import Targets, count_targets, ctc_frames_needed
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.types import SAMPLE_RATE, Downmix, Samples, Seconds, Skip, Tokenizer, Utterance
@@ -79,17 +80,6 @@ class Selection:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-def ctc_frames_needed(tokens: Sequence[int]) -> int:
-    """Minimum number of frames of a CTC path: one for each label, and a blank between equal neighbors.
-
-    Example:
-        >>> ctc_frames_needed([5, 5, 6])
-        4
-    """
-    equal: int = sum(map(operator.eq, tokens, tokens[1:]))
-    return len(tokens) + equal
-
-
 def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
     seen = f"{utterance.duration:.2f} s"
     if utterance.duration < limits.min_s:
@@ -131,6 +121,27 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: TextEncoder | None
     return fault
 
 
+def _may_exceed(
+    durations_N: NDArray[np.float64], targets: Targets | None, limits: Limits, start: int, end: int
+) -> NDArray[np.bool_]:
+    """Whether `fault_of` finds a fault, for each utterance from ``start`` to ``end``."""
+    seconds_N = durations_N[start:end]
+    found_N: NDArray[np.bool_] = seconds_N < limits.min_s
+    if limits.max_s is not None:
+        found_N |= seconds_N > limits.max_s
+    if targets is None:
+        return found_N
+    if not limits.allow_empty_text:
+        found_N |= targets.blank_N[start:end]
+    if limits.max_tokens is not None:
+        found_N |= targets.tokens_N[start:end].astype(np.int64) + limits.prompt_tokens > limits.max_tokens
+    if limits.ctc_frames is not None:
+        samples_N, same_N = np.unique(np.round(seconds_N * SAMPLE_RATE).astype(np.int64), return_inverse=True)
+        frames_N = np.array([limits.ctc_frames(samples) for samples in samples_N.tolist()], dtype=np.int64)
+        found_N |= targets.frames_N[start:end] > frames_N[same_N]
+    return found_N
+
+
 def _opened(utterance: Utterance, downmix: Downmix, any_rate: bool) -> Header | Skip:
     try:
         return check_header(utterance, downmix=downmix, any_rate=any_rate)
@@ -160,6 +171,7 @@ def select(
     any_rate: bool = True,
     progress: bool = True,
     may_be_empty: bool = False,
+    targets: Targets | None = None,
 ) -> Selection:
     """Filter the utterances of a manifest.
 
@@ -172,21 +184,27 @@ def select(
         downmix, any_rate: Which channels and sample rates are refused, see `read_waveform`.
         progress: Whether to show a progress bar.
         may_be_empty: Whether all utterances may be dropped.
+        targets: What the targets need. Default: None (counted here, if there is a tokenizer).
 
     Raises:
         ManifestError: No utterance is left, and ``may_be_empty`` is false.
     """
     opened = partial(_opened, downmix=downmix, any_rate=any_rate)
+    if targets is None and tokenizer is not None:
+        targets = count_targets(manifest, tokenizer, progress=progress)
 
     def check(start: int, end: int) -> tuple[list[tuple[int, Skip]], Counter[str]]:
-        rows = [manifest[index] for index in range(start, end)]
+        exceeds_N = _may_exceed(manifest.durations_N, targets, limits, start, end)
+        indices = np.arange(start, end) if check_audio else start + np.flatnonzero(exceeds_N)
+        rows = [manifest[index] for index in indices.tolist()] if len(indices) < end - start else manifest[start:end]
         dropped: list[tuple[int, Skip]] = []
         changes: Counter[str] = Counter()
         with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
             headers = pool.map(opened, rows) if check_audio else (None for _ in rows)
-            for index, (utterance, header) in enumerate(zip(rows, headers, strict=True), start):
-                fault = header if isinstance(header, Skip) else fault_of(utterance, limits, tokenizer)
-                if fault is not None:
+            for index, utterance, header in zip(indices.tolist(), rows, headers, strict=True):
+                exceeds = not isinstance(header, Skip) and exceeds_N[index - start]
+                fault = fault_of(utterance, limits, tokenizer) if exceeds else header
+                if isinstance(fault, Skip):
                     dropped.append((index, fault))
                 elif isinstance(header, Header):
                     changes.update(_changes(utterance, header))

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Self
 
+from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ManifestError
 from ssl_asr.types import BLANK_ID, FIRST_LABEL_ID, UNKNOWN_ID, Utterance
@@ -51,10 +52,13 @@ class InventoryTokenizer(ABC):
             ManifestError: The texts are empty.
         """
         normalize = get_normalizer(normalizer, key="tokenizer.normalizer")
-        seen: set[str] = set()
-        for utterance in utterances:
-            for text in utterance.texts:
-                seen.update(cls.split(normalize(text, utterance.lang)))
+        rows: Sequence[Utterance] = utterances if isinstance(utterances, Sequence) else list(utterances)
+
+        def labels(start: int, end: int) -> set[str]:
+            given = ((text, row.lang) for row in rows[start:end] for text in row.texts)
+            return {one for text, lang in given for one in set(cls.split(normalize(text, lang)))}
+
+        seen = set[str]().union(*map_ranges(labels, ranges_of(len(rows))))
         if not seen:
             raise ManifestError("train manifest", "has no text", f"CTC needs {cls.unit} to learn")
         return cls.of(sorted(seen), normalizer=normalizer)

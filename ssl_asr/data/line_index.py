@@ -10,9 +10,10 @@ An index holds no text. A manifest needs 32 bytes of memory for each line, and r
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,12 @@ from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import PARTIAL
 
 # Changes with the checks of lines and with the contents of the file.
-_VERSION = 1
+_VERSION = 2
 # Manifests with fewer lines are checked in less than a second.
 _FEWEST_LINES = 100_000
 # Smaller manifests are kept in memory.
 _IN_MEMORY_BYTES = 64 << 20
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 20
 _ARRAYS = {"starts": np.int64, "lengths": np.uint32, "numbers": np.uint32, "durations": np.float64, "ids": np.uint64}
 
 
@@ -63,6 +64,15 @@ class LineIndex:
         names = [f"{name}_N" for name in _ARRAYS]
         arrays = {name: np.concatenate([getattr(index, name) for index in indices]) for name in names}
         return cls(**arrays, has_texts=all(index.has_texts for index in indices))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive whole lines of a manifest: byte offset, number of bytes, and number of the first line, from 1."""
+
+    start: int
+    length: int
+    number: int
 
 
 def id_hash(utterance_id: str) -> int:
@@ -113,8 +123,8 @@ class ManifestBytes:
             raise ManifestError(str(self._path), "has changed since it was opened", remedy)
         return os.pread(self._file, length, start)
 
-    def chunks(self) -> Iterator[tuple[int, bytes]]:
-        """Consecutive whole lines, about 16 MiB at a time, each with its byte offset."""
+    def _chunks(self) -> Iterator[tuple[int, bytes]]:
+        """Consecutive whole lines, about 1 MiB at a time, each with its byte offset."""
         start, size = 0, len(self._data) if self._data is not None else self._status[1]
         while start < size:
             length = min(_CHUNK_BYTES, size - start)
@@ -127,12 +137,14 @@ class ManifestBytes:
             yield start, chunk
             start += len(chunk)
 
-    def digest(self) -> str:
-        """SHA-256 of the bytes."""
-        found = hashlib.sha256()
-        for _, chunk in self.chunks():
+    def survey(self) -> tuple[str, list[Block]]:
+        """SHA-256 of the bytes, and the blocks of lines that they consist of."""
+        found, blocks, number = hashlib.sha256(), list[Block](), 1
+        for start, chunk in self._chunks():
             found.update(chunk)
-        return found.hexdigest()
+            blocks.append(Block(start, len(chunk), number))
+            number += chunk.count(b"\n")
+        return found.hexdigest(), blocks
 
 
 def index_path(manifest: Path) -> Path:
@@ -147,29 +159,43 @@ def stored_index(manifest: Path, digest: str) -> LineIndex | None:
         manifest: Path of the manifest.
         digest: SHA-256 of its bytes.
     """
-    try:
-        with np.load(index_path(manifest), allow_pickle=False) as stored:
-            if str(stored["key"]) != f"{_VERSION} {digest}":
-                return None
-            arrays = {name: stored[name] for name in _ARRAYS}
-            has_texts = bool(stored["has_texts"])
-    # The CRC of a damaged file differs, its directory cannot be read, or an array is missing.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    stored = load_arrays(index_path(manifest), f"{_VERSION} {digest}", [*_ARRAYS, "has_texts"])
+    if stored is None:
         return None
-    return LineIndex(**{f"{name}_N": array for name, array in arrays.items()}, has_texts=has_texts)
+    has_texts = bool(stored.pop("has_texts"))
+    return LineIndex(**{f"{name}_N": array for name, array in stored.items()}, has_texts=has_texts)
+
+
+def is_large(index: LineIndex) -> bool:
+    """Whether what is known about a manifest is kept beside it."""
+    return len(index) >= _FEWEST_LINES
 
 
 def store_index(manifest: Path, digest: str, index: LineIndex) -> None:
     """Keep the index of a large manifest beside it. Does nothing for a small one, or where the folder is read-only."""
-    if len(index) < _FEWEST_LINES:
+    if not is_large(index):
         return
-    path = index_path(manifest)
+    arrays = {name: getattr(index, f"{name}_N") for name in _ARRAYS}
+    store_arrays(index_path(manifest), f"{_VERSION} {digest}", {**arrays, "has_texts": np.array(index.has_texts)})
+
+
+def load_arrays(path: Path, key: str, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    """Arrays that `store_arrays` wrote, or None if the file is missing, damaged, or has another key."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names} if str(stored["key"]) == key else None
+    # The CRC of a damaged file differs, its directory cannot be read, or an array is missing.
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def store_arrays(path: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Keep arrays in a file, with the key of what they were made from. Does nothing where the folder is read-only."""
     # Several processes of a run may write it at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            arrays = {name: getattr(index, f"{name}_N") for name in _ARRAYS}
-            np.savez(file, key=f"{_VERSION} {digest}", has_texts=index.has_texts, **arrays)
+            np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

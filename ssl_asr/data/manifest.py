@@ -8,9 +8,10 @@ the first of ``references``.
 """
 
 import codecs
+import hashlib
 import math
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,25 +23,29 @@ from numpy.typing import NDArray
 
 from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.confinement import check_confined
-from ssl_asr.data.languages import language_of
-from ssl_asr.data.line_index import LineIndex, ManifestBytes, id_hash, store_index, stored_index
-from ssl_asr.data.manifest_lines import check_row, default_id, has_values, loaded, parsed, plain_row, utterance_of
+from ssl_asr.data.languages import given_language, language_of
+from ssl_asr.data.line_index import Block, LineIndex, ManifestBytes, id_hash, is_large, store_index, stored_index
+from ssl_asr.data.manifest_lines import default_id, has_values, loaded, parsed, plain_rows, texts_of, utterance_of
+from ssl_asr.data.parallel import map_ranges
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.textfiles import other_unicode, shown, to_json
 from ssl_asr.types import Seconds, Utterance
 
+# Lines that are read at once, unless the file has more than this many times their bytes between the first and the last.
+_READ_LINES, _SPARSE = 1_000, 4
 # Threads that measure audio.
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A file of a manifest: its path, the folder where relative audio paths start, its name, and its bytes."""
+    """A file of a manifest: path, folder where relative audio paths start, name of the corpus, bytes, their SHA-256."""
 
     path: Path
     folder: str
     corpus: str
     data: ManifestBytes
+    digest: str
 
 
 class Manifest(Sequence[Utterance]):
@@ -53,11 +58,12 @@ class Manifest(Sequence[Utterance]):
         path: Path of the manifest. Relative audio paths start at its folder.
         data: Bytes of the file.
         lines: Place, duration and hash of the id of each line.
+        digest: SHA-256 of the bytes of a file. Default: empty (not known).
     """
 
-    def __init__(self, *, path: Path, data: ManifestBytes, lines: LineIndex) -> None:
+    def __init__(self, *, path: Path, data: ManifestBytes, lines: LineIndex, digest: str = "") -> None:
         self.path, self.lines = path, lines
-        self._sources = [_Source(path, str(path.parent), "", data)]
+        self._sources = [_Source(path, str(path.parent), "", data, digest)]
         self._source_N = np.zeros(len(lines), dtype=np.uint16)
 
     @classmethod
@@ -97,14 +103,57 @@ class Manifest(Sequence[Utterance]):
     def __getitem__(self, index: slice) -> list[Utterance]: ...
     def __getitem__(self, index: int | slice) -> Utterance | list[Utterance]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return list(self._utterances(np.arange(*index.indices(len(self)))))
         source = self._sources[self._source_N[index]]
         line = source.data.read(int(self.lines.starts_N[index]), int(self.lines.lengths_N[index]))
         where = f"{source.path}:{self.lines.numbers_N[index]}"
         return utterance_of(loaded(line), where, source.folder, float(self.durations_N[index]))
 
     def __iter__(self) -> Iterator[Utterance]:
-        return (self[i] for i in range(len(self)))
+        places = np.arange(len(self))
+        # One by one: garbage collection, which many objects at once start, would copy the memory of worker processes.
+        return (one for i in range(0, len(self), _READ_LINES) for one in self._utterances(places[i : i + _READ_LINES]))
+
+    def texts(self, start: int, end: int) -> Iterator[tuple[list[str], str | None]]:
+        """References and language of consecutive utterances, several times as quick to read as utterances."""
+        for line, *_ in self._read(np.arange(start, end)):
+            row = loaded(line)
+            yield texts_of(row), given_language(row.get("lang"))
+
+    def _utterances(self, indices_N: NDArray[np.int64]) -> Iterator[Utterance]:
+        for line, number, duration, source in self._read(indices_N):
+            yield utterance_of(loaded(line), f"{source.path}:{number}", source.folder, duration)
+
+    def _read(self, indices_N: NDArray[np.int64]) -> Iterator[tuple[bytes, int, Seconds, _Source]]:
+        """Line, number, duration and file. Lines that are close together in a file are read at once."""
+        lines = self.lines.select(indices_N)
+        starts, lengths = lines.starts_N.tolist(), lines.lengths_N.tolist()
+        sources_N = self._source_N[indices_N]
+        together = len(lines) > 0 and bool((sources_N == sources_N[0]).all())
+        first, span = (min(starts), max(map(operator.add, starts, lengths)) - min(starts)) if together else (0, 0)
+        together = together and span <= _SPARSE * sum(lengths)
+        block = self._sources[sources_N[0]].data.read(first, span) if together else b""
+        fields = zip(
+            starts, lengths, lines.numbers_N.tolist(), lines.durations_N.tolist(), sources_N.tolist(), strict=True
+        )
+        for start, length, number, duration, which in fields:
+            source = self._sources[which]
+            line = block[start - first : start - first + length] if together else source.data.read(start, length)
+            yield line, number, duration, source
+
+    @property
+    def file(self) -> Path | None:
+        """The first file of a large manifest, beside which more can be kept about it. None for a small one."""
+        return self._sources[0].path if is_large(self.lines) else None
+
+    def content_key(self) -> str | None:
+        """A hash of the bytes of the files and of the choice of lines. None if the utterances come from no file."""
+        if not all(source.digest for source in self._sources):
+            return None
+        found = hashlib.sha256("".join(source.digest for source in self._sources).encode())
+        for array_N in (self._source_N, self.lines.starts_N):
+            found.update(array_N.tobytes())
+        return found.hexdigest()
 
     @property
     def total_s(self) -> Seconds:
@@ -127,6 +176,7 @@ def pack_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Manifest:
     starts = np.cumsum([0, *map(len, lines)])[:-1].tolist()
     for number, (row, start, line) in enumerate(zip(rows, starts, lines, strict=True), start=1):
         found.add(row, number, start, len(line))
+    _check_languages([found.langs])
     data = ManifestBytes(found.path, b"".join(lines))
     return Manifest(path=found.path, data=data, lines=found.index())
 
@@ -164,11 +214,11 @@ def read_manifest(
     """
     path, wanted = Path(path), {key: str(value) for key, value in (only or {}).items()}
     data = _opened(path)
-    digest = data.digest()
+    digest, blocks = data.survey()
     index = None if wanted else stored_index(path, digest)
     # An index is stored only for a manifest without errors and with distinct ids.
     if index is None or (require_text and not index.has_texts):
-        index, errors = _checked(path, data, wanted, require_text=require_text, unique_ids=unique_ids)
+        index, errors = _checked(path, data, blocks, wanted, require_text=require_text, unique_ids=unique_ids)
         if invalid is None or not len(index):
             raise_all(errors)
         else:
@@ -177,7 +227,7 @@ def read_manifest(
             raise ManifestError(str(path), "has no utterance", "write one JSON object per line")
         if not wanted and unique_ids and not errors:
             store_index(path, digest, index)
-    manifest = Manifest(path=path, data=data, lines=index)
+    manifest = Manifest(path=path, data=data, lines=index, digest=digest)
     if root is not None:
         check_confined(manifest, root, key=root_key)
     if measure:
@@ -225,25 +275,42 @@ def _opened(path: Path) -> ManifestBytes:
 
 
 def _checked(
-    path: Path, data: ManifestBytes, wanted: Mapping[str, str], *, require_text: bool, unique_ids: bool
+    path: Path,
+    data: ManifestBytes,
+    blocks: Sequence[Block],
+    wanted: Mapping[str, str],
+    *,
+    require_text: bool,
+    unique_ids: bool,
 ) -> tuple[LineIndex, list[ManifestError]]:
     """Index of all right lines with the values of ``wanted``, and the errors of all others. See `read_manifest`."""
-    found, errors, left_out = _Lines(path), list[ManifestError](), 0
-    for number, start, line in _lines(data):
-        row = plain_row(line)
-        invalid: list[ManifestError] = []
-        if row is None or check_row(row, "", require_text=require_text):
-            row, invalid = parsed(line, f"{path}:{number}", require_text=require_text)
-        if invalid:
-            errors += invalid
-        elif wanted and not has_values(row, wanted):
-            left_out += 1
-        else:
-            found.add(row, number, start, len(line))
-    index = found.index()
+
+    def check(first: int, end: int) -> tuple[LineIndex, dict[str | None, str], list[ManifestError], int]:
+        found, errors, left_out = _Lines(path), list[ManifestError](), 0
+        lines = [line for block in blocks[first:end] for line in _lines(data, block)]
+        rows = plain_rows([line for _, _, line in lines], require_text=require_text)
+        for (number, start, line), row in zip(lines, rows, strict=True):
+            invalid: list[ManifestError] = []
+            if row is None:
+                row, invalid = parsed(line, f"{path}:{number}", require_text=require_text)
+            if invalid:
+                errors += invalid
+            elif wanted and not has_values(row, wanted):
+                left_out += 1
+            else:
+                found.add(row, number, start, len(line))
+        return found.index(), found.langs, errors, left_out
+
+    each = [(i, i + 1) for i in range(len(blocks))]
+    indices, langs, faults, left = (
+        zip(*map_ranges(check, each, lines=blocks[-1].number), strict=True) if each else [()] * 4
+    )
+    index = LineIndex.joined(indices) if indices else _Lines(path).index()
+    _check_languages(langs)
+    errors = [error for some in faults for error in some]
     if unique_ids:
         errors += _repeated_ids(Manifest(path=path, data=data, lines=index))
-    if not len(index) and left_out > 0 and not errors:
+    if not len(index) and sum(left) > 0 and not errors:
         raise ConfigError("only", f"no line of {path} has {wanted}", "check the keys of the manifest")
     return index, errors
 
@@ -298,53 +365,66 @@ def _length(audio: tuple[str, str]) -> Seconds | AudioError:
         return error
 
 
-def _lines(data: ManifestBytes) -> Iterator[tuple[int, int, bytes]]:
-    """Number (from 1), byte offset and content of each line that is not blank. A byte order mark is left out."""
-    number = 1
-    for offset, chunk in data.chunks():
-        start = offset
-        for line in chunk.split(b"\n"):
-            if line.isspace() or not line:
-                pass
-            elif not line.startswith(codecs.BOM_UTF8):
-                yield number, start, line
-            elif (rest := line.removeprefix(codecs.BOM_UTF8)).strip():
-                yield number, start + len(codecs.BOM_UTF8), rest
-            number, start = number + 1, start + len(line) + 1
-        number -= chunk.endswith(b"\n")
+def _lines(data: ManifestBytes, block: Block) -> Iterator[tuple[int, int, bytes]]:
+    """Number, byte offset and content of each line that is not blank. A byte order mark is left out."""
+    start = block.start
+    for number, line in enumerate(data.read(block.start, block.length).split(b"\n"), block.number):
+        if line.isspace() or not line:
+            pass
+        elif not line.startswith(codecs.BOM_UTF8):
+            yield number, start, line
+        elif (rest := line.removeprefix(codecs.BOM_UTF8)).strip():
+            yield number, start + len(codecs.BOM_UTF8), rest
+        start += len(line) + 1
+
+
+def _check_languages(langs: Iterable[Mapping[str | None, str]]) -> None:
+    """Warn of unknown languages. Maps languages to the first line that names each."""
+    first: dict[str | None, str] = {}
+    for some in langs:
+        for lang, where in some.items():
+            if first.setdefault(lang, where) == where:
+                language_of(lang, where)
 
 
 class _Lines:
-    """Collects the index of the lines that a manifest keeps."""
+    """Collects the index of the lines that a manifest keeps.
+
+    Attributes:
+        langs: The languages of the lines, each with the place of the first one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._starts, self._lengths, self._numbers = array("q"), array("L"), array("L")
-        self._durations, self._ids = array("d"), array("Q")
-        self._langs: set[str | None] = set()
+        self.langs: dict[str | None, str] = {}
+        self._rows: list[tuple[int, int, int, Seconds, int]] = []
         self._has_texts = True
 
     def add(self, row: Mapping[str, Any], number: int, start: int, length: int) -> None:
         """Add a line."""
-        if (lang := row.get("lang")) not in self._langs:
-            language_of(lang, f"{self.path}:{number}")
-            self._langs.add(lang)
+        if (lang := row.get("lang")) not in self.langs:
+            self.langs[lang] = f"{self.path}:{number}"
         duration = row.get("duration")
-        self._starts.append(start)
-        self._lengths.append(length)
-        self._numbers.append(number)
-        self._durations.append(math.nan if duration is None else duration)
-        self._ids.append(id_hash(row.get("id") or default_id(row)))
-        is_text = row.get("text") is not None or row.get("references") is not None
-        self._has_texts = self._has_texts and is_text
+        self._rows.append(
+            (
+                start,
+                length,
+                number,
+                math.nan if duration is None else duration,
+                id_hash(row.get("id") or default_id(row)),
+            )
+        )
+        has_text = row.get("text") is not None or row.get("references") is not None
+        self._has_texts = self._has_texts and has_text
 
     def index(self) -> LineIndex:
         """The index of all added lines."""
+        starts, lengths, numbers, durations, ids = zip(*self._rows, strict=True) if self._rows else [()] * 5
         return LineIndex(
-            starts_N=np.array(self._starts, dtype=np.int64),
-            lengths_N=np.array(self._lengths, dtype=np.uint32),
-            numbers_N=np.array(self._numbers, dtype=np.uint32),
-            durations_N=np.array(self._durations, dtype=np.float64),
-            ids_N=np.array(self._ids, dtype=np.uint64),
+            starts_N=np.array(starts, dtype=np.int64),
+            lengths_N=np.array(lengths, dtype=np.uint32),
+            numbers_N=np.array(numbers, dtype=np.uint32),
+            durations_N=np.array(durations, dtype=np.float64),
+            ids_N=np.array(ids, dtype=np.uint64),
             has_texts=self._has_texts,
         )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ def is_allowed(key: str, value: Any) -> bool:
         (False, True, True)
     """
     return key != WHERE and (key not in _FIELDS or _FIELDS[key][0](value))
+
+
+# key -> whether all its values are right, given as a list and the set of their types, which is much quicker than one by
+# one. Other keys have values that are checked one by one.
+_COLUMNS: dict[str, Callable[[list[Any], set[type]], bool]] = {
+    "duration": lambda values, kinds: kinds <= {int, float} and min(values) > 0 and max(values) <= _MOST,
+    "text": lambda values, kinds: kinds == {str} and is_unicode("".join(values)),
+    "id": lambda values, kinds: kinds == {str} and all(values),
+    "lang": lambda _, kinds: kinds == {str},
+}
 
 
 def check_row(row: Any, where: str, *, require_text: bool) -> list[ManifestError]:
@@ -134,8 +144,10 @@ def texts_of(row: Mapping[str, Any]) -> list[str]:
         >>> texts_of({"text": "colour", "references": ["color", "colour"]}), texts_of({"references": ["a"]})
         (['colour', 'color'], ['a'])
     """
-    text, references = row.get("text"), row.get("references") or []
-    return list(dict.fromkeys(references if text is None else [text, *references])) or [""]
+    text, references = row.get("text"), row.get("references")
+    if references is None:
+        return [text or ""]
+    return list(dict.fromkeys(references if text is None else [text, *references]))
 
 
 def loaded(line: bytes) -> dict[str, Any]:
@@ -177,6 +189,66 @@ def plain_row(line: bytes) -> dict[str, Any] | None:
             return None
         marks -= line.count(b'\\"')
     return row if marks == 2 * (len(row) + strings) else None
+
+
+def plain_rows(lines: Sequence[bytes], *, require_text: bool) -> list[dict[str, Any] | None]:
+    """The objects of lines that are valid, in about a third of the time. None where this is not certain.
+
+    Lines with the same keys are checked together: all values of a key at once, and the quotation marks of all lines,
+    see `plain_row`. If a check fails, the lines are checked one by one.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    try:
+        rows: list[Any] = list(map(orjson.loads, lines))
+    except orjson.JSONDecodeError:
+        rows = []
+    # Of other values than objects, the keys of a list or a string are its items.
+    if rows and set(map(type, rows)) == {dict}:
+        for index, keys in enumerate(map(tuple, rows)):
+            groups.setdefault(keys, []).append(index)
+    found: list[dict[str, Any] | None] = [None] * len(lines)
+    for keys, group in groups.items():
+        if _are_plain(keys, [rows[i] for i in group], [lines[i] for i in group], require_text=require_text):
+            for i in group:
+                found[i] = rows[i]
+    for i, row in enumerate(found):
+        if row is None and (row := plain_row(lines[i])) is not None:
+            found[i] = None if check_row(row, "", require_text=require_text) else row
+    return found
+
+
+def _are_plain(
+    keys: Sequence[str], rows: Sequence[dict[str, Any]], lines: Sequence[bytes], *, require_text: bool
+) -> bool:
+    """Whether lines with the same keys are valid, and JSON as `from_json` takes it. False if this is not certain."""
+    if WHERE in keys or "audio_filepath" not in keys or (require_text and "text" not in keys):
+        return False
+    strings = 0
+    for key in keys:
+        values = [row[key] for row in rows]
+        kinds = list(map(type, values))
+        strings += kinds.count(str)
+        distinct = set(kinds)
+        # Null is as if the key was not there.
+        if distinct == {type(None)} and key not in ("audio_filepath", "text"):
+            continue
+        if not distinct <= {str, int, float, bool} or not _are_right(key, values, distinct):
+            return False
+    text = b"\n".join(lines)
+    marks = text.count(b'"')
+    if b"\\" in text:
+        if b"\\\\" in text:
+            return False
+        marks -= text.count(b'\\"')
+    # A repeated key only adds marks, so the sums are equal only if the marks of each line are.
+    return marks == 2 * (len(keys) * len(rows) + strings)
+
+
+def _are_right(key: str, values: list[Any], kinds: set[type]) -> bool:
+    """Whether all values of a key are right. Keys that are kept as tags may have any."""
+    if key in _COLUMNS:
+        return _COLUMNS[key](values, kinds)
+    return key not in _FIELDS or all(map(_FIELDS[key][0], values))
 
 
 def parsed(line: bytes, where: str, *, require_text: bool) -> tuple[dict[str, Any], list[ManifestError]]:

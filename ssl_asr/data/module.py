@@ -232,8 +232,9 @@ class ASRDataModule(L.LightningDataModule):
     def _selected(self, name: str, manifest: Manifest) -> Selection:
         # Only training targets have to fit the model. Evaluation keeps every reference.
         tokenizer = self.tokenizer if name == "train" and self.config.train else None
+        targets = None
         if tokenizer is not None:
-            check_coverage(tokenizer, manifest, where=str(manifest.path))
+            targets = check_coverage(tokenizer, manifest, where=str(manifest.path), progress=self.console is not None)
         elif self.tokenizer is not None:
             warn_of_unseen(self.tokenizer, manifest, where=str(manifest.path))
         return select(
@@ -247,6 +248,7 @@ class ASRDataModule(L.LightningDataModule):
             progress=self.console is not None,
             # A test manifest that may lose every utterance gives no scores, but the other manifests do.
             may_be_empty=name in self.test_names and self.config.max_skip_fraction >= 1,
+            targets=targets,
         )
 
     def _check(self, selection: Selection) -> None:

@@ -48,8 +48,9 @@ class SpeechCost:
 # Utterances are sorted by length within windows of about this many batches. Wide windows have little padding, narrow
 # windows give different batches in each epoch.
 WINDOW_BATCHES = 250
-# Lengths are multiplied by a random factor in [1 - JITTER, 1 + JITTER] before sorting.
-JITTER = 0.04
+# Lengths are multiplied by a random factor in [1 - jitter, 1 + jitter] before sorting. The jitter is JITTER / number of
+# batches in the window, because neighboring batches differ less where there are many, and at most MOST_JITTER.
+MOST_JITTER, JITTER = 0.04, 0.75
 
 
 def plan_epoch(
@@ -95,11 +96,12 @@ def plan_epoch(
     if max_batch_size is not None:
         per_batch = min(per_batch, max_batch_size)
     window = max(1, round(WINDOW_BATCHES * per_batch))
+    jitter = min(MOST_JITTER, JITTER * per_batch / min(window, len(order)))
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
         # Without jitter, all epochs of a corpus that fits one window would have the same batches.
-        jittered_N = durations_N[part] * rng.uniform(1 - JITTER, 1 + JITTER, len(part))
+        jittered_N = durations_N[part] * rng.uniform(1 - jitter, 1 + jitter, len(part))
         from_longest = part[np.argsort(-jittered_N, kind="stable")]
         batches += _cut(from_longest, costs_N, max_batch_s, max_batch_size)
     _halve_until_divisible(batches, world_size)

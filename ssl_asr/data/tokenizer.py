@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from ssl_asr.console import notify
 from ssl_asr.data.characters import CharTokenizer
-from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.pieces import PieceTokenizer
 from ssl_asr.data.symbols import SymbolTokenizer
+from ssl_asr.data.targets import Targets, count_targets
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.errors import CheckpointError, ManifestError
 from ssl_asr.types import Tokenizer, Utterance
@@ -77,22 +78,30 @@ def restore_tokenizer(state: dict[str, Any], load_class: Callable[[str], type]) 
     return tokenizer
 
 
-def check_coverage(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, where: str) -> None:
+def check_coverage(
+    tokenizer: Tokenizer, utterances: Sequence[Utterance], *, where: str, progress: bool = False
+) -> Targets:
     """Check that the tokenizer can spell every text.
 
     Args:
         tokenizer: Answers by `Tokenizer.unseen`.
         utterances: The train split.
         where: Start of the error message, usually the path of the manifest.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What the targets need, which is counted on the way.
 
     Raises:
         ManifestError: Some characters or symbols are missing. Names the 20 most frequent, each with its first
             utterance.
     """
-    lacking = uncovered(tokenizer, utterances)
+    targets = count_targets(utterances, tokenizer, progress=progress)
+    lacking = _uncovered(tokenizer, utterances, targets)
     if lacking is not None:
         remedy = f"extend tokenizer.{tokenizer.unit}, or choose another tokenizer.normalizer"
         raise ManifestError(where, lacking, remedy)
+    return targets
 
 
 def warn_of_unseen(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, where: str) -> None:
@@ -101,31 +110,23 @@ def warn_of_unseen(tokenizer: Tokenizer, utterances: Sequence[Utterance], *, whe
     Args:
         tokenizer, utterances, where: See `check_coverage`. The utterances of a dev or test set.
     """
-    lacking = uncovered(tokenizer, utterances)
+    lacking = _uncovered(tokenizer, utterances, count_targets(utterances, tokenizer))
     if lacking is not None:
         notify(f"{where}: {lacking}. The model cannot write them, so they count as errors.")
 
 
-def uncovered(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> str | None:
+def _uncovered(tokenizer: Tokenizer, utterances: Sequence[Utterance], targets: Targets) -> str | None:
     """The parts of texts that the tokenizer cannot spell, in words. None if it can spell every text.
 
     Names the 20 most frequent, each with its code point and its first utterance.
     """
-
-    def unseen(start: int, end: int) -> list[tuple[str, str]]:
-        rows = (utterances[index] for index in range(start, end))
-        return [
-            (label, f"{row.id} at {row.where}" if row.where else row.id)
-            for row in rows
-            for variant in row.variants()
-            for label in tokenizer.unseen(variant)
-        ]
-
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for label, place in chain.from_iterable(map_ranges(unseen, ranges_of(len(utterances)))):
-        counts[label] += 1
-        first.setdefault(label, place)
+    for index in np.flatnonzero(targets.unseen_N).tolist():
+        row = utterances[index]
+        for label in (label for variant in row.variants() for label in tokenizer.unseen(variant)):
+            counts[label] += 1
+            first.setdefault(label, f"{row.id} at {row.where}" if row.where else row.id)
     if not counts:
         return None
     rows = [f"{_shown(label)} x{n} (first in {first[label]})" for label, n in counts.most_common(_SHOWN)]

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.dataset import SpeechDataset, collate
-from ssl_asr.data.filters import Limits, check_skips, ctc_frames_needed, fault_of, print_selections, select
+from ssl_asr.data.filters import Limits, check_skips, fault_of, print_selections, select
 from ssl_asr.data.manifest import pack_rows
+from ssl_asr.data.targets import ctc_frames_needed
 from ssl_asr.errors import AudioError, ManifestError
 from ssl_asr.types import Utterance
 from tests.tables import cells, heads, wide_console
