@@ -191,7 +191,7 @@ def test_tuned_decoder_reproduces_its_wer_and_wrong_decoders_are_refused(runs, r
         ("decoder=ctc_beam decoder.rescore_lm=nowhere/at/all", "decoder.rescore_lm: is 'nowhere/at/all'"),
         ("decoder=ctc_beam decoder.beam_size=0", "decoder.beam_size: is 0"),
     ):
-        done = run_command("evaluate", *shared, *wrong.split())
+        done = run_command("evaluate", *shared, *wrong.split(), "overwrite=true")
         assert done.returncode == 2
         assert message in done.stderr
 

@@ -69,7 +69,7 @@ def test_integers_and_channels_in_memory_give_the_text_of_floats(run, files):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"chunk_s": 30.0, "stride_s": 4.0, "batch_s": 120.0, "vad": None, "detect_every_s": None}),
+        ({}, {"chunk_s": 30.0, "stride_s": 4.0, "batch_s": None, "vad": None, "detect_every_s": None}),
         (
             {"chunk_s": 9.0, "vad": True, "detect_every_min": 2.5},
             {"chunk_s": 9.0, "vad": True, "detect_every_s": 150.0},
