@@ -16,7 +16,7 @@ from ssl_asr.data.signal import Signal, notices
 from ssl_asr.data.speed import stretched
 from ssl_asr.data.state_store import StateStore
 from ssl_asr.errors import AudioError
-from ssl_asr.types import Batch, Downmix, Example, Skip, Tokenizer, Utterance
+from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Example, Skip, Tokenizer, Utterance
 
 Item = Example | Skip | list[Example | Skip]
 """What a dataset has for one index."""
@@ -131,3 +131,9 @@ def collate(found: Sequence[Item]) -> Batch:
         skipped=[item for item in items if isinstance(item, Skip)],
         notices=[notice for example in examples for notice in example.notices],
     )
+
+
+def silence(utterance: Utterance, tokenizer: Tokenizer) -> Batch:
+    """A batch of one utterance with silence as its audio, for a rank that could read none of its own."""
+    waveform_T = torch.zeros(int(utterance.duration * SAMPLE_RATE))
+    return collate([Example(utterance, waveform_T, tokenizer.encode(utterance))])

@@ -30,7 +30,7 @@ from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, naming, raise_all
-from ssl_asr.types import SAMPLE_RATE, Batch, Example, Notice, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
 
 
 class _LoaderOptions(TypedDict):
@@ -285,13 +285,6 @@ class ASRDataModule(L.LightningDataModule):
     def train_kept(self) -> Manifest:
         """The training utterances that are used, after `select`."""
         return self.selections["train"].kept
-
-    def silence(self) -> Batch:
-        """A batch of one training utterance with silence as its audio, for a rank that could read none of its own."""
-        utterance = self.train_kept[0]
-        assert self.tokenizer is not None
-        waveform_T = torch.zeros(int(utterance.duration * SAMPLE_RATE))
-        return collate([Example(utterance, waveform_T, self.tokenizer.encode(utterance))])
 
     def print_notices(self) -> None:
         """Print findings in the audio that was read, on standard error."""

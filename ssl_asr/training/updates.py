@@ -29,6 +29,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from ssl_asr.console import shortened
+from ssl_asr.data.dataset import silence
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
@@ -222,7 +223,8 @@ class UpdateLoop(L.LightningModule):
         """
         if any(is_sharded(p) for p in self._optimized()):
             self.eval()
-            total, count = self.loss_parts(self.trainer.datamodule.silence().to(self.device))  # type: ignore[attr-defined]
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            total, count = self.loss_parts(silence(data.train_kept[0], data.tokenizer).to(self.device))
             self.train()
             return Loss(total * 0.0, count.to(self.device) * 0.0)
         total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
