@@ -2,7 +2,8 @@
 
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
 ``text``. Optional keys: ``duration`` in seconds, ``id``, ``offset``, ``lang``, ``task``, ``channel``, ``weight``. All
-other keys are kept in ``Utterance.tags``, of which Whisper reads ``prompt``. If ``duration`` is missing, it is that of
+other keys are kept in ``Utterance.tags``, of which Whisper reads ``prompt``. ``audio_filepath`` may also name a member
+of a tar, or an address, see `ssl_asr.data.files`. If ``duration`` is missing, it is that of
 the audio file from ``offset`` on.
 """
 
@@ -265,7 +266,7 @@ def _measure(manifest: Manifest) -> None:
 def _length(audio: tuple[str, str]) -> Seconds | AudioError:
     path, where = audio
     try:
-        return audio_duration_s(Path(path), where=where)
+        return audio_duration_s(path, where=where)
     except AudioError as error:
         return error
 
