@@ -44,10 +44,10 @@ _MARGIN_S: Seconds = 0.5
 _BLOCK_S: Seconds = 600.0
 # A longer pause is no better place for a cut.
 _PAUSE_S: Seconds = 0.8
-# Costs of a cut by what the word before it ends, of a cut without a pause, and of an utterance. Only their order and
-# rough size matter.
-_AFTER = {"sentence": 0.0, "clause": 6.0, "": 12.0, "abbreviation": 24.0}
-_NO_PAUSE, _UTTERANCE = 5.0, 2.0
+# Costs of a cut: by what the word before it ends, in a short pause, and without a pause in the waveform, which is worse
+# than further cuts elsewhere. And of an utterance. Only their order and rough size matter.
+_AFTER = {"sentence": 0.0, "clause": 2.0, "": 4.0, "abbreviation": 8.0}
+_SHORT_PAUSE, _NO_PAUSE, _UTTERANCE = 2.0, 20.0, 1.0
 # Cost of an utterance that is too long because its text gives no place for a cut.
 _TOO_LONG = 1e6
 # Share of wrong words above which a text is not that of the audio.
@@ -191,10 +191,12 @@ class _Between:
         (start, end), _ = self._span(at)
         return end - min(_MARGIN_S, (end - start) / 2)
 
-    def pause(self, left: int, right: int) -> float:
-        """The pause between two words, as a share of the longest that counts. 0 if there is none in the waveform."""
+    def cost(self, left: int, right: int) -> float:
+        """Cost of the pause between two words: none if it is long."""
         spans = [span[1] - span[0] for span, measured in map(self._span, range(left + 1, right + 1)) if measured]
-        return min(1.0, max(spans, default=0.0) / _PAUSE_S)
+        if not spans:
+            return _SHORT_PAUSE + _NO_PAUSE
+        return _SHORT_PAUSE * (1 - min(1.0, max(spans) / _PAUSE_S))
 
 
 def _places(words: Sequence[Written], matches: Sequence[int | None], between: _Between) -> list[_Place]:
@@ -205,7 +207,7 @@ def _places(words: Sequence[Written], matches: Sequence[int | None], between: _B
         left, right = matches[word - 1], matches[word]
         if left is None or right is None or not _sure(matches, word):
             continue
-        cost = _AFTER[ending(words[word - 1].text)] + _NO_PAUSE * (1 - between.pause(left, right))
+        cost = _AFTER[ending(words[word - 1].text)] + between.cost(left, right)
         end, start = between.end(left), between.start(right)
         if end > places[-1].start and start < between.duration:
             places.append(_Place(word, end, start, cost))
