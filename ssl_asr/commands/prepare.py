@@ -11,9 +11,10 @@ from ssl_asr.textfiles import overwritten
 def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Prepare. Whatever is left out is named on standard error and in ``skipped.jsonl``."""
     from ssl_asr.console import hush, make_console
+    from ssl_asr.data.formats.manifests import Shards
     from ssl_asr.data.formats.rows import ReadOptions
     from ssl_asr.data.preparation import (
-        check_outputs,
+        WRITERS,
         check_skips,
         measure,
         print_splits,
@@ -21,6 +22,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
         write_corpus,
         write_skipped,
     )
+    from ssl_asr.data.prepared import check_folder, check_outputs
     from ssl_asr.data.splits import assign_splits
     from ssl_asr.inference.summary import Summary
 
@@ -30,6 +32,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     skipped = output / "skipped.jsonl"
     if overwritten([skipped], map(Path, config.input)):
         raise overwrites(skipped, "output_dir")
+    check_folder(output, overwrite=config.overwrite, inputs=map(Path, config.input))
     options = ReadOptions(
         output=output,
         columns={key: name for key, name in (config.columns or {}).items() if name is not None},
@@ -40,12 +43,16 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
         progress=console is not None,
     )
     if config.splits is not None:
-        check_outputs(output, config.format, list(config.splits))
+        check_outputs(output, WRITERS[config.format][1], list(config.splits))
     corpus = read_sources(config.input, config.kind, options, config.digest)
     if config.splits is None:
-        check_outputs(output, config.format, list(corpus.splits))
+        check_outputs(output, WRITERS[config.format][1], list(corpus.splits))
     said = len(_say(corpus.notes))
-    measure(corpus, require_text=config.require_text, progress=console is not None)
+    measure(corpus, require_text=config.require_text, name_long=config.model is None, progress=options.progress)
+    if config.model is not None:
+        from ssl_asr.inference.cutting import cut_long
+
+        cut_long(corpus, config.model, longest_s=config.longest_s, extensions=config.extensions, console=console)
     write_skipped(skipped, corpus.skips)
     summary = Summary(corpus.count, len(corpus.rows), corpus.skips, corpus.notes[said:], verb="prepared")
     summary.show(console, skipped, sys.stderr)
@@ -53,7 +60,8 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     said = len(corpus.notes)
     if config.splits is not None:
         corpus.rows = assign_splits(corpus.rows, config.splits, by=config.split_by, seed=config.seed)
-    written = write_corpus(corpus, config.format, output)
+    shards = Shards(config.shard_size, config.shard_address)
+    written = write_corpus(corpus, config.format, output, inputs=config.input, shards=shards, progress=options.progress)
     _say(corpus.notes[said:])
     if console is not None:
         print_splits(corpus, console)

@@ -192,7 +192,7 @@ def _lock(name: str, config: Any) -> AbstractContextManager[None]:
     output: str | None = getattr(config, "output", None)
     if name == "train":
         return held(Lock.of_folder(Path(config.run_dir), "run_dir")) if is_first() else nullcontext()
-    if name == "evaluate":
+    if name in ("evaluate", "prepare", "check"):
         return held(Lock.of_folder(Path(config.output_dir), "output_dir"))
     return nullcontext() if output is None else held(Lock.of_output(Path(output)))
 

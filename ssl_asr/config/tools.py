@@ -23,6 +23,7 @@ from ssl_asr.types import (
     NonNegativeInt,
     NormalizerName,
     OutputPath,
+    PositiveFloat,
     PositiveInt,
 )
 
@@ -36,6 +37,7 @@ SourceKind = Literal[
     "speechbrain_csv",
     "speechbrain_json",
     "lhotse",
+    "lhotse_shar",
     "audiofolder",
     "huggingface",
     "librispeech",
@@ -47,7 +49,9 @@ SourceKind = Literal[
     "tedlium",
     "an4",
 ]
-CorpusFormat = Literal["manifest", "nemo", "kaldi", "speechbrain_csv", "speechbrain_json", "lhotse", "audiofolder"]
+CorpusFormat = Literal[
+    "manifest", "nemo", "kaldi", "speechbrain_csv", "speechbrain_json", "lhotse", "audiofolder", "shar"
+]
 COLUMNS = ("audio", "text", "id", "speaker", "lang", "offset", "end", "duration", "split", "channel", "tier")
 Columns = Annotated[dict[str, str | None], Expected("{key: name of a column, …}")]
 Splits = Annotated[dict[str, float], MinLen(1), Expected("{name: fraction, …}, such as {train: 0.8, dev: 0.2}")]
@@ -55,20 +59,30 @@ _DIGEST = re.compile(r"md5:[0-9a-fA-F]{32}|sha1:[0-9a-fA-F]{40}|sha256:[0-9a-fA-
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Extended):
     """Make manifests from corpora, datasets and the formats of other toolkits, and convert them.
 
     Attributes:
         input: Folders, files, archives (.tar.gz, .zip), addresses (https://…), Hugging Face datasets (name/name), or
             corpora to download: librispeech:PART, mini_librispeech:PART, ljspeech, tedlium3. The key may be left out.
-        output_dir: Folder of the manifests, of skipped.jsonl, and of everything that is downloaded or extracted.
+        output_dir: Folder of the manifests, of skipped.jsonl, and of everything that is downloaded or extracted. Audio
+            below it, or below the folder it is in, has relative paths in the manifests, so that audio and manifests
+            can be moved together. Other audio has absolute paths.
+        overwrite: Replace what an earlier preparation wrote in ``output_dir``.
         kind: What the input is. auto finds it out and says it.
-        format: What is written: a manifest for each split, or the format of another toolkit.
+        format: What is written: a manifest for each split, or the format of another toolkit. ``shar`` writes the audio
+            to shards of tar that lhotse reads, and manifests that name their members.
+        shard_size: For format=shar, utterances in a shard.
+        shard_address: For format=shar, where ``output_dir`` will be uploaded: s3://bucket/name. The manifests name the
+            shards there. null names the local files.
         columns: Name of the column of each key in a table, JSON or dataset: columns.text=sentence. Others are guessed.
             A table without names takes numbers from 1. tier names a tier of TextGrid. For a folder of audio,
             columns.speaker=folder takes the name of a file's folder as its speaker.
         audio_dir: Folder that relative paths of audio start at. null takes the folder of the file that names them.
         segments: For transcripts with times, ``rows`` makes each segment an utterance, and ``keep`` each recording.
+        model: Model that finds the times of words in recordings longer than ``longest_s`` that have one text without
+            times, so that they can be cut: a run directory, checkpoint file, or name of a pretrained checkpoint.
+        longest_s: Longest utterance that ``model`` cuts, in seconds. Cuts are at ends of sentences, and in pauses.
         subset: Subset of a Hugging Face dataset, such as a language.
         require_text: Leave out audio without a transcript. Otherwise its text is empty, as for noise.
         digest: Digest of a file to download, as sha256:… or md5:…, if the corpus publishes none.
@@ -90,11 +104,16 @@ class PrepareConfig:
 
     input: list[InputPath]
     output_dir: OutputPath
+    overwrite: bool = False
     kind: SourceKind = "auto"
     format: CorpusFormat = "manifest"
+    shard_size: PositiveInt = 1000
+    shard_address: str | None = None
     columns: Columns | None = None
     audio_dir: InputPath | None = None
     segments: Literal["rows", "keep"] = "rows"
+    model: ModelName | None = None
+    longest_s: PositiveFloat = 30.0
     subset: str | None = None
     require_text: bool = True
     digest: str | None = None
@@ -114,6 +133,14 @@ class PrepareConfig:
             yield ConfigError("splits", f"is {total:g} in sum, expected 1", "write for example {train: 0.9, dev: 0.1}")
         if self.digest is not None and _DIGEST.fullmatch(self.digest) is None:
             yield ConfigError("digest", f"is {shown(self.digest)}, expected sha256:… or md5:… with all its digits")
+        given = {"shard_size": self.shard_size != 1000, "shard_address": self.shard_address is not None}
+        for name in (name for name, is_given in given.items() if is_given and self.format != "shar"):
+            yield ConfigError(name, f"changes nothing for format={self.format}", "leave it out, or set format=shar")
+        if self.model is None and self.longest_s != 30:
+            yield ConfigError("longest_s", "changes nothing without a model", "give model=…, or leave it out")
+        if self.shard_address is not None and "://" not in self.shard_address:
+            what = f"is {shown(self.shard_address)}, expected an address"
+            yield ConfigError("shard_address", what, "write for example s3://bucket/name")
         yield from training_run(Path(self.output_dir))
 
 

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssl_asr.data.ffmpeg import FileKey, MediaError
+from ssl_asr.data.files import FileKey
 from ssl_asr.data.media import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from ssl_asr.data.media import Header, Source, ends_early, header_of, open_source, source_of
+from ssl_asr.data.remote import MediaError
 from ssl_asr.data.signal import Signal, integer_scale, measured, mix
 from ssl_asr.errors import AudioError
 from ssl_asr.types import SAMPLE_RATE, Downmix, Hertz, Samples, Seconds, Utterance
@@ -77,7 +78,7 @@ def check_header(utterance: Utterance, *, downmix: Downmix = "mean", any_rate: b
     return header
 
 
-def audio_duration_s(path: Path, *, where: str = "") -> Seconds:
+def audio_duration_s(path: str | Path, *, where: str = "") -> Seconds:
     """Duration of an audio file in seconds, as decoding gives it.
 
     Args:
@@ -87,7 +88,7 @@ def audio_duration_s(path: Path, *, where: str = "") -> Seconds:
     Raises:
         AudioError: The file does not exist, is empty, is not audio or cannot be decoded.
     """
-    with _reported(Utterance(id=path.name, audio_filepath=str(path), duration=0.0, where=where)):
+    with _reported(Utterance(id=Path(path).name, audio_filepath=str(path), duration=0.0, where=where)):
         source = open_source(path)
         try:
             return source.frames / source.rate
@@ -241,7 +242,7 @@ def _scale(source: Source, path: str, samples_TC: NDArray[np.float32], *, whole:
         return None
     if whole and len(samples_TC) == source.frames:
         return _scale_of(*_extent(samples_TC))
-    return _scale_of_file(FileKey.of(Path(path)))
+    return _scale_of_file(FileKey.of(path))
 
 
 def _checked(

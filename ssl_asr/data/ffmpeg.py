@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_asr.data.files import FileKey, Location, name_of, opened
+from ssl_asr.data.remote import MediaError
 from ssl_asr.types import Hertz, Samples, Seconds
 
 # Demuxers of files that people keep speech in. Playlists, which open other files, are not among them.
@@ -47,30 +48,6 @@ if TYPE_CHECKING:
     Packet = av.Packet[Any]
 
 _Key = tuple[int | None, int | None, int]
-
-
-class MediaError(Exception):
-    """A file cannot be read. See `ssl_asr.errors.AudioError`, which adds the utterance."""
-
-    def __init__(self, what: str, remedy: str, reason: str) -> None:
-        super().__init__(what)
-        self.what, self.remedy, self.reason = what, remedy, reason
-
-
-@dataclass(frozen=True, slots=True)
-class FileKey:
-    """A file and its state. A file that has changed has another key."""
-
-    path: str
-    size: int
-    modified_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> "FileKey":
-        """The key of an existing file."""
-        stat = path.stat()
-        return cls(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def damaged(error: object) -> MediaError:
@@ -103,7 +80,9 @@ class _Stream:
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         try:
             # Without the protocol, FFmpeg takes a name such as "a:b.wav" for one.
-            self.container = av.open(f"file:{key.path}", options=options, metadata_errors="ignore")
+            # PyAV keeps a file that it is given, and closes one that it opens.
+            source = f"file:{key.path}" if Location.of(key.path).is_file else opened(key.path)
+            self.container = av.open(source, "r", options=options, metadata_errors="ignore")
         except _ERRORS as error:
             what = f"not an audio file: {_reason(error)}"
             raise MediaError(what, "convert it to WAV or FLAC, or get it again", "not_audio") from None
@@ -287,7 +266,7 @@ def _end_of_table(stream: _Stream) -> int | None:
 
 
 def _first_bytes(key: FileKey) -> bytes:
-    with Path(key.path).open("rb") as file:
+    with opened(key.path) as file:
         return file.read(4096)
 
 
@@ -310,7 +289,7 @@ class DecodedSource:
             self.close()
             if lost:
                 raise damaged("no packet of its audio could be decoded")
-            if key.path.lower().endswith(".flac") and b"fLaC" not in _first_bytes(key):
+            if name_of(key.path).suffix.lower() == ".flac" and b"fLaC" not in _first_bytes(key):
                 # FFmpeg takes anything for FLAC by the suffix.
                 raise MediaError("not an audio file: it has no FLAC header", "get it again", "not_audio")
             raise MediaError("no samples", "remove it from the manifest", "no_samples")

@@ -4,16 +4,19 @@
     identity    recording, span and language    transcribed once
 
 A file is its folder, with symbolic links resolved, and its name. ``./a.wav``, ``a.wav`` and ``../here/a.wav`` are one
-file. A symbolic link to a file is a recording with the name of the link.
+file. A symbolic link to a file is a recording with the name of the link. A member of a tar is the tar, with its
+folder resolved, and the rest as it is written. An address is as it is written.
 """
 
 import hashlib
 import os
-import stat
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from ssl_asr.data.files import FileKey, Location, opened
+from ssl_asr.data.remote import MediaError, is_remote
 from ssl_asr.types import Seconds
 
 _PART_BYTES = 64 << 10
@@ -69,6 +72,10 @@ def _real_folder(folder: str) -> str:
 
 def file_key(path: str) -> str:
     """The path with its folder resolved. Two paths of one file have the same key, and the file need not exist."""
+    location = Location.of(path)
+    if not location.is_file:
+        base = location.container if is_remote(location.container) else file_key(location.container)
+        return str(replace(location, container=base))
     folder, name = os.path.split(path)
     return f"{_real_folder(str(Path.cwd() / folder))}{os.sep}{name}"
 
@@ -88,25 +95,32 @@ def row_key(one: Located) -> RowKey:
     return one.id, one.audio_filepath, one.offset, one.duration, one.channel, one.lang, one.task
 
 
-def content_digest(path: Path) -> str | None:
-    """Digest of the content of a file. None if there is no such file.
+def content_digest(path: str | Path) -> str | None:
+    """Digest of the content of a file or a member of a tar. None if there is no such file. Equal for equal bytes.
 
     It tells other audio under the same name apart, wherever the file lies. Of files beyond 4 MiB, only the first,
     middle and last 64 KiB and the size count, so that an edit between these parts is not noticed.
     """
     try:
-        found = path.stat()
-        is_file = stat.S_ISREG(found.st_mode)
-        return _content_digest(path.absolute(), found.st_size, found.st_mtime_ns) if is_file else None
+        return _content_digest(FileKey.of(_absolute(str(path))))
+    except MediaError as error:
+        # Files that are empty have a digest, too.
+        return hashlib.blake2b(b"0", digest_size=16).hexdigest() if error.reason == "empty_file" else None
     except OSError:
         return None
 
 
-# Cached, because a long recording may have many utterances. The time is only a key of the cache.
+def _absolute(path: str) -> str:
+    """The path, valid in any working directory, for the cache."""
+    container = Location.of(path).container
+    return path if is_remote(container) else os.path.join(Path.cwd(), path)  # noqa: PTH118  # keeps names of members
+
+
+# Cached, because a long recording may have many utterances. The key changes with the file.
 @lru_cache(maxsize=4096)
-def _content_digest(path: Path, size: int, _mtime_ns: int) -> str:
-    digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
-    with path.open("rb") as file:
+def _content_digest(key: FileKey) -> str:
+    size, digest = key.size, hashlib.blake2b(f"{key.size}".encode(), digest_size=16)
+    with opened(key.path) as file:
         if size <= _WHOLE_BYTES:
             digest.update(file.read())
         else:

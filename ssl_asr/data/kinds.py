@@ -27,6 +27,7 @@ from ssl_asr.data.formats.kaldi import is_kaldi, read_kaldi
 from ssl_asr.data.formats.lhotse import is_lhotse, read_lhotse
 from ssl_asr.data.formats.manifests import manifests_in, read_manifests
 from ssl_asr.data.formats.rows import Found, ReadOptions
+from ssl_asr.data.formats.shar import is_shar, read_shar
 from ssl_asr.data.formats.speechbrain import (
     is_speechbrain_csv,
     is_speechbrain_json,
@@ -101,6 +102,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "tedlium": _corpus("TED-LIUM", is_tedlium, read_tedlium),
         "an4": _corpus("AN4", is_an4, read_an4),
         "huggingface": Kind("Hugging Face dataset", is_huggingface, read_huggingface, _COLUMNS | {"subset"}),
+        "lhotse_shar": _folder("Shar folder of lhotse", is_shar, read_shar),
         "lhotse": Kind("manifests of lhotse", is_lhotse, read_lhotse, _PATHS),
         "audiofolder": _folder("audiofolder", is_audiofolder, read_audiofolder, *_TABLE),
         "manifest": Kind("manifest", _has_manifests, read_manifests, _PATHS),

@@ -3,8 +3,8 @@
 The format is a superset of NeMo's. Each line is a JSON object with ``audio_filepath`` (relative to the manifest) and
 ``text``. Optional keys: ``duration`` in seconds, ``references`` (further texts of the same speech), ``id``, ``offset``,
 ``lang``, ``task``, ``channel``, ``weight``. All other keys are kept in ``Utterance.tags``, of which Whisper reads
-``prompt``. If ``duration`` is missing, it is that of the audio file from ``offset`` on. If ``text`` is missing, it is
-the first of ``references``.
+``prompt``. ``audio_filepath`` may also name a member of a tar, or an address, see `ssl_asr.data.files`. If ``duration``
+is missing, it is that of the audio file from ``offset`` on. If ``text`` is missing, it is the first of ``references``.
 """
 
 import codecs
@@ -360,7 +360,7 @@ def _measure(manifest: Manifest) -> None:
 def _length(audio: tuple[str, str]) -> Seconds | AudioError:
     path, where = audio
     try:
-        return audio_duration_s(Path(path), where=where)
+        return audio_duration_s(path, where=where)
     except AudioError as error:
         return error
 

@@ -26,7 +26,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ssl_asr.data.ffmpeg import DecodedSource, FileKey, MediaError, damaged
+from ssl_asr.data.ffmpeg import DecodedSource, damaged
+from ssl_asr.data.files import FileKey, Location, opened, unopened
+from ssl_asr.data.remote import MediaError
 from ssl_asr.types import Hertz, Samples, Seconds
 
 AUDIO_SUFFIXES = (
@@ -104,8 +106,8 @@ def _is_read_forward(file: soundfile.SoundFile) -> bool:
 class SoundfileSource:
     """A file that soundfile reads. See `Source`."""
 
-    def __init__(self, file: soundfile.SoundFile) -> None:
-        self._file = file
+    def __init__(self, file: soundfile.SoundFile, path: str) -> None:
+        self._file, self._path = file, path
         self._position: Samples = 0
         self.rate: Hertz = file.samplerate
         self.channels: int = file.channels
@@ -154,7 +156,7 @@ class SoundfileSource:
             self._position = self._file.seek(start)
         elif start < self._position:
             self._file.close()
-            self._file = soundfile.SoundFile(self._file.name)
+            self._file = _soundfile(self._path)
             self._position = 0
         while self._position < start:
             if not len(self._next(start - self._position)):
@@ -175,7 +177,7 @@ class SoundfileSource:
 
 def _head(path: str) -> tuple[bytes, int]:
     """The first bytes after ID3v2 tags, and their position."""
-    with Path(path).open("rb") as file:
+    with opened(path) as file:
         at = 0
         head = file.read(10)
         while head[:3] == b"ID3" and len(head) == 10:
@@ -220,7 +222,7 @@ def _has_exact_frame(head: bytes, audio_bytes: int) -> bool:
 
 def _has_one_ogg_stream(path: str, size: int) -> bool:
     """Whether an OGG file has one stream, of Vorbis or Opus. libsndfile reads the first one of several streams."""
-    with Path(path).open("rb") as file:
+    with opened(path) as file:
         position, streams = 0, 0
         while position + 27 <= size:
             file.seek(position)
@@ -246,7 +248,7 @@ def ends_early(path: str | Path) -> bool:
     Raises:
         MediaError: The file does not exist or is empty.
     """
-    return _ends_early(_checked(Path(path)))
+    return _ends_early(FileKey.of(path))
 
 
 # Every epoch reads a file again, and every part of a long recording.
@@ -265,7 +267,7 @@ def _ends_early(key: FileKey) -> bool:
 
 def _has_last_ogg_page(key: FileKey) -> bool:
     """Whether the last page of an OGG file is whole, and is marked as the end of its stream."""
-    with Path(key.path).open("rb") as file:
+    with opened(key.path) as file:
         # A page has at most 65,307 bytes.
         file.seek(max(0, key.size - 65_307))
         end = file.read()
@@ -284,12 +286,16 @@ def _soundfile_is_exact(key: FileKey) -> bool:
     return at == 0 or head[:4] in (b"fLaC", b"RIFF", b"FORM")
 
 
+def _soundfile(path: str) -> soundfile.SoundFile:
+    return soundfile.SoundFile(path if Location.of(path).is_file else opened(path))
+
+
 def _open_soundfile(key: FileKey) -> SoundfileSource | None:
     """The file opened by soundfile, or None if PyAV reads it."""
     if not _soundfile_is_exact(key):
         return None
     try:
-        file = soundfile.SoundFile(key.path)
+        file = _soundfile(key.path)
     except (soundfile.LibsndfileError, RuntimeError):
         return None
     # A header without a length: the samples were streamed. MPEG audio in WAV has an estimate.
@@ -297,7 +303,7 @@ def _open_soundfile(key: FileKey) -> SoundfileSource | None:
     if has_no_length or (_is_read_forward(file) and file.frames > _FORWARD_S * file.samplerate):
         file.close()
         return None
-    return SoundfileSource(file)
+    return SoundfileSource(file, key.path)
 
 
 def open_source(path: str | Path) -> Source:
@@ -306,32 +312,16 @@ def open_source(path: str | Path) -> Source:
     Raises:
         MediaError: It does not exist, is empty, has no audio, or cannot be decoded.
     """
-    key = _checked(Path(path))
+    key = FileKey.of(path)
     try:
         source = _open_soundfile(key) or DecodedSource(key)
     except OSError as error:
-        raise _unopened(error) from None
+        raise unopened(error) from None
     if not MIN_RATE <= source.rate <= MAX_RATE:
         source.close()
         what = f"has a sample rate of {source.rate:,} Hz, expected {MIN_RATE:,} to {MAX_RATE:,} Hz"
         raise MediaError(what, "get the file again", "bad_sample_rate")
     return source
-
-
-def _unopened(error: OSError) -> MediaError:
-    return MediaError(f"cannot be opened: {error.strerror}", "check its name and permissions", "unreadable_file")
-
-
-def _checked(path: Path) -> FileKey:
-    try:
-        key = FileKey.of(path) if path.is_file() else None
-    except OSError as error:
-        raise _unopened(error) from None
-    if key is None:
-        raise MediaError("no such file", "check audio_filepath", "missing_file")
-    if key.size == 0:
-        raise MediaError("empty file (0 bytes)", "get the file again", "empty_file")
-    return key
 
 
 # The reader that stays open ----------------------------------------------------------------------------------------
@@ -356,7 +346,7 @@ _slot = _Slot()
 @contextmanager
 def source_of(path: str | Path) -> Iterator[Source]:
     """The open file, for the next part of a recording the same reader. See `open_source` for errors."""
-    key, kept = _checked(Path(path)), _slot.kept
+    key, kept = FileKey.of(path), _slot.kept
     _slot.kept = None
     # A reader is not shared with a forked process, which would move its position.
     if kept is not None and kept.key == key and kept.process == os.getpid():

@@ -58,12 +58,14 @@ class DataConfig:
             become one of them.
         resample: Whether files of other sample rates than 16 kHz are resampled. false drops them as audio that cannot
             be used, see ``on_bad_audio`` and ``max_skip_fraction``.
-        check_audio: Open every file at the start, and compare its header with the manifest.
+        check_audio: Open every file at the start, and compare its header with the manifest. Audio behind addresses is
+            fetched for it, see `ssl_asr.data.remote`.
         on_bad_audio: ``skip`` counts and names files that cannot be read. ``error`` stops at the first one.
         max_skip_fraction: Largest fraction of a split that may be dropped.
         allow_duplicate_ids: Whether train, dev and test may share utterance ids.
         root: Folder that all audio of the manifests must lie in, or None for any folder. Symbolic links are resolved.
-            Set it for manifests that you did not make: a line may name any file of the machine.
+            Set it for manifests that you did not make: a line may name any file of the machine. Addresses are in no
+            folder.
         max_leakage: Largest fraction of a dev or test split whose audio may also be in train, under whatever name. 1
             skips the check for shared audio, texts and speakers.
     """

@@ -8,7 +8,6 @@ The way of an utterance::
 """
 
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +24,18 @@ from rich.table import Table
 from ssl_asr.data.audio import DURATION_TOLERANCE_S, audio_duration_s
 from ssl_asr.data.corpora.archives import extract, is_archive
 from ssl_asr.data.corpora.downloads import download, remote_of
+from ssl_asr.data.files import Location, placed
 from ssl_asr.data.folders import printable
 from ssl_asr.data.formats.audiofolder import write_audiofolder
 from ssl_asr.data.formats.kaldi import write_kaldi
 from ssl_asr.data.formats.lhotse import write_lhotse
-from ssl_asr.data.formats.manifests import Target, write_manifest, write_nemo
+from ssl_asr.data.formats.manifests import DEFAULT_SHARDS, Shards, Target, write_manifest, write_nemo
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, full_path
+from ssl_asr.data.formats.shar import write_shar
 from ssl_asr.data.formats.speechbrain import write_speechbrain_csv, write_speechbrain_json
 from ssl_asr.data.kinds import KINDS, kind_of, read_source
 from ssl_asr.data.manifest_lines import is_allowed
+from ssl_asr.data.prepared import check_outputs, move_in
 from ssl_asr.errors import AudioError, ConfigError, ManifestError
 from ssl_asr.textfiles import is_unicode, shown, to_json, written_whole
 from ssl_asr.types import Seconds, Skip
@@ -42,11 +44,8 @@ from ssl_asr.types import Seconds, Skip
 _THREADS = 8
 # Recordings with one text that are longer are named: few models can be trained on them.
 _LONG_S = 40.0
-_HOW_TO_CUT = (
-    "Find the times with ssl-asr align model=… manifest=… output=FOLDER_OF_THE_AUDIO format=textgrid, and prepare the "
-    "folder again with columns.tier=words"
-)
-_SPLIT = re.compile(r"\w[\w.-]*")
+# Formats that can hold audio in shards and behind addresses.
+_ANY_AUDIO = ("manifest", "shar", "audiofolder")
 # Folder of files that are not whole yet.
 _STAGING = ".prepare.partial"
 
@@ -61,6 +60,7 @@ WRITERS: Mapping[str, tuple[Write, tuple[str, ...]]] = MappingProxyType(
         "speechbrain_json": (write_speechbrain_json, ("{}.json",)),
         "lhotse": (write_lhotse, ("recordings_{}.jsonl.gz", "supervisions_{}.jsonl.gz")),
         "audiofolder": (write_audiofolder, ("{}",)),
+        "shar": (write_shar, ("{}.jsonl", "{}")),
     }
 )
 
@@ -140,7 +140,7 @@ def _local(name: str, options: ReadOptions, digest: str | None, notes: list[str]
 # Checks ------------------------------------------------------------------------------------------------------------
 
 
-def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False) -> None:
+def measure(corpus: Corpus, *, require_text: bool = True, name_long: bool = True, progress: bool = False) -> None:
     """Measure every audio file once, and leave out rows that cannot be used, each with its reason.
 
     A row without a duration gets what its file has after the offset. A given duration is kept if the file is as long.
@@ -149,6 +149,7 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
     Args:
         corpus: Its rows, skips and notes are changed.
         require_text: Whether rows without a text are left out.
+        name_long: Whether to note long recordings that should be cut.
         progress: Whether to show a progress bar.
     """
     files = list(dict.fromkeys(row.audio for row in corpus.rows))
@@ -161,7 +162,7 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
     for row in corpus.rows:
         fault = _fault(row, lengths[row.audio], require_text) or ids.repeated(row)
         if fault is not None:
-            corpus.skips.append(_skip(row, *fault))
+            corpus.skips.append(_skip(row, *fault, lengths[row.audio]))
             continue
         length = lengths[row.audio]
         assert not isinstance(length, AudioError)
@@ -169,17 +170,22 @@ def measure(corpus: Corpus, *, require_text: bool = True, progress: bool = False
         is_whole = row.offset == 0 and duration >= length - DURATION_TOLERANCE_S
         kept.append(replace(row, id=ids.unique(row), duration=duration, whole=is_whole))
     corpus.rows = kept
-    untimed = [row for row in kept if row.whole and row.text and "segments" not in row.tags]
-    long = [row for row in untimed if (row.duration or 0.0) > _LONG_S]
+    long = untimed(kept, _LONG_S) if name_long else []
     if long:
         what = f"{len(long)} recordings are longer than {_LONG_S:g} s and have one text without times"
-        corpus.notes.append(f"{what}, such as {long[0].id}. {_HOW_TO_CUT}")
+        corpus.notes.append(f"{what}, such as {long[0].id}. model=openai/whisper-base cuts them, as other models do")
     if ids.changed:
         examples = ", ".join(ids.changed[:3])
         corpus.notes.append(f"{len(ids.changed)} ids that are used twice get a number: {examples}")
     short = sum(not row.whole and row.offset == 0 and "segments" not in row.tags for row in kept)
     if short:
         corpus.notes.append(f"{short} utterances without an offset end before their file does")
+
+
+def untimed(rows: Sequence[Row], longer_than: Seconds) -> list[Row]:
+    """Rows that are whole recordings of more than this length, with one text without times."""
+    whole = [row for row in rows if row.whole and row.text.strip() and "segments" not in row.tags]
+    return [row for row in whole if (row.duration or 0.0) > longer_than]
 
 
 class _Ids:
@@ -210,7 +216,7 @@ class _Ids:
 
 def _length(path: str) -> Seconds | AudioError:
     try:
-        return audio_duration_s(Path(path))
+        return audio_duration_s(path)
     except AudioError as error:
         return error
 
@@ -241,59 +247,74 @@ def _last_end(segments: Any) -> Seconds:
     return max((float(end) for end in ends if isinstance(end, int | float)), default=0.0)
 
 
-def _skip(row: Row, reason: str, detail: str) -> Skip:
-    return Skip(printable(row.id), printable(row.where), reason, printable(detail), row.duration or 0.0)
+def _skip(row: Row, reason: str, detail: str, length: Seconds | AudioError) -> Skip:
+    duration = row.duration or (0.0 if isinstance(length, AudioError) else max(0.0, length - row.offset))
+    return Skip(printable(row.id), printable(row.where or row.audio), reason, printable(detail), duration)
 
 
 # Writing -----------------------------------------------------------------------------------------------------------
 
 
-def check_outputs(folder: Path, kind: str, splits: Sequence[str]) -> None:
-    """Refuse to replace anything, and names of splits that cannot be names of files.
-
-    Raises:
-        ConfigError: A file or folder is already there.
-        ManifestError: A split has an unusable name.
-    """
-    for split in splits:
-        if _SPLIT.fullmatch(split) is None or len(split) > 100:
-            what = f"'{printable(split)[:40]}' cannot be the name of a file"
-            raise ManifestError("split", what, "use letters, digits, _ - and dots")
-    for path in (folder / name.format(split) for split in splits for name in WRITERS[kind][1]):
-        if os.path.lexists(path):
-            raise ConfigError("output_dir", f"{path} is already there", "give another folder, or remove it")
-
-
-def write_corpus(corpus: Corpus, kind: str, folder: Path) -> list[Path]:
+def write_corpus(
+    corpus: Corpus,
+    kind: str,
+    folder: Path,
+    *,
+    inputs: Sequence[str],
+    shards: Shards = DEFAULT_SHARDS,
+    progress: bool = False,
+) -> list[Path]:
     """Write all splits in a format. Files get their names when all are whole. Returns their paths.
+
+    What an earlier preparation wrote in the folder is replaced.
+
+    Args:
+        corpus: Its notes are changed.
+        kind: Name of the format.
+        folder: The output folder.
+        inputs: What the corpus was read from, for the record in the folder.
+        shards: How shards are written.
+        progress: Whether to show a progress bar for shards.
 
     Raises:
         UserError: The format cannot hold a row.
     """
     write, names = WRITERS[kind]
-    check_outputs(folder, kind, list(corpus.splits))
+    check_outputs(folder, names, list(corpus.splits))
+    _check_files(corpus, kind)
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     home = Path(os.path.realpath(folder))
     try:
-        target = Target(staging, _placed(home), home)
+        target = Target(staging, _placed(home), home, shards, progress)
         for split, rows in corpus.splits.items():
             corpus.notes += [note for note in write(target, split, rows) if note not in corpus.notes]
         written = [name.format(split) for split in corpus.splits for name in names]
-        for name in written:
-            (staging / name).rename(folder / name)
+        move_in(staging, folder, written, inputs=inputs)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return [folder / name for name in written]
 
 
+def _check_files(corpus: Corpus, kind: str) -> None:
+    """Refuse audio in shards or behind addresses in the formats of other toolkits, which name files."""
+    other = next((row for row in corpus.rows if not Location.of(row.audio).is_file), None)
+    if other is not None and kind not in _ANY_AUDIO:
+        what = f"{other.audio} is no file of its own, and format={kind} names files"
+        raise ManifestError(other.where or other.id, what, f"use format={' or '.join(_ANY_AUDIO)}")
+
+
 def _placed(home: Path) -> Callable[[str], str]:
-    """The path of an audio file as it is written: relative if it is below the output folder, otherwise absolute."""
+    """The path of an audio file as it is written.
+
+    Relative if it is below the output folder, or below the folder that the output folder is in, so that this folder can
+    be moved. Otherwise absolute. The root of the file system is not moved.
+    """
+    near = home if home.parent == home.parent.parent else home.parent
 
     def place(path: str) -> str:
-        full = Path(full_path(path))
-        return full.relative_to(home).as_posix() if home in full.parents else str(full)
+        return placed(full_path(path), home, within=near)
 
     return place
 
@@ -317,9 +338,10 @@ def check_skips(corpus: Corpus, limit: float, path: Path) -> None:
 
 
 def write_skipped(path: Path, skips: Sequence[Skip]) -> None:
-    """Write one line for each skip."""
+    """Write one line for each skip, without a place or a duration that is not known."""
+    rows = ({key: value for key, value in asdict(skip).items() if value} for skip in skips)
     with written_whole(path) as file:
-        file.writelines(to_json(asdict(skip)) + "\n" for skip in skips)
+        file.writelines(to_json(row) + "\n" for row in rows)
 
 
 def print_splits(corpus: Corpus, console: Console) -> None:

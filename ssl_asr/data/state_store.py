@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_asr.data.files import name_of
 from ssl_asr.data.identity import content_digest
 from ssl_asr.errors import CheckpointError
 from ssl_asr.textfiles import naming, sync_folder
@@ -32,9 +33,8 @@ def audio_key(utterance: Utterance) -> str:
     The key stays equal if the folder moves, and differs for a file of equal name and size with other audio, such as
     the enhanced copy of a noisy recording. The text is not part of it, because encoder states do not depend on it.
     """
-    path = Path(utterance.audio_filepath)
-    content = content_digest(path)
-    return json.dumps([path.name, content, utterance.offset, utterance.duration, utterance.channel])
+    name, content = name_of(utterance.audio_filepath).name, content_digest(utterance.audio_filepath)
+    return json.dumps([name, content, utterance.offset, utterance.duration, utterance.channel])
 
 
 @dataclass(frozen=True, slots=True)

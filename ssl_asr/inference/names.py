@@ -10,15 +10,15 @@ folders above it), the suffix, the channel, the task, a number::
 Names are equal if they differ only in case or in how Unicode composes a letter, as on macOS and Windows.
 """
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TypeVar
 
+from ssl_asr.data.files import name_parts
 from ssl_asr.data.identity import Located, file_key, recording_key
 from ssl_asr.metrics.report import Prediction
 
@@ -60,7 +60,7 @@ class _Label:
     @classmethod
     def of(cls, row: Located, marks: tuple[str, ...], *, spaces: bool) -> "_Label":
         """The label of a recording, with the stem alone."""
-        path = PurePath(os.path.normpath(Path.cwd() / row.audio_filepath))
+        path = PurePath(*name_parts(row.audio_filepath))
         return cls(path.parts[1:-1], path.stem, path.suffix, marks, spaces)
 
     def __str__(self) -> str:

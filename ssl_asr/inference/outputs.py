@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.console import results
+from ssl_asr.data.files import Location
 from ssl_asr.data.folders import holds_audio, is_file, is_folder, is_manifest, status_of
 from ssl_asr.data.identity import Located, recording_key
 from ssl_asr.errors import ConfigError, exists_already, overwrites
@@ -104,7 +105,8 @@ class Outputs:
             self.progress = self._beside(_PROGRESS, ".jsonl")
             self.summary = self._beside(_SUMMARY, ".json")
         self._check_place(str(output))
-        self._check_overwritten([*sources, *(Path(path) for path in {row.audio_filepath for row in rows})])
+        containers = {Location.of(row.audio_filepath).container for row in rows}
+        self._check_overwritten([*sources, *map(Path, containers)])
         if not overwrite:
             self._check_earlier()
 

@@ -127,7 +127,7 @@ class ProgressFile:
 
 
 def _content(row: Prediction) -> str | None:
-    return content_digest(Path(row.audio_filepath))
+    return content_digest(row.audio_filepath)
 
 
 def _line(row: Prediction) -> str:

@@ -3,6 +3,8 @@
 import pytest
 
 from ssl_asr.config.tools import PrepareConfig
+from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError, ManifestError
 from tests.data.sources import clip, lines, run, text
 
@@ -28,7 +30,9 @@ def test_too_many_skips_are_an_error_and_no_manifest_is_written(folder, tmp_path
 def test_existing_manifests_are_not_replaced(folder, tmp_path):
     run(folder, tmp_path / "out")
     before = (tmp_path / "out" / "all.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match=r"output_dir: .*all\.jsonl is already there"):
+    with pytest.raises(
+        ConfigError, match=r"out already holds a preparation \(all\.jsonl\)\. Choose another output_dir"
+    ):
         run(folder, tmp_path / "out", max_skip_fraction=0.0)
     with pytest.raises(ConfigError, match=r"output_dir: .*train\.jsonl is already there"):
         run(folder, text(tmp_path / "two" / "train.jsonl", "mine").parent, splits={"train": 0.5, "dev": 0.5})
@@ -37,9 +41,99 @@ def test_existing_manifests_are_not_replaced(folder, tmp_path):
     assert len(lines(tmp_path / "out" / "skipped.jsonl")) == 1
 
 
+def test_a_preparation_is_not_mixed_with_another_one(folder, tmp_path):
+    """Manifests of other splits, or in another format, would stay beside those of the new one."""
+    run(folder, tmp_path / "out", splits={"train": 0.5, "dev": 0.5}, split_by="recording")
+    text(tmp_path / "out" / "notes.txt", "mine")
+    for settings in ({}, {"format": "kaldi"}, {"splits": {"test": 1.0}}):
+        with pytest.raises(
+            ConfigError, match=r"already holds a preparation \((train|dev)\.jsonl, (train|dev)\.jsonl\)"
+        ):
+            run(folder, tmp_path / "out", **settings)
+    assert run(folder, tmp_path / "out", overwrite=True).keys() == {"all", "skipped"}
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+    run(folder, tmp_path / "out", overwrite=True, format="kaldi")
+    assert not (tmp_path / "out" / "all.jsonl").exists()
+    assert (tmp_path / "out" / "all" / "wav.scp").exists()
+    run(folder, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "all").exists()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_files_that_no_preparation_wrote_are_never_replaced(folder, tmp_path):
+    run(folder, tmp_path / "out")
+    text(tmp_path / "out" / "train.jsonl", "mine")
+    with pytest.raises(ConfigError, match=r"train\.jsonl is already there"):
+        run(folder, tmp_path / "out", overwrite=True, splits={"train": 1.0}, split_by="recording")
+    (tmp_path / "out" / "train.jsonl").unlink()
+    assert (tmp_path / "out" / "all.jsonl").exists()
+    # A record that names anything outside the folder is not believed.
+    text(tmp_path / "out" / ".prepare.json", '{"files": ["../in", "..", "all.jsonl"]}')
+    run(folder, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "in" / "ann" / "a.wav").exists()
+
+
+@pytest.mark.parametrize("source", ["out", "out/all.jsonl"])
+def test_a_preparation_does_not_replace_its_own_input(folder, tmp_path, source):
+    run(folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"all\.jsonl is an input and would be overwritten"):
+        run(tmp_path / source, tmp_path / "out", kind="manifest", format="kaldi", overwrite=True)
+    assert (tmp_path / "out" / "all.jsonl").exists()
+
+
+def test_a_preparation_that_failed_is_tried_again(folder, tmp_path, monkeypatch):
+    with pytest.raises(ManifestError):
+        run(folder, tmp_path / "out", max_skip_fraction=0.0)
+    assert len(run(folder, tmp_path / "out")["all"]) == 3
+
+
+@pytest.mark.parametrize("name", ["prepare", "check"])
+def test_what_is_written_is_locked(folder, tmp_path, name):
+    from ssl_asr.config.launch import _lock
+    from ssl_asr.config.locks import Lock, in_use
+
+    config = PrepareConfig(input=[str(folder)], output_dir=str(tmp_path / "out"))
+    lock = Lock.of_folder(tmp_path / "out", "output_dir")
+    assert not list(in_use(lock))
+    with _lock(name, config):
+        [error] = in_use(lock)
+        assert "out is in use by process" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_are_relative_where_audio_and_manifests_can_be_moved_together(folder, tmp_path):
+    [near, *_] = run(folder, tmp_path / "out")["all"]
+    assert near["audio_filepath"] == "../in/ann/a.wav"
+    [below, *_] = run(folder, folder / "out")["all"]
+    assert below["audio_filepath"] == "../ann/a.wav"
+    [far, *_] = run(folder, tmp_path / "some" / "where" / "out")["all"]
+    assert far["audio_filepath"] == str(folder / "ann" / "a.wav")
+    (tmp_path / "project").mkdir()
+    for name in ("in", "out"):
+        (tmp_path / name).rename(tmp_path / "project" / name)
+    [moved, *_] = read_manifest(tmp_path / "project" / "out" / "all.jsonl")
+    assert len(read_waveform(moved)) == 16000
+
+
+def test_skips_say_what_is_known(folder, tmp_path):
+    clip(folder / "eva" / "a.wav", 2)
+    text(folder / "eva" / "a.txt", " ")
+    text(folder / "fay" / "a.wav", "no audio")
+    text(folder / "fay" / "a.txt", "words")
+    found = {row["id"]: row for row in run(folder, tmp_path / "out")["skipped"]}
+    assert found["eva/a"] | {"detail": ""} == {
+        "id": "eva/a",
+        "where": str(folder / "eva" / "a.txt"),
+        "reason": "no_text",
+        "detail": "",
+        "duration": 2.0,
+    }
+    assert found["fay/a"].keys() == found["dee/a"].keys() | {"where"} == {"id", "where", "reason", "detail"}
+
+
 def test_an_input_is_not_replaced(folder, tmp_path):
     run(folder, tmp_path / "out")
-    (tmp_path / "out" / "all.jsonl").rename(tmp_path / "out" / "skipped.jsonl")
+    (tmp_path / "out" / "all.jsonl").replace(tmp_path / "out" / "skipped.jsonl")
     with pytest.raises(ConfigError, match=r"skipped\.jsonl is an input and would be overwritten"):
         run(tmp_path / "out" / "skipped.jsonl", tmp_path / "out")
 

@@ -9,7 +9,8 @@ import torch
 import torchaudio
 
 from ssl_asr.data.audio import audio_duration_s, check_header, read_waveform, waveform_of
-from ssl_asr.data.ffmpeg import DecodedSource, FileKey
+from ssl_asr.data.ffmpeg import DecodedSource
+from ssl_asr.data.files import FileKey
 from ssl_asr.errors import AudioError
 from ssl_asr.types import Utterance
 

@@ -13,7 +13,8 @@ from ssl_asr.data import ffmpeg
 from ssl_asr.data.audio import AUDIO_SUFFIXES, audio_duration_s, check_header, read_waveform
 from ssl_asr.data.inputs import gather
 from ssl_asr.data.manifest import read_manifest
-from ssl_asr.data.media import MediaError, SoundfileSource, open_source
+from ssl_asr.data.media import SoundfileSource, open_source
+from ssl_asr.data.remote import MediaError
 from ssl_asr.errors import AudioError, ManifestError, UserErrors
 from ssl_asr.types import Utterance
 from tests.audio_files import FORMATS, encode, new_stream, speech_like, with_checksums, write_stream

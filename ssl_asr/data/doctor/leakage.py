@@ -12,15 +12,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ssl_asr.data.doctor.findings import Finding, level_of
+from ssl_asr.data.files import FileKey
 from ssl_asr.data.identity import content_digest, file_key
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.remote import MediaError
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ManifestError, raise_all
 from ssl_asr.types import Normalizer, Seconds, Utterance
@@ -58,8 +59,8 @@ class _Index:
 
 def _size(path: str) -> int | None:
     try:
-        return Path(path).stat().st_size
-    except OSError:
+        return FileKey.of(path).size
+    except (MediaError, OSError):
         return None
 
 
@@ -174,8 +175,8 @@ def _copy_of(index: _Index, path: str) -> str | None:
     """A file of evaluation with the content of this file and another name."""
     size = _size(path) if index.sizes else None
     others = [other for other in index.sizes.get(size or -1, ()) if other != path]
-    digest = content_digest(Path(path)) if others else None
-    return next((other for other in others if content_digest(Path(other)) == digest), None) if digest else None
+    digest = content_digest(path) if others else None
+    return next((other for other in others if content_digest(other) == digest), None) if digest else None
 
 
 def _overlap(one: Utterance, other: Utterance) -> bool:

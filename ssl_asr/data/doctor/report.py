@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from ssl_asr.data.doctor.audio import Heard, hear
 from ssl_asr.data.doctor.findings import LEVELS, Finding, Level, level_of
 from ssl_asr.data.doctor.leakage import leakage, leaked_audio, leaked_speakers, speaker_of
 from ssl_asr.data.doctor.text import ModelLimits, characters_of, rate_findings, text_findings, training_names
+from ssl_asr.data.files import placed
 from ssl_asr.data.filters import write_skips
 from ssl_asr.data.identity import identity
 from ssl_asr.data.manifest import Manifest
@@ -305,11 +305,9 @@ def write_clean(report: Report, manifests: Mapping[str, Manifest], folder: Path)
 
 def _row(utterance: Utterance, source: Path, folder: Path) -> dict[str, Any]:
     """A line for a manifest in another folder."""
-    audio = Path(utterance.audio_filepath)
-    # A path under the folder of the manifest was relative, or can be.
-    is_inside = audio.absolute().is_relative_to(source.absolute())
     row: dict[str, Any] = {
-        "audio_filepath": os.path.relpath(audio, folder) if is_inside else str(audio.absolute()),
+        # A path under the folder of the manifest was relative, or can be.
+        "audio_filepath": placed(utterance.audio_filepath, folder, within=source),
         "duration": utterance.duration,
         "text": utterance.text,
         "id": utterance.id,

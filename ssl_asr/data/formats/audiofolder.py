@@ -9,6 +9,7 @@ from pathlib import Path
 import soundfile
 
 from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.files import name_of, opened
 from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.manifests import Target
 from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, split_name
@@ -86,25 +87,27 @@ def write_audiofolder(target: Target, split: str, rows: Sequence[Row]) -> list[s
     with written_whole(folder / "metadata.jsonl") as file:
         for number, row in enumerate(rows):
             is_part = not row.whole or row.channel is not None
-            suffix = ".flac" if is_part else Path(row.audio).suffix.lower()
+            suffix = ".flac" if is_part else name_of(row.audio).suffix.lower()
             safe = re.sub(r"[^\w.-]+", "_", row.id)[:100]
             name = f"data/{number:0{width}}_{safe}{suffix}"
             if is_part:
                 cut += 1
                 _cut(row, folder / name)
             else:
-                _link(Path(row.audio), folder / name)
+                _link(row.audio, folder / name)
             left_out = {"audio_filepath", "offset", "channel"} if is_part else {"audio_filepath"}
             plain = {key: value for key, value in row.plain(str).items() if key not in left_out}
             file.write(to_json({"file_name": name, **plain}) + "\n")
     return [f"audiofolder: {cut} parts of recordings in {split} are cut and written at 16 kHz"] if cut else []
 
 
-def _link(audio: Path, target: Path) -> None:
+def _link(audio: str, target: Path) -> None:
     try:
-        os.link(audio.resolve(), target)
+        # A member of a tar is no file that can be linked.
+        os.link(Path(audio).resolve(), target)
     except OSError:
-        shutil.copyfile(audio, target)
+        with opened(audio) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def _cut(row: Row, target: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import soundfile
 from rich.progress import track
 
-from ssl_asr.data.ffmpeg import MediaError
 from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.rows import Found, ReadOptions, split_name
 from ssl_asr.data.media import open_source
+from ssl_asr.data.remote import MediaError
 from ssl_asr.errors import ConfigError, missing_extra
 from ssl_asr.textfiles import is_hub_name, to_json, written_whole
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from ssl_asr.data.formats.manifests import Target
-from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, located
+from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, full_path, located
 from ssl_asr.errors import ManifestError, raise_all
 from ssl_asr.textfiles import read_lines, shown, written_whole
 
@@ -201,7 +201,7 @@ def write_kaldi(target: Target, split: str, rows: Sequence[Row]) -> list[str]:
         # The sum of two floats could be rounded, so that the duration could not be read again as it was.
         end = Decimal(repr(row.offset)) + Decimal(repr(row.duration))
         lines["segments"].append(f"{name} {recordings[row.audio]} {row.offset!r} {end}")
-    lines["wav.scp"] = [f"{name} {target.home / target.place(audio)}" for audio, name in recordings.items()]
+    lines["wav.scp"] = [f"{name} {full_path(audio)}" for audio, name in recordings.items()]
     lines["spk2utt"] = [f"{speaker} {' '.join(sorted(own))}" for speaker, own in speakers.items()]
     lines["spk2gender"] = [f"{speaker} {gender}" for speaker, gender in genders.items()]
     if whole:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ssl_asr.data.formats.manifests import Target
-from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, located, split_name
+from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, full_path, located, split_name
 from ssl_asr.data.media import open_source
 from ssl_asr.errors import ManifestError, missing_extra
 
 _NAME = re.compile(r"(?P<before>.*?)(?P<kind>recordings|supervisions|cuts)(?P<after>.*?)\.jsonl?(\.gz)?", re.I)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package lhotse.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import lhotse
     except ImportError:
@@ -59,22 +64,27 @@ def read_lhotse(path: Path, options: ReadOptions) -> Found:
         ConfigError: lhotse is not installed.
         ManifestError: lhotse cannot read a file.
     """
-    lhotse = _library()
+    lhotse = library()
     found = Found()
     if path.is_file():
         found_name = _NAME.fullmatch(path.name)
         split = _split(found_name["before"], found_name["after"]) if found_name is not None else NO_SPLIT
-        _read_cuts(found, _load(lhotse, path), path, split, options)
+        _read_cuts(found, loaded(lhotse, path), path, split, options)
         return found
     pairs = _pairs(path)
     for split, (recordings, supervisions) in pairs.items():
         _read_pair(found, lhotse, recordings, supervisions, split, options)
     for split, cuts in _cuts(path).items() if not pairs else ():
-        _read_cuts(found, _load(lhotse, cuts), cuts, split, options)
+        _read_cuts(found, loaded(lhotse, cuts), cuts, split, options)
     return found
 
 
-def _load(lhotse: Any, path: Path) -> list[Any]:
+def loaded(lhotse: Any, path: Path) -> list[Any]:
+    """The recordings, supervisions or cuts of a file.
+
+    Raises:
+        ManifestError: lhotse cannot read it.
+    """
     try:
         return list(lhotse.load_manifest_lazy(path) or [])
     except (ValueError, KeyError, TypeError, AssertionError, OSError, EOFError) as error:
@@ -83,9 +93,9 @@ def _load(lhotse: Any, path: Path) -> list[Any]:
 
 
 def _read_pair(found: Found, lhotse: Any, first: Path, second: Path, split: str, options: ReadOptions) -> None:
-    recordings = {recording.id: recording for recording in _load(lhotse, first)}
+    recordings = {recording.id: recording for recording in loaded(lhotse, first)}
     used = set()
-    for supervision in _load(lhotse, second):
+    for supervision in loaded(lhotse, second):
         recording = recordings.get(supervision.recording_id)
         used.add(supervision.recording_id)
         if recording is None:
@@ -150,30 +160,14 @@ def write_lhotse(target: Target, split: str, rows: Sequence[Row]) -> list[str]:
     Raises:
         ConfigError: lhotse is not installed.
     """
-    lhotse = _library()
+    lhotse = library()
     recordings: dict[str, Any] = {}
     supervisions = []
     for row in rows:
         if row.audio not in recordings:
-            recordings[row.audio] = _recording(lhotse, row, str(target.home / target.place(row.audio)), len(recordings))
+            recordings[row.audio] = _recording(lhotse, row, full_path(row.audio), len(recordings))
         recording = recordings[row.audio]
-        tags = dict(row.tags)
-        known = {key: None if tags.get(key) is None else str(tags.pop(key)) for key in ("lang", "speaker", "gender")}
-        everything = recording.channel_ids if len(recording.channel_ids) > 1 else recording.channel_ids[0]
-        supervisions.append(
-            lhotse.SupervisionSegment(
-                id=row.id,
-                recording_id=recording.id,
-                start=row.offset,
-                duration=row.duration,
-                channel=everything if row.channel is None else row.channel,
-                text=row.text,
-                language=known["lang"],
-                speaker=known["speaker"],
-                gender=known["gender"],
-                custom=json.loads(json.dumps(tags)) or None,
-            )
-        )
+        supervisions.append(supervision_of(lhotse, row, recording))
     made = {
         "recordings": lhotse.RecordingSet.from_recordings(recordings.values()),
         "supervisions": lhotse.SupervisionSet.from_segments(supervisions),
@@ -181,6 +175,25 @@ def write_lhotse(target: Target, split: str, rows: Sequence[Row]) -> list[str]:
     for kind, manifest in made.items():
         manifest.to_file(target.folder / f"{kind}_{split}.jsonl.gz")
     return []
+
+
+def supervision_of(lhotse: Any, row: Row, recording: Any) -> Any:
+    """The supervision of a row in its recording."""
+    tags = dict(row.tags)
+    known = {key: None if tags.get(key) is None else str(tags.pop(key)) for key in ("lang", "speaker", "gender")}
+    everything = recording.channel_ids if len(recording.channel_ids) > 1 else recording.channel_ids[0]
+    return lhotse.SupervisionSegment(
+        id=row.id,
+        recording_id=recording.id,
+        start=row.offset,
+        duration=row.duration,
+        channel=everything if row.channel is None else row.channel,
+        text=row.text,
+        language=known["lang"],
+        speaker=known["speaker"],
+        gender=known["gender"],
+        custom=json.loads(json.dumps(tags)) or None,
+    )
 
 
 def _recording(lhotse: Any, row: Row, path: str, number: int) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ssl_asr.data.folders import is_manifest
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row
 from ssl_asr.data.manifest import read_manifest
+from ssl_asr.data.remote import is_remote
 from ssl_asr.textfiles import to_json, written_whole
 
 
@@ -54,9 +55,25 @@ def read_manifests(path: Path, options: ReadOptions) -> Found:
 
 def _moved(path: str, manifest: Path, audio_dir: Path | None) -> str:
     """The path of a manifest's audio, below ``audio_dir`` if there is one. Absolute paths stay."""
-    if audio_dir is None or not Path(path).is_relative_to(manifest.parent):
+    if audio_dir is None or is_remote(path) or not Path(path).is_relative_to(manifest.parent):
         return path
     return str(audio_dir / Path(path).relative_to(manifest.parent))
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """How shards are written.
+
+    Attributes:
+        size: Number of utterances in a shard.
+        address: Address of the output folder that the shards are named by. Default: None (relative to the manifest).
+    """
+
+    size: int = 1000
+    address: str | None = None
+
+
+DEFAULT_SHARDS = Shards()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +84,15 @@ class Target:
         folder: Folder that files are written in. They are moved to the output folder when all are whole.
         place: Path of an audio file as it is written, from its absolute path.
         home: The output folder.
+        shards: How shards are written.
+        progress: Show a progress bar.
     """
 
     folder: Path
     place: Callable[[str], str]
     home: Path
+    shards: Shards = DEFAULT_SHARDS
+    progress: bool = False
 
 
 def write_manifest(target: Target, split: str, rows: Sequence[Row]) -> list[str]:

@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssl_asr.data.ffmpeg import MediaError
 from ssl_asr.data.folders import is_file, status_of
 from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.manifests import Target
 from ssl_asr.data.formats.rows import Found, ReadOptions, Row, split_name
 from ssl_asr.data.formats.tables import read_records
 from ssl_asr.data.media import open_source
+from ssl_asr.data.remote import MediaError
 from ssl_asr.errors import ManifestError
 from ssl_asr.textfiles import from_json, to_json, written_whole
 from ssl_asr.types import Hertz

@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Literal
 
 from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.inference.formats.function_words import TITLES, FunctionWords, function_words
@@ -165,7 +166,7 @@ class _Division:
         self.until = round(1000 * track.end)
         # Columns up to each word, spaces included.
         self.columns = [0, *accumulate(width(word.text) + word.spaced for word in words)]
-        spoken = [word.text.lower().strip(f".,;:!?…{_QUOTES}") for word in words]
+        spoken = [_spoken(word.text) for word in words]
         known = function_words(track.lang, spoken)
         self.cut = [_cut(words, spoken, place, ends, known) for place in range(len(words) + 1)]
         apart = [
@@ -289,6 +290,26 @@ class _Division:
         return Cue(shown.start, shown.end, lines, shown.is_too_fast)
 
 
+def _spoken(text: str) -> str:
+    return text.lower().strip(f".,;:!?…{_QUOTES}")
+
+
+def ending(text: str) -> Literal["abbreviation", "sentence", "clause", ""]:
+    """What a written word ends, by the punctuation at its end.
+
+    Example:
+        >>> ending("end.”"), ending("Mr."), ending("but,"), ending("so")
+        ('sentence', 'abbreviation', 'clause', '')
+    """
+    bare = text.rstrip(_QUOTES) or text
+    if bare.endswith(".") and (_spoken(text) in TITLES or (len(bare) == 2 and bare[0].isupper())):
+        # "Mr.", or an initial.
+        return "abbreviation"
+    if bare.endswith(_SENTENCE_ENDS):
+        return "sentence"
+    return "clause" if bare.endswith(_CLAUSE_ENDS) else ""
+
+
 def _cut(words: Sequence[Timed], spoken: Sequence[str], place: int, ends: set[int], known: FunctionWords) -> float:
     """Cost of parting the words before and from ``place``."""
     if place in (0, len(words)):
@@ -297,13 +318,12 @@ def _cut(words: Sequence[Timed], spoken: Sequence[str], place: int, ends: set[in
     if not after.spaced and not may_part(before.text[-1], after.text[0]):
         return _INSIDE_TEXT
     pause = min(1.0, max(0, after.start - before.end) / _PAUSE_MS)
-    bare, word = before.text.rstrip(_QUOTES) or before.text, spoken[place - 1]
-    if bare.endswith(".") and (word in TITLES or (len(bare) == 2 and bare[0].isupper())):
-        # "Mr.", or an initial.
+    word, kind = spoken[place - 1], ending(before.text)
+    if kind == "abbreviation":
         return _AFTER_BINDING
-    if bare.endswith(_SENTENCE_ENDS):
+    if kind == "sentence":
         return _AFTER_SENTENCE
-    if bare.endswith(_CLAUSE_ENDS):
+    if kind == "clause":
         return _AFTER_CLAUSE - pause
     if word in known.binding or word in known.leading:
         return _AFTER_BINDING - 4 * pause

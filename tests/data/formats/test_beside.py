@@ -73,7 +73,7 @@ def test_cues_become_rows_that_read_the_same_file(tmp_path, capsys):
         ("talk@0.100-0.400", 0.1, 0.3, "Good morning, Dr. Ü."),
         ("talk@0.500-0.900", 0.5, 0.4, "again"),
     ]
-    assert {row["audio_filepath"] for row in found["all"]} == {str(tmp_path / "in" / "talk.wav")}
+    assert {row["audio_filepath"] for row in found["all"]} == {"../in/talk.wav"}
     assert "kind=folder" in capsys.readouterr().err
 
 

@@ -107,7 +107,7 @@ def test_paths_of_files_are_kept(tmp_path):
     made = datasets.Dataset.from_dict({"clip": audio, "text": ["one", "two"]}, features=features)
     made.save_to_disk(tmp_path / "saved")
     found = run(tmp_path / "saved", tmp_path / "out")
-    assert [row["audio_filepath"] for row in found["all"]] == [str(tmp_path / "x" / "a.wav")]
+    assert [row["audio_filepath"] for row in found["all"]] == ["../x/a.wav"]
     assert list(reasons(found).values()) == ["missing_file"]
 
 
