@@ -9,7 +9,7 @@ from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.training.checkpoint_files import checkpoint_to_resume
 from ssl_asr.training.csv_log import keep_metrics
-from ssl_asr.training.resuming import check_exact, check_length, check_resumable, check_same_settings
+from ssl_asr.training.resuming import check_exact, check_length, check_resumable, check_same_settings, say_if_finished
 from ssl_asr.training.trainer import is_first_process
 
 
@@ -33,6 +33,7 @@ def start_run(config: TrainConfig, folder: Path, console: Console | None) -> tup
         check_resumable(resumed.checkpoint, run.module)
         if first:
             check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
+            say_if_finished(resumed.updates, run.module.total_updates)
     if first and config.trainer.fast_dev_run is False:
         write_beginning(run, folder, resumed=resumed is not None)
         keep_metrics(folder, 0 if resumed is None else resumed.updates)

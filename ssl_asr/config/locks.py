@@ -23,6 +23,8 @@ from ssl_asr.textfiles import written_whole
 
 # Workers of a process that was killed keep its lock until they notice, which takes them up to 5 s.
 _WORKERS_END_S = 10.0
+# Numbers of processes are smaller on every system.
+_MOST_PROCESSES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def _read(note: Path) -> dict[str, str | int] | None:
     """Who holds a lock, or None if that is not written yet."""
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("host", "pid", "since", "command")}
-    except (OSError, ValueError, KeyError, TypeError):
+        holder = {key: found[key] for key in ("host", "pid", "since", "command")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return holder if type(holder["pid"]) is int and 0 < holder["pid"] < _MOST_PROCESSES else None

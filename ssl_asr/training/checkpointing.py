@@ -50,7 +50,7 @@ class MovableCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore, with the files at their new place if they are there."""
         moved = {path: str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
-        if moved and all(Path(path).is_file() for path in moved.values()):
+        if all(Path(path).is_file() for path in moved.values()):
             state_dict = {
                 **state_dict,
                 "dirpath": self.dirpath,

@@ -9,6 +9,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from ssl_asr.console import notify
 from ssl_asr.textfiles import naming, written_whole
 
 
@@ -18,8 +19,11 @@ class _ContinuedWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+            try:
+                with path.open(encoding="utf-8", newline="") as file:
+                    self.metrics_keys = next(csv.reader(file), [])
+            except (ValueError, csv.Error):
+                _set_aside(path)
 
     def save(self) -> None:
         """Append recorded metrics. Errors of the file system name the file."""
@@ -58,12 +62,18 @@ def keep_metrics(folder: Path, update: int) -> None:
     path = folder / "metrics" / "metrics.csv"
     if not path.is_file():
         return
-    # A killed process may have left an incomplete last line.
-    whole, ending, cut = path.read_text(encoding="utf-8").rpartition("\n")
-    reader = csv.DictReader(io.StringIO(whole + ending))
-    header, rows = list(reader.fieldnames or []), list(reader)
-    # The row of update n, and of the validation after it, has step n - 1.
-    kept = [row for row in rows if int(row["step"]) < update]
+    try:
+        # A killed process may have left an incomplete last line.
+        whole, ending, cut = path.read_text(encoding="utf-8").rpartition("\n")
+        reader = csv.DictReader(io.StringIO(whole + ending), restkey="", strict=True)
+        header, rows = list(reader.fieldnames or []), list(reader)
+        if header and "step" not in header:
+            raise KeyError("step")
+        # The row of update n, and of the validation after it, has step n - 1.
+        kept = [row for row in rows if int(row["step"]) < update]
+    except (ValueError, KeyError, TypeError, csv.Error):
+        _set_aside(path)
+        return
     if len(kept) == len(rows) and not cut:
         return
     path.rename(_unused(path.parent))
@@ -71,9 +81,16 @@ def keep_metrics(folder: Path, update: int) -> None:
         _write(path, header, kept)
 
 
+def _set_aside(path: Path) -> None:
+    """Rename a file that is no table of metrics, so that a run goes on without it."""
+    aside = _unused(path.parent)
+    path.rename(aside)
+    notify(f"{path}: is damaged. It is now {aside.name}, and a new file begins")
+
+
 def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
     with written_whole(path) as file:
-        writer = csv.DictWriter(file, fieldnames=header, lineterminator="\r\n")
+        writer = csv.DictWriter(file, fieldnames=header, extrasaction="ignore", lineterminator="\r\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -142,6 +142,18 @@ def _family(description: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": description.get("config", {}).get("model_type")}
 
 
+def say_if_finished(updates: int, total_updates: int) -> None:
+    """Tell the user if nothing is left to train.
+
+    Args:
+        updates: Updates of the checkpoint to resume.
+        total_updates: Updates of the whole run.
+    """
+    if updates >= total_updates:
+        remedy = "It is only tested again. Use a larger trainer.max_epochs to train longer"
+        notify(f"resume: this run has made all of its {total_updates} updates. {remedy}")
+
+
 def check_length(checkpoint: dict[str, Any], *, max_epochs: int, max_steps: int) -> None:
     """Refuse to continue a run that is already longer than it may be. One that has this length ends as it was.
 

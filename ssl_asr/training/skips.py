@@ -12,12 +12,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from ssl_asr.console import notify
 from ssl_asr.data.filters import Selection, skip_rows, skips_error
 from ssl_asr.errors import TrainingError
 from ssl_asr.textfiles import to_json, written_whole
@@ -50,6 +52,19 @@ class _Pass:
     count: int = 0
 
 
+def _late_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of late skips in a file. Lines that a power cut has damaged are left out and counted."""
+    lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    rows = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    kept = [row for row in rows if isinstance(row, dict)]
+    if len(kept) < len(lines):
+        notify(f"{path}: {len(lines) - len(kept)} of {len(lines)} lines are damaged, and are left out")
+    return [row for row in kept if "epoch" in row]
+
+
 class LateSkips:
     """Skips of a run after its start.
 
@@ -79,7 +94,7 @@ class LateSkips:
         """
         rows = [row for name, one in self._selections.items() for row in skip_rows(name, one.skips)]
         if resumed and path.is_file():
-            rows += [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "epoch" in row]
+            rows += _late_rows(path)
         self._path, self._rows = path, rows
         self._write()
 

@@ -63,6 +63,18 @@ def test_lock_of_another_process_is_refused_and_names_it(hold, tmp_path):
     assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == process.pid
 
 
+def test_a_damaged_note_of_the_holder_is_left_out(hold, tmp_path, monkeypatch):
+    """As a power cut or another program leaves it."""
+    hold()
+    monkeypatch.setattr(locks, "_WORKERS_END_S", 0.0)
+    whole = json.loads((tmp_path / ".lock.json").read_text())
+    damaged = [{**whole, "pid": pid} for pid in ("x", 0, -1, 1.5, None, True, 2**64)]
+    for note in ("", "[]", "null", "[" * 100_000, "\0", json.dumps({"pid": 1}), *map(json.dumps, damaged)):
+        (tmp_path / ".lock.json").write_text(note)
+        [error] = in_use(Lock.of_folder(tmp_path, "run_dir"))
+        assert str(error).startswith(f"run_dir: {tmp_path} is in use. Wait until it ends"), note
+
+
 @pytest.mark.parametrize("fork", ["no", "fork"])
 def test_lock_of_a_killed_process_is_taken_over(hold, tmp_path, fork):
     """Also if its workers live on for a while, as those of a data loader do."""

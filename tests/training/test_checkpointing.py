@@ -5,8 +5,11 @@ import csv
 import pytest
 import torch
 
+from ssl_asr.build.start import start_run
+from ssl_asr.console import Notice
 from ssl_asr.training.checkpoint_files import KEY
-from tests.training.toy_runs import build, toy_overrides
+from ssl_asr.training.interruption import LastCheckpoint
+from tests.training.toy_runs import build, resolved, toy_overrides
 
 
 class Stop(Exception):
@@ -76,12 +79,15 @@ def test_resumed_run_equals_uninterrupted_run(toy_checkpoints, toy_corpus, tmp_p
         assert [g["lr"] for g in a.param_groups] == [g["lr"] for g in b.param_groups]
 
 
-def test_resumed_finished_run_makes_no_update(toy_checkpoints, toy_corpus, tmp_path):
+def test_resumed_finished_run_makes_no_update_and_says_so(toy_checkpoints, toy_corpus, tmp_path):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_group"], toy_corpus), "freeze=false"]
     run = build(tmp_path / "a", *overrides)
     run.trainer.fit(run.module, datamodule=run.data)
     last = tmp_path / "a" / "checkpoints" / "last.ckpt"
-    again = build(tmp_path / "b", *overrides)
+    said = f"has made all of its {run.trainer.global_step} updates. It is only tested again"
+    with pytest.warns(Notice, match=said):
+        again, checkpoint = start_run(resolved(*overrides, f"resume={last}"), tmp_path / "b", None)
+    assert checkpoint == last
     again.trainer.fit(again.module, datamodule=again.data, ckpt_path=str(last))
     assert again.trainer.global_step == run.trainer.global_step
     for name, value in run.module.state_dict().items():
@@ -116,3 +122,12 @@ def test_a_longer_run_follows_its_own_schedule_from_the_first_update(toy_checkpo
     assert min(short.values()) > 0, "the rate of an update, not of the one after it"
     assert longer == {step: rate for step, rate in whole.items() if step in longer}
     assert len(longer) == len(short) == len(whole) / 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_last_checkpoint_of_a_moved_folder_is_restored_without_a_word(tmp_path):
+    before, after = (LastCheckpoint(tmp_path / name, every_n_updates=None) for name in ("before", "after"))
+    before.best_model_path = str(tmp_path / "before" / "last.ckpt")
+    after.load_state_dict(before.state_dict())
+    assert after.dirpath == str(tmp_path / "after")
+    assert after.best_k_models == {}

@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from ssl_asr.training.csv_log import ContinuedCsvLogger, keep_metrics
 
 
@@ -68,3 +70,33 @@ def test_incomplete_last_line_of_a_killed_process_is_left_out(tmp_path):
     keep_metrics(tmp_path, 13)
     log(tmp_path, [(12, {"loss": 20.0})])
     assert [float(row["loss"]) for row in rows_of(path)] == [*range(12), 20.0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\0garbage\n,,,\n",
+        b"epoch,step,loss\n0,0,1.0\n\xff\n",
+        b"epoch,step,loss\n0,one,1.0\n",
+        b"epoch,step,loss\n0\n",
+        b"epoch,loss\n0,1.0\n",
+        b'epoch,step,loss\n0,0,"1.0\n',
+        b"\0" * 4096 + b"\n",
+    ],
+)
+def test_a_damaged_file_is_kept_beside_a_new_one(tmp_path, recwarn, content):
+    """As a power cut leaves it. A log does not stop a run."""
+    path = tmp_path / "metrics" / "metrics.csv"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    logger = ContinuedCsvLogger(save_dir=tmp_path, name="", version="metrics")
+    logger.log_hyperparams({"a": 1})
+    keep_metrics(tmp_path, 5)
+    assert [str(each.message) for each in recwarn.list] == [
+        f"{path}: is damaged. It is now metrics-before-resume-1.csv, and a new file begins"
+    ]
+    assert (path.parent / "metrics-before-resume-1.csv").read_bytes() == content
+    again = ContinuedCsvLogger(save_dir=tmp_path, name="", version="metrics")
+    again.log_metrics({"loss": 0.5}, step=5)
+    again.save()
+    assert [row["step"] for row in csv.DictReader(path.open())] == ["5"]

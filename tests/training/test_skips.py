@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from ssl_asr.build.training import write_beginning
+from ssl_asr.console import Notice
 from ssl_asr.data.filters import Selection
 from ssl_asr.data.manifest import pack_rows
 from ssl_asr.errors import TrainingError
@@ -160,6 +161,18 @@ def test_ranks_add_up_what_each_of_them_skips(tmp_path, monkeypatch):
                 raised.append(str(error))
             assert [skip.id for skip in late.found["train"]] == ["u0", "u1", "u2", "u3"]
         assert [message.count("4 of 10 utterances dropped (decode_error 4)") for message in raised] == [1, 1] * refused
+
+
+def test_damaged_lines_of_an_earlier_part_are_left_out_and_counted(tmp_path):
+    rows = [{"id": "u0", "audio_filepath": "a.wav", "duration": 1.0, "text": "a"}]
+    manifest = pack_rows(rows, tmp_path)
+    path = tmp_path / "skipped.jsonl"
+    late = {"split": "train", "id": "u0", "epoch": 3}
+    path.write_bytes(b"\xff{\n" + json.dumps(late).encode() + b"\n[1]\n" + b"\0" * 9 + b'\n{"id": "u1"}\n{"spl')
+    skips = LateSkips({"train": Selection("train", manifest, manifest)}, max_fraction=0.5)
+    with pytest.warns(Notice, match="skipped.jsonl: 4 of 6 lines are damaged, and are left out"):
+        skips.open(path, resumed=True)
+    assert rows_of(path) == [late]
 
 
 @pytest.mark.slow
