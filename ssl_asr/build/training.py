@@ -68,12 +68,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     check_start(config, folder)
     seed_everything(config.seed)
     config.data.prepare()
-    errors: list[UserError] = []
-    with collecting(errors):
-        augmentation = Augmentation(config.audio_augment, seed=config.seed) if config.audio_augment else None
-    with collecting(errors):
-        manifests = read_manifests(config.data)
-    raise_all(errors)
+    manifests, augmentation = _read(config)
     normalizers = get_normalizers(config.normalizers)
     for name, manifest in manifests.items():
         if name != "train":
@@ -119,6 +114,17 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
     accumulate, max_steps = config.trainer.accumulate_grad_batches, config.trainer.max_steps
     module.set_total_updates(total_updates(batches, accumulate, max_steps))
     return TrainingRun(module, data, trainer, config)
+
+
+def _read(config: TrainConfig) -> tuple[dict[str, Manifest], Augmentation | None]:
+    """The manifests of speech, and the changes of it with their recordings. The errors of all come together."""
+    errors: list[UserError] = []
+    with collecting(errors):
+        augmentation = Augmentation(config.audio_augment, seed=config.seed) if config.audio_augment else None
+    with collecting(errors):
+        manifests = read_manifests(config.data)
+    raise_all(errors)
+    return manifests, augmentation
 
 
 def _check_batches(config: TrainConfig, data: ASRDataModule, world_size: int, planned: int) -> None:
