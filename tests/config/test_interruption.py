@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -159,11 +160,17 @@ def test_training_is_interrupted(toy_checkpoints, toy_corpus, tmp_path, number, 
     more = ["trainer.max_epochs=5000", f"run_dir={run}", "freeze=true", "verbose=false"]
     overrides = [one for one in overrides if not one.startswith("trainer.max_epochs")]
     words = [sys.executable, "-m", "ssl_asr", "train", *overrides, *more]
-    with subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell lets what it starts in the background ignore SIGINT.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=REPO, preexec_fn=heeds, **pipes) as process:
         while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(number)
-        _, said = process.communicate()
+        try:
+            _, said = process.communicate(timeout=300)
+        finally:
+            process.kill()
     assert process.returncode == code, said
     assert said.splitlines()[-1] == f"interrupted: {how_to_go_on('train', str(run), None)}."
     assert "Traceback" not in said
