@@ -33,7 +33,7 @@ def start_run(config: TrainConfig, folder: Path, console: Console | None) -> tup
         check_resumable(resumed.checkpoint, run.module)
         if first:
             check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
-            say_if_finished(resumed.updates, run.module.total_updates)
+            say_if_finished(resumed.updates, run.module.total_updates, max_steps=config.trainer.max_steps)
     if first and config.trainer.fast_dev_run is False:
         write_beginning(run, folder, resumed=resumed is not None)
         keep_metrics(folder, 0 if resumed is None else resumed.updates)

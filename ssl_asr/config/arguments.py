@@ -38,6 +38,8 @@ _CHOICES = {"--info": _INFO, "-i": _INFO, "--cfg": ("job", "hydra", "all"), "-c"
 _OVERRIDE = re.compile(r"(?P<mark>\+{0,2}|~)(?P<key>[^=\s]*)=(?P<value>.*)", re.S)
 _KEY = re.compile(r"[A-Za-z_$][\w$-]*(?:[./][\w$-]+)*(?:@[\w$.-]*)?", re.A)
 _MULTIRUN = re.compile(r"-m|--multirun|hydra\.mode=MULTIRUN|sweep=(?!none$).+")
+# Keys that the short flags of other commands stand for here.
+_ELSEWHERE = {"-o": ("output", "output_dir", "run_dir"), "-f": ("format",)}
 _NO_READING = Reading()
 
 
@@ -174,8 +176,9 @@ class _Reader:
             return
         flag, equals, value = word.partition("=")
         key = flag.lstrip("-").replace("-", "_")
-        close = closest(key, self._keys())
-        if not flag.startswith("--") or close is None:
+        other = next((key for key in _ELSEWHERE.get(flag, ()) if key in self._readings), None)
+        close = other or closest(key, self._keys())
+        if other is None and (not flag.startswith("--") or close is None):
             flags = ["--help", "--cfg", "--multirun", "--config-dir", *self._short]
             near = closest(flag, flags) if len(flag) > 2 else None
             remedy = f"did you mean {near}?" if near else f"see ssl-asr {self._name} --help"

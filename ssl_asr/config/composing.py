@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ssl_asr.config.folders import config_folder
+from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.nodes import register_schemas
 from ssl_asr.errors import ConfigError
 
@@ -243,4 +243,11 @@ def missing_option(error: Exception) -> tuple[str, list[str]] | None:
     found = re.search(
         r"Could not find '([^\n]*)'\n+Available options in '([^\n]*)':(.*?)Config search path", text, re.S
     )
-    return (found[1].removeprefix(f"{found[2]}/"), found[3].split()) if found else None
+    if found is not None:
+        return found[1].removeprefix(f"{found[2]}/"), found[3].split()
+    # For an option in a list, Hydra names neither its group's options nor those of --config-dir.
+    listed = re.search(r"Could not load '([^\n]*)/([^\n/]*)'\.(.*)", text, re.S)
+    if listed is None:
+        return None
+    folders = [Path(path) for path in re.findall(r"path=file://([^\n]*)", listed[3])]
+    return listed[2], option_names(listed[1], folders)

@@ -142,15 +142,17 @@ def _family(description: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": description.get("config", {}).get("model_type")}
 
 
-def say_if_finished(updates: int, total_updates: int) -> None:
+def say_if_finished(updates: int, total_updates: int, *, max_steps: int) -> None:
     """Tell the user if nothing is left to train.
 
     Args:
         updates: Updates of the checkpoint to resume.
         total_updates: Updates of the whole run.
+        max_steps: Limit of the updates. -1 is none, so that the epochs limit the run.
     """
     if updates >= total_updates:
-        remedy = "It is only tested again. Use a larger trainer.max_epochs to train longer"
+        key = "trainer.max_steps" if max_steps == total_updates else "trainer.max_epochs"
+        remedy = f"It is only tested again. Use a larger {key} to train longer"
         notify(f"resume: this run has made all of its {total_updates} updates. {remedy}")
 
 

@@ -322,7 +322,13 @@ def test_short_flags_stand_for_keys():
         "output": "out (1)/",
     }
     assert read("align", "-o", "a.ctm") == {"output": "a.ctm"}
-    assert "-o: is no flag" in refused("train", "-o", "x")
+
+
+def test_a_short_flag_of_another_command_names_the_key_of_this_one():
+    for name, key in (("train", "run_dir"), ("evaluate", "output_dir"), ("compare", "output")):
+        message = refused(name, "-o", "x")
+        assert message.splitlines() == [f"-o: keys are written without dashes. Write {key}=x."]
+    assert "-f: is no flag" in refused("train", "-f", "x")
 
 
 def test_a_key_comes_before_a_file_of_the_same_name():

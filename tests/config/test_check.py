@@ -31,6 +31,8 @@ def errors_of(name, *arguments):
 
 WRONG = {
     "backbone=whisper_tny_en": "backbone: no option 'whisper_tny_en'. Did you mean 'whisper_tiny_en'?",
+    "callbacks=[early_stoping]": "callbacks: no option 'early_stoping'. Did you mean 'early_stopping'?",
+    "audio_augment=[rooms,nois]": "audio_augment: no option 'nois'. Did you mean 'noise'?",
     "freezee=false": "freezee: unknown key. Did you mean 'freeze'?",
     "freeze=maybe": "freeze: is 'maybe', expected true or false, or null",
     "freeze=encoder": "freeze: is 'encoder', expected true or false, or null",

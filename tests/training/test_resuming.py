@@ -14,6 +14,7 @@ from ssl_asr.training.resuming import (
     check_resumable,
     check_same_settings,
     data_description,
+    say_if_finished,
 )
 from tests.training.toy_runs import build, config_of, toy_overrides
 
@@ -143,3 +144,11 @@ def test_a_run_that_is_longer_than_allowed_is_not_resumed(max_epochs, max_steps,
     else:
         with pytest.raises(ConfigError, match=message):
             check_length(checkpoint, max_epochs=max_epochs, max_steps=max_steps)
+
+
+def test_a_finished_run_names_the_limit_that_ended_it(recwarn):
+    say_if_finished(29, 30, max_steps=30)
+    assert not recwarn
+    for max_steps, key in ((30, "max_steps"), (-1, "max_epochs"), (99, "max_epochs")):
+        with pytest.warns(Notice, match=f"Use a larger trainer.{key} to train longer"):
+            say_if_finished(30, 30, max_steps=max_steps)
