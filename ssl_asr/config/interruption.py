@@ -97,7 +97,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.agreed = False
+        self.agreed = self._said = False
         self._advice = _FROM_START
         self._process = os.getpid()
         self._deferred = False
@@ -163,8 +163,9 @@ class Interruption:
         raise SystemExit(_code(number) if code is None else code)
 
     def say(self) -> None:
-        """Print the line. Further processes of a run, which Lightning or a launcher starts, print nothing."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        """Print the line, once. Further processes of a run, which Lightning or a launcher starts, print nothing."""
+        if os.environ.get("LOCAL_RANK", "0") == "0" and not self._said:
+            self._said = True
             queued = self.signal == signal.SIGUSR1 and _put_in_queue_again()
             more = " The job is in the queue again, and continues by itself." if queued else ""
             print(f"interrupted: {self._advice}.{more}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
-"""What the worker processes of a loader do when they start."""
+"""What the worker processes of a loader do when they start, and how they end."""
 
+import atexit
 import multiprocessing.queues
 import os
 import signal
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 def prepare_worker(_worker: int) -> None:
     """Let a worker go on when a signal is sent to all processes of a run. The main process ends it when it stops.
 
-    The main process does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
+    The loader does so by SIGTERM too, if the worker does not end by itself. So only the first one is ignored.
 
     A worker that cannot send a batch, because shared memory is full or too many files are open, ends. By default,
     Python prints the error and drops the batch, and the main process waits for it without end.
@@ -25,3 +26,14 @@ def prepare_worker(_worker: int) -> None:
 def _end_worker(error: BaseException, _batch: object) -> NoReturn:
     print(f"error: a loader worker cannot send a batch: {error}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Kill the workers of loaders that were left in the middle of an epoch, when the main process ends.
+
+    Python sends each of them one SIGTERM, and waits for it without end.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssl_asr.data.workers import end_workers
+
 WAYS = ("kill", "kill one", "terminate", "power cut", "disk full")
 _LONGEST_S = 300.0
 
@@ -97,7 +99,8 @@ class Run:
             traceback.print_exc()
         finally:
             with contextlib.suppress(BaseException):
-                # Ends loader workers. Other functions of this kind are those of the process that was forked.
+                # Other functions of this kind are those of the process that was forked.
+                end_workers()
                 multiprocessing.util._exit_function()
             os._exit(code)
 
