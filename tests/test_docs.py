@@ -73,6 +73,9 @@ def _check(command):
     data = ("data.train=", "data=", "experiment=an4", "experiment=librispeech")
     if name == "train" and not any(word.startswith(data) for word in given):
         given = ["data.train=train.jsonl", "data.dev=dev.jsonl", *given]
+    if name in ("lm", "tune_decoding"):
+        # Commands before it have made the file.
+        given.append("overwrite=true")
     words = read_words(name, given)
     preflight(name, [*words.flags, *words.overrides])
 

@@ -216,11 +216,14 @@ def select(
     dropped = dict(chain.from_iterable(found))
     kept_N = np.delete(np.arange(len(manifest)), list(dropped))
     if not len(kept_N) and not may_be_empty:
-        skips = list(dropped.values())
-        counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
-        what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
-        raise ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
+        raise _nothing_usable(manifest, list(dropped.values()))
     return Selection(name, manifest, manifest.select(kept_N), [*dropped.values()], sum(counted, Counter()))
+
+
+def _nothing_usable(manifest: Manifest, skips: Sequence[Skip]) -> ManifestError:
+    counts = ", ".join(f"{reason} {n}" for reason, n in Counter(s.reason for s in skips).most_common())
+    what = f"0 of {len(manifest)} utterances are usable: {counts}; the first: {skips[0].detail}"
+    return ManifestError(str(manifest.path), what, "correct the manifest, or the limits under data")
 
 
 def skip_rows(split: str, skips: Iterable[Skip]) -> list[dict[str, Any]]:

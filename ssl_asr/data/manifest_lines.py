@@ -44,7 +44,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (_is_text, "a string of Unicode characters"),
     "references": (
         lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)),
-        "a list of strings of Unicode characters",
+        "a list of one or more strings of Unicode characters",
     ),
     "prompt": (_is_text, "a string of Unicode characters"),
     "id": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),

@@ -265,7 +265,6 @@ def make_trainer(
     from ssl_asr.training.progress import ProgressBar
 
     precision, plugins = _precision(config)
-    bar: list[Callback] = [ProgressBar()] if verbose else []
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -287,7 +286,7 @@ def make_trainer(
         fast_dev_run=config.fast_dev_run,
         default_root_dir=folder,
         logger=list(loggers),
-        callbacks=[*callbacks, *bar],
+        callbacks=[*callbacks, *([ProgressBar()] if verbose else [])],
         plugins=plugins,
         # Batches are planned for each epoch, so their number differs.
         reload_dataloaders_every_n_epochs=1,

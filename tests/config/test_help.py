@@ -64,7 +64,7 @@ def test_shown_config_is_what_runs(monkeypatch, capsys):
     assert shown["freeze_policy"] == {"_target_": "ssl_asr.models.freezing.FreezeEncoder"}
     assert shown["data"]["test"] == {"a_x": "a/x.jsonl"}
     monkeypatch.setattr(sys, "argv", ["ssl-asr", "--cfg", "job", *given])
-    launch.run("train", lambda: None, lambda _: None)
+    launch.run("train", lambda: None)
     assert yaml.safe_load(capsys.readouterr().out) == shown
 
 

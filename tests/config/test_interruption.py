@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 
@@ -31,11 +30,18 @@ with interruptible() as go_on:
 """
 
 
+def heeds_interrupts():
+    """In a new process. A shell lets what it starts in the background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stop(number, folder, before="pass", after="raise", **more):
     code = BLOCK.format(before=before, after=after)
     words = [sys.executable, "-c", code, str(int(number)), str(folder / "out.txt")]
     environment = {**os.environ, "PYTHONPATH": str(REPO), **more}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        words, capture_output=True, text=True, env=environment, check=False, preexec_fn=heeds_interrupts
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -160,10 +166,8 @@ def test_training_is_interrupted(toy_checkpoints, toy_corpus, tmp_path, number, 
     more = ["trainer.max_epochs=5000", f"run_dir={run}", "freeze=true", "verbose=false"]
     overrides = [one for one in overrides if not one.startswith("trainer.max_epochs")]
     words = [sys.executable, "-m", "ssl_asr", "train", *overrides, *more]
-    # A shell lets what it starts in the background ignore SIGINT.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=REPO, preexec_fn=heeds, **pipes) as process:
+    with subprocess.Popen(words, cwd=REPO, preexec_fn=heeds_interrupts, **pipes) as process:
         while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(number)

@@ -16,6 +16,7 @@ from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.module import ASRDataModule
+from ssl_asr.data.sampler import SpeechCost
 from ssl_asr.data.signal import (
     Signal,
     cancels,
@@ -168,7 +169,9 @@ def stereo(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_notices_of_workers_reach_the_data_module(stereo, workers, capsys):
     run = RunOptions(max_batch_s=4.0, num_workers=workers, accelerator="cpu", precision="32-true")
-    data = inference_data({"input": stereo}, tokenizer=None, limits=Limits(), run=run, console=None)
+    data = inference_data(
+        {"input": stereo}, tokenizer=None, limits=Limits(), encoder=SpeechCost(), run=run, console=None
+    )
     for _ in range(2):
         assert sum(len(batch) for loader in data.test_dataloader() for batch in loader) == 2
     assert list(data.notices) == [Notice("anti", "opposite_phase")]
@@ -178,10 +181,13 @@ def test_notices_of_workers_reach_the_data_module(stereo, workers, capsys):
 
 def test_downmix_of_a_command_reaches_the_audio(stereo):
     run = RunOptions(max_batch_s=4.0, num_workers=0, accelerator="cpu", precision="32-true", downmix="refuse")
-    data = inference_data({"input": stereo}, tokenizer=None, limits=Limits(), run=run, console=None)
-    (batch, *_) = data.test_dataloader()[0]
+    data = inference_data(
+        {"input": stereo}, tokenizer=None, limits=Limits(), encoder=SpeechCost(), run=run, console=None
+    )
     assert isinstance(data, ASRDataModule)
-    assert {skip.reason for skip in batch.skipped} == {"many_channels"}
+    # Found in the header, before audio is read.
+    assert [skip.reason for skip in data.selections["input"].skips] == ["many_channels"] * 2
+    assert sum(len(batch) for batch in data.test_dataloader()[0]) == 0
 
 
 @pytest.mark.parametrize("command", ["Evaluate", "Transcribe", "Align", "Extract", "TuneDecoding"])

@@ -50,12 +50,13 @@ def test_jobs_after_a_failed_one_run_and_the_table_marks_it(run_command, toy_che
     given.append(f"data.train=none.jsonl,{toy_corpus['train']}")
     done = run_command("train", *given, cwd=tmp_path)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "error: none.jsonl: no such manifest" in done.stderr
+    assert "error: data.train: none.jsonl: no such manifest" in done.stderr
     assert "Traceback" not in done.stderr
     rows = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
     assert rows[0] == "job,status,best val/wer,overrides,folder,error"
     assert [row.split(",")[1] for row in rows[1:]] == ["failed", "done"]
-    assert "failed: none.jsonl: no such manifest" in done.stdout
+    assert "data.train: none.jsonl: no such manifest" in rows[1]
+    assert "failed: data.train:" in done.stdout
 
 
 @pytest.mark.parametrize(

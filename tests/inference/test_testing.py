@@ -21,7 +21,8 @@ from ssl_asr.training.skips import LateSkips
 )
 def test_each_kept_checkpoint_is_tested(monkeypatch, names, val, limit, test_dev, tested):
     loaded, done = [], []
-    module = SimpleNamespace(with_frozen=lambda weights, _: weights, load_state_dict=loaded.append, skips=LateSkips())
+    module = SimpleNamespace(with_frozen=lambda weights, _: weights, skips=LateSkips())
+    monkeypatch.setattr(testing, "load_whole", lambda _, weights: loaded.append(weights))
     monkeypatch.setattr(testing, "final_checkpoints", lambda *_: {"": Path("best"), "-averaged": Path("averaged")})
     monkeypatch.setattr(testing, "read_checkpoint", lambda path: {"state_dict": path.name})
 
