@@ -1,6 +1,7 @@
 """What the worker processes of a loader do when they start, and how they end."""
 
 import atexit
+import gc
 import multiprocessing.queues
 import os
 import signal
@@ -16,6 +17,8 @@ def prepare_worker(_worker: int) -> None:
     A worker that cannot send a batch, because shared memory is full or too many files are open, ends. By default,
     Python prints the error and drops the batch, and the main process waits for it without end.
     """
+    # Garbage collection would write to, and so copy, the memory of all objects that a worker inherits.
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

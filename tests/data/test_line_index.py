@@ -1,5 +1,6 @@
 """The index of large manifests: equal to checking every line, and never that of other bytes."""
 
+import gc
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from ssl_asr.data import line_index, manifest_lines
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.line_index import ManifestBytes, index_path
 from ssl_asr.data.manifest import read_manifest
+from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ManifestError, UserErrors
 from ssl_asr.textfiles import from_json
 from tests.fuzzing import fuzz
@@ -228,11 +230,19 @@ def test_index_holds_every_field(tmp_path, large):
 
 
 class _Weighs:
-    """A tokenizer whose tokens are the KiB of memory that only the process of a worker has."""
+    """A tokenizer whose tokens are the KiB of memory that only the process of a worker has.
+
+    Garbage is collected after the first one: it would copy the memory of the objects that the worker inherits.
+    """
+
+    weighed = False
 
     def encode(self, utterance):
         if not utterance.id.endswith("000"):
             return [os.getpid(), 0]
+        if self.weighed:
+            gc.collect()
+        self.weighed = True
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
         return [os.getpid(), int(dict(line.split(":") for line in lines)["Private_Dirty"].split()[0])]
 
@@ -260,10 +270,13 @@ def test_workers_do_not_grow_over_an_epoch(tmp_path, monkeypatch, indexed):
     order = np.random.default_rng(0).permutation(count).tolist()
     batches = [order[start : start + 500] for start in range(0, count, 500)]
     seen: dict[int, list[int]] = {}
-    for batch in DataLoader(dataset, batch_sampler=batches, num_workers=2, collate_fn=collate):
+    inherited = [[number] for number in range(500_000)]
+    options = {"num_workers": 2, "collate_fn": collate, "worker_init_fn": prepare_worker}
+    for batch in DataLoader(dataset, batch_sampler=batches, **options):
         for pid, kib in batch.tokens_BU.tolist():
             seen.setdefault(pid, []).extend([kib] if kib else [])
     assert len(seen) == 2
+    assert len(inherited) == 500_000
     assert sum(len(sizes) for sizes in seen.values()) == count // 1000 - 1
     for sizes in seen.values():
         assert (sizes[-1] - sizes[0]) / 1024 < 20, sizes
