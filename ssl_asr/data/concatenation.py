@@ -17,8 +17,8 @@ from ssl_asr.data.filters import Limits
 from ssl_asr.data.languages import is_spaced
 from ssl_asr.data.parallel import map_ranges, ranges_of
 from ssl_asr.data.sampler import Unit
-from ssl_asr.data.targets import count_targets
-from ssl_asr.types import SAMPLE_RATE, Seconds, Tokenizer, Utterance
+from ssl_asr.data.targets import Targets
+from ssl_asr.types import SAMPLE_RATE, Seconds, Utterance
 
 
 class Concatenation:
@@ -27,13 +27,13 @@ class Concatenation:
     Args:
         utterances: Training utterances, all within the limits.
         limits: Limits of the model, which joined utterances keep.
-        tokenizer: Encodes the targets.
+        targets: What their targets need.
         longest_s: Longest joined utterance in seconds.
         seed: Equal seeds, epochs and draws give equal units.
     """
 
     def __init__(
-        self, utterances: Sequence[Utterance], *, limits: Limits, tokenizer: Tokenizer, longest_s: Seconds, seed: int
+        self, utterances: Sequence[Utterance], *, limits: Limits, targets: Targets, longest_s: Seconds, seed: int
     ) -> None:
         def kinds(start: int, end: int) -> list[object]:
             return [_kind(row) for row in utterances[start:end]]
@@ -41,7 +41,6 @@ class Concatenation:
         numbers: dict[object, int] = {}
         found = (kind for some in map_ranges(kinds, ranges_of(len(utterances))) for kind in some)
         self._kind_N = [numbers.setdefault(kind, len(numbers)) for kind in found]
-        targets = count_targets(utterances, tokenizer)
         # A space joins two texts.
         self._tokens_N = (targets.tokens_N + 1).tolist()
         self._frames_N = (targets.frames_N + 1).tolist()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,6 @@ from ssl_asr.types import SAMPLE_RATE, Downmix, Samples, Seconds, Skip, Tokenize
 BY_LIMIT = {"too_short", "too_long", "empty_text", "too_many_tokens", "ctc_target_too_long"}
 # Threads that read audio headers.
 _HEADER_THREADS = 8
-
-
-class TextEncoder(Protocol):
-    """What the limits need of a tokenizer."""
-
-    def encode(self, utterance: Utterance) -> list[int]:
-        """See `ssl_asr.types.Tokenizer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +64,7 @@ class Selection:
         skips: Dropped utterances with reasons.
         changes: Number of kept utterances whose audio is changed when it is read, by change: resampled from another
             sample rate, or mixed from several channels. Empty if headers are not opened.
+        targets: What the targets of ``kept`` need. None if it is not trained on.
     """
 
     name: str
@@ -78,6 +72,7 @@ class Selection:
     kept: Manifest
     skips: list[Skip] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
+    targets: Targets | None = None
 
 
 def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
@@ -89,7 +84,7 @@ def _length_fault(utterance: Utterance, limits: Limits) -> Skip | None:
     return None
 
 
-def _text_fault(utterance: Utterance, limits: Limits, tokenizer: TextEncoder) -> Skip | None:
+def _text_fault(utterance: Utterance, limits: Limits, tokenizer: Tokenizer) -> Skip | None:
     if not utterance.text.strip() and not limits.allow_empty_text:
         return _skip(utterance, "empty_text", "the text is empty")
     tokens = tokenizer.encode(utterance)
@@ -105,7 +100,7 @@ def _text_fault(utterance: Utterance, limits: Limits, tokenizer: TextEncoder) ->
     return None
 
 
-def fault_of(utterance: Utterance, limits: Limits, tokenizer: TextEncoder | None) -> Skip | None:
+def fault_of(utterance: Utterance, limits: Limits, tokenizer: Tokenizer | None) -> Skip | None:
     """The reason why an utterance exceeds the limits, or None.
 
     Args:
@@ -121,24 +116,27 @@ def fault_of(utterance: Utterance, limits: Limits, tokenizer: TextEncoder | None
     return fault
 
 
-def _may_exceed(
-    durations_N: NDArray[np.float64], targets: Targets | None, limits: Limits, start: int, end: int
-) -> NDArray[np.bool_]:
-    """Whether `fault_of` finds a fault, for each utterance from ``start`` to ``end``."""
-    seconds_N = durations_N[start:end]
-    found_N: NDArray[np.bool_] = seconds_N < limits.min_s
+def exceeding(durations_N: NDArray[np.float64], targets: Targets | None, limits: Limits) -> NDArray[np.bool_]:
+    """Whether `fault_of` finds a fault in each utterance, bool.
+
+    Args:
+        durations_N: float64, seconds.
+        targets: What the targets need. None checks the durations only.
+        limits: Limits on duration, tokens and frames.
+    """
+    found_N: NDArray[np.bool_] = durations_N < limits.min_s
     if limits.max_s is not None:
-        found_N |= seconds_N > limits.max_s
+        found_N |= durations_N > limits.max_s
     if targets is None:
         return found_N
     if not limits.allow_empty_text:
-        found_N |= targets.blank_N[start:end]
+        found_N |= targets.blank_N
     if limits.max_tokens is not None:
-        found_N |= targets.tokens_N[start:end].astype(np.int64) + limits.prompt_tokens > limits.max_tokens
+        found_N |= targets.tokens_N.astype(np.int64) + limits.prompt_tokens > limits.max_tokens
     if limits.ctc_frames is not None:
-        samples_N, same_N = np.unique(np.round(seconds_N * SAMPLE_RATE).astype(np.int64), return_inverse=True)
+        samples_N, same_N = np.unique(np.round(durations_N * SAMPLE_RATE).astype(np.int64), return_inverse=True)
         frames_N = np.array([limits.ctc_frames(samples) for samples in samples_N.tolist()], dtype=np.int64)
-        found_N |= targets.frames_N[start:end] > frames_N[same_N]
+        found_N |= targets.frames_N > frames_N[same_N]
     return found_N
 
 
@@ -192,17 +190,17 @@ def select(
     opened = partial(_opened, downmix=downmix, any_rate=any_rate)
     if targets is None and tokenizer is not None:
         targets = count_targets(manifest, tokenizer, progress=progress)
+    exceeds_N = exceeding(manifest.durations_N, targets, limits)
 
     def check(start: int, end: int) -> tuple[list[tuple[int, Skip]], Counter[str]]:
-        exceeds_N = _may_exceed(manifest.durations_N, targets, limits, start, end)
-        indices = np.arange(start, end) if check_audio else start + np.flatnonzero(exceeds_N)
+        indices = np.arange(start, end) if check_audio else start + np.flatnonzero(exceeds_N[start:end])
         rows = [manifest[index] for index in indices.tolist()] if len(indices) < end - start else manifest[start:end]
         dropped: list[tuple[int, Skip]] = []
         changes: Counter[str] = Counter()
         with ThreadPoolExecutor(max_workers=_HEADER_THREADS) as pool:
             headers = pool.map(opened, rows) if check_audio else (None for _ in rows)
             for index, utterance, header in zip(indices.tolist(), rows, headers, strict=True):
-                exceeds = not isinstance(header, Skip) and exceeds_N[index - start]
+                exceeds = not isinstance(header, Skip) and exceeds_N[index]
                 fault = fault_of(utterance, limits, tokenizer) if exceeds else header
                 if isinstance(fault, Skip):
                     dropped.append((index, fault))
@@ -217,7 +215,9 @@ def select(
     kept_N = np.delete(np.arange(len(manifest)), list(dropped))
     if not len(kept_N) and not may_be_empty:
         raise _nothing_usable(manifest, list(dropped.values()))
-    return Selection(name, manifest, manifest.select(kept_N), [*dropped.values()], sum(counted, Counter()))
+    kept_targets = None if targets is None else targets.select(kept_N)
+    changes = sum(counted, Counter[str]())
+    return Selection(name, manifest, manifest.select(kept_N), [*dropped.values()], changes, kept_targets)
 
 
 def _nothing_usable(manifest: Manifest, skips: Sequence[Skip]) -> ManifestError:

@@ -207,15 +207,17 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
-        if "train" in self.selections:
-            self.mixture = mixture_of(self.train_kept, self.config, seed=self.seed)
+        train = self.selections.get("train")
+        if train is None:
+            return
+        self.mixture = mixture_of(train.kept, self.config, seed=self.seed)
         if self.mixture is not None and self.console is not None:
             self.mixture.print(self.console)
-        if self.config.concatenate_s is not None and self.tokenizer is not None:
+        if self.config.concatenate_s is not None and train.targets is not None:
             self.concatenation = Concatenation(
-                self.train_kept,
+                train.kept,
                 limits=self.limits,
-                tokenizer=self.tokenizer,
+                targets=train.targets,
                 longest_s=self.config.concatenate_s,
                 seed=self.seed,
             )
@@ -223,9 +225,9 @@ class ASRDataModule(L.LightningDataModule):
             self.speeds = SpeedPerturbation(
                 self.config.speed_factors,
                 self.config.tempo_factors,
-                self.selections["train"].kept,
+                train.kept.durations_N,
                 self.limits,
-                tokenizer=self.tokenizer,
+                targets=train.targets,
                 seed=self.seed,
             )
 

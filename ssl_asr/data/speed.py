@@ -11,7 +11,6 @@ Both lengths are known before any audio is read, so that batches keep their budg
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av.filter
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_asr.data.audio import audio_frame
-from ssl_asr.data.filters import Limits, fault_of
-from ssl_asr.data.parallel import map_ranges, ranges_of
-from ssl_asr.types import SAMPLE_RATE, Samples, Seconds, Tokenizer, Utterance
+from ssl_asr.data.filters import Limits, exceeding
+from ssl_asr.data.targets import Targets
+from ssl_asr.types import SAMPLE_RATE, Samples
 
 # Silence after the audio that is stretched. The filter holds back up to 0.04 s at its end.
 _TAIL: Samples = SAMPLE_RATE // 10
@@ -38,9 +37,9 @@ class SpeedPerturbation:
     Args:
         speeds: Speed factors. An empty list leaves the speed unchanged.
         tempos: Tempo factors. An empty list leaves the tempo unchanged. Each pair of factors has equal probability.
-        utterances: Training utterances, all within the limits at their own speed.
+        durations_N: float64, seconds of the training utterances, all within the limits at their own speed.
         limits: Limits of the model.
-        tokenizer: Encodes the targets, which must fit the frames. None for no targets.
+        targets: What their targets need, which must fit the frames. None for no targets.
         seed: Seed of the draws. Equal seed and epoch give equal factors.
     """
 
@@ -48,27 +47,17 @@ class SpeedPerturbation:
         self,
         speeds: Sequence[float],
         tempos: Sequence[float],
-        utterances: Sequence[Utterance],
+        durations_N: NDArray[np.float64],
         limits: Limits,
         *,
-        tokenizer: Tokenizer | None,
+        targets: Targets | None,
         seed: int,
     ) -> None:
         pairs = [(speed, tempo) for speed in speeds or [1.0] for tempo in tempos or [1.0]]
         self._pairs_K2 = np.array(pairs, dtype=np.float64)
         self._seed = seed
-
-        def allowed(start: int, end: int) -> NDArray[np.bool_]:
-            rows = [utterances[i] for i in range(start, end)]
-            durations_NK = changed_durations(
-                np.repeat([row.duration for row in rows], len(pairs)), np.tile(self._pairs_K2, (len(rows), 1))
-            ).reshape(len(rows), len(pairs))
-            return np.array(
-                [_allowed(*one, limits, tokenizer) for one in zip(rows, durations_NK.tolist(), strict=True)], dtype=bool
-            )
-
-        none = np.empty((0, len(pairs)), dtype=bool)
-        self._allowed_NK = np.concatenate([none, *map_ranges(allowed, ranges_of(len(utterances)))])
+        changed = (changed_durations(durations_N, pair_2[None]) for pair_2 in self._pairs_K2)
+        self._allowed_NK = np.stack([~exceeding(each_N, targets, limits) for each_N in changed], axis=1)
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
         """Speed and tempo factor of each utterance in an epoch, float64 of shape (N, 2)."""
@@ -78,23 +67,6 @@ class SpeedPerturbation:
         drawn_N = (np.cumsum(self._allowed_NK, axis=1, dtype=np.int32) > nth_N[:, None]).argmax(axis=1)
         factors_N2: NDArray[np.float64] = np.where(counts_N[:, None] > 0, self._pairs_K2[drawn_N], 1.0)
         return factors_N2
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A tokenizer of one utterance, which is encoded once for all pairs of factors."""
-
-    tokens: list[int]
-
-    def encode(self, utterance: Utterance) -> list[int]:
-        return self.tokens
-
-
-def _allowed(
-    utterance: Utterance, durations: Sequence[Seconds], limits: Limits, tokenizer: Tokenizer | None
-) -> list[bool]:
-    encoded = None if tokenizer is None else _Encoded(tokenizer.encode(utterance))
-    return [fault_of(replace(utterance, duration=duration), limits, encoded) is None for duration in durations]
 
 
 def changed_lengths(samples_N: NDArray[np.int64], factors_N2: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -60,6 +60,10 @@ class Targets:
     blank_N: NDArray[np.bool_]
     unseen_N: NDArray[np.bool_]
 
+    def select(self, indices_N: NDArray[np.int64]) -> "Targets":
+        """Those of the utterances at ``indices_N``."""
+        return Targets(*(getattr(self, one.name)[indices_N] for one in fields(self)))
+
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
     """Minimum number of frames of a CTC path: one for each label, and a blank between equal neighbors.

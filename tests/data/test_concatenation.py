@@ -12,7 +12,8 @@ import torch
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.concatenation import Concatenation, joined
 from ssl_asr.data.dataset import SpeechDataset, collate
-from ssl_asr.data.filters import Limits, ctc_frames_needed
+from ssl_asr.data.filters import Limits
+from ssl_asr.data.targets import count_targets, ctc_frames_needed
 from ssl_asr.types import Utterance
 from tests.data.test_module import config as config  # a fixture
 from tests.data.test_module import data_of
@@ -26,7 +27,8 @@ def said(name, text="ab", duration=1.0, speaker="s", **more):
 
 
 def units(utterances, *, longest_s=5.0, epoch=0, drawn=None, seed=0, **limits):
-    made = Concatenation(utterances, limits=Limits(**limits), tokenizer=TOKENIZER, longest_s=longest_s, seed=seed)
+    targets = count_targets(utterances, TOKENIZER)
+    made = Concatenation(utterances, limits=Limits(**limits), targets=targets, longest_s=longest_s, seed=seed)
     durations = np.array([one.duration for one in utterances])
     return made.units(durations, np.arange(len(utterances)) if drawn is None else np.array(drawn), epoch)
 

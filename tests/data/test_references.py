@@ -15,6 +15,7 @@ from ssl_asr.data.filters import Limits, fault_of
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.references import all_references, check_references, drawn_reference
 from ssl_asr.data.sentences import read_sentences
+from ssl_asr.data.targets import count_targets
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.errors import ManifestError
@@ -146,7 +147,8 @@ def test_longest_reference_counts_when_utterances_are_joined():
     rows = [replace(SEVERAL, id=str(i), tags={"speaker": "s"}) for i in range(2)]
 
     def units(most):
-        made = Concatenation(rows, limits=Limits(max_tokens=most), tokenizer=TOKENIZER, longest_s=9.0, seed=0)
+        targets = count_targets(rows, TOKENIZER)
+        made = Concatenation(rows, limits=Limits(max_tokens=most), targets=targets, longest_s=9.0, seed=0)
         return made.units(np.ones(2), np.arange(2), 0)
 
     # Two references of five characters, each followed by a space.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ssl_asr.data.audio import read_waveform, resample
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.speed import SpeedPerturbation, changed_lengths, stretched
+from ssl_asr.data.targets import count_targets
 from ssl_asr.types import Utterance
 from tests.data.test_module import config as config  # a fixture
 from tests.data.test_module import data_of
@@ -27,13 +28,18 @@ class Spelling:
     def encode(self, utterance):
         return list(utterance.text)
 
+    def unseen(self, utterance):
+        return []
+
 
 def utterances(*durations, text="ab"):
     return [Utterance(id=str(i), audio_filepath="a.wav", duration=d, text=text) for i, d in enumerate(durations)]
 
 
 def perturbation(rows, limits=None, seed=0, tokenizer=None, speeds=FACTORS, tempos=()):
-    return SpeedPerturbation(speeds, tempos, rows, limits or Limits(), tokenizer=tokenizer, seed=seed)
+    targets = None if tokenizer is None else count_targets(rows, tokenizer)
+    durations_N = np.array([row.duration for row in rows])
+    return SpeedPerturbation(speeds, tempos, durations_N, limits or Limits(), targets=targets, seed=seed)
 
 
 def test_factors_are_uniform_differ_by_epoch_and_are_reproducible():
@@ -71,6 +77,14 @@ def test_limits_hold_for_speed_and_tempo_together():
     speeds = perturbation(rows, limits, tokenizer=Spelling(), speeds=[1.0, 1.1], tempos=[1.0, 1.25])
     seen = {tuple(speeds.draw(epoch)[0].tolist()) for epoch in range(100)}
     assert seen == {(1.0, 1.0), (1.1, 1.0), (1.0, 1.25)}
+
+
+def test_limits_hold_for_each_reference():
+    """Ten frames a second hold two labels at both tempos, and eight in 0.8 s at least."""
+    limits = Limits(ctc_frames=lambda samples: samples // 1600)
+    rows = [replace(utterances(1.0)[0], references=("abababab",))]
+    drawn = perturbation(rows, limits, tokenizer=Spelling(), speeds=[], tempos=[1.0, 2.0])
+    assert {drawn.draw(epoch)[0, 1] for epoch in range(50)} == {1.0}
 
 
 def test_utterance_keeps_its_speed_if_no_factor_is_within_limits():
