@@ -1,14 +1,17 @@
 """Callbacks of every run: table of trained parameters, speed and memory, sample hypotheses, and checkpoints."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ssl_asr.data.batching import Batching
 from ssl_asr.data.sampler import BatchCost
@@ -118,27 +121,32 @@ class BatchFigures(Callback):
 
     def __init__(self, cost: BatchCost, budget_s: Seconds) -> None:
         self._cost, self._budget_s = cost, budget_s
-        # Speech and computed seconds of each batch of this rank.
-        self._seconds: list[tuple[Seconds, Seconds]] = []
+        # Lengths in samples, on the device, and durations of each batch of this rank.
+        self._batches: list[tuple[Tensor, list[Seconds]]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
-        self._seconds = []
+        self._batches = []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
-        # An utterance whose states are cached has no samples.
-        lengths = zip(batch.lengths_B.tolist(), batch.utterances, strict=True)
-        speech_N = np.array([samples / SAMPLE_RATE or utterance.duration for samples, utterance in lengths])
-        costs_N = self._cost.encoded_s(speech_N)
-        self._seconds.append((float(speech_N.sum()), float(costs_N.max(initial=0.0)) * len(costs_N)))
+        """Count the batch. Nothing here waits for the device."""
+        self._batches.append((batch.lengths_B, [utterance.duration for utterance in batch.utterances]))
+
+    def _seconds(self) -> Iterator[tuple[Seconds, Seconds]]:
+        """Speech and computed seconds of each batch."""
+        lengths = iter(torch.cat([lengths_B for lengths_B, _ in self._batches]).tolist() if self._batches else ())
+        for _, durations in self._batches:
+            # An utterance whose states are cached has no samples.
+            speech_N = np.array([next(lengths) / SAMPLE_RATE or duration for duration in durations])
+            costs_N = self._cost.encoded_s(speech_N)
+            yield float(speech_N.sum()), float(costs_N.max(initial=0.0)) * len(costs_N)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the figures of all ranks."""
         # Ranks have equally many batches, in steps.
-        seconds = [pair for step in zip(*over_ranks([self._seconds]), strict=True) for pair in step]
+        seconds = [pair for step in zip(*over_ranks([list(self._seconds())]), strict=True) for pair in step]
         speech_s, computed_s = [pair[0] for pair in seconds], [pair[1] for pair in seconds]
         figures = Batching.of(speech_s, computed_s, self._budget_s, trainer.world_size)
         pl_module.log("train/fill", figures.fill)
