@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler
+from ssl_asr.data.sampler import PlannedBatches
 from ssl_asr.types import Seconds
 
 
@@ -45,7 +45,7 @@ class Batching:
         return cls(len(computed_s), sum(speech_s), sum(computed_s), budget_s * len(computed_s), waited_s)
 
     @classmethod
-    def planned(cls, sampler: TrainBatchSampler | EvalBatchSampler, world_size: int = 1) -> "Batching":
+    def planned(cls, sampler: PlannedBatches, world_size: int = 1) -> "Batching":
         """The figures of a sampler that has the batches of all ranks. No audio is read."""
         speech_s = [float(sampler.durations_N[batch].sum()) for batch in sampler.batches]
         computed_s = [sampler.cost_s(batch) for batch in sampler.batches]

@@ -143,7 +143,40 @@ def _halve_until_divisible(batches: list[list[int]], world_size: int) -> None:
         batches.append(batch[middle:])
 
 
-class TrainBatchSampler(Sampler[list[int] | list[Unit]]):
+class PlannedBatches:
+    """Batches of one rank, or of all ranks, which are known before any audio is read.
+
+    Args:
+        plan: Batches of all ranks, one group of ``world_size`` batches after the other.
+        durations_N: float64, duration of each utterance in seconds.
+        costs_N: float64, computed seconds of each utterance, or None for its duration.
+        max_batch_s: Maximum cost of a batch in seconds, padding included.
+        rank, world_size: Rank of this process, or None for the batches of all ranks, and number of ranks.
+    """
+
+    def __init__(
+        self,
+        plan: list[list[int]],
+        durations_N: NDArray[np.float64],
+        costs_N: NDArray[np.float64] | None,
+        *,
+        max_batch_s: Seconds,
+        rank: int | None,
+        world_size: int,
+    ) -> None:
+        self.batches = plan if rank is None else plan[rank::world_size]
+        self.durations_N, self.costs_N = durations_N, durations_N if costs_N is None else costs_N
+        self.max_batch_s = max_batch_s
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def cost_s(self, batch: Sequence[int]) -> Seconds:
+        """Computed seconds of a batch, padding included."""
+        return float(self.costs_N[batch].max(initial=0.0)) * len(batch)
+
+
+class TrainBatchSampler(PlannedBatches, Sampler[list[int] | list[Unit]]):
     """Batches of one rank in one epoch, see `plan_epoch`.
 
     Args:
@@ -185,9 +218,7 @@ class TrainBatchSampler(Sampler[list[int] | list[Unit]]):
             drawn_N=drawn_N,
             costs_N=costs_N,
         )
-        self.durations_N, self.costs_N = durations_N, durations_N if costs_N is None else costs_N
-        self.max_batch_s = max_batch_s
-        self.batches = plan if rank is None else plan[rank::world_size]
+        super().__init__(plan, durations_N, costs_N, max_batch_s=max_batch_s, rank=rank, world_size=world_size)
         self.start, self._units = start, units
 
     def __iter__(self) -> Iterator[list[int] | list[Unit]]:
@@ -197,15 +228,8 @@ class TrainBatchSampler(Sampler[list[int] | list[Unit]]):
         units = self._units
         return iter([[units[index] for index in batch] for batch in batches])
 
-    def __len__(self) -> int:
-        return len(self.batches)
 
-    def cost_s(self, batch: Sequence[int]) -> Seconds:
-        """Computed seconds of a batch, padding included."""
-        return float(self.costs_N[batch].max(initial=0.0)) * len(batch)
-
-
-class EvalBatchSampler(Sampler[list[int]]):
+class EvalBatchSampler(PlannedBatches, Sampler[list[int]]):
     """Batches of one rank for evaluation. Each utterance is in exactly one batch of one rank.
 
     The longest utterances come first, so running out of memory shows in the first batch. Ranks can have different
@@ -229,21 +253,12 @@ class EvalBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         costs_N: NDArray[np.float64] | None = None,
     ) -> None:
-        self.durations_N, self.costs_N = durations_N, durations_N if costs_N is None else costs_N
-        self.max_batch_s = max_batch_s
         order = np.argsort(-durations_N, kind="stable")
         if world_size > 1:
             share = -(-len(order) // world_size)
             max_batch_size = share if max_batch_size is None else min(share, max_batch_size)
-        batches = _cut(order, self.costs_N, max_batch_s, max_batch_size)
-        self.batches = batches if rank is None else batches[rank::world_size]
+        plan = _cut(order, durations_N if costs_N is None else costs_N, max_batch_s, max_batch_size)
+        super().__init__(plan, durations_N, costs_N, max_batch_s=max_batch_s, rank=rank, world_size=world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def cost_s(self, batch: Sequence[int]) -> Seconds:
-        """Computed seconds of a batch, padding included."""
-        return float(self.costs_N[batch].max(initial=0.0)) * len(batch)
