@@ -150,11 +150,8 @@ def _check_job(name: str, arguments: Arguments, overrides: list[str], *, in_swee
         errors += several.errors
     except UserError as error:
         errors.append(error)
-    files = list(file_errors(name, cfg))
-    # An output that is an input exists already, and the error about the input says more.
-    errors = [error for error in errors if error.where != "output" or "output" not in {one.where for one in files}]
     known = {error.where for error in errors}
-    return [*errors, *(error for error in files if error.where not in known)]
+    return [*errors, *(error for error in file_errors(name, cfg) if error.where not in known)]
 
 
 def _explain(config: str, override: str, error: Exception, good: list[str]) -> ConfigError:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_asr.config.folders import config_folder, option_names
 from ssl_asr.config.readings import readings
-from ssl_asr.errors import ConfigError, UserError, closest, overwrites
+from ssl_asr.errors import ConfigError, UserError, closest, exists_already, overwrites
 from ssl_asr.textfiles import is_file_name, is_system_text, other_unicode, overwritten, why_not_made
 
 _LINE = '{"audio_filepath": "clip.wav", "duration": 2.5, "text": "some words"}'
@@ -22,6 +22,8 @@ _PARTS = {
     **dict.fromkeys(("checkpoints", "metrics", "predictions", ".hydra"), True),
     **dict.fromkeys(("config.yaml", "results.json", "skipped.jsonl", "train.log", ".lock", ".lock.json"), False),
 }
+# Commands whose output is one file. `transcribe` and `align` look at all files that they write.
+_WRITE_ONE_FILE = ("compare", "lm", "tune_decoding")
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
 
 
@@ -43,16 +45,19 @@ def file_errors(name: str, cfg: DictConfig) -> Iterator[UserError]:
 
 
 def _overwritten(name: str, cfg: DictConfig) -> Iterator[UserError]:
-    """An error if ``output`` is a file that another key names: a manifest, a text, a language model."""
+    """An error if ``output`` is a file that another key names, such as a manifest, or one that may not be replaced."""
     inputs = [
         Path(value)
         for key, reading in readings(name).items()
         if reading.role in ("manifest", "input", "model")
         for value in _values(cfg, key)
     ]
-    path = overwritten(map(Path, _values(cfg, "output")), inputs)
+    outputs = _values(cfg, "output")
+    path = overwritten(map(Path, outputs), inputs)
     if path is not None:
         yield overwrites(path)
+    elif name in _WRITE_ONE_FILE and not OmegaConf.select(cfg, "overwrite"):
+        yield from (exists_already(output) for output in outputs if os.path.lexists(output))
 
 
 def _values(cfg: DictConfig, key: str) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import MinLen
 
-from ssl_asr.errors import ConfigError, exists_already
+from ssl_asr.errors import ConfigError
 from ssl_asr.types import (
     CueSeconds,
     Downmix,
@@ -226,11 +225,6 @@ class Writing:
     section: ClassVar[str] = "Output"
 
     overwrite: bool = False
-
-    def exists_already(self, output: str) -> Iterator[ConfigError]:
-        """An error if the file exists that ``output`` names, unless it may be overwritten."""
-        if not self.overwrite and os.path.lexists(output):
-            yield exists_already(output)
 
 
 @dataclass(frozen=True, kw_only=True)

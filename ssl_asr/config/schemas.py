@@ -350,10 +350,6 @@ class TuneDecodingConfig(ModelInput, Writing, Running):
     normalizer: NormalizerName = "lower"
     max_skip_fraction: Fraction = 0.05
 
-    def conflicts(self) -> Iterator[ConfigError]:
-        """A file that exists."""
-        yield from self.exists_already(self.output)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LmConfig(Writing, Extended):
@@ -386,8 +382,7 @@ class LmConfig(Writing, Extended):
     verbose: bool = True
 
     def conflicts(self) -> Iterator[ConfigError]:
-        """Values that do not go together, and a file that exists."""
-        yield from self.exists_already(self.output)
+        """Values that do not go together."""
         if self.unit == "label" and self.model is None:
             yield ConfigError(
                 "model", "is missing, and unit=label needs its labels", "give model=RUN, or use unit=word"

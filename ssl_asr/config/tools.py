@@ -165,11 +165,6 @@ class CompareConfig(Scoring, Writing):
     worst: NonNegativeInt = 5
     verbose: bool = True
 
-    def conflicts(self) -> Iterator[ConfigError]:
-        """A file that exists."""
-        if self.output is not None:
-            yield from self.exists_already(self.output)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(Extended):
