@@ -247,6 +247,5 @@ def with_reference(predictions: Sequence[Prediction], key: str) -> list[Predicti
 
 def reference_texts(value: object) -> list[str]:
     """The references that a line of a manifest has under a key: a text, or a list of texts. Empty for anything else."""
-    texts = list(dict.fromkeys(map(str, value))) if isinstance(value, list) else [str(value)]
-    is_right = all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
-    return texts if is_right else []
+    texts: list[Any] = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(texts)) if all(isinstance(text, str) for text in texts) else []

@@ -106,12 +106,16 @@ class Prediction:
 
     def pair(self, normalize: Normalizer) -> tuple[str, str]:
         """The normalized reference with the fewest word errors, and the normalized hypothesis."""
-        return self.pairs(normalize)[0]
+        refs, hyp = self._normalized(normalize)
+        return closest(refs, hyp, word_edits), hyp
 
     def pairs(self, normalize: Normalizer) -> tuple[tuple[str, str], tuple[str, str]]:
         """The pair for the WER, and the pair for the CER, for which another reference may be the closest one."""
-        refs, hyp = [normalize(ref, self.lang) for ref in self.refs], normalize(self.hyp, self.lang)
+        refs, hyp = self._normalized(normalize)
         return (closest(refs, hyp, word_edits), hyp), (closest(refs, hyp, char_edits), hyp)
+
+    def _normalized(self, normalize: Normalizer) -> tuple[list[str], str]:
+        return [normalize(ref, self.lang) for ref in self.refs], normalize(self.hyp, self.lang)
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON. Optional fields are left out if they are empty: references, task, words and others."""
