@@ -57,7 +57,9 @@ def _overwritten(name: str, cfg: DictConfig) -> Iterator[UserError]:
     if path is not None:
         yield overwrites(path)
     elif name in _WRITE_ONE_FILE and not OmegaConf.select(cfg, "overwrite"):
-        yield from (exists_already(output) for output in outputs if os.path.lexists(output))
+        # A folder of that name is an error of its own.
+        existing = (output for output in outputs if os.path.lexists(output) and not Path(output).is_dir())
+        yield from map(exists_already, existing)
 
 
 def _values(cfg: DictConfig, key: str) -> list[str]:
