@@ -25,7 +25,7 @@ from ssl_asr.data.audio import audio_duration_s
 from ssl_asr.data.confinement import check_confined
 from ssl_asr.data.languages import given_language, language_of
 from ssl_asr.data.line_index import Block, LineIndex, ManifestBytes, id_hash, is_large, store_index, stored_index
-from ssl_asr.data.manifest_lines import default_id, has_values, loaded, parsed, plain_rows, texts_of, utterance_of
+from ssl_asr.data.manifest_lines import default_id, has_values, loaded, loaded_texts, parsed, plain_rows, utterance_of
 from ssl_asr.data.parallel import map_ranges
 from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.textfiles import other_unicode, shown, to_json
@@ -116,9 +116,12 @@ class Manifest(Sequence[Utterance]):
 
     def texts(self, start: int, end: int) -> Iterator[tuple[list[str], str | None]]:
         """References and language of consecutive utterances, several times as quick to read as utterances."""
+        languages: dict[str | None, str | None] = {}
         for line, *_ in self._read(np.arange(start, end)):
-            row = loaded(line)
-            yield texts_of(row), given_language(row.get("lang"))
+            texts, lang = loaded_texts(line)
+            if lang not in languages:
+                languages[lang] = given_language(lang)
+            yield texts, languages[lang]
 
     def _utterances(self, indices_N: NDArray[np.int64]) -> Iterator[Utterance]:
         for line, number, duration, source in self._read(indices_N):

@@ -33,6 +33,11 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value.strip("./") != "" and len(value) <= _LONGEST and is_system_text(value)
 
 
+def _are_paths(values: Sequence[str]) -> bool:
+    """Whether all values can be paths, as `_is_path` says of one."""
+    return max(map(len, values)) <= _LONGEST and all(v.strip("./") for v in values) and is_system_text("".join(values))
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and is_unicode(value)
 
@@ -72,6 +77,7 @@ def is_allowed(key: str, value: Any) -> bool:
 # key -> whether all its values are right, given as a list and the set of their types, which is much quicker than one by
 # one. Other keys have values that are checked one by one.
 _COLUMNS: dict[str, Callable[[list[Any], set[type]], bool]] = {
+    "audio_filepath": lambda values, kinds: kinds == {str} and _are_paths(values),
     "duration": lambda values, kinds: kinds <= {int, float} and min(values) > 0 and max(values) <= _MOST,
     "text": lambda values, kinds: kinds == {str} and is_unicode("".join(values)),
     "id": lambda values, kinds: kinds == {str} and all(values),
@@ -165,6 +171,15 @@ def loaded(line: bytes) -> dict[str, Any]:
         if (kind := type(value)) is dict or kind is list or (kind is float and abs(value) > _MOST):
             return dict(json.loads(line))
     return row
+
+
+def loaded_texts(line: bytes) -> tuple[list[str], str | None]:
+    """References and language of a checked line, quicker than by `loaded`: numbers need not be exact."""
+    try:
+        row: Mapping[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        row = json.loads(line)
+    return texts_of(row), row.get("lang")
 
 
 def plain_row(line: bytes) -> dict[str, Any] | None:

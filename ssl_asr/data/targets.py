@@ -128,21 +128,32 @@ def _counted(rows: Sequence[Utterance], tokenizer: Tokenizer) -> TargetArrays:
 
 def count_characters(texts: Sequence[str], characters: Sequence[str]) -> TargetArrays:
     """Count the targets of texts whose tokens are their characters. All others than ``characters`` are one label."""
-    codes = sorted({ord(one) for one in characters if len(one) == 1})
-    # Labels by code point. 0 stands for all other characters.
-    labels = np.zeros((codes[-1] if codes else 0) + 2, dtype=np.uint32)
-    labels[codes] = np.arange(1, len(codes) + 1)
-    joined_T = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    labels_T = labels[np.minimum(joined_T, len(labels) - 1)]
-    ends_N = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    lengths_N = np.diff(ends_N, prepend=0)
-    others = np.concatenate([[0], np.cumsum(labels_T == 0)])
-    # equal[i]: pairs of equal neighbors among the first i + 1 characters.
-    equal = np.concatenate([[0], np.cumsum(labels_T[1:] == labels_T[:-1]), [0]])
+    labels_T = _labels("".join(texts), characters)
+    lengths_N = np.array([len(text) for text in texts], dtype=np.int64)
+    ends_N = np.cumsum(lengths_N)
     starts_N = ends_N - lengths_N
-    pairs_N = np.where(lengths_N > 0, equal[ends_N - 1] - equal[starts_N], 0)
-    unseen_N = others[ends_N] > others[starts_N]
+
+    def between(places: NDArray[np.int64], last_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of the sorted places are from ``starts_N`` to before ``last_N``."""
+        return np.searchsorted(places, last_N) - np.searchsorted(places, starts_N)
+
+    unseen_N = between(np.flatnonzero(labels_T == 0), ends_N) > 0
+    # Pairs of equal neighbors, at the place of the first.
+    pairs_N = between(np.flatnonzero(labels_T[1:] == labels_T[:-1]), np.maximum(ends_N - 1, starts_N))
     return lengths_N.astype(np.uint32), (lengths_N + pairs_N).astype(np.uint32), unseen_N
+
+
+def _labels(text: str, characters: Sequence[str]) -> NDArray[Any]:
+    """A label for each character of a text, of shape (len(text),). 0 stands for all others than ``characters``."""
+    codes = sorted({ord(one) for one in characters if len(one) == 1})
+    labels = np.zeros(max([127, *codes]) + 2, dtype=np.uint32)
+    labels[codes] = np.arange(1, len(codes) + 1)
+    if text.isascii():
+        # The labels of ASCII are the lowest, so each fits into a byte.
+        table = np.resize(labels[:128], 256).astype(np.uint8).tobytes()
+        return np.frombuffer(text.encode().translate(table), dtype=np.uint8)
+    codes_T = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    return labels[np.minimum(codes_T, len(labels) - 1)]
 
 
 def _counts_path(utterances: Sequence[Utterance]) -> Path | None:

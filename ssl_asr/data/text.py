@@ -75,7 +75,11 @@ def _visible(text: str) -> str:
 
 
 def _none(text: str, lang: str | None = None) -> str:  # noqa: ARG001
-    if not (text.isascii() and text.isprintable()):
+    if text.isascii() and text.isprintable():
+        # Most texts. The only white space that they may have is the space.
+        if "  " not in text and text == text.strip():
+            return text
+    else:
         text = _nfc(_STRAY_JOINER.sub("", _nfc(_INVISIBLE.sub("", text))))
     return " ".join(text.split())
 
