@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ssl_asr.errors import CheckpointError, ConfigError
-from tests.training.toy_runs import build, config_of, run_train, toy_overrides
+from ssl_asr.training.checkpoint_files import read_checkpoint
+from tests.ranks import on_ranks
+from tests.training.toy_runs import build, config_of, toy_overrides
 
 RECIPES = {
     "last states": ("wav2vec2_group", "ctc", ["head=dnn", "head.width=8"]),
@@ -145,14 +147,21 @@ def test_unreadable_audio_is_skipped_in_every_epoch(toy_checkpoints, toy_corpus,
     assert set(calls) == {0}
 
 
+def fit(folder, overrides):
+    torch.set_num_threads(1)
+    run = build(folder, *overrides)
+    run.trainer.fit(run.module, datamodule=run.data)
+
+
 def test_two_ranks_share_their_cached_states(toy_checkpoints, toy_corpus, tmp_path):
     overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), "freeze=true", "trainer.devices=2"]
     overrides += ["trainer.strategy=ddp", "head.dropout=0", "trainer.num_sanity_val_steps=-1"]
-    plain = run_train(tmp_path / "plain", *overrides)
-    cached = run_train(tmp_path / "cached", *overrides, "state_cache=disk")
+    on_ranks(fit, 2, tmp_path / "plain", overrides)
+    on_ranks(fit, 2, tmp_path / "cached", [*overrides, "state_cache=disk", f"state_cache.folder={tmp_path}/states"])
+    plain, cached = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("plain", "cached"))
     for name, value in plain["state_dict"].items():
         torch.testing.assert_close(cached["state_dict"][name], value, atol=1e-5, rtol=1e-4)
-    folder = tmp_path / "cached" / "states"
+    folder = tmp_path / "states"
     for rank in (0, 1):
         [index] = folder.glob(f"index-{rank}-*.jsonl")
         assert index.read_text()
