@@ -138,13 +138,16 @@ def _by_grammar(key: str, value: str, reading: Reading, sweeps: bool) -> str:
         return value
     if override.is_sweep_override():
         if reading.listed and not _SWEEP_FUNCTION.fullmatch(value):
-            return f"[{value}]"
+            return _in_brackets(key, value)
         raise ConfigError(key, f"has several values: {_shortened(value)}", "add -m to run a job for each")
     if reading.listed and not reading.single and value != "" and not isinstance(override.value(), list | dict | None):
-        # A backslash at the end would escape the bracket.
-        listed = value if "${" in value else f"[{value}]"
-        return listed if parsed(f"{key}={listed}") is not None else f"[{literal(value)}]"
+        return value if "${" in value else _in_brackets(key, value)
     return value
+
+
+def _in_brackets(key: str, value: str) -> str:
+    """A list of the items of ``value``, or of ``value`` if a backslash at its end would escape the bracket."""
+    return f"[{value}]" if parsed(f"{key}=[{value}]") is not None else f"[{literal(value)}]"
 
 
 def _sweep(key: str, value: str, speller: "_Speller") -> str:

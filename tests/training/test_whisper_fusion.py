@@ -23,6 +23,7 @@ def _transcripts(module, examples):
         return [fold(one.text) for one in module.transcribe(collate(examples))]
 
 
+@pytest.mark.slow
 def test_language_model_and_hotwords_correct_transcripts(whisper_tiny_en, data_root, tmp_path):
     manifest = read_manifest(data_root / "en_librispeech_mini" / "test.jsonl")
     utterances = sorted(manifest, key=lambda utterance: utterance.duration)[10:22]
