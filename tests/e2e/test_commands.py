@@ -197,7 +197,8 @@ def test_tuned_decoder_reproduces_its_wer_and_wrong_decoders_are_refused(runs, r
 
 
 @pytest.mark.parametrize(
-    ("task", "decoder", "unit"), [("ctc", "ctc_beam", "word"), ("seq2seq", "whisper_beam", "label")]
+    ("task", "decoder", "unit"),
+    [("ctc", "ctc_beam", "word"), pytest.param("seq2seq", "whisper_beam", "label", marks=pytest.mark.slow)],
 )
 def test_neural_language_model_is_fused_and_rescores_the_n_best_list(
     runs, run_command, toy_corpus, tmp_path, task, decoder, unit

@@ -58,7 +58,7 @@ def test_folder_of_a_run_is_refused_for_the_checkpoint_of_another_run(copy, run_
     assert "already holds a run" in done.stderr
 
 
-@pytest.mark.parametrize("resume", ["auto", "path"])
+@pytest.mark.parametrize("resume", ["auto", pytest.param("path", marks=pytest.mark.slow)])
 def test_resumed_run_continues_metrics_and_results(finished, copy, run_command, command, resume):
     before = epochs_of(copy)
     value = "auto" if resume == "auto" else f"{copy}/checkpoints/last.ckpt"

@@ -63,7 +63,10 @@ def test_jobs_after_a_failed_one_run_and_the_table_marks_it(run_command, toy_che
     "space",
     [
         ["sweep=optuna"],
-        ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizers.rest.lr=tag(log,interval(1e-4,1e-2))"],
+        pytest.param(
+            ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizers.rest.lr=tag(log,interval(1e-4,1e-2))"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["from a file", "from the command line"],
 )

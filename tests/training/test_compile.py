@@ -10,6 +10,9 @@ from ssl_asr.training.checkpoint_files import read_checkpoint
 from tests.toys import FAMILIES, toy_encoder
 from tests.training.toy_runs import build, toy_overrides
 
+# One of each kind of normalization and of input.
+QUICK = ("wav2vec2_group", "wavlm_layer", "w2v_bert", "whisper")
+
 
 @pytest.fixture(autouse=True)
 def _fresh():
@@ -17,7 +20,9 @@ def _fresh():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_compiled_encoder_gives_the_same_states_and_gradients(toy_checkpoints, name):
     """With the eager backend, and inputs of two lengths."""
     plain, compiled = (toy_encoder(name, toy_checkpoints).eval() for _ in range(2))
@@ -35,7 +40,9 @@ def test_compiled_encoder_gives_the_same_states_and_gradients(toy_checkpoints, n
         torch.testing.assert_close(gradients[1][key], value, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "task"), [("hubert_layer", "ctc"), ("whisper", "seq2seq")])
+@pytest.mark.parametrize(
+    ("name", "task"), [pytest.param("hubert_layer", "ctc", marks=pytest.mark.slow), ("whisper", "seq2seq")]
+)
 def test_compiled_run_gives_the_weights_of_a_plain_run(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, name, task):
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
