@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssl_asr.errors import AudioError, UserError
+from ssl_asr.metrics.report import Prediction
 from ssl_asr.serve.forms import FORMATS, GRANULARITIES, INCLUDE, TranscriptionForm, parse_form
-from ssl_asr.serve.guard import Guard
+from ssl_asr.serve.guard import Guard, Receive, Scope, Send
 from ssl_asr.serve.jobs import Job, Opened, Order, Segments, TooLong
 from ssl_asr.serve.models import Task
 from ssl_asr.serve.replies import Refusal, done_event, event, json_reply, segment_events, segments_of_row, text_reply
@@ -115,7 +116,7 @@ class Routes:
                 raise
             await request.state.drain()
             return await _refused(request, refusal)
-        if isinstance(response, StreamingResponse):
+        if isinstance(response, _EventResponse):
             return response  # keeps its place until it ends
         self._service.leave()
         one.end(response.status_code)
@@ -130,8 +131,7 @@ class Routes:
             assert isinstance(opened, Opened)
             one.audio_s = opened.duration
             if form.stream:
-                events = self._events(job, order, form, one)
-                return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+                return _EventResponse(_Events(self._service, job, order, form, one))
             row = await _unless_gone(request, job.prediction())
         except BaseException:
             job.cancel()
@@ -178,35 +178,6 @@ class Routes:
         )
         return order, form
 
-    async def _events(self, job: Job, order: Order, form: TranscriptionForm, one: "_Request") -> AsyncIterator[str]:
-        """Server-sent events: the segments as they are done, and the whole transcript."""
-        status, count = _CLIENT_GONE, 0
-        try:
-            while True:
-                found = await job.message()
-                if isinstance(found, Segments):
-                    for segment in found.segments:
-                        yield segment_events(count, segment, form)
-                        count += 1
-                elif not isinstance(found, Opened):
-                    break
-            self._service.figures.transcribed(order.served.name, found.duration)
-            for segment in segments_of_row(found) if count == 0 else ():
-                yield segment_events(count, segment, form)
-                count += 1
-            yield done_event(json_reply(found, form, order.served, self._service.settings.style))
-            yield "data: [DONE]\n\n"
-            status = HTTPStatus.OK
-        except Exception as error:
-            refusal = _refusal_of(error)
-            if refusal is not None:
-                status = refusal.status
-                yield event(refusal.body())
-        finally:
-            job.cancel()
-            self._service.leave()
-            one.end(status)
-
     # Other addresses -----------------------------------------------------------------------------------------------
 
     async def list_models(self) -> dict[str, Any]:
@@ -241,6 +212,53 @@ class Routes:
 @cache
 def _page() -> str:
     return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+
+
+class _Events:
+    """The server-sent events of a request: its segments as they are done, and the whole transcript."""
+
+    def __init__(self, service: Service, job: Job, order: Order, form: TranscriptionForm, one: "_Request") -> None:
+        self._service, self._job, self._order, self._form, self._one = service, job, order, form, one
+        self._status = _CLIENT_GONE
+
+    def end(self) -> None:
+        """Give back the place of the request. A client that goes away early has never iterated over the events."""
+        self._job.cancel()
+        self._service.leave()
+        self._one.end(self._status)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            count = 0
+            while not isinstance(found := await self._job.message(), Prediction):
+                for segment in found.segments if isinstance(found, Segments) else ():
+                    yield segment_events(count, segment, self._form)
+                    count += 1
+            self._service.figures.transcribed(self._order.served.name, found.duration)
+            for number, segment in enumerate(segments_of_row(found) if count == 0 else ()):
+                yield segment_events(number, segment, self._form)
+            yield done_event(json_reply(found, self._form, self._order.served, self._service.settings.style))
+            yield "data: [DONE]\n\n"
+            self._status = HTTPStatus.OK
+        except Exception as error:
+            refusal = _refusal_of(error)
+            if refusal is not None:
+                self._status = refusal.status
+                yield event(refusal.body())
+
+
+class _EventResponse(StreamingResponse):
+    """A stream of events that is ended in every case."""
+
+    def __init__(self, events: _Events) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._events.end()
 
 
 class _ClientGone(Exception):

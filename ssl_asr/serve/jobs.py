@@ -76,7 +76,8 @@ class Order:
             what = f"has {duration:.3f} s, and {self.served.name} takes {shortest_s:.3f} s at least"
             raise AudioError(self.name, what, "send a longer recording", "too_short")
         tags = {} if self.prompt is None else {"prompt": self.prompt}
-        task = self.task if self.served.translates else None
+        # A model that was trained to translate does so at every address, as in ``ssl-asr transcribe``.
+        task = "translate" if self.task == "translate" else None
         return Utterance(self.name, str(self.path), duration, lang=self.language, task=task, tags=tags)
 
     def named(self, error: AudioError) -> AudioError:

@@ -151,5 +151,10 @@ class Service:
             order.path.unlink(missing_ok=True)
             raise
         job = Job(order, self._pool, self._threads.release)
-        job.start()
+        try:
+            job.start()
+        except RuntimeError:  # the system has no more threads
+            order.path.unlink(missing_ok=True)
+            self._threads.release()
+            raise
         return job
