@@ -1,9 +1,10 @@
 """The server under load, and `transcribe` on the same clips in the same run.
 
-python -m tests.benchmarks.serving [--clients 200] [--rounds 2] [--minutes 0] [--model openai/whisper-tiny.en]
+python -m tests.benchmarks.serving [--clients 200] [--clips 200] [--rounds 2] [--minutes 0] model=… [key=value …]
 
 Clients send clips of AN4 and LibriSpeech, each one after the other. Every answer is compared with the transcript of the
-same clip by ``ssl-asr transcribe``. With ``--minutes``, the load goes on, and the memory of the server is measured.
+same clip by ``ssl-asr transcribe``, with the same keys. With ``--minutes``, the load goes on, and the memory of the
+server is measured.
 """
 
 import argparse
@@ -36,10 +37,10 @@ def clips() -> list[tuple[Path, float]]:
     return found
 
 
-def transcribed(model: str, files: list[Path], folder: Path) -> tuple[dict[str, str], float]:
+def transcribed(keys: list[str], files: list[Path], folder: Path) -> tuple[dict[str, str], float]:
     """Texts of ``ssl-asr transcribe`` by path, and its seconds without loading the model."""
     output = folder / "out.jsonl"
-    command = [sys.executable, "-m", "ssl_asr", "transcribe", f"model={model}", f"output={output}", "input=-"]
+    command = [sys.executable, "-m", "ssl_asr", "transcribe", *keys, f"output={output}", "input=-"]
     done = subprocess.run(
         command, input="\n".join(map(str, files)), cwd=REPO, capture_output=True, text=True, check=True
     )
@@ -64,8 +65,8 @@ class Load:
         self.audio_s = 0.0
 
     async def run(self, clips: list[tuple[Path, float]], clients: int) -> None:
-        """Send every clip once."""
-        left = iter(clips)
+        """Send every clip once, or more often if there are more clients than clips."""
+        left = iter(clips * -(-clients // len(clips)))
         contents = {path: path.read_bytes() for path, _ in clips}
         limits = httpx.Limits(max_connections=clients)
         async with httpx.AsyncClient(timeout=900, limits=limits) as client:
@@ -94,22 +95,19 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("--model", default="openai/whisper-tiny.en")
-    parser.add_argument("--seconds", type=float, default=1e9, help="seconds of audio in a round")
+    parser.add_argument("--clips", type=int, default=10_000, help="take only the shortest clips")
+    parser.add_argument("keys", nargs="+", help="keys of ssl-asr, such as model=openai/whisper-tiny.en window=real")
     given = parser.parse_args()
-    chosen, total = [], 0.0
-    # Both sets in turn.
-    order = np.random.default_rng(0).permutation(len(clips()))
-    for path, duration in (clips()[number] for number in order):
-        if total + duration <= given.seconds:
-            chosen.append((path, duration))
-            total += duration
+    chosen = sorted(clips(), key=lambda clip: clip[1])[: given.clips]
+    # Clips of both sets and of all lengths follow each other.
+    chosen = [chosen[number] for number in np.random.default_rng(0).permutation(len(chosen))]
+    total = sum(duration for _, duration in chosen)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        expected, alone_s = transcribed(given.model, [path for path, _ in chosen], Path(folder))
+        expected, alone_s = transcribed(given.keys, [path for path, _ in chosen], Path(folder))
     print(json.dumps({"clips": len(chosen), "audio_s": total, "transcribe_rtfx": total / alone_s}), flush=True)
-    command = [sys.executable, "-m", "ssl_asr", "serve", f"model={given.model}", f"port={port}", "verbose=false"]
+    command = [sys.executable, "-m", "ssl_asr", "serve", *given.keys, f"port={port}", "verbose=false"]
     server = subprocess.Popen(command, cwd=REPO)
     address = f"http://127.0.0.1:{port}"
     try:

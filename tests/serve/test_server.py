@@ -14,6 +14,7 @@ import pytest
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.config.serving import ServeConfig
 from ssl_asr.errors import ConfigError
+from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.serve import server
 from ssl_asr.serve.forms import parse_form
 from ssl_asr.serve.models import names_of
@@ -58,6 +59,20 @@ def test_models_are_called_by_their_names(tmp_path):
     one, two = str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")
     assert names_of([one, "openai/whisper-tiny.en"]) == ["run", "openai/whisper-tiny.en"]
     assert names_of([one, two]) == [one, two]
+
+
+def test_a_whisper_checks_languages_tasks_and_prompts(toy_checkpoints):
+    whisper = served("tiny", load_model(str(toy_checkpoints["whisper"]), InferenceOptions()))
+    assert whisper.check(None, "transcribe", "before") is None
+    assert whisper.check("english", "transcribe", None) == "english"
+    assert whisper.language == "en"
+    for values, said in (
+        (("de", "transcribe", None), "language: language 'de' with an English-only checkpoint"),
+        (("en", "translate", None), "model: tiny does not translate"),
+        (("en", "transcribe", "word " * 300), "prompt: the prompt 'word word .* the limit is 223"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            whisper.check(*values)
 
 
 def test_a_form_has_defaults():
