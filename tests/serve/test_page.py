@@ -50,14 +50,19 @@ def clip(data_root):
 
 @pytest.fixture
 def page(chromium, site, request):
-    """The page, after its key was typed in. Errors of its script fail the test."""
-    context = chromium.new_context(viewport={"width": getattr(request, "param", 1100), "height": 850})
+    """The page, after its key was typed in. Errors of its script fail the test.
+
+    At the width of a phone, the page has its content security policy. `wait_for_function` does not work with it.
+    """
+    width = getattr(request, "param", 1100)
+    context = chromium.new_context(viewport={"width": width, "height": 850}, bypass_csp=width > 500)
     page, errors = context.new_page(), []
+    page.on("console", lambda line: errors.append(line.text) if "Content Security" in line.text else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(site)
     page.fill("#key", "secret")
     page.press("#key", "Enter")
-    page.wait_for_function("document.querySelectorAll('#first option').length === 2")
+    page.wait_for_selector("#first option >> nth=1", state="attached")
     yield page
     context.close()
     assert not errors
