@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "fine-tune a pretrained speech model and report its WER",
     "evaluate": "score a run, a checkpoint or a pretrained model on manifests",
     "transcribe": "transcribe files, folders or manifests",
+    "serve": "serve models over HTTP, with OpenAI's audio API and a page",
     "align": "find the time of each word of known texts",
     "extract": "write the states of an encoder's layers",
     "prepare": "make manifests from corpora and other formats, and convert them",

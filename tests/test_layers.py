@@ -26,6 +26,7 @@ LAYERS = {
     "build": 3,
     "inference": 4,
     "export": 5,
+    "serve": 5,
     "commands": 6,
     "__init__": 7,
     "__main__": 7,
@@ -38,6 +39,7 @@ LIBRARIES = {
     "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm"},
     "peft": {"models"},
     "wandb": {"training/wandb"},
+    **{library: {"serve"} for library in ("fastapi", "starlette", "uvicorn", "prometheus_client")},
 }
 # Modules that take seconds to import.
 SLOW = ("lightning", "transformers.modeling_utils", "torchmetrics", "peft", "torch._dynamo", "wandb")

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "flashlight": "flashlight-text",
     "huggingface_hub": "huggingface-hub",
     "hydra": "hydra-core",
+    "prometheus_client": "prometheus-client",
     "whisper_normalizer": "whisper-normalizer",
     "yaml": "pyyaml",
     "annotated_types": "annotated-types",
@@ -32,11 +33,15 @@ OPTIONAL = {
     "bitsandbytes": "8bit",
     "datasets": "datasets",
     "espeakng-loader": "corpus",
+    "fastapi": "serve",
     "flashlight-text": "lexicon",
     "kenlm": "kenlm",
     "lhotse": "lhotse",
     "peft": "lora",
+    "prometheus-client": "serve",
     "sacrebleu": "translation",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 
 

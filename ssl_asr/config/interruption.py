@@ -57,6 +57,8 @@ def how_to_go_on(name: str, folder: str | None, output: str | None) -> str:
     if name == "train" and folder is not None:
         added = shlex.join(["resume=auto", f"run_dir={folder}"])
         return f"to continue from the last checkpoint, add {added} to the command"
+    if name == "serve":
+        return "the server has stopped"
     if name == "extract" or (name == "transcribe" and output is not None):
         return "the same command again continues with what is left"
     if name == "transcribe":
@@ -100,7 +102,7 @@ class Interruption:
         self.agreed = self._said = False
         self._advice = _FROM_START
         self._process = os.getpid()
-        self._deferred = False
+        self._deferred, self._interrupts = False, True
         self._since = self._moved = time.monotonic()
         self._unlimited = False
         self._ending = threading.Lock()
@@ -128,13 +130,17 @@ class Interruption:
         threading.Thread(target=self._watch, args=(reader, writer, parent), daemon=True, name="signals").start()
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Note SIGTERM and SIGUSR1 in the block, which looks at `signal` and calls `leave`."""
-        self._deferred = True
+    def deferred(self, *, interrupts: bool = False) -> Iterator[None]:
+        """Note SIGTERM and SIGUSR1 in the block, which looks at `signal` and calls `leave`.
+
+        Args:
+            interrupts: Note SIGINT too, in place of raising KeyboardInterrupt.
+        """
+        self._deferred, self._interrupts = True, not interrupts
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred, self._interrupts = False, True
         if self.signal is not None:
             self.leave(self.signal)
 
@@ -182,7 +188,7 @@ class Interruption:
             return
         self.signal, self._since = number, time.monotonic()
         self.moved()
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupts:
             raise KeyboardInterrupt
         if not self._deferred:
             raise SystemExit(_code(number))

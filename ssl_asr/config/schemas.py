@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval, MinLen
 
-from ssl_asr.config import parts, tools
+from ssl_asr.config import parts, serving, tools
 from ssl_asr.config.parts import (
     Confidence,
     Decoding,
@@ -40,6 +40,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_results, other_run
+from ssl_asr.config.serving import ServeConfig
 from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
@@ -404,6 +405,7 @@ Command = (
     | CompareConfig
     | LmConfig
     | TuneDecodingConfig
+    | ServeConfig
     | CheckConfig
     | CorpusConfig
     | DemoConfig
@@ -419,6 +421,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "compare": CompareConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,
+    "serve": ServeConfig,
     "check": CheckConfig,
     "corpus": CorpusConfig,
     "demo": DemoConfig,
@@ -433,4 +436,4 @@ def known_keys(name: str) -> list[str]:
 def annotation_of(field: Field[Any]) -> Any:
     """The type of a field that is not an option, from its text."""
     assert isinstance(field.type, str)
-    return eval(field.type, {**vars(parts), **vars(tools), **globals()})
+    return eval(field.type, {**vars(parts), **vars(serving), **vars(tools), **globals()})

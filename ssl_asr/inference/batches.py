@@ -286,7 +286,7 @@ class _LongRun:
         """Move the model to its device before the first recording."""
         if self._ready:
             return
-        device = _device(self._run.accelerator)
+        device = inference_device(self._run.accelerator)
         if device.type == "cpu":
             keep_freed_memory()
         self._module.eval().to(device)
@@ -310,7 +310,7 @@ def _in_minutes(bar: Progress, task: TaskID) -> ProgressCallback:
     return lambda seconds: bar.update(task, completed=seconds / 60)
 
 
-def _device(accelerator: str) -> torch.device:
+def inference_device(accelerator: str) -> torch.device:
     """The device that Lightning would choose."""
     if accelerator == "cpu":
         return torch.device("cpu")

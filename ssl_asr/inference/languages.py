@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.vad import Span
+from ssl_asr.inference.recognizer import Recognizer
 from ssl_asr.models.encoder import EncoderOutput
-from ssl_asr.training.module import ASRModule
 from ssl_asr.types import Batch, Example, Hypothesis, Seconds
 
 # Parts of a recording, or of a stretch of it, from which its language is detected.
@@ -46,7 +46,7 @@ class Encoded:
 
 
 def detect(
-    module: ASRModule,
+    module: Recognizer,
     spans: Sequence[Span],
     *,
     part: Callable[[int], Example],

@@ -28,10 +28,11 @@ from ssl_asr.decoding.segments import transcript
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.languages import with_languages
 from ssl_asr.inference.long_form import LongForm
+from ssl_asr.inference.recognizer import Recognizer, SegmentsCallback
 from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
 from ssl_asr.inference.voice import most_in_batch, part_languages, transcribe_by_voice
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
-from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
+from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Samples, Seconds, Segment
 
 # Longest distance of the start of a window from the last timestamp of the window before it.
@@ -190,6 +191,7 @@ def transcribe_by_timestamps(
     recording: Recording,
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
+    on_segments: SegmentsCallback | None = None,
 ) -> Hypothesis:
     """Decode one window after the other with timestamps, and join the complete segments.
 
@@ -216,7 +218,10 @@ def transcribe_by_timestamps(
         if utterance.duration - start - next_start <= _MIN_REST_S:
             # No window follows, so the unfinished text is kept, too.
             kept = hypothesis.segments
-        segments += [segment.later(start) for segment in kept]
+        new = [segment.later(start) for segment in kept]
+        segments += new
+        if on_segments is not None:
+            on_segments(new if options.confidence is not None else [replace(segment, words=()) for segment in new])
         scores.append(hypothesis.score)
         start += next_start
         progress(start)
@@ -257,20 +262,30 @@ def _seam(kept: Sequence[Segment], unfinished: Sequence[Segment], last_time: Sec
 
 @torch.inference_mode()
 def transcribe_long(
-    module: ASRModule,
+    module: Recognizer,
     recording: Recording,
     long_form: LongForm,
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
+    on_segments: SegmentsCallback | None = None,
 ) -> Hypothesis:
     """Transcribe a recording that is too long for one pass.
+
+    Args:
+        module: The model.
+        recording: The recording.
+        long_form: How it is split.
+        options: What to return besides text.
+        progress: Called with the seconds that are done.
+        on_segments: Called with segments as they are done. Times of words next to a seam may differ a little from the
+            result's. With windows and ``vad=False``, there is one search over the whole recording, and no call.
 
     Raises:
         AudioError: The recording cannot be read.
         ConfigError: The model can transcribe long recordings by voice activity only.
     """
     if long_form.vad is not False:
-        return transcribe_by_voice(module, recording, long_form, options, progress)
+        return transcribe_by_voice(module, recording, long_form, options, progress, on_segments)
     if module.long_form == "windows":
         windowed: WindowedModule = module  # type: ignore[assignment]  # by the contract of `LongFormMethod`
         return transcribe_by_windows(windowed, recording, long_form, options, progress)
@@ -278,13 +293,13 @@ def transcribe_long(
         timestamped: TimestampModule = module  # type: ignore[assignment]
         languages, _ = part_languages(module, recording, _probes(module, recording, long_form), long_form)
         known = recording.with_language(languages[0].lang) if languages else recording
-        found = transcribe_by_timestamps(timestamped, known, options, progress)
+        found = transcribe_by_timestamps(timestamped, known, options, progress, on_segments)
         return with_languages(found, languages) if languages else found
     what = "the attention decoder transcribes one window at most"
     raise ConfigError("decoder", what, "remove vad=false, or use decoder=ctc_greedy or decoder=ctc_beam")
 
 
-def _probes(module: ASRModule, recording: Recording, long_form: LongForm) -> list[Span]:
+def _probes(module: Recognizer, recording: Recording, long_form: LongForm) -> list[Span]:
     """Where the language is detected: parts with speech, or windows of the whole recording if there is no speech."""
     if not module.detects_language(recording.utterance):
         return []

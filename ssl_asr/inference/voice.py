@@ -10,9 +10,10 @@ from ssl_asr.data.vad import Span, batch_parts
 from ssl_asr.decoding.segments import transcript
 from ssl_asr.inference.languages import Detected, Encoded, detect, with_languages
 from ssl_asr.inference.long_form import LongForm
+from ssl_asr.inference.recognizer import Recognizer, SegmentsCallback
 from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
 from ssl_asr.models.encoder import SpeechEncoder
-from ssl_asr.training.module import ASRModule, TranscribeOptions
+from ssl_asr.training.module import TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Seconds, Segment
 
 # A text with fewer characters for a second of its part is decoded again, in pieces: Whisper sometimes ends a part after
@@ -26,13 +27,17 @@ _SHORTEST_AGAIN_S: Seconds = 5.0
 
 
 def transcribe_by_voice(
-    module: ASRModule,
+    module: Recognizer,
     recording: Recording,
     long_form: LongForm,
     options: TranscribeOptions,
     progress: ProgressCallback = no_progress,
+    on_segments: SegmentsCallback | None = None,
 ) -> Hypothesis:
-    """Transcribe the parts with speech in batches of similar length, and join their texts."""
+    """Transcribe the parts with speech in batches of similar length, and join their texts.
+
+    With ``on_segments``, batches have consecutive parts, so that the first segments are known early.
+    """
     utterance = recording.utterance
     spans = recording.speech(module.longest_pass_s(long_form.chunk_s))
     if not spans:
@@ -42,21 +47,36 @@ def transcribe_by_voice(
     silence_s = utterance.duration - sum(durations)
     languages, encoded = part_languages(module, recording, spans, long_form)
     found: dict[int, Hypothesis] = {}
+    whole: list[Hypothesis] = []
+
+    def complete_next() -> None:
+        """Complete the next parts in order of time, as far as they are transcribed."""
+        while len(whole) in found:
+            row, span = len(whole), spans[len(whole)]
+            lang = _language(recording, row, languages)
+            whole.append(_complete(module, recording, span, found[row], lang, options))
+            if on_segments is not None:
+                on_segments(_joined(utterance.id, whole[-1:], [span]).segments)
+
+    def add(some: dict[int, Hypothesis]) -> None:
+        found.update(some)
+        progress(silence_s + sum(durations[row] for row in found))
+        if on_segments is not None:
+            complete_next()
+
     for one in encoded:
-        hypotheses = module.transcribe(one.batch, one.out, options)
-        found |= dict(zip(one.rows, hypotheses, strict=True))
-        progress(silence_s + sum(durations[row] for row in found))
-    left = [row for row in range(len(spans)) if row not in found]
-    seconds = {row: durations[row] for row in left}
+        add(dict(zip(one.rows, module.transcribe(one.batch, one.out, options), strict=True)))
+    seconds = {row: durations[row] for row in range(len(spans)) if row not in found}
     for some in _transcribed(
-        module, seconds, lambda row: _part(recording, spans, row, languages), long_form.batch_s, options
+        module,
+        seconds,
+        lambda row: _part(recording, spans, row, languages),
+        long_form.batch_s,
+        options,
+        in_order=on_segments is not None,
     ):
-        found |= some
-        progress(silence_s + sum(durations[row] for row in found))
-    whole = [
-        _complete(module, recording, span, found[row], _language(recording, row, languages), options)
-        for row, span in enumerate(spans)
-    ]
+        add(some)
+    complete_next()
     joined = _joined(utterance.id, whole, spans)
     return with_languages(joined, languages) if languages else joined
 
@@ -66,7 +86,7 @@ def _is_complete(text: str, seconds: Seconds) -> bool:
 
 
 def _complete(
-    module: ASRModule,
+    module: Recognizer,
     recording: Recording,
     span: Span,
     found: Hypothesis,
@@ -103,7 +123,7 @@ def _part(recording: Recording, spans: Sequence[Span], row: int, languages: Sequ
 
 
 def part_languages(
-    module: ASRModule, recording: Recording, spans: Sequence[Span], long_form: LongForm
+    module: Recognizer, recording: Recording, spans: Sequence[Span], long_form: LongForm
 ) -> tuple[list[Detected], list[Encoded]]:
     """The language of each part, and the encoded parts. Both are empty if the language is not detected."""
     if not module.detects_language(recording.utterance):
@@ -136,11 +156,13 @@ def _joined(
 
 
 def _transcribed(
-    module: ASRModule,
+    module: Recognizer,
     seconds: Mapping[int, Seconds],
     part: Callable[[int], Example],
     batch_s: Seconds | None,
     options: TranscribeOptions,
+    *,
+    in_order: bool = False,
 ) -> Iterator[dict[int, Hypothesis]]:
     """Hypotheses of parts by number, one batch of similar lengths at a time.
 
@@ -150,16 +172,26 @@ def _transcribed(
         part: Reads a part. Called when its batch is transcribed.
         batch_s: Computed seconds in a batch. None for the default of the encoder.
         options: What to return besides text.
+        in_order: Batches have consecutive parts, in place of parts of similar lengths.
     """
     numbers = list(seconds)
-    for group in batches(module.speech_encoder, list(seconds.values()), batch_s):
+    for group in batches(module.speech_encoder, list(seconds.values()), batch_s, in_order=in_order):
         rows = [numbers[place] for place in group]
         hypotheses = module.transcribe(collate([part(row) for row in rows]).to(module.device), options=options)
         yield dict(zip(rows, hypotheses, strict=True))
 
 
-def batches(encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds | None) -> Iterator[list[int]]:
-    """Indices of recordings of similar length, longest first, with up to ``batch_s`` computed seconds in a batch."""
+def batches(
+    encoder: SpeechEncoder, durations: Sequence[Seconds], batch_s: Seconds | None, *, in_order: bool = False
+) -> Iterator[list[int]]:
+    """Indices of recordings of similar length, longest first, with up to ``batch_s`` computed seconds in a batch.
+
+    With ``in_order``, a batch has consecutive recordings of any length.
+    """
+    if in_order and durations:
+        size = most_in_batch(encoder, max(durations), batch_s)
+        yield from (list(range(first, min(first + size, len(durations)))) for first in range(0, len(durations), size))
+        return
     remaining = sorted(range(len(durations)), key=durations.__getitem__)
     while remaining:
         size = most_in_batch(encoder, durations[remaining[-1]], batch_s)
@@ -177,7 +209,7 @@ def most_in_batch(encoder: SpeechEncoder, longest_s: Seconds, batch_s: Seconds |
 
 
 def transcribe_short(
-    module: ASRModule, batch: Batch, long_form: LongForm, options: TranscribeOptions
+    module: Recognizer, batch: Batch, long_form: LongForm, options: TranscribeOptions
 ) -> list[Hypothesis]:
     """Transcribe recordings that fit into one pass: whole, only if they have speech, or only their speech.
 

@@ -111,6 +111,7 @@ NEEDED = {
     "compare": ["first=a", "second=b"],
     "lm": ["input=[a.txt]", "output=o.arpa"],
     "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
+    "serve": ["model=m"],
 }
 
 

@@ -132,6 +132,7 @@ def test_plain_data_has_every_key_of_a_command(name):
         "extract": ["model=m", "input=[a.wav]", "output_dir=o"],
         "prepare": ["input=[a]", "output_dir=o"],
         "doctor": [],
+        "serve": ["model=m"],
         "compare": ["first=a", "second=b"],
         "lm": ["input=[a.txt]", "output=o.arpa"],
         "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],

@@ -1,0 +1,1 @@
+"""An HTTP server for transcription, compatible with OpenAI's audio API, and its page."""

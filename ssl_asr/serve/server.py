@@ -1,0 +1,169 @@
+"""The server as a process: its socket, its key, and how signals end it."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+
+from ssl_asr.config.interruption import Interruption, current
+from ssl_asr.config.serving import ServeConfig
+from ssl_asr.console import say_to
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.batches import inference_device
+from ssl_asr.inference.options import inference_options, long_form
+from ssl_asr.serve.app import make_app
+from ssl_asr.serve.models import load_models
+from ssl_asr.serve.service import Service, Settings
+from ssl_asr.training.trainer import check_accelerator
+from ssl_asr.types import Seconds
+
+_TICK_S: Seconds = 0.1
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def api_keys(variable: str | None) -> list[str]:
+    """The API keys in an environment variable, separated by commas.
+
+    Args:
+        variable: Its name. None for no key.
+
+    Raises:
+        ConfigError: The variable is not set, or empty.
+    """
+    if variable is None:
+        return []
+    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+    if not keys:
+        what = f"the environment variable {variable} is not set"
+        raise ConfigError("api_key_env", what, f"run export {variable}=KEY, or leave the option out")
+    return keys
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: The address is not one of this machine, or the port is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        own = socket.socket(family, socket.SOCK_STREAM)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(address)
+    except OSError as error:
+        key = "host" if isinstance(error, socket.gaierror) else "port"
+        what = f"{host}:{port} cannot be used: {error.strerror}"
+        raise ConfigError(key, what, "give another port=…, or host=…") from None
+    return own
+
+
+def make_service(config: ServeConfig, keys: list[str], console: Console | None) -> Service:
+    """The models of a config, loaded, and its limits.
+
+    Raises:
+        CheckpointError: There is no such model.
+        ConfigError: An option does not go with a model.
+    """
+    check_accelerator(config.accelerator, 1)
+    models = load_models(
+        [config.model] if isinstance(config.model, str) else config.model,
+        replace(inference_options(config), language=config.language),
+        long_form=long_form(config, config.max_batch_s, check_short=True),
+        downmix=config.downmix,
+        device=inference_device(config.accelerator),
+        say=say_to(console),
+    )
+    settings = Settings(
+        max_requests=config.max_requests,
+        max_upload_bytes=round(config.max_upload_mb * 1e6),
+        max_audio_s=config.max_audio_s,
+        readers=config.readers,
+        max_batch_s=config.max_batch_s,
+        style=config,
+        keys=keys,
+    )
+    return Service(models, settings)
+
+
+def run_server(config: ServeConfig, console: Console | None) -> None:
+    """Serve until a signal. Running requests are finished first.
+
+    Raises:
+        ConfigError: See `api_keys`, `bound_socket` and `make_service`.
+        SystemExit: With the exit code of the signal.
+    """
+    keys = api_keys(config.api_key_env)
+    with bound_socket(config.host, config.port) as own:
+        service = make_service(config, keys, console)
+        log = say_to(console)
+        app = make_app(service, lambda line: log(escape(line)))
+        server = Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=max(1, round(config.shutdown_s)),
+            )
+        )
+        port = own.getsockname()[1]
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        server.ready = f"Serving {', '.join(service.models)} at http://{shown}:{port}. Ctrl-C stops."
+        if not keys and config.host not in _LOCAL:
+            server.ready += " Everyone who reaches this address can use it: api_key_env=… asks for a key."
+        server.say = lambda line: log(escape(line))
+        with current().deferred(interrupts=True):
+            server.run(sockets=[own])
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which leaves signals to the command.
+
+    Attributes:
+        ready: Said when the server accepts requests.
+        say: Prints a line.
+    """
+
+    ready = ""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.say = say_to(None)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing: `Interruption` notes signals, and `on_tick` looks at them."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        self.say(self.ready)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop."""
+        if current().signal is not None:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish running requests. The command is not ended meanwhile for doing nothing."""
+        moving = asyncio.create_task(_keep_moving(current()))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            moving.cancel()
+            with suppress(asyncio.CancelledError):
+                await moving
+
+
+async def _keep_moving(interruption: Interruption) -> None:
+    while True:
+        interruption.moved()
+        await asyncio.sleep(10 * _TICK_S)

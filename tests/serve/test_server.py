@@ -1,0 +1,155 @@
+"""The command: its config, its socket, its key, and signals."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from ssl_asr.config.interruption import Interruption
+from ssl_asr.config.serving import ServeConfig
+from ssl_asr.errors import ConfigError
+from ssl_asr.inference.model import InferenceOptions, load_model
+from ssl_asr.serve import server
+from ssl_asr.serve.forms import parse_form
+from ssl_asr.serve.models import names_of
+from ssl_asr.serve.server import api_keys, bound_socket
+from ssl_asr.serve.service import Service, Settings
+from tests.command_runner import REPO
+from tests.serve.served import SETTINGS, served, until
+
+
+def test_a_key_comes_from_the_environment(monkeypatch):
+    assert api_keys(None) == []
+    monkeypatch.setenv("MY_KEY", "one, two,")
+    assert api_keys("MY_KEY") == ["one", "two"]
+    monkeypatch.setenv("MY_KEY", " ")
+    with pytest.raises(ConfigError, match="api_key_env: the environment variable MY_KEY is not set"):
+        api_keys("MY_KEY")
+
+
+def test_a_taken_port_and_a_strange_host_are_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port: 127.0.0.1:{port} cannot be used: Address already in use"):
+            bound_socket("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="host: no.such.host.invalid:1"):
+        bound_socket("no.such.host.invalid", 1)
+
+
+@pytest.mark.parametrize(
+    ("package", "named"), [("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("multipart", "python-multipart")]
+)
+def test_missing_packages_name_the_extra(package, named, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    errors = [str(error) for error in ServeConfig(model="m").conflicts()]
+    [error] = errors
+    assert f"needs the package {named}" in error
+    assert "pip install 'ssl_asr[serve]'" in error
+
+
+def test_models_are_called_by_their_names(tmp_path):
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    (tmp_path / "b" / "run").mkdir(parents=True)
+    one, two = str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")
+    assert names_of([one, "openai/whisper-tiny.en"]) == ["run", "openai/whisper-tiny.en"]
+    assert names_of([one, two]) == [one, two]
+
+
+def test_a_whisper_checks_languages_tasks_and_prompts(toy_checkpoints):
+    whisper = served("tiny", load_model(str(toy_checkpoints["whisper"]), InferenceOptions()))
+    assert whisper.check(None, "transcribe", "before") is None
+    assert whisper.check("english", "transcribe", None) == "english"
+    assert whisper.language == "en"
+    for values, said in (
+        (("de", "transcribe", None), "language: language 'de' with an English-only checkpoint"),
+        (("en", "translate", None), "model: tiny does not translate"),
+        (("en", "transcribe", "word " * 300), "prompt: the prompt 'word word .* the limit is 223"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            whisper.check(*values)
+
+
+def test_a_form_has_defaults():
+    form = parse_form({}, "transcribe")
+    assert (form.response_format, form.stream, form.language, form.prompt) == ("json", False, None, None)
+    assert not form.words
+    form = parse_form({"timestamp_granularities[]": ["word", "word"], "response_format": ["verbose_json"]}, "translate")
+    assert form.granularities == ("word",)
+    assert form.words
+    with pytest.raises(ConfigError, match="given 2 times"):
+        parse_form({"language": ["en", "de"]}, "transcribe")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_running_requests_are_answered_after_a_signal(number, toy_ctc, toy_corpus, monkeypatch):
+    """New connections are refused meanwhile, and the exit code is that of all commands."""
+    gate, began, interruption, plain = threading.Event(), threading.Event(), Interruption(), toy_ctc.transcribe
+
+    def transcribe(*args, **options):
+        began.set()
+        assert gate.wait(30)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(toy_ctc, "transcribe", transcribe)
+    monkeypatch.setattr(server, "current", lambda: interruption)
+    service = Service([served("toy", toy_ctc)], Settings(**SETTINGS))
+    monkeypatch.setattr(server, "make_service", lambda *_: service)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.submit(_code_of, lambda: server.run_server(ServeConfig(model="toy", port=port), None))
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: _answers(address))
+        upload = {"file": ("train0.wav", (toy_corpus["train"].parent / "train0.wav").read_bytes())}
+        answer = pool.submit(lambda: httpx.post(f"{address}/v1/audio/transcriptions", files=upload, timeout=60))
+        assert began.wait(30)
+        interruption.signal = number
+        until(lambda: not _answers(address))
+        assert not answer.done()
+        gate.set()
+        assert answer.result().status_code == 200
+        assert done.result(30) == 128 + number
+    assert not service.worker.is_alive()
+
+
+def _code_of(function):
+    try:
+        function()
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def _answers(address):
+    try:
+        return httpx.get(f"{address}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        time.sleep(0.1)
+        return False
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_sigterm(toy_checkpoints, toy_corpus):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ssl_asr", "serve", f"model={toy_checkpoints['whisper']}", f"port={port}"]
+    process = subprocess.Popen([*command, "vad=false"], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: _answers(f"http://127.0.0.1:{port}"), 120)
+        upload = {"file": ("train0.wav", (toy_corpus["train"].parent / "train0.wav").read_bytes())}
+        address = f"http://127.0.0.1:{port}/v1/audio/transcriptions"
+        assert httpx.post(address, files=upload, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    said = process.stderr.read().splitlines()
+    assert said[0].startswith("Serving whisper at http://127.0.0.1:")
+    assert said[1].startswith("200 /v1/audio/transcriptions whisper,")
+    assert said[-1] == "interrupted: the server has stopped."
