@@ -12,6 +12,7 @@ COMMANDS = {
     "transcribe": "transcribe files, folders or manifests",
     "align": "find the time of each word of known texts",
     "extract": "write the states of an encoder's layers",
+    "export": "write a model for another runtime, and compare its transcripts",
     "prepare": "make manifests from corpora and other formats, and convert them",
     "compare": "test whether one system is better than another",
     "lm": "estimate an n-gram language model",

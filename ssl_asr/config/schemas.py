@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval, MinLen
 
-from ssl_asr.config import parts, tools
+from ssl_asr.config import exporting, parts, tools
+from ssl_asr.config.exporting import ExportConfig
 from ssl_asr.config.parts import (
     Confidence,
     Decoding,
@@ -400,6 +401,7 @@ Command = (
     | TranscribeConfig
     | AlignConfig
     | ExtractConfig
+    | ExportConfig
     | PrepareConfig
     | CompareConfig
     | LmConfig
@@ -415,6 +417,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
     "extract": ExtractConfig,
+    "export": ExportConfig,
     "prepare": PrepareConfig,
     "compare": CompareConfig,
     "lm": LmConfig,
@@ -433,4 +436,4 @@ def known_keys(name: str) -> list[str]:
 def annotation_of(field: Field[Any]) -> Any:
     """The type of a field that is not an option, from its text."""
     assert isinstance(field.type, str)
-    return eval(field.type, {**vars(parts), **vars(tools), **globals()})
+    return eval(field.type, {**vars(parts), **vars(tools), **vars(exporting), **globals()})

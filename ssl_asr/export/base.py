@@ -23,15 +23,18 @@ class ExportModel:
     Attributes:
         module: The model as this package runs it: the reference of all parity checks.
         net: The same weights as a model of transformers (``WhisperForConditionalGeneration`` or ``…ForCTC``), or None
-            if transformers has no class of this shape, such as a head with several layers or a Whisper encoder with CTC.
+            if transformers has no class of this shape, such as a head with several layers or a Whisper encoder with
+            CTC.
         window, tail_s: Window of a Whisper encoder, or None for other encoders. ``real`` encodes the utterance and
             ``tail_s`` seconds of silence.
+        reason: Why ``net`` is None.
     """
 
     module: ASRModule
     net: "PreTrainedModel | None"
     window: Window | None
     tail_s: Seconds | None
+    reason: UserError | None = None
 
 
 class Runtime(Protocol):
