@@ -18,7 +18,9 @@ from ssl_asr.console import notify, say_to, shortened
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import CheckpointError
 from ssl_asr.export.base import ExportModel, Format
+from ssl_asr.export.card import Card, write_card
 from ssl_asr.export.formats import checked_quantization, load_format
+from ssl_asr.export.hub import HubTarget
 from ssl_asr.export.model import load_export_model
 from ssl_asr.export.parity import Comparison, Parity, check_parity
 from ssl_asr.export.sidecar import files_of, sidecar
@@ -42,6 +44,7 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
     clock = Clock()
     form = load_format(config.to)
     quantization = checked_quantization(form, config.quantization)
+    hub = None if config.push is None else HubTarget(config.push, private=config.private, overwrite=config.overwrite)
     model = load_export_model(config.model, inference_options(config), say_to(console))
     refusal = form.refusal(model)
     if refusal is not None:
@@ -63,13 +66,18 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
             normalizers=get_normalizers(config.normalizers),
             console=console,
         )
-        write_json(partial / SIDECAR, sidecar(config, form, model, partial, quantization, parity, clock))
+        saved = sidecar(config, form, model, partial, quantization, parity, clock)
+        write_json(partial / SIDECAR, saved)
+        write_card(partial, Card.of(config, model, saved))
         if console is not None:
             show_parity(parity, form.name, partial, console)
         failed = parity.failed()
         if failed is not None:
             kept = _keep_aside(partial, folder)
             raise _differs(failed, kept, model, form, quantization, parity.max_change)
+    if hub is not None:
+        address = hub.upload(folder)
+        say_to(console)(f"Uploaded to {address}")
     return parity
 
 
