@@ -11,7 +11,7 @@ from ssl_asr.config.exporting import ExportConfig
 from ssl_asr.export.card import Card, results_of, trained_parts, without_folders
 from ssl_asr.metrics.edit import Edits
 from ssl_asr.metrics.report import Score
-from tests.export.models import ctc_model, whisper_model
+from tests.export.toy_models import ctc_model, whisper_model
 from tests.training.toy_runs import config_of, toy_overrides
 
 VERSIONS = {"python": "3.11", "torch": "2.11.0"}

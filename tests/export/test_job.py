@@ -12,7 +12,7 @@ from ssl_asr.export.job import export_folder
 from ssl_asr.export.transformers import Transformers
 from ssl_asr.export.utterances import own_manifests, read_examples
 from ssl_asr.inference.model import InferenceOptions, load_model
-from tests.export.models import ctc_model, ctc_module
+from tests.export.toy_models import ctc_model, ctc_module
 from tests.training.toy_runs import config_of, toy_overrides
 
 

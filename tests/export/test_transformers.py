@@ -15,7 +15,7 @@ from ssl_asr.export.transformers import Transformers
 from ssl_asr.models.heads import DnnHead
 from ssl_asr.models.states import ChosenLayer, LastLayer
 from ssl_asr.types import Example, Utterance
-from tests.export.models import (
+from tests.export.toy_models import (
     SENTENCES,
     SYMBOLS,
     ctc_model,
