@@ -78,6 +78,34 @@ class ExportConfig(ModelInput, Languages, Scoring, Writing):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(Writing):
+    """Convert a wav2vec 2.0 or HuBERT checkpoint of fairseq or SpeechBrain, to fine-tune it here.
+
+    The folder is a pretrained encoder in transformers' layout: train it with backbone.source=OUTPUT_DIR. Nothing of the
+    file is run.
+
+    Attributes:
+        source: A .pt file of fairseq, or the wav2vec2.ckpt of SpeechBrain. The key may be left out. Heads and the parts
+            of pretraining are left out.
+        output_dir: Folder of the converted model.
+        normalize: Whether the model expects waveforms of zero mean and unit variance. null: exactly if its convolutions
+            have layer norm, as in fairseq's published models.
+    """
+
+    section: ClassVar[str] = "Import"
+    positional: ClassVar[tuple[str, ...]] = ("source",)
+    flags: ClassVar[dict[str, str]] = {"-o": "output_dir", "--output": "output_dir"}
+
+    source: InputPath
+    output_dir: OutputPath
+    normalize: bool | None = None
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """A folder that must not be replaced."""
+        yield from other_files(Path(self.output_dir), overwrite=self.overwrite, sign="preprocessor_config.json")
+
+
 def other_files(folder: Path, *, overwrite: bool, sign: str) -> Iterator[ConfigError]:
     """An error if a folder has files that a command would replace.
 

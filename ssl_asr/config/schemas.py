@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Interval, MinLen
 
 from ssl_asr.config import exporting, parts, tools
-from ssl_asr.config.exporting import ExportConfig
+from ssl_asr.config.exporting import ExportConfig, ImportConfig
 from ssl_asr.config.parts import (
     Confidence,
     Decoding,
@@ -402,6 +402,7 @@ Command = (
     | AlignConfig
     | ExtractConfig
     | ExportConfig
+    | ImportConfig
     | PrepareConfig
     | CompareConfig
     | LmConfig
@@ -418,6 +419,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "align": AlignConfig,
     "extract": ExtractConfig,
     "export": ExportConfig,
+    "import": ImportConfig,
     "prepare": PrepareConfig,
     "compare": CompareConfig,
     "lm": LmConfig,

@@ -5,10 +5,6 @@ OUTPUT_DIR's name   .NAME.partial   while it is written and compared
                     NAME.differs    they do not
 """
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +19,8 @@ from ssl_asr.export.formats import checked_quantization, load_format
 from ssl_asr.export.hub import HubTarget
 from ssl_asr.export.model import load_export_model
 from ssl_asr.export.parity import Comparison, Parity, check_parity
-from ssl_asr.export.sidecar import files_of, sidecar
+from ssl_asr.export.sidecar import sidecar
+from ssl_asr.export.staging import make_readable, staged, take_place
 from ssl_asr.export.tables import show_parity
 from ssl_asr.export.tokenizers import write_json
 from ssl_asr.export.utterances import read_examples
@@ -54,9 +51,9 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
         left_out = shortened([skip.id for skip in skips], shown=5)
         notify(f"{len(skips)} utterances are not compared: {left_out}. {skips[0].id}: {skips[0].detail}")
     folder = Path(config.output_dir)
-    with _staged(folder) as partial:
+    with staged(folder) as partial:
         form.write(model, partial, quantization=quantization)
-        _make_readable(partial)
+        make_readable(partial)
         parity = check_parity(
             model,
             form.runtime(partial, model),
@@ -81,14 +78,6 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
     return parity
 
 
-def _make_readable(folder: Path) -> None:
-    """Give files the permissions of new files. safetensors lets only their owner read them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in files_of(folder):
-        path.chmod(0o666 & ~mask)
-
-
 def _max_change(config: ExportConfig, form: Format, quantization: str) -> float:
     if config.max_change is not None:
         return config.max_change
@@ -110,31 +99,7 @@ def _differs(
     return CheckpointError(f"to={form.name}", what, f"{other}allow it with max_change=…")
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``folder`` at the end of the block, and only without an error."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    # What a killed process left. The command has the lock on the output.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _keep_aside(partial: Path, folder: Path) -> Path:
     kept = folder.with_name(f"{folder.name}.differs")
-    _replace(partial, kept)
+    take_place(partial, kept)
     return kept
-
-
-def _replace(made: Path, folder: Path) -> None:
-    """Rename a folder to a name that an earlier export may have. The earlier one is gone only after that."""
-    earlier = folder.with_name(f".{folder.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if folder.exists():
-        folder.rename(earlier)
-    made.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
