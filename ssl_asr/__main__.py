@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import keyword
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ COMMANDS = {
     "serve": "serve models over HTTP, with OpenAI's audio API and a page",
     "align": "find the time of each word of known texts",
     "extract": "write the states of an encoder's layers",
+    "export": "write a model for another runtime, and compare its transcripts",
+    "import": "convert a checkpoint of fairseq or SpeechBrain",
     "prepare": "make manifests from corpora and other formats, and convert them",
     "compare": "test whether one system is better than another",
     "lm": "estimate an n-gram language model",
@@ -32,7 +35,9 @@ def run_command(name: str) -> None:
         from ssl_asr.config import launch
 
         def load() -> launch.Job:
-            job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{name}"), name)
+            # A name that Python reserves, such as import, has an underscore at its end.
+            work = f"{name}_" if keyword.iskeyword(name) else name
+            job: launch.Job = getattr(importlib.import_module(f"ssl_asr.commands.{work}"), work)
             return job
 
         launch.run(name, load)

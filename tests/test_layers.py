@@ -36,7 +36,7 @@ LIBRARIES = {
     "hydra": {"config", "build", "commands"},
     "omegaconf": {"config", "build", "commands"},
     "lightning": {"data/module", "training", "inference/batches"},
-    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm"},
+    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm", "export"},
     "peft": {"models"},
     "wandb": {"training/wandb"},
     **{library: {"serve"} for library in ("fastapi", "starlette", "uvicorn", "prometheus_client")},

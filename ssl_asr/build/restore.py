@@ -88,6 +88,7 @@ def restore_module(
     )
     module: ASRModule = option("task").build(parts)
     module.downmix = config["data"]["downmix"]
+    module.run_config = config
     module.load_for_inference(checkpoint)
     merge_adapters(module)
     return module

@@ -194,6 +194,8 @@ def _lock(name: str, config: Any) -> AbstractContextManager[None]:
         return held(Lock.of_folder(Path(config.run_dir), "run_dir")) if is_first() else nullcontext()
     if name in ("evaluate", "prepare", "check"):
         return held(Lock.of_folder(Path(config.output_dir), "output_dir"))
+    if name in ("export", "import"):
+        return held(Lock.of_output(Path(config.output_dir), "output_dir"))
     return nullcontext() if output is None else held(Lock.of_output(Path(output)))
 
 

@@ -47,10 +47,10 @@ class Lock:
         return cls(folder / ".lock", key, str(folder))
 
     @classmethod
-    def of_output(cls, output: Path) -> "Lock":
+    def of_output(cls, output: Path, key: str = "output") -> "Lock":
         """The lock of a file or folder of transcripts. The lock file is beside it, since it may not exist yet."""
         whole = output.resolve()
-        return cls(whole.with_name(f".{whole.name}.lock"), "output", str(output))
+        return cls(whole.with_name(f".{whole.name}.lock"), key, str(output))
 
 
 @contextmanager

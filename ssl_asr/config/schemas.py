@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval, MinLen
 
-from ssl_asr.config import parts, serving, tools
+from ssl_asr.config import exporting, parts, serving, tools
+from ssl_asr.config.exporting import ExportConfig, ImportConfig
 from ssl_asr.config.parts import (
     Confidence,
     Decoding,
@@ -401,6 +402,8 @@ Command = (
     | TranscribeConfig
     | AlignConfig
     | ExtractConfig
+    | ExportConfig
+    | ImportConfig
     | PrepareConfig
     | CompareConfig
     | LmConfig
@@ -417,6 +420,8 @@ SCHEMAS: dict[str, type[Command]] = {
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
     "extract": ExtractConfig,
+    "export": ExportConfig,
+    "import": ImportConfig,
     "prepare": PrepareConfig,
     "compare": CompareConfig,
     "lm": LmConfig,
@@ -436,4 +441,4 @@ def known_keys(name: str) -> list[str]:
 def annotation_of(field: Field[Any]) -> Any:
     """The type of a field that is not an option, from its text."""
     assert isinstance(field.type, str)
-    return eval(field.type, {**vars(parts), **vars(serving), **vars(tools), **globals()})
+    return eval(field.type, {**vars(parts), **vars(exporting), **vars(serving), **vars(tools), **globals()})

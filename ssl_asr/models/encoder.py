@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.types import Samples, Seconds
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
     from ssl_asr.config.schemas import TrainConfig
 
 Window = Literal["real", "30s"]
@@ -88,6 +91,8 @@ class SpeechEncoder(nn.Module, ABC):
         max_s: float, longest utterance that the encoder can take, in seconds. None if there is no limit.
         masked_share: float, fraction of frames masked by SpecAugment in the last forward pass. None before masking.
         cut_to: int, number of layers kept by `cut`. None if the encoder is whole.
+        window, tail_s: Input window of Whisper, see `ssl_asr.models.whisper.WhisperBackbone`. None for encoders without
+            a window.
         net: The model of transformers with the weights.
         lora_targets: Names of the linear layers that get LoRA adapters by default: queries and values of attention.
         lora_bypassed: Names of linear layers that run without calling their modules, so adapters would get no gradient.
@@ -97,6 +102,8 @@ class SpeechEncoder(nn.Module, ABC):
     max_s: Seconds | None = None
     masked_share: float | None = None
     cut_to: int | None = None
+    window: Window | None = None
+    tail_s: Seconds | None = None
     net: Any
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     lora_bypassed: frozenset[str] = frozenset()
@@ -185,6 +192,25 @@ class SpeechEncoder(nn.Module, ABC):
         if window is not None or tail_s is not None:
             key, value = ("window", window) if window is not None else ("tail_s", tail_s)
             raise ConfigError(key, f"got {value}, and only Whisper encoders have a window", "remove window and tail_s")
+
+    def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
+        """The ``…ForCTC`` model of transformers that shares this encoder's weights.
+
+        Args:
+            head: Output layer, with the blank in row 0.
+
+        Raises:
+            CheckpointError: transformers has no such class for this family.
+        """
+        raise CheckpointError("model", f"transformers has no class for CTC on a {type(self).__name__}")
+
+    def feature_extractor(self) -> "FeatureExtractionMixin":
+        """The feature extractor of transformers that computes the input of ``net``.
+
+        Raises:
+            CheckpointError: transformers has none for this family.
+        """
+        raise CheckpointError("model", f"transformers has no feature extractor for a {type(self).__name__}")
 
 
 class Backbone(Protocol):

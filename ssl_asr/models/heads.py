@@ -235,6 +235,13 @@ def last_layer(head: nn.Module) -> nn.Linear:
     return layer
 
 
+def only_linear(head: nn.Module) -> nn.Linear | None:
+    """The layer of a head that is one linear layer, and dropout before it. None for other heads."""
+    if not isinstance(head, FrameWise) or not all(isinstance(layer, nn.Dropout) for layer in head.layers[:-1]):
+        return None
+    return last_layer(head)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DnnHead:
     """Blocks of linear layer, normalization, activation and dropout, then a linear layer (SpeechBrain's ``VanillaNN``).

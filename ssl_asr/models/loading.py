@@ -3,10 +3,12 @@
 The families load themselves (see `ssl_asr.models.encoder.Backbone`). This module does not know them.
 """
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +18,10 @@ from torch import Tensor, nn
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say, read_json, resolve_checkpoint
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
+from ssl_asr.types import BLANK_ID
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _MOST_CHARACTERS = 500
@@ -135,19 +141,27 @@ def _from_pretrained(
     auto_class: PretrainedClass, folder: Path, overrides: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' report on missing and unexpected weights. transformers prints nothing."""
+    try:
+        with silent():
+            model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **overrides)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise _not_loaded(folder, error) from None
+    return model, info
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep transformers from printing warnings and progress bars."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **overrides)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        raise _not_loaded(folder, error) from None
+        yield
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    return model, info
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -186,6 +200,43 @@ def new_net(config: dict[str, Any]) -> nn.Module:
     settings = dict(config)
     net: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     return net.to(torch.float32)
+
+
+def ctc_model(net: nn.Module, head: nn.Linear) -> "PreTrainedModel":
+    """The ``…ForCTC`` model of transformers that shares the weights of an encoder of transformers.
+
+    Args:
+        net: The encoder, such as ``Wav2Vec2Model``.
+        head: Output layer, with the blank in row 0.
+    """
+    from transformers import AutoModelForCTC
+
+    config: Any = copy.deepcopy(net.config)
+    config.vocab_size, config.pad_token_id = head.out_features, BLANK_ID
+    with torch.device("meta"):
+        model: Any = AutoModelForCTC.from_config(config)
+    layer = nn.Linear(head.in_features, head.out_features)
+    layer.weight, layer.bias = head.weight, head.bias
+    setattr(model, model.base_model_prefix, net)
+    model.lm_head = layer
+    whole: PreTrainedModel = model.eval()
+    return whole
+
+
+def refuse_to_save(net: nn.Module, part: str) -> None:
+    """Make ``net.save_pretrained`` and ``push_to_hub`` errors: they would write a part in the name of the whole model.
+
+    Args:
+        net: Model of transformers.
+        part: What would be written.
+    """
+
+    def save_pretrained(*_: object, **__: object) -> None:
+        remedy = "write the whole model with ssl-asr export model=… to=transformers output_dir=…"
+        raise CheckpointError("save_pretrained", f"would write {part} alone, which no program can use", remedy)
+
+    untyped: Any = net
+    untyped.save_pretrained = untyped.push_to_hub = save_pretrained
 
 
 def non_null(options: object, names: Iterable[str]) -> dict[str, Any]:

@@ -31,9 +31,12 @@ from ssl_asr.models.encoder import (
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.spectrograms import center_bands, slaney_filters
-from ssl_asr.types import Dropout, ModelName, RecommendedFreeze, Samples
+from ssl_asr.types import BLANK_ID, Dropout, ModelName, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
     from ssl_asr.config.schemas import TrainConfig
 
 FRAME: Samples = 400
@@ -225,6 +228,25 @@ class ParakeetEncoder(SpeechEncoder):
     def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
         """See `ssl_asr.models.layers.Layered`. Layers are called."""
         return ((layer, None) for layer in self.net.layers)
+
+    def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
+        """See `SpeechEncoder`. The output layer of transformers' class is a convolution over one frame."""
+        from transformers import ParakeetCTCConfig, ParakeetForCTC
+
+        settings = {"vocab_size": head.out_features, "pad_token_id": BLANK_ID}
+        with torch.device("meta"):
+            model: Any = ParakeetForCTC(ParakeetCTCConfig(**settings, encoder_config=self.net.config.to_dict()))
+            layer = nn.Conv1d(head.in_features, head.out_features, 1)
+        layer.weight, layer.bias = nn.Parameter(head.weight.detach()[..., None]), head.bias
+        model.encoder, model.ctc_head = self.net, layer
+        whole: PreTrainedModel = model.eval()
+        return whole
+
+    def feature_extractor(self) -> "FeatureExtractionMixin":
+        """See `SpeechEncoder`."""
+        from transformers import ParakeetFeatureExtractor
+
+        return ParakeetFeatureExtractor(feature_size=self.net.config.num_mel_bins)
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""

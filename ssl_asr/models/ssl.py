@@ -26,11 +26,14 @@ from ssl_asr.models.encoder import (
     padding_mask,
     zero_gradient,
 )
-from ssl_asr.models.loading import load_pretrained, new_net, non_null, read_weights
+from ssl_asr.models.loading import ctc_model, load_pretrained, new_net, non_null, read_weights
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
     from ssl_asr.config.schemas import TrainConfig
 
 
@@ -266,6 +269,18 @@ class SSLEncoder(SpeechEncoder):
     def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
         """See `ssl_asr.models.layers.Layered`. Layers are called."""
         return ((layer, None) for layer in self.net.encoder.layers)
+
+    def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
+        """See `SpeechEncoder`."""
+        return ctc_model(self.net, head)
+
+    def feature_extractor(self) -> "FeatureExtractionMixin":
+        """See `SpeechEncoder`. transformers computes attention masks for models with layer norm only."""
+        from transformers import Wav2Vec2FeatureExtractor
+
+        # The config of data2vec, which has layer norm, lacks this key.
+        masked = getattr(self.net.config, "feat_extract_norm", "layer") == "layer"
+        return Wav2Vec2FeatureExtractor(do_normalize=self.normalize, return_attention_mask=masked)
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""

@@ -7,7 +7,7 @@ not change them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from ssl_asr.models.loading import new_net
 from ssl_asr.models.spectrograms import center_bands
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
 from ssl_asr.types import SAMPLE_RATE, Samples
+
+if TYPE_CHECKING:
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 FRAME: Samples = 400
 HOP: Samples = 160
@@ -120,6 +123,12 @@ class W2vBertEncoder(SSLEncoder):
             LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
         ]
+
+    def feature_extractor(self) -> "FeatureExtractionMixin":
+        """See `SpeechEncoder`."""
+        from transformers import SeamlessM4TFeatureExtractor
+
+        return SeamlessM4TFeatureExtractor()
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import read_json
 from ssl_asr.models.encoder import (
     EncoderOutput,
@@ -28,7 +28,7 @@ from ssl_asr.models.encoder import (
     run_layers,
 )
 from ssl_asr.models.layers import by_method, with_methods
-from ssl_asr.models.loading import load_pretrained, non_null
+from ssl_asr.models.loading import load_pretrained, non_null, refuse_to_save
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.spectrograms import slaney_filters
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
@@ -44,6 +44,9 @@ from ssl_asr.types import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
     from ssl_asr.config.schemas import TrainConfig
 
 N_FFT: Samples = 400
@@ -119,9 +122,10 @@ class WhisperEncoder(SpeechEncoder):
         train_tail_s: Sequence[float] | None,
     ) -> None:
         super().__init__()
+        refuse_to_save(net, "Whisper's encoder")
         self.net = net
         self.window: Window = window
-        self.tail_s = tail_s
+        self.tail_s: Seconds = tail_s
         self.train_tail_s = None if train_tail_s is None else (train_tail_s[0], train_tail_s[1])
         config: Any = net.config
         self.dim: int = config.d_model
@@ -260,6 +264,17 @@ class WhisperEncoder(SpeechEncoder):
             encoder.cut(description["cut_to"])
         return encoder
 
+    def feature_extractor(self) -> "FeatureExtractionMixin":
+        """See `SpeechEncoder`."""
+        from transformers import WhisperFeatureExtractor
+
+        return WhisperFeatureExtractor(feature_size=self.net.config.num_mel_bins)
+
+    def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
+        """See `SpeechEncoder`."""
+        what = "is a Whisper encoder with a CTC layer, and transformers has no class for it"
+        raise CheckpointError("model", what, "train task=seq2seq, or task=ctc on another family, such as wav2vec2_base")
+
     def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
         """See `ssl_asr.models.layers.Layered`."""
         yield from with_methods(self.net.layers, self._layer)
@@ -302,6 +317,7 @@ class WhisperSeq2Seq(TransformerDecoder):
 
     def __init__(self, *, encoder: WhisperEncoder, net: nn.Module, generation: dict[str, Any]) -> None:
         super().__init__(net=net)
+        refuse_to_save(net, "Whisper's decoder")
         self.encoder = encoder
         self.generation = generation
         self.gradient_checkpointing = encoder.gradient_checkpointing
@@ -313,6 +329,23 @@ class WhisperSeq2Seq(TransformerDecoder):
             *(LayerGroup(f"decoder.layers.{i}", (layer,)) for i, layer in enumerate(self.net.layers)),
             LayerGroup("decoder.final_norm", (self.net.layer_norm,)),
         ]
+
+    def whole(self, generation: dict[str, Any]) -> "PreTrainedModel":
+        """``WhisperForConditionalGeneration`` of transformers that shares these weights.
+
+        Args:
+            generation: Settings of its generation config.
+        """
+        from transformers import GenerationConfig, WhisperForConditionalGeneration
+
+        with torch.device("meta"):
+            model: Any = WhisperForConditionalGeneration(self.net.config)
+        model.model.encoder, model.model.decoder = self.encoder.net, self.net
+        model.tie_weights()
+        # Not derived from the model config: such a GenerationConfig loses its language ids when it is loaded.
+        model.generation_config = GenerationConfig(**generation)
+        whole: PreTrainedModel = model.eval()
+        return whole
 
     def description(self) -> dict[str, Any]:
         """Plain data for `from_description`: the description of the encoder, and ``generation``."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import in_order, transcript
 from ssl_asr.decoding.text_alignment import Encode, Written, align_text, spell, written_words
-from ssl_asr.errors import ConfigError
+from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
+from ssl_asr.models.heads import only_linear
 from ssl_asr.models.states import States
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, LongFormMethod, TranscribeOptions
 from ssl_asr.training.sides import OptimConfig
@@ -46,6 +47,9 @@ from ssl_asr.types import (
     Word,
     text_of,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # The table of a forced alignment grows with the square of the number of frames; it takes 100 MB at this number.
 _MAX_ALIGNED_FRAMES = 10_000
@@ -305,6 +309,24 @@ class CTCModule(ASRModule):
         if found.words is None:
             return self.tokenizer.decode(found.tokens)
         return listed_text(found.words, self.labels)
+
+    def transformers_model(self) -> "PreTrainedModel":
+        """The encoder with its linear head.
+
+        Raises:
+            CheckpointError: The head has several layers or does not read the encoder's last states, or transformers has
+                no class for CTC on this encoder.
+        """
+        linear, remedy = only_linear(self.head), "train with head=linear states=last states.stride=1"
+        if linear is None:
+            what = (
+                f"has a head of several layers ({type(self.head).__name__}), and transformers has a linear layer only"
+            )
+            raise CheckpointError("model", what, remedy)
+        if self.reads_layers or self.states.stride > 1 or self.encoder.cut_to is not None:
+            what = "has a head that does not read the last states of the encoder, as those of transformers do"
+            raise CheckpointError("model", what, remedy)
+        return self.encoder.with_ctc_head(linear)
 
     def description(self) -> dict[str, Any]:
         """Plain data from which an untrained twin of the encoder is built."""

@@ -4,7 +4,7 @@ loss = w * CTC + (1 - w) * cross-entropy        each the mean over the labels of
 """
 
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import Joint
 from ssl_asr.training.updates import Loss
 from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer, Normalizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 JointDecoder = AttentionDecoder | CtcDecoder
 
@@ -105,6 +108,14 @@ class JointModule(CTCModule):
     def limits(self) -> Limits:
         """Which utterances the model can take: targets must fit into the frames and into the attention decoder."""
         return replace(super().limits(), max_tokens=self.head.decoder.max_tokens, prompt_tokens=1)
+
+    def transformers_model(self) -> "PreTrainedModel":
+        """None: transformers has no class with an attention decoder of this shape.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        return super(CTCModule, self).transformers_model()
 
     # Text ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.state_cache import StateCache
 from ssl_asr.training.validation import ValidationLoop
 from ssl_asr.types import SAMPLE_RATE, Batch, Downmix, Hypothesis, Normalizer, Seconds, Tokenizer, Utterance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LongFormMethod = Literal["windows", "timestamps"]
 """How a model transcribes a recording that is too long for one pass.
@@ -75,6 +78,9 @@ class ASRModule(ValidationLoop):
 
     downmix: Downmix = "mean"
     """What several channels become, as in the training of the model."""
+
+    run_config: dict[str, Any] | None = None
+    """Configuration of the run that trained the model, as plain data. None for pretrained models."""
 
     long_form: LongFormMethod | None = None
     """How long recordings are transcribed without voice activity detection; None if they cannot be."""
@@ -191,6 +197,15 @@ class ASRModule(ValidationLoop):
     def gather_dev_predictions(self) -> list[Prediction]:
         """The last validation's predictions of all ranks, each utterance once, in order of id."""
         return gathered(self.dev_predictions)
+
+    def transformers_model(self) -> "PreTrainedModel":
+        """A model of transformers that shares the weights of this one.
+
+        Raises:
+            CheckpointError: transformers has no class of this shape.
+        """
+        remedy = "train task=ctc with head=linear, or a Whisper with task=seq2seq"
+        raise CheckpointError("model", f"transformers has no class for task={self.task_name}", remedy)
 
     # Languages -------------------------------------------------------------------------------------------------
 

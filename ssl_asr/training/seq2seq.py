@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ from ssl_asr.types import (
     Utterance,
     Word,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AuxiliaryCtc:
@@ -125,6 +128,17 @@ class Seq2SeqModule(ASRModule):
         self.ctc = None if auxiliary is None else auxiliary.layer
         self._detect_language = _checked_detection(detect_language, tokenizer)
         self.set_decoder(decoder)
+
+    def transformers_model(self) -> "PreTrainedModel":
+        """The whole Whisper, with the generation settings of the checkpoint and the tokenizer's language and task."""
+        return self.model.whole({**self.tokenizer.generation_settings(), **self.model.generation, **self._spoken()})
+
+    def _spoken(self) -> dict[str, str]:
+        """Generation settings that say what is spoken and written. Without a language, transformers detects it."""
+        if not self.tokenizer.is_multilingual:
+            return {}
+        named = {} if self.tokenizer.language is None else {"language": self.tokenizer.language}
+        return {**named, "task": self.tokenizer.task}
 
     # Loss ------------------------------------------------------------------------------------------------------
 

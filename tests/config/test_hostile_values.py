@@ -108,6 +108,8 @@ NEEDED = {
     "transcribe": ["model=m", "input=[a.wav]", "decoder=whisper_beam"],
     "align": ["model=m", "manifest=m.jsonl", "output=o.srt"],
     "extract": ["model=m", "input=[a.wav]", "output_dir=o"],
+    "export": ["model=m", "to=transformers", "output_dir=o"],
+    "import": ["source=a.pt", "output_dir=o"],
     "compare": ["first=a", "second=b"],
     "lm": ["input=[a.txt]", "output=o.arpa"],
     "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],

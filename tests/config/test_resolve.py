@@ -130,6 +130,8 @@ def test_plain_data_has_every_key_of_a_command(name):
         "transcribe": ["model=m", "input=[a.wav]"],
         "align": ["model=m", "manifest=m.jsonl", "output=o.ctm"],
         "extract": ["model=m", "input=[a.wav]", "output_dir=o"],
+        "export": ["model=m", "to=transformers", "output_dir=o"],
+        "import": ["source=a.pt", "output_dir=o"],
         "prepare": ["input=[a]", "output_dir=o"],
         "doctor": [],
         "serve": ["model=m"],

@@ -70,7 +70,7 @@ def test_every_road_to_a_manifest_is_confined(place, config):
     assert len(read_manifests(replace(config, train={"train": path}))["train"]) == 2
     # All commands that read audio of manifests take the folder.
     for name, schema in schemas.SCHEMAS.items():
-        takes_audio = name in ("evaluate", "transcribe", "align", "extract", "tune_decoding")
+        takes_audio = name in ("evaluate", "transcribe", "align", "extract", "export", "tune_decoding")
         assert ("root" in schema.__dataclass_fields__) == takes_audio
 
 

@@ -203,3 +203,56 @@ def test_converted_tiny_en_has_the_settings_of_openai(whisper_tiny_en):
     config = json.loads((whisper_tiny_en / "config.json").read_text())
     assert (config["d_model"], config["encoder_layers"], config["vocab_size"]) == (384, 4, 51864)
     assert np.isclose(config["decoder_attention_heads"], 6)
+
+
+LARGE_V3 = ["model.safetensors", "model.fp32-00001-of-00002.safetensors", "model.fp32-00002-of-00002.safetensors"]
+SETTINGS = ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"], ["model.safetensors"]),
+        (["pytorch_model.bin", "tf_model.h5", "training_args.bin", "onnx/model.onnx"], ["pytorch_model.bin"]),
+        ([*LARGE_V3, "pytorch_model.bin"], ["model.safetensors"]),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "pytorch_model-00001-of-00002.bin",
+            ],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (["model.safetensors", "adapter.eng.safetensors", "adapter.eng.bin"], ["model.safetensors"]),
+        (["other.safetensors", "other.bin"], ["other.safetensors"]),
+    ],
+)
+def test_one_form_of_the_weights_is_downloaded(weights, wanted, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    seen = {}
+
+    class Api:
+        def list_repo_files(self, source, *, revision):
+            return [*SETTINGS, *weights, "onnx/config.json", ".gitattributes", "README.md"]
+
+    def snapshot_download(source, *, revision, allow_patterns, **_):
+        seen[source, revision] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert checkpoints._from_hub("a/b", "main", print) == tmp_path
+    assert sorted(seen["a/b", "main"]) == sorted([*SETTINGS, *wanted])
+
+
+def test_a_hub_without_an_answer_is_not_reachable(monkeypatch):
+    import huggingface_hub
+
+    class Api:
+        def list_repo_files(self, source, *, revision):
+            raise type("ConnectError", (Exception,), {})("no route")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(CheckpointError, match=r"not reachable \(ConnectError\)"):
+        checkpoints._from_hub("a/b", None, print)

@@ -1,0 +1,39 @@
+"""The export formats by name."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.export.base import Format
+
+# The class of each format. Modules are imported when they are used, because some need an extra.
+FORMATS = {
+    "transformers": "ssl_asr.export.transformers.Transformers",
+}
+
+
+def load_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ConfigError: There is no such format, or its extra is not installed.
+    """
+    if name not in FORMATS:
+        raise ConfigError("to", f"no format '{name}'", did_you_mean(name, list(FORMATS)))
+    module, _, kind = FORMATS[name].rpartition(".")
+    make: Callable[[], Format] = getattr(import_module(module), kind)
+    return make()
+
+
+def checked_quantization(form: Format, quantization: str | None) -> str:
+    """The quantization of an export: the given one, or the format's default.
+
+    Raises:
+        ConfigError: The format does not have it.
+    """
+    if quantization is None:
+        return form.quantizations[0]
+    if quantization not in form.quantizations:
+        what = f"is {quantization}, and to={form.name} has {', '.join(form.quantizations)}"
+        raise ConfigError("quantization", what, f"use quantization={form.quantizations[0]}")
+    return quantization
