@@ -35,7 +35,7 @@ LIBRARIES = {
     "hydra": {"config", "build", "commands"},
     "omegaconf": {"config", "build", "commands"},
     "lightning": {"data/module", "training", "inference/batches"},
-    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm"},
+    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm", "export"},
     "peft": {"models"},
     "wandb": {"training/wandb"},
 }

@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "espeakng_loader": "espeakng-loader",
     "flashlight": "flashlight-text",
+    "faster_whisper": "faster-whisper",
     "huggingface_hub": "huggingface-hub",
     "hydra": "hydra-core",
     "whisper_normalizer": "whisper-normalizer",
@@ -30,12 +31,16 @@ DISTRIBUTIONS = {
 DATA_ONLY = {"silero-vad", "whisper-normalizer"}
 OPTIONAL = {
     "bitsandbytes": "8bit",
+    "ctranslate2": "ctranslate2",
     "datasets": "datasets",
     "espeakng-loader": "corpus",
+    "faster-whisper": "ctranslate2",
     "flashlight-text": "lexicon",
+    "gguf": "ggml",
     "kenlm": "kenlm",
     "lhotse": "lhotse",
     "peft": "lora",
+    "pywhispercpp": "ggml",
     "sacrebleu": "translation",
 }
 
