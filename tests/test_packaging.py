@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "flashlight": "flashlight-text",
     "faster_whisper": "faster-whisper",
     "huggingface_hub": "huggingface-hub",
+    "sherpa_onnx": "sherpa-onnx",
     "hydra": "hydra-core",
     "whisper_normalizer": "whisper-normalizer",
     "yaml": "pyyaml",
@@ -39,9 +40,12 @@ OPTIONAL = {
     "gguf": "ggml",
     "kenlm": "kenlm",
     "lhotse": "lhotse",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "peft": "lora",
     "pywhispercpp": "ggml",
     "sacrebleu": "translation",
+    "sherpa-onnx": "onnx",
 }
 
 
