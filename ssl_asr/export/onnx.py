@@ -100,7 +100,7 @@ class Onnx:
     real_length: ClassVar[bool] = True
 
     def refusal(self, model: ExportModel) -> UserError | None:
-        """Joint models, Whisper in a shape that transformers lacks, CTC on encoders that read spectrograms, and LSTMs."""
+        """Joint models, Whisper without a class of transformers, and CTC on spectrograms."""
         if model.module.task_name == "seq2seq":
             return whisper_refusal(model, self.name)
         if model.module.task_name != "ctc":
@@ -109,8 +109,6 @@ class Onnx:
         if kind not in SSLBackbone.model_types:
             what = f"is onnx, and the spectrogram of this {kind} encoder has no ONNX operators"
             return ConfigError("to", what, f"for CTC, use an encoder of {', '.join(SSLBackbone.model_types)}")
-        if any(isinstance(part, nn.RNNBase) for part in model.module.modules()):
-            return ConfigError("to", "is onnx, which has no recurrent heads", "use head=linear or head=dnn")
         return None
 
     def write(self, model: ExportModel, folder: Path, *, quantization: str) -> None:

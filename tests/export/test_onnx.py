@@ -37,7 +37,7 @@ def whisper(english_whisper, tmp_path_factory):
         ("wav2vec2_layer", []),
         ("wav2vec2_group", ["head=dnn", "states.stride=2"]),
         ("wavlm_layer", ["states=weighted_sum"]),
-        ("hubert_layer", []),
+        ("hubert_layer", ["head=bilstm", "head.width=8", "head.layers=1"]),
         ("data2vec", []),
     ],
 )
