@@ -19,7 +19,9 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "espeakng_loader": "espeakng-loader",
     "flashlight": "flashlight-text",
+    "faster_whisper": "faster-whisper",
     "huggingface_hub": "huggingface-hub",
+    "sherpa_onnx": "sherpa-onnx",
     "hydra": "hydra-core",
     "prometheus_client": "prometheus-client",
     "whisper_normalizer": "whisper-normalizer",
@@ -31,17 +33,24 @@ DISTRIBUTIONS = {
 DATA_ONLY = {"silero-vad", "whisper-normalizer"}
 OPTIONAL = {
     "bitsandbytes": "8bit",
+    "ctranslate2": "ctranslate2",
     "datasets": "datasets",
     "espeakng-loader": "corpus",
     "fastapi": "serve",
+    "faster-whisper": "ctranslate2",
     "flashlight-text": "lexicon",
+    "gguf": "ggml",
     "kenlm": "kenlm",
     "lhotse": "lhotse",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "peft": "lora",
     "prometheus-client": "serve",
     "sacrebleu": "translation",
     "starlette": "serve",
     "uvicorn": "serve",
+    "pywhispercpp": "ggml",
+    "sherpa-onnx": "onnx",
 }
 
 

@@ -50,7 +50,8 @@ class States(nn.Module):
             ``h_BFD``, shape (batch, frames, ``self.dim``), and ``frame_lengths_B``, int64 on the CPU.
         """
         # Whisper's encoder also returns frames of the silence after the speech. Heads do not use them.
-        width = int(out.frame_lengths_B.max())
+        # The width stays a tensor, so that a traced graph computes it for each input.
+        width = out.frame_lengths_B.max()
         h_BFD = out.h_BFD[:, :width]
         if self.weights_L is not None:
             assert out.layers is not None

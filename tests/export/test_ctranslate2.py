@@ -1,0 +1,138 @@
+"""CTranslate2: the written files in faster-whisper give the texts of the module."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_asr.errors import ConfigError
+from ssl_asr.export.ctranslate2 import CTranslate2
+from ssl_asr.export.whisper import WhisperParts, with_silence
+from ssl_asr.models.ctranslate2 import read_model, whisper_state
+from tests.export.models import noise, pretrained_whisper, read, speech, texts_of
+from tests.toys import END, NO_TIMESTAMPS, START
+
+pytest.importorskip("faster_whisper", reason="the extra ctranslate2 is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(toy_whisper, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("float32")
+    CTranslate2().write(toy_whisper, folder, quantization="float32")
+    return folder
+
+
+def test_the_file_holds_every_weight(toy_whisper, folder):
+    wanted = toy_whisper.net.state_dict()
+    written = whisper_state(read_model(folder / "model.bin"))
+    assert set(written) == set(wanted) - {"proj_out.weight"}
+    for key, tensor in written.items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=0, atol=0)
+
+
+def test_settings_and_vocabulary_are_those_of_the_checkpoint(toy_whisper, folder):
+    settings, generation = read(folder / "config.json"), toy_whisper.module.model.generation
+    assert settings["suppress_ids"] == generation["suppress_tokens"]
+    assert settings["suppress_ids_begin"] == generation["begin_suppress_tokens"]
+    assert settings["alignment_heads"] == [[1, 0], [1, 1]], "the upper half of the layers"
+    vocabulary = read(folder / "vocabulary.json")
+    assert len(vocabulary) == toy_whisper.net.config.vocab_size
+    assert [vocabulary[i] for i in (END, START, NO_TIMESTAMPS)] == [
+        "<|endoftext|>",
+        "<|startoftranscript|>",
+        "<|notimestamps|>",
+    ]
+    assert [vocabulary[NO_TIMESTAMPS + i] for i in (1, 2, 1501)] == ["<|0.00|>", "<|0.02|>", "<|30.00|>"]
+    assert read(folder / "preprocessor_config.json")["feature_size"] == 80
+
+
+@pytest.mark.parametrize("real_length", [False, True])
+def test_texts_are_those_of_the_module(toy_whisper, folder, real_length):
+    waveforms = noise(700, 16000, 40001)
+    runtime = CTranslate2().runtime(folder, toy_whisper)
+    written = list(runtime.transcribe(waveforms, real_length=real_length))
+    wanted = texts_of(toy_whisper.module, waveforms, "real" if real_length else "30s")
+    # Random weights never end. The module stops after 448 tokens, faster-whisper after 224.
+    assert [text[:40] for text in written] == [text[:40] for text in wanted]
+    assert all(wanted)
+
+
+def test_states_at_real_length_are_those_of_the_module(toy_whisper, folder):
+    from faster_whisper import WhisperModel
+
+    whisper = WhisperModel(str(folder), device="cpu")
+    [waveform] = noise(20000)
+    features = whisper.feature_extractor(with_silence(waveform, 1.0), padding=0)
+    states = torch.from_numpy(np.array(whisper.encode(features)))[0]
+    encoder = toy_whisper.module.speech_encoder
+    encoder.set_window("real", 1.0)
+    wanted = encoder(waveform[None], torch.tensor([len(waveform)])).h_BFD[0]
+    assert len(states) == 113, "2.25 s of 50 frames a second, rounded up"
+    torch.testing.assert_close(states, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("quantization", ["float16", "int8"])
+def test_quantized_files_are_smaller_and_run(toy_whisper, folder, quantization, tmp_path):
+    CTranslate2().write(toy_whisper, tmp_path, quantization=quantization)
+    whole, part = ((one / "model.bin").stat().st_size for one in (folder, tmp_path))
+    assert part < 0.8 * whole
+    assert len(list(CTranslate2().runtime(tmp_path, toy_whisper).transcribe(noise(8000), real_length=True))) == 1
+
+
+def test_heads_for_word_times_are_those_of_the_checkpoint(toy_whisper, monkeypatch):
+    monkeypatch.setitem(toy_whisper.module.model.generation, "alignment_heads", [[0, 1]])
+    assert WhisperParts.of(toy_whisper).alignment_heads() == [(0, 1)]
+
+
+def test_models_with_ctc_are_refused(toy_ctc):
+    refusal = CTranslate2().refusal(toy_ctc)
+    assert str(refusal).endswith("this model is of task ctc. Use to=onnx.")
+
+
+def test_usage_names_the_folder_and_the_tail(toy_whisper):
+    usage = CTranslate2().usage("out/an4", toy_whisper)
+    assert 'WhisperModel("out/an4")' in usage
+    assert f"[{[START, NO_TIMESTAMPS]}]" in usage
+
+
+def test_the_usage_of_real_lengths_runs(toy_whisper, folder, tmp_path, monkeypatch, capsys):
+    import soundfile
+
+    [waveform] = noise(20000)
+    soundfile.write(tmp_path / "speech.wav", waveform.numpy(), 16000)
+    monkeypatch.chdir(tmp_path)
+    example = CTranslate2().usage(str(folder), toy_whisper).split("```python\n")[2].split("```")[0]
+    exec(example, {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real_length", [False, True])
+def test_real_speech_gives_the_texts_of_the_module(whisper_tiny_en, data_root, real_length, tmp_path):
+    model = pretrained_whisper(whisper_tiny_en)
+    CTranslate2().write(model, tmp_path, quantization="float32")
+    waveforms = speech(data_root / "en_librispeech_mini" / "test.jsonl", 12)
+    written = list(CTranslate2().runtime(tmp_path, model).transcribe(waveforms, real_length=real_length))
+    assert written == texts_of(model.module, waveforms, "real" if real_length else "30s")
+
+
+@pytest.mark.slow
+def test_faster_whisper_gives_word_times(whisper_tiny_en, data_root, tmp_path):
+    from faster_whisper import WhisperModel
+
+    model = pretrained_whisper(whisper_tiny_en)
+    CTranslate2().write(model, tmp_path, quantization="float32")
+    [waveform] = speech(data_root / "en_librispeech_mini" / "test.jsonl", 1)
+    segments, _ = WhisperModel(str(tmp_path), device="cpu").transcribe(waveform.numpy(), word_timestamps=True)
+    words = [word for segment in segments for word in segment.words]
+    starts = [word.start for word in words]
+    assert len(words) > 5
+    assert starts == sorted(starts)
+    assert words[-1].end <= len(waveform) / 16000 + 0.1
+
+
+def test_without_faster_whisper_the_error_names_the_extra(toy_whisper, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ssl_asr\[ctranslate2\]'"):
+        CTranslate2().runtime(folder, toy_whisper)
