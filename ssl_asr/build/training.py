@@ -223,7 +223,7 @@ def _build_trainer(
         folder=folder,
         loggers=loggers,
         callbacks=callbacks,
-        verbose=console is not None,
+        console=console,
         thaws=config.freeze_policy.thaws,
     )
 
