@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssl_asr.console import fitting_table
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, closest, wer_unit, word_edits, word_units
 from ssl_asr.textfiles import from_json, shown, to_json, written_whole
@@ -310,7 +311,7 @@ def unit_title(scores: Sequence[Score]) -> str:
 
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
     """Print error rates in percent, a row for each normalizer. The WER's unit heads the column of its count."""
-    table = Table(title=title, title_justify="left")
+    table = fitting_table(console, title)
     numbers = ("WER %", "95 % interval", "sub", "ins", "del", unit_title(scores), "CER %", "utterances wrong")
     for column in ("normalizer", *numbers):
         table.add_column(column, justify="left" if column == "normalizer" else "right")

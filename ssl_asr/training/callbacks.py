@@ -51,8 +51,9 @@ def _merged(rows: list[GroupRow]) -> list[GroupRow]:
 def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
     """Print the layer groups with their sizes and peak learning rates, frozen groups dimmed."""
     trains, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
-    title = f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)"
-    table = Table(title=title, title_justify="left")
+    # A title would be wrapped to the width of the table.
+    console.print(f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)", highlight=False)
+    table = Table()
     for column, right in (
         ("optimizer", False),
         ("layer group", False),
