@@ -24,6 +24,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.metrics.provenance import Clock
     from ssl_asr.training.checkpointing import best_score
     from ssl_asr.training.loggers import finish_run
+    from ssl_asr.training.media import log_results
     from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
@@ -52,6 +53,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 clock=clock,
                 about=tested.about(config.backbone.source),
             )
+            log_results(run.trainer, evaluations, run_dir)
             if console is not None:
                 print_end(run, run_dir, evaluations, clock, console)
         raise_all(tested.refused)

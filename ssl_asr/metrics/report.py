@@ -3,6 +3,7 @@
 Scores are computed from predictions alone, so `ssl-asr evaluate predictions=...` reproduces them exactly.
 """
 
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ _TYPES = dict.fromkeys(("id", "ref", "hyp", "audio_filepath"), str) | {
 # Characters of an alignment in the table of samples. A loop of a decoder is longer.
 _MOST_SHOWN = 400
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
+# Legible on light and on dark pages.
+_HTML_COLORS = {"yellow": "#b8860b", "green": "#2e8b57", "red": "#d9534f"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +279,23 @@ def colored_diff(ref: str, hyp: str) -> Text:
         text.append(shown, style=_STYLES.get(operation))
         text.append(" ")
     return text
+
+
+def html_diff(ref: str, hyp: str) -> str:
+    """The alignment of `colored_diff` as HTML.
+
+    Example:
+        >>> html_diff("a b", "a c")
+        'a <span style="color:#b8860b">[b→c]</span>'
+    """
+    text = colored_diff(ref, hyp)
+    parts, at = [], 0
+    for span in text.spans:
+        parts.append(html.escape(text.plain[at : span.start]))
+        parts.append(f'<span style="color:{_HTML_COLORS[str(span.style)]}">')
+        parts.append(f"{html.escape(text.plain[span.start : span.end])}</span>")
+        at = span.end
+    return "".join([*parts, html.escape(text.plain[at:])]).strip()
 
 
 def plain_diff(ref: str, hyp: str) -> str:
