@@ -40,7 +40,7 @@ from ssl_asr.config.parts import (
     group,
 )
 from ssl_asr.config.run_folder import other_results, other_run
-from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
+from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DashboardConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
 from ssl_asr.types import (
@@ -406,6 +406,7 @@ Command = (
     | TuneDecodingConfig
     | CheckConfig
     | CorpusConfig
+    | DashboardConfig
     | DemoConfig
 )
 SCHEMAS: dict[str, type[Command]] = {
@@ -421,6 +422,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "tune_decoding": TuneDecodingConfig,
     "check": CheckConfig,
     "corpus": CorpusConfig,
+    "dashboard": DashboardConfig,
     "demo": DemoConfig,
 }
 

@@ -40,12 +40,21 @@ def has_key() -> bool:
         return False
 
 
+def default_entity() -> str:
+    """Returns the user or team that W&B uses if none is named."""
+    return str(wandb.Api().default_entity)
+
+
 def run_id(folder: Path) -> str:
-    """Returns the W&B id of a run folder. It is created once, so a resumed run continues the same W&B run."""
+    """Returns the W&B id of a run folder. It is created once, so a resumed run continues the same W&B run.
+
+    An agent of a W&B sweep gives the id of each of its runs.
+    """
     file = folder / _ID_FILE
     if not file.is_file():
+        given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4) + "\n")
+        file.write_text((given or secrets.token_hex(4)) + "\n")
     return file.read_text().strip()
 
 
