@@ -110,9 +110,9 @@ class DevScores(Callback):
         parts = [f"{name} {float(found[key]):.3f}" for name, key in losses if key in found]
         interval = f"{100 * score.wer_low:.2f} - {100 * score.wer_high:.2f}"
         parts.append(f"WER {100 * score.wer:.2f} % ({interval})")
-        best = ", the best so far" if score.wer <= self._best else ""
+        best = ", best" if score.wer <= self._best else ""
         where = f"Epoch {trainer.current_epoch + 1}, update {trainer.global_step}"
-        self._console.print(f"{where}: {', '.join(parts)}{best}", highlight=False)
+        self._console.print(f"{where}: {', '.join(parts)}{best}", highlight=False, soft_wrap=True)
 
 
 def split_figures(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
