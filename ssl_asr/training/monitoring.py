@@ -29,7 +29,8 @@ _HOUR_S = 3600
 def logged_step(trainer: L.Trainer) -> int:
     """The step of the last update in loggers, from 0, see `UpdateLoop.on_train_batch_end`. Also valid after tests."""
     step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return step
+    # Lightning counts the last batch after its hooks.
+    return step if trainer.state.fn == "fit" else max(0, step - 1)
 
 
 def log_now(trainer: L.Trainer, figures: Mapping[str, float]) -> None:
