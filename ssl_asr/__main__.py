@@ -22,6 +22,7 @@ COMMANDS = {
     "tune_decoding": "find the weights of a beam search on dev data",
     "check": "decode and read manifests, and report what is wrong with them",
     "corpus": "synthesize a small corpus for smoke tests",
+    "dashboard": "write a W&B workspace with panels for speech recognition",
     "doctor": "check this machine, and the time and memory of a training run",
     "demo": "synthesize a corpus, evaluate, fine-tune and transcribe",
 }

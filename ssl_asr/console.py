@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from rich.table import Table
 
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console with the width of the terminal, or 120 columns if there is no terminal."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=120)
+
+
+# Tables with many columns have no space around their cells on a narrower console.
+_WIDE = 100
+
+
+def fitting_table(console: Console, title: str) -> Table:
+    """A table with a title, whose cells stand close to each other if the console is narrow."""
+    return Table(title=title, title_justify="left", padding=(0, 1) if console.width >= _WIDE else (0, 0))
 
 
 # Standard output of a command whose results are read by other programs, see `results_only`.

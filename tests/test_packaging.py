@@ -17,6 +17,7 @@ REPO = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 # Packages with an import name that differs from the name on the package index.
 DISTRIBUTIONS = {
+    "wandb_workspaces": "wandb-workspaces",
     "espeakng_loader": "espeakng-loader",
     "flashlight": "flashlight-text",
     "faster_whisper": "faster-whisper",
@@ -44,6 +45,7 @@ OPTIONAL = {
     "lhotse": "lhotse",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "matplotlib": "dashboard",
     "peft": "lora",
     "prometheus-client": "serve",
     "sacrebleu": "translation",
@@ -51,6 +53,7 @@ OPTIONAL = {
     "uvicorn": "serve",
     "pywhispercpp": "ggml",
     "sherpa-onnx": "onnx",
+    "wandb-workspaces": "dashboard",
 }
 
 
@@ -141,6 +144,13 @@ def _lora(tmp_path):
     LoRA(checkpoint="full", **options).prepare(encoder, None)
 
 
+def _dashboard(tmp_path):
+    from ssl_asr.commands.dashboard import dashboard
+    from ssl_asr.config.tools import DashboardConfig
+
+    dashboard(DashboardConfig(output=str(tmp_path / "workspace.json")), tmp_path)
+
+
 def _tensorboard(tmp_path):
     from ssl_asr.training.loggers import TensorBoardLog
 
@@ -160,6 +170,7 @@ def _translation(tmp_path):
         ("espeakng_loader", "corpus", _corpus),
         ("datasets", "datasets", _datasets),
         ("kenlm", "kenlm", _kenlm),
+        ("wandb_workspaces", "dashboard", _dashboard),
         ("lhotse", "lhotse", _lhotse),
         ("flashlight.lib.text", "lexicon", _lexicon),
         ("peft", "lora", _lora),

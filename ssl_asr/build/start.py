@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_asr.build.training import TrainingRun, build_training, write_beginning
+from ssl_asr.config.console_log import save_console
 from ssl_asr.config.options import plain
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.training.checkpoint_files import checkpoint_to_resume
@@ -36,5 +37,6 @@ def start_run(config: TrainConfig, folder: Path, console: Console | None) -> tup
             say_if_finished(resumed.updates, run.module.total_updates, max_steps=config.trainer.max_steps)
     if first and config.trainer.fast_dev_run is False:
         write_beginning(run, folder, resumed=resumed is not None)
+        save_console(folder / "train.log")
         keep_metrics(folder, 0 if resumed is None else resumed.updates)
     return run, None if resumed is None else resumed.path

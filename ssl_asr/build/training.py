@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ssl_asr.build.environment import check_start
+from ssl_asr.build.job import job_record
 from ssl_asr.build.parts import PretrainedCheckpoint
 from ssl_asr.config.interruption import current
 from ssl_asr.config.options import plain
@@ -29,6 +30,7 @@ from ssl_asr.training.callbacks import BatchFigures, LastValidation, Samples, Th
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
+from ssl_asr.training.monitoring import DevScores, RunFacts
 from ssl_asr.training.resuming import data_description
 from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
@@ -106,7 +108,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
             console.print(f"states are kept in {cache.store.folder}, which has {len(cache.store)} utterances")
     if config.trainer.compile is not None:
         compile_layers(module, config.trainer.compile)
-    trainer = _build_trainer(config, folder, module, data.train_kept, console)
+    trainer = _build_trainer(config, folder, module, data, console)
     planned = data.batches_per_epoch(config.trainer.max_epochs, trainer.world_size)
     first = next(planned)
     _check_batches(config, data, trainer.world_size, first)
@@ -193,10 +195,12 @@ def _limits(module: ASRModule, config: TrainConfig) -> Limits:
 
 
 def _build_trainer(
-    config: TrainConfig, folder: Path, module: ASRModule, train: Manifest, console: Console | None
+    config: TrainConfig, folder: Path, module: ASRModule, data: ASRDataModule, console: Console | None
 ) -> "Trainer":
-    name = config.run_name or folder.name
-    loggers, logger_callbacks = config.logger.build(folder=folder, name=name, config=plain(config))
+    job = job_record(config, folder, module.task_name)
+    loggers, logger_callbacks = config.logger.build(
+        folder=folder, name=job["name"], config={**plain(config), "run": job}
+    )
     options = config.trainer
     # In this order: the average is no longer in the place of the weights when training stops, a last validation is
     # known before, and its results are written after.
@@ -204,11 +208,14 @@ def _build_trainer(
         *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         LastValidation(),
         StopOnSignal(current(), None if options.fast_dev_run else folder / "checkpoints"),
-        SelfDescription(config=plain(config), description=module.description(), data=data_description(train)),
+        SelfDescription(config=plain(config), description=module.description(), data=data_description(data.train_kept)),
         RandomStates(),
-        Throughput(),
+        RunFacts(data.selections),
+        # Compiled layers hide what they compute from the count of operations.
+        Throughput(options.precision if options.compile is None else None),
         BatchFigures(module.speech_encoder, config.data.max_batch_s),
         Samples(folder=folder, console=console, count=config.samples),
+        DevScores(console),
         *logger_callbacks,
         *(option.build() for option in config.callbacks.values()),
         *checkpointing(
@@ -223,7 +230,7 @@ def _build_trainer(
         folder=folder,
         loggers=loggers,
         callbacks=callbacks,
-        verbose=console is not None,
+        console=console,
         thaws=config.freeze_policy.thaws,
     )
 

@@ -19,7 +19,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     from ssl_asr.data.filters import write_skips
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.inference.options import report_detail
-    from ssl_asr.inference.scored import read_scored, remove_earlier
+    from ssl_asr.inference.scored import begin_results, read_scored
     from ssl_asr.metrics.evaluation import report
     from ssl_asr.metrics.provenance import Clock
 
@@ -28,8 +28,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float | None:  # noqa: ARG
     console = make_console() if config.verbose else None
     skipped = Path(config.output_dir) / "skipped.jsonl"
     done, summary = _transcribe(config, console) if config.predictions is None else (read_scored(config), None)
-    if config.overwrite:
-        remove_earlier(Path(config.output_dir))
+    begin_results(Path(config.output_dir), overwrite=config.overwrite)
     evaluations = report(
         done.predictions,
         done.skips,

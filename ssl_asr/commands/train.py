@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Train, test, and return the best dev score, which sweeps compare."""
     from ssl_asr.build.start import start_run
+    from ssl_asr.build.summary import print_end
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.errors import raise_all
@@ -23,6 +24,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.metrics.provenance import Clock
     from ssl_asr.training.checkpointing import best_score
     from ssl_asr.training.loggers import finish_run
+    from ssl_asr.training.media import log_results
     from ssl_asr.training.trainer import check_trained, is_first_process
 
     hush()
@@ -31,7 +33,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     console = make_console() if config.verbose and first else None
     run, checkpoint = start_run(config, run_dir, console)
     if console is not None:
-        _print_overview(run, console)
+        _print_overview(run, run_dir, console)
     failed = True
     try:
         with current().deferred():
@@ -41,7 +43,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
         # A development run changes no file of an earlier run in the same folder.
         if tested.predictions and run.trainer.is_global_zero and config.trainer.fast_dev_run is False:
             tested.batching = run.data.batching(run.trainer.world_size)
-            report(
+            evaluations = report(
                 tested.predictions,
                 tested.skips,
                 normalizers=get_normalizers(config.normalizers),
@@ -51,6 +53,9 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 clock=clock,
                 about=tested.about(config.backbone.source),
             )
+            log_results(run.trainer, evaluations, run_dir)
+            if console is not None:
+                print_end(run, run_dir, evaluations, clock, console)
         raise_all(tested.refused)
         failed = False
     finally:
@@ -61,10 +66,12 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     return best_score(run.trainer)
 
 
-def _print_overview(run: "TrainingRun", console: "Console") -> None:
-    """What trains at which learning rate, and how full the batches are."""
+def _print_overview(run: "TrainingRun", folder: Path, console: "Console") -> None:
+    """What trains at which learning rate, how full the batches are, and the run as a whole."""
+    from ssl_asr.build.summary import print_start
     from ssl_asr.data.batching import print_batching
     from ssl_asr.training.callbacks import print_groups
 
     print_groups(run.module.group_table(), type(run.config.freeze_policy).__name__, console)
     print_batching(run.data.batching(run.trainer.world_size), console)
+    print_start(run, folder, console)

@@ -15,18 +15,21 @@ from omegaconf import DictConfig
 from ssl_asr.config.arguments import asks_for_help, read_words
 from ssl_asr.config.check import composed_job, named_folder, preflight, several_processes
 from ssl_asr.config.composing import hydra_ready, jobs_of, parse_arguments, quicken_lists
+from ssl_asr.config.console_log import recorded
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.help import help_text
 from ssl_asr.config.interruption import current, how_to_go_on, listening
 from ssl_asr.config.locks import Lock, held
 from ssl_asr.config.nodes import as_yaml, prepare, register_schemas
-from ssl_asr.config.run_folder import is_first
+from ssl_asr.config.run_folder import forget_start, is_first
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.config.sweeps import noted, report_sweep
 from ssl_asr.console import hush, results_only
 from ssl_asr.errors import UserError, raise_all
 
 EXIT_USER_ERROR = 2
+# Commands with a folder of results, in which they save what they showed.
+_SAVE_CONSOLE = ("train", "evaluate")
 # Parts of the errors of torch.
 _WORKER_ENDED = "DataLoader worker (pid"
 _OUT_OF_MEMORY = ("OutOfMemoryError", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
@@ -85,11 +88,14 @@ def run(name: str, job: Callable[[], Job]) -> None:
     except (UserError, OSError) as error:
         _print_error(_as_user_error(error))
         sys.exit(EXIT_USER_ERROR)
-    if name in ("train", "evaluate"):
+    is_new = True
+    if name in _SAVE_CONSOLE:
         sys.argv[1:] = hydra_follows(name, sys.argv[1:])
+        named = named_folder(parse_arguments(name, sys.argv[1:]).overrides)
+        is_new = named is None or not Path(named).exists()
     # Transcripts are read by other programs.
     with results_only() if name == "transcribe" and not _only_shows(name) else nullcontext():
-        failures = _run_hydra(name, job)
+        failures = _run_hydra(name, job, is_new=is_new)
     if failures:
         print(f"{failures} of the jobs failed, the others are done", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -110,8 +116,14 @@ def _option_folders(arguments: list[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _run_hydra(name: str, job: Callable[[], Job]) -> int:
-    """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep."""
+def _run_hydra(name: str, job: Callable[[], Job], *, is_new: bool) -> int:
+    """Run the jobs of the command line by Hydra. Returns the number of failed jobs of a sweep.
+
+    Args:
+        name: Name of the command.
+        job: See `run`.
+        is_new: Whether the folder of results does not exist yet.
+    """
     import hydra
     from hydra._internal import utils
     from hydra.core.hydra_config import HydraConfig
@@ -130,14 +142,18 @@ def _run_hydra(name: str, job: Callable[[], Job]) -> int:
     def task(cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
+        saves = name in _SAVE_CONSOLE and is_first()
         if hydra_config.mode.name != "MULTIRUN":
-            try:
-                return _run_job(name, job, resolve_command(name, cfg), folder, in_sweep=False)
-            except (UserError, OSError, MemoryError, RuntimeError) as caught:
-                _print_error(_as_user_error(caught))
-                sys.exit(EXIT_USER_ERROR)
+            with recorded(on=saves):
+                try:
+                    return _run_job(name, job, resolve_command(name, cfg), folder, in_sweep=False)
+                except (UserError, OSError, MemoryError, RuntimeError) as caught:
+                    _print_error(_as_user_error(caught))
+                    if saves:
+                        forget_start(folder, is_new=is_new)
+                    sys.exit(EXIT_USER_ERROR)
         number, overrides = int(hydra_config.job.num), list(hydra_config.overrides.task)
-        with noted(folder, number, overrides, writes=is_first()) as note, listening():
+        with noted(folder, number, overrides, writes=is_first()) as note, listening(), recorded(on=saves):
             try:
                 config = resolve_command(name, cfg)
                 if isinstance(config, TrainConfig):

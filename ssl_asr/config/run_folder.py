@@ -1,7 +1,10 @@
 """The folder of a training run: whether it holds a run already."""
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ssl_asr.config.locks import Lock, in_use
@@ -10,6 +13,8 @@ from ssl_asr.errors import ConfigError, exists_already
 AUTO = "auto"
 # Any of these shows that a folder holds a run.
 _SIGNS = ("config.yaml", "checkpoints", "metrics", "results.json", "predictions")
+# Folders that the default names of folders begin with.
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 # Variables that number the processes of a run, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
@@ -59,3 +64,21 @@ def other_results(folder: Path, *, overwrite: bool) -> Iterator[ConfigError]:
     yield from errors
     if not errors and not overwrite and any((folder / name).exists() for name in ("results.json", "predictions")):
         yield exists_already(folder, "output_dir", "already holds the results of an evaluation")
+
+
+def forget_start(folder: Path, *, is_new: bool) -> None:
+    """Remove what Hydra wrote for a command that was refused before it wrote anything else.
+
+    Args:
+        folder: Folder of the results.
+        is_new: Whether this command made the folder. It is then removed if it is empty, and so is the folder of
+            the day that it is in.
+    """
+    if any((folder / name).exists() for name in _SIGNS):
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    with suppress(OSError):
+        if is_new:
+            folder.rmdir()
+            if _DAY.fullmatch(folder.parent.name):
+                folder.parent.rmdir()

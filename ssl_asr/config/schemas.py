@@ -42,7 +42,7 @@ from ssl_asr.config.parts import (
 )
 from ssl_asr.config.run_folder import other_results, other_run
 from ssl_asr.config.serving import ServeConfig
-from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DemoConfig, PrepareConfig
+from ssl_asr.config.tools import CheckConfig, CompareConfig, CorpusConfig, DashboardConfig, DemoConfig, PrepareConfig
 from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.textfiles import shown
 from ssl_asr.types import (
@@ -411,6 +411,7 @@ Command = (
     | ServeConfig
     | CheckConfig
     | CorpusConfig
+    | DashboardConfig
     | DemoConfig
 )
 SCHEMAS: dict[str, type[Command]] = {
@@ -429,6 +430,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "serve": ServeConfig,
     "check": CheckConfig,
     "corpus": CorpusConfig,
+    "dashboard": DashboardConfig,
     "demo": DemoConfig,
 }
 

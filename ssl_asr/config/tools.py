@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -249,3 +249,24 @@ class DemoConfig:
     dev: PositiveInt = 32
     test: PositiveInt = 64
     epochs: PositiveInt = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardConfig(Writing):
+    """Write a W&B workspace with panels of scores, utterances, training, speed and sweeps.
+
+    Attributes:
+        project: W&B project of the runs.
+        entity: W&B user or team. null is the default one.
+        name: Title of the workspace.
+        splits: Names of the splits that runs score.
+        output: JSON file to write the workspace to. null saves it in W&B, which needs an API key.
+    """
+
+    section: ClassVar[str] = "Dashboard"
+
+    project: str = "ssl_asr"
+    entity: str | None = None
+    name: str = "Speech recognition"
+    splits: list[str] = field(default_factory=lambda: ["dev", "test"])
+    output: OutputPath | None = None

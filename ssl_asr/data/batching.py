@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
+from ssl_asr.console import fitting_table
 from ssl_asr.data.sampler import PlannedBatches
 from ssl_asr.types import Seconds
 
@@ -78,7 +78,7 @@ class Batching:
 
 def print_batching(rows: Mapping[str, Batching], console: Console) -> None:
     """Print a table with a row for each split. Hours are those of one pass over the split."""
-    table = Table(title="Batches", title_justify="left")
+    table = fitting_table(console, "Batches")
     table.add_column("split")
     for column in ("batches", "hours computed", "budget filled %", "padding %", "rank balance %"):
         table.add_column(column, justify="right")

@@ -9,6 +9,9 @@ from ssl_asr.export.base import Format
 # The class of each format. Modules are imported when they are used, because some need an extra.
 FORMATS = {
     "transformers": "ssl_asr.export.transformers.Transformers",
+    "ctranslate2": "ssl_asr.export.ctranslate2.CTranslate2",
+    "ggml": "ssl_asr.export.ggml.Ggml",
+    "onnx": "ssl_asr.export.onnx.Onnx",
 }
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ssl_asr.config.console_log import save_console
 from ssl_asr.config.schemas import EvaluateConfig
 from ssl_asr.data.manifest import Manifest, read_named
 from ssl_asr.data.references import all_references, check_references
@@ -41,10 +42,19 @@ def _check_key(manifest: Manifest, key: str) -> None:
         raise ConfigError("reference", what, "check the keys of the manifest")
 
 
-def remove_earlier(folder: Path) -> None:
-    """Remove the results of an earlier evaluation, so that those of its other manifests do not stay beside new ones."""
-    for path in (folder / "results.json", folder / "skipped.jsonl", *(folder / "predictions").glob("*.jsonl")):
+def begin_results(folder: Path, *, overwrite: bool) -> None:
+    """Start the results of an evaluation: what it has shown, as ``evaluate.log``.
+
+    Args:
+        folder: Folder of the results.
+        overwrite: Whether to remove the results of an earlier evaluation, so that those of its other manifests do not
+            stay beside new ones.
+    """
+    log = folder / "evaluate.log"
+    earlier = (folder / "results.json", folder / "skipped.jsonl", log, *(folder / "predictions").glob("*.jsonl"))
+    for path in earlier if overwrite else ():
         path.unlink(missing_ok=True)
+    save_console(log)
 
 
 def read_scored(config: EvaluateConfig) -> Transcripts:

@@ -3,6 +3,7 @@
 Scores are computed from predictions alone, so `ssl-asr evaluate predictions=...` reproduces them exactly.
 """
 
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssl_asr.console import fitting_table
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, closest, wer_unit, word_edits, word_units
 from ssl_asr.textfiles import from_json, shown, to_json, written_whole
@@ -33,6 +35,8 @@ _TYPES = dict.fromkeys(("id", "ref", "hyp", "audio_filepath"), str) | {
 # Characters of an alignment in the table of samples. A loop of a decoder is longer.
 _MOST_SHOWN = 400
 _STYLES = {"sub": "yellow", "ins": "green", "del": "red"}
+# Legible on light and on dark pages.
+_HTML_COLORS = {"yellow": "#b8860b", "green": "#2e8b57", "red": "#d9534f"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,23 @@ def colored_diff(ref: str, hyp: str) -> Text:
     return text
 
 
+def html_diff(ref: str, hyp: str) -> str:
+    """The alignment of `colored_diff` as HTML.
+
+    Example:
+        >>> html_diff("a b", "a c")
+        'a <span style="color:#b8860b">[b→c]</span>'
+    """
+    text = colored_diff(ref, hyp)
+    parts, at = [], 0
+    for span in text.spans:
+        parts.append(html.escape(text.plain[at : span.start]))
+        parts.append(f'<span style="color:{_HTML_COLORS[str(span.style)]}">')
+        parts.append(f"{html.escape(text.plain[span.start : span.end])}</span>")
+        at = span.end
+    return "".join([*parts, html.escape(text.plain[at:])]).strip()
+
+
 def plain_diff(ref: str, hyp: str) -> str:
     """The alignment of `colored_diff` without color.
 
@@ -310,7 +331,7 @@ def unit_title(scores: Sequence[Score]) -> str:
 
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
     """Print error rates in percent, a row for each normalizer. The WER's unit heads the column of its count."""
-    table = Table(title=title, title_justify="left")
+    table = fitting_table(console, title)
     numbers = ("WER %", "95 % interval", "sub", "ins", "del", unit_title(scores), "CER %", "utterances wrong")
     for column in ("normalizer", *numbers):
         table.add_column(column, justify="left" if column == "normalizer" else "right")

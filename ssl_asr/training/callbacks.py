@@ -18,9 +18,11 @@ from ssl_asr.data.sampler import BatchCost
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
 from ssl_asr.training.checkpointing import MovableCheckpoint
+from ssl_asr.training.flops import TrainingFlops, batch_lengths, peak_flops
 from ssl_asr.training.interruption import LastCheckpoint
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.module import ASRModule
+from ssl_asr.training.parts import is_sharded
 from ssl_asr.training.sides import GroupRow
 from ssl_asr.training.skips import over_ranks
 from ssl_asr.types import SAMPLE_RATE, Seconds
@@ -51,8 +53,9 @@ def _merged(rows: list[GroupRow]) -> list[GroupRow]:
 def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
     """Print the layer groups with their sizes and peak learning rates, frozen groups dimmed."""
     trains, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
-    title = f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)"
-    table = Table(title=title, title_justify="left")
+    # A title would be wrapped to the width of the table.
+    console.print(f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)", highlight=False)
+    table = Table()
     for column, right in (
         ("optimizer", False),
         ("layer group", False),
@@ -68,15 +71,27 @@ def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
 
 
 class Throughput(Callback):
-    """Logs seconds per epoch and seconds of audio per second, without validation, and the peak memory so far."""
+    """Logs seconds per epoch and seconds of audio per second, without validation, and the peak memory so far.
 
-    def __init__(self) -> None:
+    On a card whose peak is known, also logs ``train/mfu``: the useful floating-point operations of the epoch, as a
+    fraction of those that the card could have made.
+
+    Args:
+        precision: Lightning's precision. None counts no operations.
+    """
+
+    def __init__(self, precision: str | None = None) -> None:
+        self._precision = precision
+        self._peak: float | None = None
+        self._flops: TrainingFlops | None = None
+        self._lengths: tuple[list[Seconds], list[int]] = ([], [])
         self._audio_s = 0.0
         self._busy_s = 0.0
         self._began = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        self._prepare_flops(trainer, pl_module)
         self._audio_s, self._busy_s, self._began = 0.0, 0.0, time.monotonic()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,6 +112,10 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch's audio."""
         self._audio_s += sum(utterance.duration for utterance in batch.utterances)
+        if self._flops is not None:
+            seconds, tokens = batch_lengths(batch)
+            self._lengths[0].extend(seconds)
+            self._lengths[1].extend(tokens)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's figures."""
@@ -106,6 +125,22 @@ class Throughput(Callback):
         peak = peak_gb(pl_module.device)
         if peak is not None:
             pl_module.log("train/peak_gb", peak)
+        if self._flops is not None and self._peak is not None:
+            pl_module.log("train/mfu", self._flops.of(*self._lengths) / (busy_s * self._peak))
+
+    def _prepare_flops(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Count the operations of what trains now. Not on the CPU, and not of sharded weights or cached states."""
+        self._lengths, self._flops = ([], []), None
+        if self._precision is None or module.device.type != "cuda":
+            return
+        assert isinstance(module, ASRModule)
+        if module.caches_states:
+            return
+        name, tf32 = torch.cuda.get_device_name(module.device), torch.backends.cuda.matmul.allow_tf32
+        self._peak = peak_flops(name, self._precision, tf32=tf32)
+        if self._peak is not None and not any(is_sharded(p) for p in module.parameters()):
+            with module.without_sync(), trainer.precision_plugin.forward_context():
+                self._flops = TrainingFlops(module, trainer.datamodule.train_kept[0])  # type: ignore[attr-defined]
 
 
 class BatchFigures(Callback):

@@ -30,6 +30,7 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.heads import only_linear
 from ssl_asr.models.states import States
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, LongFormMethod, TranscribeOptions
+from ssl_asr.training.pictures import Picture, posteriors
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.updates import Loss
 from ssl_asr.types import (
@@ -243,6 +244,12 @@ class CTCModule(ASRModule):
         h_BFD, frame_lengths_B = self.states(out)
         logits_BFV: Tensor = self.head(h_BFD, frame_lengths_B)
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
+
+    def pictures(self, batch: Batch) -> list[Picture]:
+        """The posteriors of the labels of each utterance over time."""
+        log_probs_BFV, frame_lengths_B = self.log_probs(batch, self._fresh(batch))
+        rows = zip(batch.utterances, log_probs_BFV.exp().cpu(), frame_lengths_B.tolist(), strict=True)
+        return [posteriors(one.id, probs_FV[:frames], self.labels, self.frame_s) for one, probs_FV, frames in rows]
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """CTC loss per label of each utterance, weighted and summed; the count is the sum of the weights."""

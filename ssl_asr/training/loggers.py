@@ -47,7 +47,8 @@ class LoggerConfig(Protocol):
         Args:
             folder: Folder of the run.
             name: str, name of the run.
-            config: Config of the run as plain data, to be logged.
+            config: Config of the run as plain data, to be logged. Its key ``run`` has the command, versions, the git
+                commit, and the group, job type and tags that the run has by itself: `ssl_asr.build.job.job_record`.
 
         Returns:
             The loggers, and the callbacks that they need.
@@ -85,7 +86,13 @@ class NoLog:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoardLog:
-    """TensorBoard event files in ``tensorboard/``, and ``metrics/metrics.csv``."""
+    """TensorBoard event files in ``tensorboard/``, and ``metrics/metrics.csv``.
+
+    Attributes:
+        audio_samples: int, utterances of each validation's table, with their audio.
+    """
+
+    audio_samples: NonNegativeInt = 16
 
     def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
         """Builds both loggers.
@@ -95,25 +102,30 @@ class TensorBoardLog:
         """
         from lightning.pytorch.loggers import TensorBoardLogger
 
+        from ssl_asr.training.media import MediaLog
+        from ssl_asr.training.tensorboard import TensorBoardWriter
+
         try:
             board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
         except ModuleNotFoundError:
             raise missing_extra("logger=tensorboard", "tensorboard", "tensorboard", "logger=csv") from None
         board.log_hyperparams(config)
-        return [_csv(folder, config), board], []
+        media = MediaLog([TensorBoardWriter(board)], count=self.audio_samples, log_model=False)
+        return [_csv(folder, config), board], [media]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbLog:
-    """A W&B run with a table of utterances at each validation, and ``metrics/metrics.csv``.
+    """A W&B run with tables, audio and pictures, and ``metrics/metrics.csv``.
 
     Attributes:
         project: str, W&B project.
         entity: str, W&B user or team; None for the default one.
-        group: str, W&B group of related runs; None for no group.
-        tags: list of str, labels.
+        group: str, W&B group of related runs; None for the folder of the sweep, and for no group outside of a sweep.
+        tags: list of str, labels. The backbone and the task are added.
         offline: bool, write to the run's folder only. None does so if no API key is found.
         audio_samples: int, rows of each validation's table. Each row has the audio of an utterance.
+        log_model: bool, upload the best checkpoint as an artifact when the run is done.
     """
 
     project: str
@@ -122,14 +134,17 @@ class WandbLog:
     tags: list[str]
     offline: bool | None
     audio_samples: NonNegativeInt
+    log_model: bool = False
 
     def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
-        """Builds both loggers, and the callback that logs the table."""
-        from ssl_asr.training.wandb import ValidationTable, make_wandb_logger
+        """Builds both loggers, and the callback that logs tables, audio and pictures."""
+        from ssl_asr.training.media import MediaLog
+        from ssl_asr.training.wandb import WandbWriter, make_wandb_logger
 
         self.check()
         logger = make_wandb_logger(self, folder=folder, name=name, config=config)
-        return [_csv(folder, config), logger], [ValidationTable(logger=logger, audio_samples=self.audio_samples)]
+        media = MediaLog([WandbWriter(logger)], count=self.audio_samples, log_model=self.log_model)
+        return [_csv(folder, config), logger], [media]
 
     def check(self) -> None:
         """Refuse to log online without an API key, which wandb would ask for or fail on later.

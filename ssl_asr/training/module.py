@@ -18,6 +18,7 @@ from ssl_asr.metrics.report import Prediction
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.training.parts import whole
+from ssl_asr.training.pictures import Picture
 from ssl_asr.training.sides import OptimConfig, Sides
 from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.state_cache import StateCache
@@ -102,6 +103,7 @@ class ASRModule(ValidationLoop):
         super().__init__(encoder=encoder, sides=sides, optim=optim, normalizers=normalizers)
         self.tokenizer, self.policy = tokenizer, policy
         self._state_cache: StateCache | None = None
+        self._gathered: tuple[list[Prediction], list[Prediction]] = ([], [])
 
     # Encoding ------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,16 @@ class ASRModule(ValidationLoop):
         with torch.no_grad() if self.sides.encoder_is_frozen else nullcontext():
             out: EncoderOutput = self.speech_encoder(batch.waveform_BT, batch.lengths_B, layers=self.reads_layers)
         return out
+
+    def _fresh(self, batch: Batch) -> EncoderOutput:
+        """The encoder's output, whatever a state cache has. Gradients are off where this is used."""
+        out: EncoderOutput = self.speech_encoder(batch.waveform_BT, batch.lengths_B, layers=self.reads_layers)
+        return out
+
+    @property
+    def caches_states(self) -> bool:
+        """Whether states are read from a state cache, so that the encoder does not run in later epochs."""
+        return self._state_cache is not None
 
     def use_state_cache(self, cache: StateCache) -> None:
         """Read the states of training and dev utterances from a cache. The encoder must be frozen."""
@@ -194,9 +206,16 @@ class ASRModule(ValidationLoop):
         """Plain data from which an untrained twin of the pretrained model is built (`ssl_asr.build.restore`)."""
         raise NotImplementedError
 
+    def pictures(self, batch: Batch) -> list[Picture]:
+        """What the model makes of each utterance, to be drawn: posteriors or attention. Empty if there is nothing."""
+        return []
+
     def gather_dev_predictions(self) -> list[Prediction]:
         """The last validation's predictions of all ranks, each utterance once, in order of id."""
-        return gathered(self.dev_predictions)
+        # A validation starts with a new list. Several callbacks ask for the predictions.
+        if self._gathered[0] is not self.dev_predictions:
+            self._gathered = self.dev_predictions, gathered(self.dev_predictions)
+        return self._gathered[1]
 
     def transformers_model(self) -> "PreTrainedModel":
         """A model of transformers that shares the weights of this one.

@@ -32,6 +32,7 @@ from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
 from ssl_asr.training.ctc import check_decoder, ctc_losses
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
+from ssl_asr.training.pictures import Picture, attention
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import DetectLanguage
 from ssl_asr.training.updates import Loss
@@ -170,6 +171,28 @@ class Seq2SeqModule(ASRModule):
             loss_N = self._with_ctc(self.auxiliary, loss_N, batch, out)
         weight_N = batch.weights_B.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
+
+    def pictures(self, batch: Batch) -> list[Picture]:
+        """The cross-attention of the reference's tokens to the frames of each utterance, a mean over heads.
+
+        Over the heads that align, or over those of the last layer if the checkpoint names none.
+        """
+        out = self._fresh(batch)
+        heads = [(int(layer), int(head)) for layer, head in self.model.generation.get("alignment_heads") or []]
+        config = self.model.net.config
+        heads = heads or [(config.decoder_layers - 1, head) for head in range(config.decoder_attention_heads)]
+        tokens_BU = self._prompted(batch)
+        weights_BHUF, _ = self.model.cross_weights(tokens_BU, out.h_BFD, out.context_lengths_B, heads)
+        first = tokens_BU.shape[1] - batch.tokens_BU.shape[1]
+        found = []
+        for row, utterance in enumerate(batch.utterances):
+            tokens = batch.tokens_BU[row, : int(batch.token_lengths_B[row])].tolist()
+            # Position i predicts token i + 1.
+            weights_UF = weights_BHUF[row].mean(0)[first - 1 : first - 1 + len(tokens)]
+            frames = int(out.frame_lengths_B[row])
+            names = [self.tokenizer.spell([token]) if token != self.tokenizer.end_id else "end" for token in tokens]
+            found.append(attention(utterance.id, weights_UF[:, :frames].cpu(), names, SAMPLES_PER_FRAME / SAMPLE_RATE))
+        return found
 
     def _with_ctc(self, auxiliary: AuxiliaryCtc, loss_N: Tensor, batch: Batch, out: EncoderOutput) -> Tensor:
         """The loss of each token, with its share of the CTC loss of the utterance."""

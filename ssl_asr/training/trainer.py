@@ -244,7 +244,7 @@ def make_trainer(
     folder: Path,
     loggers: "Sequence[Logger]",
     callbacks: "Sequence[Callback]",
-    verbose: bool,
+    console: Console | None,
     thaws: bool = False,
 ) -> "Trainer":
     """The Trainer of a run.
@@ -256,7 +256,7 @@ def make_trainer(
         folder: Folder of the run.
         loggers: Lightning loggers.
         callbacks: Lightning callbacks.
-        verbose: Show a progress bar.
+        console: Shows progress bars. None shows none.
         thaws: Whether the freeze policy thaws layers later. DDP then has to look for unused parameters.
     """
     from lightning import Trainer
@@ -286,12 +286,12 @@ def make_trainer(
         fast_dev_run=config.fast_dev_run,
         default_root_dir=folder,
         logger=list(loggers),
-        callbacks=[*callbacks, *([ProgressBar()] if verbose else [])],
+        callbacks=[*callbacks, *([] if console is None else [ProgressBar(console, verb="Scoring")])],
         plugins=plugins,
         # Batches are planned for each epoch, so their number differs.
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        enable_progress_bar=verbose,
+        enable_progress_bar=console is not None,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         # Parameters that are gathered in inference mode could not be trained afterwards.
@@ -338,14 +338,27 @@ def _profiler(name: str | None, folder: Path) -> "Profiler | None":
 
 
 def make_inference_trainer(
-    *, accelerator: str, precision: str, console: Console | None, callbacks: "Sequence[Callback]" = ()
+    *,
+    accelerator: str,
+    precision: str,
+    console: Console | None,
+    verb: str = "Transcribing",
+    callbacks: "Sequence[Callback]" = (),
 ) -> "Trainer":
-    """A Trainer that only runs test loops, on one device. A console shows the progress."""
+    """A Trainer that only runs test loops, on one device.
+
+    Args:
+        accelerator: Lightning's accelerator.
+        precision: Lightning's precision.
+        console: Shows the progress. None shows nothing.
+        verb: What the loop does, for the progress bar.
+        callbacks: Lightning callbacks.
+    """
     from lightning import Trainer
 
     from ssl_asr.training.progress import ProgressBar
 
-    bar: list[Callback] = [] if console is None else [ProgressBar(stderr=console.stderr)]
+    bar: list[Callback] = [] if console is None else [ProgressBar(console, verb=verb)]
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,

@@ -203,7 +203,7 @@ class UpdateLoop(L.LightningModule):
             self._thaw()
         loss = Loss(*self.loss_parts(batch)) if len(batch) else self._empty_loss()
         ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
-        with nullcontext() if ends_window else self._without_sync():
+        with nullcontext() if ends_window else self.without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append(_Part(loss.count.detach(), loss.total.detach(), batch.ids))
         self.skips.add("train", batch.skipped)
@@ -230,7 +230,8 @@ class UpdateLoop(L.LightningModule):
         total = sum((p.sum() * 0.0 for p in self._optimized()), torch.zeros((), device=self.device))
         return Loss(total, torch.zeros((), device=self.device))
 
-    def _without_sync(self) -> AbstractContextManager[None]:
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Ranks do not average the gradients of this block."""
         model: Any = self.trainer.strategy.model
         context: AbstractContextManager[None] = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
         return context
@@ -244,11 +245,12 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
+        norms_S = self._side_norms(optimizers)
         own = torch.stack([part.count for part in window]).sum().float()
         sums = self._over_ranks(torch.stack([own, self._skipped("train"), *self._noted_signals()]))
         count, skipped, *signals = sums.unbind()
         mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
-        norm = whole(nn.utils.get_total_norm(gradients)) * mean_factor
+        norm = torch.linalg.vector_norm(norms_S) * mean_factor
         # One transfer from the device for all questions.
         asked = [torch.isfinite(norm).float(), (count == 0).float(), skipped, *signals]
         finite, empty, late, *told = torch.stack(asked).tolist()
@@ -265,6 +267,8 @@ class UpdateLoop(L.LightningModule):
             torch._foreach_mul_([own_part(gradient) for gradient in gradients], mean_factor * clip)
             self._step(optimizers, scaler)
             self.log_train("train/grad_norm", norm, 1)
+            for config, own in zip(self.trainer.lr_scheduler_configs, (norms_S * mean_factor).unbind(), strict=True):
+                self.log_train(f"train/grad_norm/{str(config.name).removeprefix('lr/')}", own, 1)
         elif scaler is not None:
             # `unscale_` has recorded the overflow, so this halves the loss scale.
             scaler.update()
@@ -274,6 +278,12 @@ class UpdateLoop(L.LightningModule):
             self._has_updated(scaler)
         else:
             self._has_skipped(window, scaler)
+
+    def _side_norms(self, optimizers: list[Optimizer]) -> Tensor:
+        """Norm of the gradients of each optimizer, before the mean."""
+        groups = [[group["params"] for group in optimizer.param_groups] for optimizer in optimizers]
+        own = [[p.grad for parameters in group for p in parameters if p.grad is not None] for group in groups]
+        return torch.stack([whole(nn.utils.get_total_norm(gradients)).to(self.device) for gradients in own])
 
     def _skipped(self, split: str) -> Tensor:
         """Number of utterances of this rank that could not be read since the last call. float32 counts to 2^24."""

@@ -1,28 +1,28 @@
-"""Weights & Biases (W&B): one W&B run per run folder, and a table of utterances at each validation.
+"""Weights & Biases (W&B): one W&B run per run folder, with tables, audio, pictures and checkpoints.
 
 No other module imports wandb.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import wandb
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from ssl_asr.data.audio import read_waveform
-from ssl_asr.errors import AudioError
-from ssl_asr.metrics.edit import wer_unit, word_edits
-from ssl_asr.metrics.report import Prediction, plain_diff
-from ssl_asr.training.module import ASRModule
-from ssl_asr.types import SAMPLE_RATE, Utterance
+from ssl_asr.metrics.report import Score, html_diff
+from ssl_asr.training.media import Row, score_table
+from ssl_asr.types import SAMPLE_RATE
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ssl_asr.training.loggers import WandbLog
 
 _ID_FILE = "wandb_run_id.txt"
@@ -33,17 +33,28 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return bool(wandb.api.api_key)
+        # Newer releases warn that this attribute is old. Its successor is missing in earlier ones.
+        with redirect_stderr(io.StringIO()):
+            return bool(wandb.api.api_key)
     except (wandb.errors.Error, OSError):
         return False
 
 
+def default_entity() -> str:
+    """Returns the user or team that W&B uses if none is named."""
+    return str(wandb.Api().default_entity)
+
+
 def run_id(folder: Path) -> str:
-    """Returns the W&B id of a run folder. It is created once, so a resumed run continues the same W&B run."""
+    """Returns the W&B id of a run folder. It is created once, so a resumed run continues the same W&B run.
+
+    An agent of a W&B sweep gives the id of each of its runs.
+    """
     file = folder / _ID_FILE
     if not file.is_file():
+        given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4) + "\n")
+        file.write_text((given or secrets.token_hex(4)) + "\n")
     return file.read_text().strip()
 
 
@@ -56,27 +67,35 @@ def make_wandb_logger(options: WandbLog, *, folder: Path, name: str, config: dic
         options: WandbLog, settings.
         folder: Folder of the run.
         name: str, name of the run.
-        config: Config of the run as plain data.
+        config: Config of the run as plain data. ``run`` in it has ``group``, ``job_type`` and ``tags``, which options
+            of the logger precede.
     """
+    job = config.get("run", {})
     wandb.finish()
     is_offline = options.offline if options.offline is not None else not has_key()
     if is_offline and options.offline is None and os.environ.get("WANDB_MODE") is None:
         print("W&B: no API key found, logging offline. Upload the run later with `wandb sync`.")
-    return WandbLogger(
+    logger = WandbLogger(
         name=name,
         save_dir=str(folder),
         project=options.project,
         entity=options.entity,
-        group=options.group,
-        tags=options.tags,
+        group=options.group or job.get("group"),
+        job_type=job.get("job_type"),
+        tags=[*options.tags, *(tag for tag in job.get("tags", []) if tag not in options.tags)],
         id=run_id(folder),
         resume="allow",
         offline=is_offline,
         # Lightning sets WANDB_MODE, which wandb reads too early if it has been asked for a key.
         mode="offline" if is_offline else None,
         config=config,
+        # The command prints what matters. W&B repeats every number at the end.
+        settings=wandb.Settings(silent=True),
         log_model=False,
     )
+    # Lightning's default, about which W&B warns.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
 
 
 def finish(*, failed: bool) -> None:
@@ -85,51 +104,48 @@ def finish(*, failed: bool) -> None:
         wandb.finish(exit_code=1 if failed else 0)
 
 
-class ValidationTable(Callback):
-    """Logs a table at each validation: audio, reference, hypothesis and edits of the utterances with the most errors.
-
-    The summary of the W&B run names what the WER counts, as ``val/wer_unit``: see `ssl_asr.metrics.edit`.
+class WandbWriter:
+    """A `MediaWriter` for W&B.
 
     Args:
         logger: WandbLogger of the run.
-        audio_samples: int, number of rows.
     """
 
-    def __init__(self, *, logger: WandbLogger, audio_samples: int) -> None:
-        self.logger, self.audio_samples = logger, audio_samples
+    def __init__(self, logger: WandbLogger) -> None:
+        self._logger = logger
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gathers the predictions of all ranks and logs the table."""
-        if trainer.sanity_checking:
-            return
-        assert isinstance(pl_module, ASRModule)
-        predictions = pl_module.gather_dev_predictions()
-        if not trainer.is_global_zero or not predictions:
-            return
-        normalize = next(iter(pl_module.normalizers.values()))
-        rows = []
-        for prediction in predictions:
-            ref, hyp = prediction.pair(normalize)
-            rows.append((word_edits(ref, hyp), ref, hyp, prediction))
-        rows.sort(key=lambda row: (-row[0].errors, row[3].id))
-        table = wandb.Table(columns=["id", "audio", "reference", "hypothesis", "edits", "sub", "ins", "del", "wer"])
-        for edits, ref, hyp, prediction in rows[: self.audio_samples]:
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        self._logger.experiment.log({**values, "trainer/global_step": step})
+
+    def utterances(self, name: str, rows: Sequence[Row], step: int) -> None:
+        """Writes a table. Its diffs are colored."""
+        columns: list[str | int] = ["id", "audio", "reference", "hypothesis", "diff", "sub", "ins", "del", "wer"]
+        table = wandb.Table(columns=columns)
+        for row in rows:
+            waveform_T, edits = row.waveform_T(), row.edits
+            audio = None if waveform_T is None else wandb.Audio(waveform_T.numpy(), sample_rate=SAMPLE_RATE)
+            diff = wandb.Html(f'<div style="font-family:sans-serif">{html_diff(row.ref, row.hyp)}</div>', inject=False)
             counts = (edits.sub, edits.ins, edits.dele, edits.rate)
-            table.add_data(prediction.id, _audio(prediction), ref, hyp, plain_diff(ref, hyp), *counts)
-        step = {"trainer/global_step": trainer.fit_loop.epoch_loop._batches_that_stepped}
-        self.logger.experiment.log({"val/predictions": table, **step})
-        self.logger.experiment.summary["val/wer_unit"] = wer_unit((ref, hyp) for _, ref, hyp, _ in rows)
+            table.add_data(row.prediction.id, audio, row.ref, row.hyp, diff, *counts)
+        self._log({name: table}, step)
 
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        """Writes a picture."""
+        self._log({name: wandb.Image(figure)}, step)
 
-def _audio(prediction: Prediction) -> wandb.Audio | None:
-    """Returns the audio of an utterance, None if it cannot be read."""
-    utterance = Utterance(
-        id=prediction.id,
-        audio_filepath=prediction.audio_filepath,
-        duration=prediction.duration,
-        offset=prediction.offset,
-    )
-    try:
-        return wandb.Audio(read_waveform(utterance).numpy(), sample_rate=SAMPLE_RATE)
-    except AudioError:
-        return None
+    def scores(self, name: str, scores: Mapping[str, Sequence[Score]], step: int) -> None:
+        """Writes a table."""
+        columns, rows = score_table(scores)
+        self._log({name: wandb.Table(columns=[*columns], data=rows)}, step)
+
+    def summary(self, values: Mapping[str, str]) -> None:
+        """Writes texts to the summary of the run."""
+        self._logger.experiment.summary.update(dict(values))
+
+    def checkpoint(self, path: Path, files: Sequence[Path]) -> None:
+        """Keeps a checkpoint as an artifact of type ``model``, with the aliases ``latest`` and its name."""
+        run = self._logger.experiment
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        for file in (path, *files):
+            artifact.add_file(str(file), name=file.name)
+        run.log_artifact(artifact, aliases=["latest", path.stem])

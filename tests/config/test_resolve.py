@@ -140,6 +140,7 @@ def test_plain_data_has_every_key_of_a_command(name):
         "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
         "check": ["manifest=m.jsonl"],
         "corpus": ["output_dir=o"],
+        "dashboard": [],
         "demo": [],
     }[name]
     config = resolved_command(name, *needed)

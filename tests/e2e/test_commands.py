@@ -47,6 +47,11 @@ def test_run_folder_has_configs_checkpoints_metrics_and_results(runs, task):
     for part in ("kept of 10", "parameters train", "budget filled %", "Samples", "WER %"):
         assert part in done.stdout, done.stdout
     assert "Traceback" not in done.stderr
+    saved = (folder / "train.log").read_text()
+    for part in ("kept of 10", "parameters train", "batches of up to 3 s", "Samples", "WER %", "ssl-asr export"):
+        assert part in saved
+    assert "\x1b" not in saved
+    assert "left" not in saved, "a progress bar"
 
 
 def test_forked_command_equals_command_of_a_shell(run_command, tmp_path):
@@ -295,8 +300,7 @@ def test_bad_input_exits_with_code_2_and_leaves_no_partial_results(
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert message in done.stderr
-    assert not (out / "checkpoints").exists()
-    assert not (out / "results.json").exists()
+    assert not out.exists(), "a run that is refused leaves nothing"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""What a training run is before its first update, and what it came to at its end, each as one table."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_asr.build.training import TrainingRun
+from ssl_asr.data.filters import Selection
+from ssl_asr.metrics.evaluation import Evaluation
+from ssl_asr.metrics.provenance import Clock
+from ssl_asr.training.checkpointing import best_checkpoint
+from ssl_asr.training.sides import GroupRow
+
+_GB, _MILLION, _HOUR_S = 1e9, 1e6, 3600
+
+
+def print_start(run: TrainingRun, folder: Path, console: Console) -> None:
+    """Print what a run trains, on what, and where it writes."""
+    config, options = run.config, run.config.trainer
+    rows = run.module.group_table()
+    table = _table("Run")
+    _row(table, "model", f"{config.backbone.source}, {run.module.task_name}, {_sizes(rows)}")
+    for selection in run.data.selections.values():
+        _row(table, selection.name, _split(selection))
+    batches = run.data.batching(run.trainer.world_size)["train"].batches // run.trainer.world_size
+    epochs = f"{options.max_epochs} epochs" if options.max_steps < 0 else f"at most {options.max_epochs} epochs"
+    per_update = options.accumulate_grad_batches
+    _row(
+        table,
+        "updates",
+        f"{run.module.total_updates:,} in {epochs}. An epoch has {batches:,} batches of up to "
+        f"{config.data.max_batch_s:g} s" + (f", {per_update} in an update" if per_update > 1 else ""),
+    )
+    ranks = f", {run.trainer.world_size} ranks" if run.trainer.world_size > 1 else ""
+    _row(table, "device", f"{run.trainer.strategy.root_device}, {options.precision}{ranks}")
+    _row(table, "memory", _memory(run))
+    writes = "nothing (fast_dev_run)" if options.fast_dev_run is not False else str(folder)
+    _row(table, "writes to", writes)
+    console.print(table)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    return table
+
+
+def _row(table: Table, what: str, value: str) -> None:
+    # Brackets in paths are not markup.
+    table.add_row(what, Text(value))
+
+
+def _sizes(rows: list[GroupRow]) -> str:
+    total, trains = sum(row.total for row in rows), sum(row.trainable for row in rows)
+    return f"{_count(total)} parameters, {_count(trains)} train"
+
+
+def _count(number: int) -> str:
+    return f"{number / _MILLION:,.1f} M" if number >= _MILLION else f"{number:,}"
+
+
+def _split(selection: Selection) -> str:
+    dropped = f", {len(selection.skips):,} dropped" if selection.skips else ""
+    return f"{len(selection.kept):,} utterances, {selection.kept.total_s / _HOUR_S:.2f} h{dropped}"
+
+
+def _memory(run: TrainingRun) -> str:
+    """Weights and gradients, which are known before training."""
+    both = [(p.numel() * p.element_size(), p.requires_grad) for p in run.module.parameters()]
+    weights, gradients = sum(size for size, _ in both), sum(size for size, trains in both if trains)
+    known = f"weights {weights / _GB:.2f} GB, gradients {gradients / _GB:.2f} GB"
+    return f"{known}; more in training: ssl-asr doctor measures it"
+
+
+def print_end(
+    run: TrainingRun, folder: Path, evaluations: Mapping[str, Evaluation], clock: Clock, console: Console
+) -> None:
+    """Print the scores of a run, its best checkpoint, and the commands that may come next."""
+    table = _table(f"Finished in {_duration(clock.record()['seconds'])}")
+    for split, evaluation in evaluations.items():
+        score = evaluation.scores[0]
+        interval = f"{100 * score.wer_low:.2f} - {100 * score.wer_high:.2f}"
+        _row(table, f"{split} WER", f"{100 * score.wer:.2f} % ({interval}), {score.normalizer}")
+    best = best_checkpoint(run.trainer)
+    name = "best" if best is not None and best.best_model_path else "last"
+    _row(table, f"{name} checkpoint", str(folder / "checkpoints" / f"{name}.ckpt"))
+    console.print(table)
+    console.print("Next:")
+    for command in next_commands(run, folder):
+        # Lines that wrap by themselves could not be copied.
+        console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
+
+
+def next_commands(run: TrainingRun, folder: Path) -> list[str]:
+    """Commands that evaluate, transcribe with, and export the model of a run."""
+    data = run.config.data
+    known = [*data.test.values(), *([data.dev] if data.dev is not None else []), "test.jsonl"]
+    model = f"model={folder}"
+    words = [
+        ["evaluate", model, f"manifest={known[0]}"],
+        ["transcribe", "recording.wav", model],
+        ["export", model, "to=transformers"],
+    ]
+    return [shlex.join(["ssl-asr", *command]) for command in words]
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), _HOUR_S)
+    parts = [f"{hours} h"] if hours else []
+    return " ".join([*parts, *([f"{rest // 60} min"] if seconds >= 60 else []), *([] if hours else [f"{rest % 60} s"])])
