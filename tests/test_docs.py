@@ -94,6 +94,8 @@ def made_before(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_ASR_DATA", os.environ.get("SSL_ASR_DATA", str(REPO.parent / "shared" / "data")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    # Composing `push=` looks for this setting, and nothing else of the Hub.
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (tmp_path / "lm.arpa").touch()
     (tmp_path / "lexicon.txt").touch()
     (tmp_path / "outputs/2026-01-01/12-00-00").mkdir(parents=True)
