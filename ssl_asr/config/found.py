@@ -94,7 +94,7 @@ def _manifest_fault(key: str, name: str, path: Path) -> ConfigError | None:
         return None
     with path.open("rb") as file:
         start = file.read(4096)
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = start.lstrip(b"\xef\xbb\xbf").lstrip()
     if not text or text.startswith(b"{"):
         return None
     if (encoding := other_unicode(start)) is not None:

@@ -369,16 +369,23 @@ def _length(audio: tuple[str, str]) -> Seconds | AudioError:
 
 
 def _lines(data: ManifestBytes, block: Block) -> Iterator[tuple[int, int, bytes]]:
-    """Number, byte offset and content of each line that is not blank. A byte order mark is left out."""
+    """Number, byte offset and content of each line that is not blank. Byte order marks are left out."""
     start = block.start
     for number, line in enumerate(data.read(block.start, block.length).split(b"\n"), block.number):
         if line.isspace() or not line:
             pass
         elif not line.startswith(codecs.BOM_UTF8):
             yield number, start, line
-        elif (rest := line.removeprefix(codecs.BOM_UTF8)).strip():
-            yield number, start + len(codecs.BOM_UTF8), rest
+        elif (rest := _without_marks(line)).strip():
+            yield number, start + len(line) - len(rest), rest
         start += len(line) + 1
+
+
+def _without_marks(line: bytes) -> bytes:
+    """A line without byte order marks at its start. Files that were joined may have several."""
+    while line.startswith(codecs.BOM_UTF8):
+        line = line.removeprefix(codecs.BOM_UTF8)
+    return line
 
 
 def _check_languages(langs: Iterable[Mapping[str | None, str]]) -> None:

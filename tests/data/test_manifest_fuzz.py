@@ -119,7 +119,9 @@ def _rows_of(data):
     """Number and content of each line that is not blank, by the letter of JSON."""
     rows = {}
     for number, line in enumerate(data.split(b"\n"), start=1):
-        text = line.removeprefix(BOM).strip(b" \t\r\x0b\x0c")
+        while line.startswith(BOM):
+            line = line.removeprefix(BOM)
+        text = line.strip(b" \t\r\x0b\x0c")
         if text:
             rows[number] = json.loads(text.decode(), parse_constant=pytest.fail)
     return rows
