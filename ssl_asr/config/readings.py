@@ -69,7 +69,9 @@ def reading_of(annotation: Any) -> Reading:
     kinds = [part for part in parts if part is not NoneType]
     lists = [kind for kind in map(_base, kinds) if get_origin(kind) is list]
     single = len(lists) < len(kinds)
-    roles = [_role(get_args(kind)[0]) for kind in lists] + [_role(kind) for kind in kinds if single]
+    roles = [_role(get_args(kind)[0]) for kind in lists] + [
+        _role(kind) for kind in kinds if get_origin(_base(kind)) is not list
+    ]
     role = roles[0] if roles and roles.count(roles[0]) == len(roles) else None
     return Reading(role=role, listed=bool(lists), single=single, optional=len(kinds) < len(parts))
 

@@ -1,12 +1,14 @@
 """The numbers that commands print at their end, each against a value worked out by hand."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
+from ssl_asr.build import summary
 from ssl_asr.commands import align as align_command
 from ssl_asr.commands import demo as demo_command
 from ssl_asr.commands import transcribe as transcribe_command
@@ -68,7 +70,7 @@ def test_align_prints_the_number_of_words_and_of_words_without_a_label(tmp_path,
     assert "timed by the speech between their neighbors: 1" in said.err
 
 
-def test_train_prints_how_full_its_batches_are():
+def test_train_prints_how_full_its_batches_are(monkeypatch):
     rows = [GroupRow("encoder", "layers.0", 0, 3000, None), GroupRow("rest", "head", 1000, 1000, 1e-3)]
     run = SimpleNamespace(
         module=SimpleNamespace(group_table=lambda: rows),
@@ -77,7 +79,8 @@ def test_train_prints_how_full_its_batches_are():
         trainer=SimpleNamespace(world_size=2),
     )
     console = wide_console()
-    _print_overview(run, console)
+    monkeypatch.setattr(summary, "print_start", lambda *_: None)
+    _print_overview(run, Path("run"), console)
     text = " ".join(console.export_text(clear=False).split())
     assert "1,000 of 4,000 parameters train (25.0 %)" in text
     # 20 s of 32 s are computed. 3 s of them are padding. One rank waits while the other one computes 4 s.

@@ -52,7 +52,7 @@ def agrees(given, launcher):
 
 def test_there_is_a_command_for_every_kind_of_cluster():
     assert len(COMMANDS) == 6
-    assert re.findall(r"^## (.+)$", TEXT, flags=re.M) == ["torchrun", "Slurm", "Ray", "Kubernetes"]
+    assert re.findall(r"^## (.+)$", TEXT, flags=re.M) == ["torchrun", "Slurm", "W&B agents", "Ray", "Kubernetes"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

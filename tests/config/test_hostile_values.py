@@ -114,6 +114,7 @@ NEEDED = {
     "lm": ["input=[a.txt]", "output=o.arpa"],
     "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
     "serve": ["model=m"],
+    "dashboard": ["output=o.json"],
 }
 
 

@@ -123,7 +123,9 @@ def test_undecodable_empty_and_missing_files_are_refused(tmp_path):
 
 def test_byte_order_marks_are_left_out(tmp_path):
     """Also on blank lines, and in the middle of joined files."""
-    path = write(tmp_path, "\ufeff", "\ufeff\ufeff\ufeff" + json.dumps(GOOD), " \r", json.dumps({**GOOD, "id": "b"}) + "\r")
+    path = write(
+        tmp_path, "\ufeff", "\ufeff\ufeff\ufeff" + json.dumps(GOOD), " \r", json.dumps({**GOOD, "id": "b"}) + "\r"
+    )
     assert [(u.id, u.where) for u in read_manifest(path)] == [("a", f"{path}:2"), ("b", f"{path}:4")]
 
 

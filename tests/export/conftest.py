@@ -12,14 +12,20 @@ from tests.training.toy_runs import build, toy_overrides
 
 
 @pytest.fixture(scope="package")
-def toy_whisper(toy_checkpoints, tmp_path_factory):
+def toy_whisper_folder(toy_checkpoints, tmp_path_factory):
     """The toy Whisper, which writes printable ASCII characters only, so that texts can be compared."""
     folder = tmp_path_factory.mktemp("exported") / "whisper"
     shutil.copytree(toy_checkpoints["whisper"], folder)
     path = folder / "generation_config.json"
     generation = read(path)
     path.write_text(json.dumps({**generation, "suppress_tokens": [*generation["suppress_tokens"], *range(94, END)]}))
-    return pretrained_whisper(folder)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def toy_whisper(toy_whisper_folder):
+    """The toy Whisper as it is exported."""
+    return pretrained_whisper(toy_whisper_folder)
 
 
 @pytest.fixture(scope="package")

@@ -192,7 +192,7 @@ def test_progress_bars_are_not_written_to_standard_output(module, toy_corpus, tm
     said = capfd.readouterr()
     assert said.out == ""
     assert "[/red] a name" in said.err
-    assert "Testing" in said.err
+    assert "Transcribing" in said.err
 
 
 def test_a_file_that_can_no_longer_be_opened_has_no_content(tmp_path, monkeypatch):
