@@ -154,7 +154,8 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(whisper_tiny_en, da
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0
         results = json.loads((tmp_path / str(minutes) / "results.json").read_text())
-        assert next(iter(results.values()))["scores"]["whisper_english"]["wer"] < 0.1
+        [scores] = [one["scores"] for one in results.values() if isinstance(one, dict) and "scores" in one]
+        assert scores["whisper_english"]["wer"] < 0.1
         peaks.append(usage.ru_maxrss)
     assert peaks[1] < 1.25 * peaks[0], peaks
 
