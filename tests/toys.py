@@ -28,7 +28,7 @@ SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>",
 SPECIALS += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
 END, START, NO_TIMESTAMPS = 256, 257, 264
 
-_SMALL = {
+SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -42,8 +42,8 @@ _SMALL = {
     "vocab_size": 12,
     "mask_time_length": 2,
 }
-_GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
-_LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Toy:
 
     def save(self, folder: Path) -> None:
         """Saves a checkpoint as transformers does."""
-        model = transformers.AutoModel.from_config(self.config(**{**_SMALL, **self.settings}))
+        model = transformers.AutoModel.from_config(self.config(**{**SMALL, **self.settings}))
         model.save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": self.normalize}))
 
@@ -148,15 +148,15 @@ class ParakeetToy(Toy):
 
 
 FAMILIES: dict[str, Toy] = {
-    "wav2vec2_group": Toy(config=Wav2Vec2Config, settings=_GROUP),
+    "wav2vec2_group": Toy(config=Wav2Vec2Config, settings=GROUP),
     "wav2vec2_layer": Toy(
-        config=Wav2Vec2Config, settings=_LAYER, normalize=True, published=("wav2vec2", "xls-r", "mms")
+        config=Wav2Vec2Config, settings=LAYER, normalize=True, published=("wav2vec2", "xls-r", "mms")
     ),
-    "hubert_group": Toy(config=HubertConfig, settings=_GROUP),
-    "hubert_layer": Toy(config=HubertConfig, settings=_LAYER, normalize=True, published=("hubert",)),
-    "wavlm_group": Toy(config=WavLMConfig, settings=_GROUP),
-    "wavlm_layer": Toy(config=WavLMConfig, settings=_LAYER, normalize=True, published=("wavlm",)),
-    "unispeech_sat_layer": Toy(config=UniSpeechSatConfig, settings=_LAYER, normalize=True, published=("unispeech",)),
+    "hubert_group": Toy(config=HubertConfig, settings=GROUP),
+    "hubert_layer": Toy(config=HubertConfig, settings=LAYER, normalize=True, published=("hubert",)),
+    "wavlm_group": Toy(config=WavLMConfig, settings=GROUP),
+    "wavlm_layer": Toy(config=WavLMConfig, settings=LAYER, normalize=True, published=("wavlm",)),
+    "unispeech_sat_layer": Toy(config=UniSpeechSatConfig, settings=LAYER, normalize=True, published=("unispeech",)),
     "w2v_bert": W2vBertToy(
         config=Wav2Vec2BertConfig,
         settings={"num_conv_pos_embeddings": 4, "feature_projection_input_dim": 160},

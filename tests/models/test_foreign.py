@@ -11,23 +11,11 @@ from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2Model
 from ssl_asr.errors import CheckpointError
 from ssl_asr.models.checkpoints import read_json
 from ssl_asr.models.foreign import convert_foreign, read_plain
+from tests import toys
 
-SMALL = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": (8, 8, 8),
-    "conv_kernel": (10, 3, 2),
-    "conv_stride": (5, 2, 2),
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-    "num_feat_extract_layers": 3,
-}
-NORMS = {
-    "group": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
-    "layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
-}
+# fairseq writes heads of 64.
+SMALL = {**toys.SMALL, "hidden_size": 128}
+NORMS = {"group": toys.GROUP, "layer": toys.LAYER}
 # fairseq's name of each part, by transformers' name, key by key.
 LAYER = {
     "attention.k_proj": "self_attn.k_proj",
