@@ -37,6 +37,14 @@ class ExportModel:
     reason: UserError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TimedWord:
+    """A word of a runtime and its start in seconds."""
+
+    text: str
+    start: Seconds
+
+
 class Runtime(Protocol):
     """An exported model in the runtime of its format, such as faster-whisper or onnxruntime."""
 
@@ -46,6 +54,13 @@ class Runtime(Protocol):
         Args:
             waveforms: Float32 waveforms of shape (samples,) at 16 kHz.
             real_length: Encode only the utterance and a short tail instead of 30 s, if the runtime can.
+        """
+        ...
+
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """Words of each utterance, timed as a user of the runtime gets them, Whisper at 30 s.
+
+        None if the runtime does not time words by the frames or the attention of the model.
         """
         ...
 

@@ -192,6 +192,13 @@ class Card:
             "Both programs transcribed the same utterances with greedy search. `change` is the WER between them. Of "
             "two WERs, the first is that of ssl_asr. `export.json` lists every difference."
         )
+        if "word_times" in parity:
+            times = parity["word_times"]
+            yield (
+                f"Of {times['words']:,} words of {times['utterances']:,} utterances, {times['within']:,} start "
+                f"within {times['limit_s']:g} s of their start in ssl_asr. Words after a pause are not "
+                "compared, since ssl_asr moves their start to the speech."
+            )
 
     def _training(self) -> Iterator[str]:
         config = self.model.module.run_config

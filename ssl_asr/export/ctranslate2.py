@@ -9,6 +9,7 @@ CTranslate2's own loader maps the weights. It reads them from the model in memor
     preprocessor_config.json   number of mel bands, for faster-whisper
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_asr.errors import UserError, missing_extra
-from ssl_asr.export.base import ExportModel, Runtime
+from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.whisper import HOP, N_FFT, WINDOW_S
 from ssl_asr.textfiles import to_json, written_whole
@@ -120,9 +121,13 @@ class CTranslate2:
             ConfigError: faster-whisper is not installed.
         """
         try:
+            import ctranslate2
             from faster_whisper import WhisperModel
         except ImportError:
             raise missing_extra("to=ctranslate2", "faster-whisper", "ctranslate2") from None
+        # They report each file, and that the CPU computes in float32.
+        logging.getLogger("faster_whisper").setLevel(logging.WARNING)
+        ctranslate2.set_log_level(logging.ERROR)
         return _FasterWhisper(WhisperModel(str(folder), device="cpu"), WhisperParts.of(model))
 
     def usage(self, folder: str, model: ExportModel) -> str:
@@ -147,7 +152,21 @@ class _FasterWhisper:
         read = self._real if real_length else self._whole
         return (read(waveform_T) for waveform_T in waveforms)
 
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. faster-whisper goes on after the last word, and may write more words in the silence."""
+        return (
+            [
+                TimedWord(word.word.strip(), float(word.start))
+                for segment in self._segments(one, True)
+                for word in segment.words
+            ]
+            for one in waveforms
+        )
+
     def _whole(self, waveform_T: Tensor) -> str:
+        return "".join(segment.text for segment in self._segments(waveform_T, False)).strip()
+
+    def _segments(self, waveform_T: Tensor, word_timestamps: bool) -> Iterator[Any]:
         parts = self._parts
         segments, _ = self._whisper.transcribe(
             with_silence(waveform_T, None),
@@ -161,8 +180,9 @@ class _FasterWhisper:
             condition_on_previous_text=False,
             suppress_tokens=parts.suppressed()[0],
             without_timestamps=True,
+            word_timestamps=word_timestamps,
         )
-        return "".join(segment.text for segment in segments).strip()
+        yield from segments
 
     def _real(self, waveform_T: Tensor) -> str:
         features = self._whisper.feature_extractor(with_silence(waveform_T, self._parts.tail_s), padding=0)

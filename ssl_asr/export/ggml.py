@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_asr.errors import ConfigError, UserError, missing_extra
-from ssl_asr.export.base import ExportModel, Runtime
+from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.spectrograms import slaney_filters
 from ssl_asr.models.whisper import N_FFT, SAMPLES_PER_FRAME
@@ -278,3 +278,7 @@ class _WhisperCpp:
             frames = -(-len(samples) // SAMPLES_PER_FRAME)
             found = self._whisper.transcribe(samples, audio_ctx=frames if real_length else 0)
             yield " ".join(" ".join(segment.text for segment in found).split())
+
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. whisper.cpp guesses times of words from their lengths, or uses fixed heads by model name."""
+        return None

@@ -24,6 +24,7 @@ from ssl_asr.export.staging import make_readable, staged, take_place
 from ssl_asr.export.tables import show_parity
 from ssl_asr.export.tokenizers import write_json
 from ssl_asr.export.utterances import read_examples
+from ssl_asr.export.word_times import TimeComparison
 from ssl_asr.inference.options import inference_options
 from ssl_asr.metrics.provenance import Clock
 
@@ -72,6 +73,8 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
         if failed is not None:
             kept = _keep_aside(partial, folder)
             raise _differs(failed, kept, model, form, quantization, parity.max_change)
+        if parity.times is not None and not parity.times.agrees():
+            raise _times_differ(parity.times, _keep_aside(partial, folder), form)
     if hub is not None:
         address = hub.upload(folder)
         say_to(console)(f"Uploaded to {address}")
@@ -97,6 +100,15 @@ def _differs(
     default = form.quantizations[0]
     other = "" if quantization == default else f"use quantization={default}, or "
     return CheckpointError(f"to={form.name}", what, f"{other}allow it with max_change=…")
+
+
+def _times_differ(times: TimeComparison, kept: Path, form: Format) -> CheckpointError:
+    """The error for word times that do not agree."""
+    what = (
+        f"words start at other times: {times.within} of {len(times.distances)} within {times.limit_s:g} s of each "
+        f"other, and half of them {times.median_s:.2f} s or more apart. The files are kept in {kept}"
+    )
+    return CheckpointError(f"to={form.name}", what, "compare longer utterances with speech: manifest=…")
 
 
 def _keep_aside(partial: Path, folder: Path) -> Path:

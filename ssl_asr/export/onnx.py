@@ -8,12 +8,13 @@ Files of Whisper, see `ssl_asr.export.onnx_whisper`::
 Files of CTC models, see `ssl_asr.export.onnx_ctc`::
 
     model.onnx                     waveforms and lengths -> log-probabilities and their lengths
-    tokens.txt                     spelling of each label, with its id
+    vocab.txt                      spelling of each label, with its id
 """
 
 import base64
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_asr.errors import ConfigError, UserError, missing_extra
-from ssl_asr.export.base import ExportModel, Runtime
+from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.ggml import text_tokens
 from ssl_asr.export.onnx_ctc import CTC_AXES, CTC_INPUTS, CTC_OUTPUTS, CtcGraph, ctc_texts, label_lines
 from ssl_asr.export.onnx_whisper import (
@@ -43,8 +44,8 @@ from ssl_asr.types import SAMPLE_RATE
 _OPSET = 17
 # Protocol buffers hold up to 2 GiB. Larger weights go into a file of their own.
 _MOST_BYTES = 1_900_000_000
-# sherpa-onnx cuts longer input, and appends frames of zeros in place of silence.
-_SHERPA_FRAMES = 2949
+# sherpa-onnx cuts longer input, and appends at least one frame. The encoder takes 3000 frames.
+_SHERPA_FRAMES, _ENCODER_FRAMES = 2949, 3000
 
 _WHISPER_USAGE = """\
 sherpa-onnx, with up to 29 s of speech:
@@ -67,8 +68,8 @@ recognizer.decode_stream(stream)
 print(stream.result.text)
 ```
 
-This encodes the utterance and {tail_s:g} s of silence. For the 30 s of Whisper's training, fill the waveform with
-silence to 29.4 s. sherpa-onnx writes at most 6 tokens for each second of the waveform.
+This encodes the utterance and {tail_s:g} s of silence. For the 30 s of Whisper's training, use `tail_paddings=51` and
+fill the waveform with silence to 29.49 s. sherpa-onnx writes at most 6 tokens for each second of the waveform.
 """
 
 _CTC_USAGE = """\
@@ -83,7 +84,7 @@ session = onnxruntime.InferenceSession("{folder}/model.onnx")
 audio, rate = soundfile.read("speech.wav", dtype="float32")
 inputs = {{"waveforms": audio[None], "waveform_lengths": np.array([len(audio)])}}
 log_probs, lengths = session.run(None, inputs)
-labels = [line.rstrip("\\n").rsplit(" ", 1)[0] for line in open("{folder}/tokens.txt", encoding="utf-8")]
+labels = [line.rstrip("\\n").rsplit(" ", 1)[0] for line in open("{folder}/vocab.txt", encoding="utf-8")]
 best = log_probs[0, : lengths[0]].argmax(-1)
 kept = [label for label, before in zip(best, [0, *best[:-1]]) if label != before and label != 0]
 print("".join(labels[label] for label in kept).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip())
@@ -141,16 +142,16 @@ class Onnx:
         except ImportError:
             raise missing_extra("to=onnx", "sherpa-onnx", "onnx") from None
         parts = WhisperParts.of(model)
-        recognizer = OfflineRecognizer.from_whisper(
+        load = functools.partial(
+            OfflineRecognizer.from_whisper,
             encoder=str(folder / "encoder.onnx"),
             decoder=str(folder / "decoder.onnx"),
             tokens=str(folder / "tokens.txt"),
             language=parts.language() or ("" if parts.tokenizer.is_multilingual else "en"),
             task=parts.tokenizer.task,
-            tail_paddings=1,
             num_threads=torch.get_num_threads(),
         )
-        return _Sherpa(recognizer, parts)
+        return _Sherpa(load, parts)
 
     def usage(self, folder: str, model: ExportModel) -> str:
         """See `Format`."""
@@ -177,7 +178,7 @@ def _write_ctc(model: ExportModel, folder: Path, quantization: str) -> None:
     inputs = graph.example_inputs()
     facts = {"model_type": "ctc", "sample_rate": SAMPLE_RATE, "blank_id": 0, "vocab_size": len(graph.labels)}
     _export(graph, inputs, folder / "model.onnx", CTC_INPUTS, CTC_OUTPUTS, CTC_AXES, facts, quantization)
-    with written_whole(folder / "tokens.txt") as file:
+    with written_whole(folder / "vocab.txt") as file:
         file.writelines(label_lines(graph.labels))
 
 
@@ -222,19 +223,24 @@ def _export(
 
 
 class _Sherpa:
-    """See `Runtime`. Both lengths are made by appending silence; sherpa-onnx encodes what it gets."""
+    """See `Runtime`. Silence is appended to the waveform, and the frames that sherpa-onnx leaves out at 30 s."""
 
-    def __init__(self, recognizer: Any, parts: WhisperParts) -> None:
-        self._recognizer, self._parts = recognizer, parts
+    def __init__(self, load: Callable[..., Any], parts: WhisperParts) -> None:
+        self._load, self._parts = load, parts
 
     def transcribe(self, waveforms: Sequence[Tensor], *, real_length: bool) -> Iterator[str]:
         """See `Runtime`."""
+        recognizer = self._load(tail_paddings=1 if real_length else _ENCODER_FRAMES - _SHERPA_FRAMES)
         for waveform_T in waveforms:
             samples = with_silence(waveform_T, self._parts.tail_s if real_length else None)
-            stream = self._recognizer.create_stream()
+            stream = recognizer.create_stream()
             stream.accept_waveform(SAMPLE_RATE, samples[: _SHERPA_FRAMES * HOP])
-            self._recognizer.decode_stream(stream)
+            recognizer.decode_stream(stream)
             yield " ".join(stream.result.text.split())
+
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. sherpa-onnx times no words of Whisper."""
+        return None
 
 
 class _OnnxRuntime:
@@ -252,3 +258,7 @@ class _OnnxRuntime:
         """See `Runtime`."""
         for waveform_T in waveforms:
             yield ctc_texts(self._session, [waveform_T], self._tokenizer)[0]
+
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. onnxruntime gives log-probabilities."""
+        return None

@@ -45,7 +45,7 @@ class CtcGraph(nn.Module):
 
 
 def label_lines(labels: Sequence[str | None]) -> Iterator[str]:
-    """Lines of tokens.txt: the spelling of each label and its id. A space is written as U+2581."""
+    """Lines of vocab.txt: the spelling of each label and its id. A space is written as U+2581."""
     for i, label in enumerate(labels):
         text = ("<blk>" if i == BLANK_ID else "<unk>") if label is None else label.replace(" ", "\u2581")
         yield f"{text} {i}\n"

@@ -5,8 +5,10 @@
              n_layer_cross_k, n_layer_cross_v, offset (1,)
              -> logits (N, U, vocabulary), out_n_layer_self_k_cache, out_n_layer_self_v_cache
 
-The encoder takes up to 30 s. The names are those of sherpa-onnx's own export of OpenAI's models. sherpa-onnx does not
-suppress tokens, so the suppression lists of the checkpoint are in the decoder's graph.
+The encoder takes up to 30 s. The names are those of sherpa-onnx's own export of OpenAI's models.
+
+Two things that other runtimes do are in the graphs. The encoder reads frames of zeros, which sherpa-onnx appends, as
+silence. The decoder suppresses the tokens that the checkpoint lists.
 """
 
 from typing import Any
@@ -30,6 +32,8 @@ AXES = {
 }
 # A finite number, so that a sum of two stays finite.
 _NEVER = -1e9
+# Log-mel of silence below the loudest frame: Whisper cuts log10 of the power at 8 below its maximum, and divides by 4.
+_FLOOR = 2.0
 
 
 def _attend(attention: Any, x_BUD: Tensor, k_BFD: Tensor, v_BFD: Tensor, mask: Tensor | None) -> Tensor:
@@ -62,7 +66,9 @@ class EncoderGraph(nn.Module):
 
     def forward(self, mel_BMF: Tensor) -> tuple[Tensor, Tensor]:
         """Computes ``n_layer_cross_k`` and ``n_layer_cross_v``."""
-        x = functional.gelu(self.encoder.conv1(mel_BMF))
+        appended_B1F = mel_BMF.abs().amax(1, keepdim=True) == 0
+        silence_B11 = mel_BMF.amax((1, 2), keepdim=True) - _FLOOR
+        x = functional.gelu(self.encoder.conv1(torch.where(appended_B1F, silence_B11, mel_BMF)))
         h_BFD = functional.gelu(self.encoder.conv2(x)).transpose(1, 2)
         h_BFD = h_BFD + self.encoder.embed_positions.weight[: h_BFD.shape[1]]
         for layer in self.encoder.layers:

@@ -5,14 +5,15 @@
                   in their own runtime -> texts+
 
 Both sides search greedily, one utterance at a time. Whisper is compared at 30 s, and with real lengths if the runtime
-can encode less than 30 s. At 30 s the texts have to agree. What real lengths give is measured.
+can encode less than 30 s. At 30 s the texts have to agree. What real lengths give is measured. Where the runtime times
+words, their starts have to agree too, see `ssl_asr.export.word_times`.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -22,11 +23,14 @@ from ssl_asr.data.dataset import collate
 from ssl_asr.decoding.ctc import CtcGreedy
 from ssl_asr.decoding.seq2seq import WhisperGreedy
 from ssl_asr.export.base import ExportModel, Runtime
+from ssl_asr.export.word_times import TimeComparison, compare_times, timed_examples
 from ssl_asr.metrics.edit import Edits, word_edits
 from ssl_asr.metrics.report import Prediction, Score, score_predictions
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Normalizer, Seconds
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,13 @@ class Parity:
     Attributes:
         comparisons: One for models without a window, otherwise one for each window.
         own: WER of our texts with the window of the model, by normalizer, if the runtime has not this window.
+        times: How word times compare. None if the runtime times no words.
         max_change: Largest `Comparison.change` where texts have to agree.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
     own: dict[str, Score] = field(default_factory=dict)
+    times: TimeComparison | None = None
     max_change: float
 
     def failed(self) -> Comparison | None:
@@ -121,7 +127,9 @@ class Parity:
     def record(self) -> dict[str, Any]:
         """Plain data for ``export.json``."""
         own = {"own_window": {name: _scored(score) for name, score in self.own.items()}} if self.own else {}
-        return {"max_change": self.max_change, "comparisons": [one.record() for one in self.comparisons], **own}
+        comparisons = [one.record() for one in self.comparisons]
+        times = {} if self.times is None else {"word_times": self.times.record()}
+        return {"max_change": self.max_change, "comparisons": comparisons, **times, **own}
 
 
 def set_greedy(module: ASRModule) -> None:
@@ -161,6 +169,8 @@ def check_parity(
     with _progress(console) as bar:
         for window in windows:
             parity.comparisons.append(_compare(module, runtime, examples, window, normalizers, bar))
+            if window != "real":
+                parity.times = _compare_times(model, runtime, examples, bar)
         if model.window is not None and model.window not in windows and referenced:
             module.speech_encoder.set_window(model.window, None)
             texts = list(_tracked(bar, f"ssl_asr, window={model.window}", transcribed(module, examples), len(examples)))
@@ -205,6 +215,16 @@ def _compare(
     )
 
 
+def _compare_times(
+    model: ExportModel, runtime: Runtime, examples: Sequence[Example], bar: Progress
+) -> TimeComparison | None:
+    chosen = timed_examples(examples)
+    theirs = runtime.words([example.waveform_T for example in chosen])
+    if theirs is None or model.module.confidence_measure("max_prob", required=False) is None:
+        return None
+    return compare_times(model, _tracked(bar, "word times", theirs, len(chosen)), chosen)
+
+
 @torch.inference_mode()
 def transcribed(module: ASRModule, examples: Iterable[Example]) -> Iterator[str]:
     """The text of each utterance alone. Runtimes get the audio only, so languages of the manifest are not used."""
@@ -237,8 +257,8 @@ def _progress(console: Console | None) -> Iterator[Progress]:
         yield bar
 
 
-def _tracked(bar: Progress, name: str, texts: Iterable[str], total: int) -> Iterator[str]:
+def _tracked(bar: Progress, name: str, items: Iterable[Item], total: int) -> Iterator[Item]:
     task = bar.add_task(name, total=total)
-    for text in texts:
+    for item in items:
         bar.advance(task)
-        yield text
+        yield item

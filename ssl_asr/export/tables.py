@@ -37,6 +37,13 @@ def show_parity(parity: Parity, name: str, folder: Path, console: Console) -> No
     if parity.own:
         table.add_row("real, ssl_asr only", "", "", *(_percent(parity.own[one]) for one in names), "")
     console.print(table)
+    if parity.times is not None:
+        times = parity.times
+        console.print(
+            f"Word times: {times.within:,} of {len(times.distances):,} words of {times.utterances:,} utterances start "
+            f"within {times.limit_s:g} s of each other; words after a pause are not compared",
+            highlight=False,
+        )
     for one in parity.comparisons:
         _show_differences(one, name, console)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.errors import UserError
-from ssl_asr.export.base import ExportModel, Runtime
+from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.tokenizers import tokenizer_refusal, write_json, write_tokenizer
 from ssl_asr.models.loading import silent
 from ssl_asr.types import SAMPLE_RATE
@@ -104,6 +104,19 @@ class _Ctc:
             ids = self._model(**inputs).logits[0].argmax(-1).tolist()
             yield str(self._processor.tokenizer.decode(ids))
 
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. Only tokenizers of characters time words."""
+        if type(self._processor.tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
+            return None
+        return (self._timed(waveform_T) for waveform_T in waveforms)
+
+    def _timed(self, waveform_T: Tensor) -> list[TimedWord]:
+        inputs = self._processor(waveform_T.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        ids = self._model(**inputs).logits[0].argmax(-1)
+        found = self._processor.tokenizer.decode(ids, output_word_offsets=True).word_offsets
+        frame_s = self._model.config.inputs_to_logits_ratio / SAMPLE_RATE
+        return [TimedWord(word["word"], float(word["start_offset"]) * frame_s) for word in found]
+
 
 class _Whisper:
     """``WhisperForConditionalGeneration`` with greedy search, one utterance at a time."""
@@ -123,3 +136,21 @@ class _Whisper:
             with silent():
                 ids = self._model.generate(**inputs, num_beams=1, do_sample=False)
             yield str(self._processor.batch_decode(ids, skip_special_tokens=True)[0])
+
+    def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
+        """See `Runtime`. The pipeline of transformers, which decodes with timestamps to time words."""
+        from transformers import AutomaticSpeechRecognitionPipeline
+
+        with silent():
+            pipeline = AutomaticSpeechRecognitionPipeline(
+                self._model,
+                feature_extractor=self._processor.feature_extractor,
+                tokenizer=self._processor.tokenizer,
+            )
+        return (_timed(pipeline, waveform_T) for waveform_T in waveforms)
+
+
+def _timed(pipeline: Any, waveform_T: Tensor) -> list[TimedWord]:
+    with silent():
+        found = pipeline(waveform_T.numpy(), return_timestamps="word", generate_kwargs={"num_beams": 1})
+    return [TimedWord(chunk["text"].strip(), float(chunk["timestamp"][0])) for chunk in found["chunks"]]

@@ -57,10 +57,15 @@ def save_english_whisper(folder: Path) -> Path:
     return folder
 
 
+def examples_of(waveforms: Sequence[torch.Tensor]) -> list[Example]:
+    """Waveforms at 16 kHz as utterances."""
+    rows = [Utterance(str(i), "", len(waveform) / 16000) for i, waveform in enumerate(waveforms)]
+    return [Example(row, waveform, []) for row, waveform in zip(rows, waveforms, strict=True)]
+
+
 def batch_of(waveforms: Sequence[torch.Tensor]):
     """A batch of waveforms at 16 kHz."""
-    rows = [Utterance(str(i), "", len(waveform) / 16000) for i, waveform in enumerate(waveforms)]
-    return collate([Example(row, waveform, []) for row, waveform in zip(rows, waveforms, strict=True)])
+    return collate(examples_of(waveforms))
 
 
 def texts_of(module: ASRModule, waveforms: Sequence[torch.Tensor], window: Window | None = None) -> list[str]:

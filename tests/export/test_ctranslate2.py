@@ -11,8 +11,9 @@ import torch
 from ssl_asr.errors import ConfigError
 from ssl_asr.export.ctranslate2 import CTranslate2
 from ssl_asr.export.whisper import WhisperParts, with_silence
+from ssl_asr.export.word_times import compare_times
 from ssl_asr.models.ctranslate2 import read_model, whisper_state
-from tests.export.models import noise, pretrained_whisper, read, speech, texts_of
+from tests.export.models import examples_of, noise, pretrained_whisper, read, speech, texts_of
 from tests.toys import END, NO_TIMESTAMPS, START
 
 pytest.importorskip("faster_whisper", reason="the extra ctranslate2 is not installed")
@@ -136,17 +137,14 @@ def test_real_speech_gives_the_texts_of_the_module(whisper_tiny_en, data_root, r
 
 @pytest.mark.slow
 def test_faster_whisper_gives_word_times(whisper_tiny_en, data_root, tmp_path):
-    from faster_whisper import WhisperModel
-
     model = pretrained_whisper(whisper_tiny_en)
     CTranslate2().write(model, tmp_path, quantization="float32")
-    [waveform] = speech(data_root / "en_librispeech_mini" / "test.jsonl", 1)
-    segments, _ = WhisperModel(str(tmp_path), device="cpu").transcribe(waveform.numpy(), word_timestamps=True)
-    words = [word for segment in segments for word in segment.words]
-    starts = [word.start for word in words]
-    assert len(words) > 5
-    assert starts == sorted(starts)
-    assert words[-1].end <= len(waveform) / 16000 + 0.1
+    waveforms = speech(data_root / "en_librispeech_mini" / "test.jsonl", 2)
+    model.module.speech_encoder.set_window("30s", None)
+    words = CTranslate2().runtime(tmp_path, model).words(waveforms)
+    times = compare_times(model, words, examples_of(waveforms))
+    assert len(times.distances) > 10
+    assert times.within == len(times.distances)
 
 
 def test_without_faster_whisper_the_error_names_the_extra(toy_whisper, folder, monkeypatch):

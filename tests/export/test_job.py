@@ -17,7 +17,7 @@ from tests.training.toy_runs import config_of, toy_overrides
 
 
 class Wrong(Transformers):
-    """A format whose runtime writes every second text backwards."""
+    """A format whose runtime writes every second text backwards, and times no words."""
 
     quantizations = ("float32", "int8")
 
@@ -32,7 +32,25 @@ class Wrong(Transformers):
                 for i, text in enumerate(inner.transcribe(waveforms, real_length=real_length)):
                     yield text if i % 2 else text[::-1]
 
+            def words(self, waveforms):
+                return None
+
         return Runtime()
+
+
+class Late(Transformers):
+    """A format whose runtime times words a second late."""
+
+    def runtime(self, folder, model):
+        runtime = super().runtime(folder, model)
+        timed = runtime.words
+
+        def words(waveforms):
+            for found in timed(waveforms):
+                yield [replace(word, start=word.start + 1.0) for word in found]
+
+        runtime.words = words
+        return runtime
 
 
 @pytest.fixture
@@ -88,6 +106,22 @@ def test_texts_that_differ_keep_the_files_aside(config, tmp_path):
     parity = export_folder(replace(config, to="wrong", max_utterances=2, max_change=1.0), None)
     assert 0 < parity.comparisons[0].change < 1
     assert names(tmp_path) == ["out", "out.differs"]
+
+
+def test_words_have_the_times_of_the_runtime(config, tmp_path):
+    times = export_folder(replace(config, max_utterances=3), None).times
+    assert times is not None
+    assert len(times.distances) > 3
+    assert times.agrees()
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f"Of {len(times.distances)} words of 3 utterances, {times.within} start within 0.02 s" in page
+
+
+def test_late_words_keep_the_files_aside(config, monkeypatch, tmp_path):
+    monkeypatch.setitem(formats.FORMATS, "late", f"{__name__}.{Late.__name__}")
+    with pytest.raises(CheckpointError, match="words start at other times: 0 of"):
+        export_folder(replace(config, to="late", max_utterances=3), None)
+    assert names(tmp_path) == ["out.differs"]
 
 
 @pytest.mark.usefixtures("wrong_format")

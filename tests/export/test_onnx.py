@@ -10,6 +10,7 @@ import torch
 from ssl_asr.errors import ConfigError
 from ssl_asr.export.base import ExportModel
 from ssl_asr.export.onnx import Onnx
+from ssl_asr.models.whisper import LogMel
 from tests.export.models import batch_of, noise, pretrained_whisper, speech, texts_of
 from tests.training.toy_runs import build, toy_overrides
 
@@ -64,7 +65,7 @@ def test_ctc_texts_and_labels_are_those_of_the_module(toy_ctc, quantization, tmp
     texts = list(Onnx().runtime(tmp_path, toy_ctc).transcribe(waveforms, real_length=True))
     if quantization == "float32":
         assert texts == texts_of(toy_ctc.module, waveforms)
-    lines = (tmp_path / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "<blk> 0"
     assert "\u2581" in {line.split(" ")[0] for line in lines}
     assert len(lines) == toy_ctc.module.tokenizer.vocab_size
@@ -105,6 +106,17 @@ def test_both_graphs_compute_what_the_module_computes(english_whisper, whisper):
     wanted[..., always] -= 1e9
     wanted[:, :2, first] -= 1e9
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found, 1)), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_frames_of_zeros_are_silence(whisper):
+    encoder = onnxruntime.InferenceSession(whisper / "encoder.onnx")
+    waveform_T = torch.nn.functional.pad(noise(16000)[0], (0, 16000))
+    silent_BMF = LogMel(n_mels=80)(waveform_T[None], 200)
+    zeros_BMF = silent_BMF.clone()
+    zeros_BMF[:, :, 104:] = 0
+    wanted, found = (encoder.run(None, {"mel": each.numpy()}) for each in (silent_BMF, zeros_BMF))
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def _logits(model, tokens_BU, keys, values):
