@@ -5,11 +5,14 @@ Invariants of the framework itself are checked by `assert`.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # A list of known names in a message is cut to some names if it has more characters.
 _MOST_CHARACTERS, _MOST_NAMES = 200, 5
+# Control characters, and those that end a line.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def _sentence(text: str, *, capital: bool = False) -> str:
@@ -20,8 +23,13 @@ def _sentence(text: str, *, capital: bool = False) -> str:
     return text if text.endswith((".", "?", "!", "…")) else f"{text}."
 
 
+def _on_one_line(text: str) -> str:
+    """The text with control characters as escapes, which names of files and values of settings may have."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class UserError(ValueError):
-    """An error that the user can correct.
+    """An error that the user can correct. Its message is one line.
 
     Args:
         where: Config key, ``file:line``, path or utterance id.
@@ -31,7 +39,8 @@ class UserError(ValueError):
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
         self.where, self.what, self.remedy = where, what, remedy
-        super().__init__(f"{where}: {_sentence(what)}" + (f" {_sentence(remedy, capital=True)}" if remedy else ""))
+        message = f"{where}: {_sentence(what)}" + (f" {_sentence(remedy, capital=True)}" if remedy else "")
+        super().__init__(_on_one_line(message))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
         return type(self), (self.where, self.what, self.remedy)

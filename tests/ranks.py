@@ -7,11 +7,14 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
+import torch
+
 
 def on_ranks(work: Callable[..., Any], ranks: int, *arguments: object, nodes: int = 1, limit_s: float = 120) -> list:
     """Call ``work(*arguments)`` on each rank and return the results in order of rank.
 
-    Processes are forked, so nothing is imported again. The ranks of a node are consecutive.
+    Processes are forked from a server that has imported the libraries and run nothing: torch cannot train in a fork of
+    a process that has trained with threads. Work and arguments are pickled. The ranks of a node are consecutive.
 
     Raises:
         AssertionError: A rank failed, or did not end.
@@ -19,11 +22,13 @@ def on_ranks(work: Callable[..., Any], ranks: int, *arguments: object, nodes: in
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("fork")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "ssl_asr.build.training", "tests.training.toy_runs"])
+    threads = torch.get_num_threads()
     pipes, processes = [], []
     for rank in range(ranks):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(there, rank, ranks, nodes, port, work, arguments))
+        process = context.Process(target=_run, args=(there, rank, ranks, nodes, port, threads, work, arguments))
         process.start()
         there.close()
         pipes.append(here)
@@ -42,7 +47,8 @@ def on_ranks(work: Callable[..., Any], ranks: int, *arguments: object, nodes: in
             process.kill()
 
 
-def _run(pipe, rank, ranks, nodes, port, work, arguments):
+def _run(pipe, rank, ranks, nodes, port, threads, work, arguments):
+    torch.set_num_threads(threads)
     local = ranks // nodes
     os.environ |= {
         "RANK": str(rank),

@@ -69,8 +69,18 @@ def overrides_of(checkpoints, corpus, setting):
 
 @pytest.fixture
 def no_dropout(monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
-    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+    remove_dropout(monkeypatch)
+
+
+def remove_dropout(patch):
+    patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+    patch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+
+
+def train_rank(folder, overrides, resume=None, spoil=None):
+    """`train` without dropout, in a process of its own."""
+    remove_dropout(pytest.MonkeyPatch())
+    return train(folder, overrides, resume, spoil)
 
 
 def train(folder, overrides, resume=None, spoil=None):
@@ -131,7 +141,7 @@ def test_shards_train_score_and_save_as_one_process(
 ):
     overrides, accumulate = overrides_of(toy_checkpoints, toy_corpus, setting)
     accumulated = f"trainer.accumulate_grad_batches={accumulate}"
-    first, second = on_ranks(train, 2, tmp_path / "two", [*overrides, *SHARDED, accumulated])
+    first, second = on_ranks(train_rank, 2, tmp_path / "two", [*overrides, *SHARDED, accumulated])
     request.getfixturevalue("batches_of_two_ranks")
     start = build(tmp_path / "start", *overrides).module.state_dict()
     one = train(tmp_path / "one", [*overrides, f"trainer.accumulate_grad_batches={2 * accumulate}"])
@@ -187,9 +197,9 @@ def test_a_resumed_run_equals_the_whole_run_and_one_process_continues_it(
     toy_checkpoints, toy_corpus, tmp_path, no_dropout, request
 ):
     overrides, _ = overrides_of(toy_checkpoints, toy_corpus, "ctc, adamw, frozen feature encoder, accumulation")
-    on_ranks(train, 2, tmp_path / "whole", [*overrides, *SHARDED], None, saves_after_two_updates)
+    on_ranks(train_rank, 2, tmp_path / "whole", [*overrides, *SHARDED], None, saves_after_two_updates)
     half = tmp_path / "whole" / "two.ckpt"
-    on_ranks(train, 2, tmp_path / "resumed", [*overrides, *SHARDED], half)
+    on_ranks(train_rank, 2, tmp_path / "resumed", [*overrides, *SHARDED], half)
     request.getfixturevalue("batches_of_two_ranks")
     train(tmp_path / "one", [*overrides, "trainer.accumulate_grad_batches=2"], twice_the_batches(half))
     whole, resumed, one = (last(tmp_path / name) for name in ("whole", "resumed", "one"))
@@ -224,7 +234,7 @@ def first_batch_of_one_is_empty(run):
 
 def test_all_ranks_skip_an_update_that_is_not_finite_on_one(toy_checkpoints, toy_corpus, tmp_path):
     overrides, _ = overrides_of(toy_checkpoints, toy_corpus, "ctc, sgd, clip")
-    for rank in on_ranks(train, 2, tmp_path, [*overrides, *SHARDED], None, one_is_not_finite):
+    for rank in on_ranks(train_rank, 2, tmp_path, [*overrides, *SHARDED], None, one_is_not_finite):
         assert rank["skipped"] == 1
         assert rank["updates"] > 0
     assert all(torch.isfinite(value).all() for value in last(tmp_path)["state_dict"].values())
@@ -233,7 +243,7 @@ def test_all_ranks_skip_an_update_that_is_not_finite_on_one(toy_checkpoints, toy
 @pytest.mark.slow
 def test_a_rank_without_readable_audio_takes_part_in_the_update(toy_checkpoints, toy_corpus, tmp_path):
     overrides, _ = overrides_of(toy_checkpoints, toy_corpus, "seq2seq, sgd, clip, tied embeddings")
-    found = on_ranks(train, 2, tmp_path, [*overrides, *SHARDED], None, first_batch_of_one_is_empty)
+    found = on_ranks(train_rank, 2, tmp_path, [*overrides, *SHARDED], None, first_batch_of_one_is_empty)
     assert [rank["skipped"] for rank in found] == [0, 0]
     assert found[0]["updates"] == found[1]["updates"] > 1
 
