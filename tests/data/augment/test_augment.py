@@ -110,6 +110,7 @@ def test_a_missing_manifest_says_that_its_path_is_from_a_variable(tmp_path, monk
             Noise(manifest=str(path), snr_db=[0.0, 0.0], probability=1.0).build()
         assert f"{path}{origin}: no such manifest" in str(caught.value).replace("manifest: ", "", 1)
     monkeypatch.delenv("SSL_ASR_DATA")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"noise.jsonl \(SSL_ASR_DATA is not set\): no such"):
         Noise(manifest="../shared/data/noise/noise.jsonl", snr_db=[0.0, 0.0], probability=1.0).build()
 
