@@ -18,6 +18,7 @@ REPO = Path(__file__).parent.parent
 DOCS = [
     "README.md",
     "conf/README.md",
+    "conf/experiment/README.md",
     "CHANGELOG.md",
     *(f"tests/{name}README.md" for name in ("", "benchmarks/", "gpu/", "mutation/")),
 ]
@@ -54,6 +55,7 @@ YAML_COMMANDS = sorted(
         for line in path.read_text().splitlines()
         if line.lstrip("# ").startswith(STARTS)
     }
+    - set(COMMANDS)
 )
 
 

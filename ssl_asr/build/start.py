@@ -32,8 +32,9 @@ def start_run(config: TrainConfig, folder: Path, console: Console | None) -> tup
     run = build_training(config, folder, console)
     if resumed is not None:
         check_resumable(resumed.checkpoint, run.module)
+        train, ranks = run.data.train_kept, run.trainer.world_size
+        check_exact(resumed.checkpoint, plain(config), train=train, ranks=ranks, first=first)
         if first:
-            check_exact(resumed.checkpoint, plain(config), train=run.data.train_kept, ranks=run.trainer.world_size)
             say_if_finished(resumed.updates, run.module.total_updates, max_steps=config.trainer.max_steps)
     if first and config.trainer.fast_dev_run is False:
         write_beginning(run, folder, resumed=resumed is not None)

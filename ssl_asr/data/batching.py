@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from ssl_asr.console import fitting_table
-from ssl_asr.data.sampler import PlannedBatches
+from ssl_asr.console import fitting_table, notify
+from ssl_asr.data.filters import Selection
+from ssl_asr.data.options import DataConfig
+from ssl_asr.data.sampler import BatchCost, PlannedBatches
 from ssl_asr.types import Seconds
 
 
@@ -74,6 +76,25 @@ class Batching:
         seconds = {"speech_s": round(self.speech_s, 3), "computed_s": round(self.computed_s, 3)}
         shares = {"fill": self.fill, "padding": self.padding, "rank_balance": self.rank_balance}
         return {"batches": self.batches, **seconds, **{name: round(value, 6) for name, value in shares.items()}}
+
+
+def say_over_budgets(selections: Mapping[str, Selection], cost: BatchCost, config: DataConfig, prefix: str) -> None:
+    """Warn of the utterances that compute more than the budget of a batch. Each of them makes a batch of its own.
+
+    Args:
+        selections: The splits after filtering.
+        cost: What utterances cost.
+        config: The budgets.
+        prefix: Start of their keys in the command's config.
+    """
+    for name, selection in selections.items():
+        trains = name == "train" and bool(config.train)
+        budget_s = config.max_batch_s if trains else cost.budget_s(config.eval_batch_s)
+        costs_N = cost.encoded_s(selection.kept.durations_N)
+        if over := int((costs_N > budget_s).sum()):
+            key = f"{prefix}{'max_batch_s' if trains or not prefix else 'eval_batch_s'}"
+            seen = f"{over:,} of {len(costs_N):,} utterances of {name} compute more than its {budget_s:g} s"
+            notify(f"{key}: {seen}, up to {costs_N.max():.1f} s. Each makes a batch of its own.")
 
 
 def print_batching(rows: Mapping[str, Batching], console: Console) -> None:

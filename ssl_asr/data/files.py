@@ -25,6 +25,9 @@ from ssl_asr.data import remote
 from ssl_asr.data.remote import MediaError, is_remote
 
 _MEMBER = re.compile(r"(?P<tar>.+?\.(?:tar|tgz|tar\.\w+))::(?P<member>.+?)(?:@(?P<start>\d+)\+(?P<size>\d+))?", re.S)
+# What separates a tar from its member, and the faults that all members of a tar share.
+MEMBER = "::"
+OF_SHARD = frozenset({"missing_file", "bad_shard", "changed_shard", "compressed_shard", "truncated_shard"})
 _REMEDY = "get the shard again, or make its manifest again with ssl-asr prepare"
 # Bytes of the header before a member, and the longest name that always is in it.
 _HEADER, _LONGEST_NAME = 512, 99

@@ -1,11 +1,11 @@
 """Filter the utterances of a manifest before a run, with a reason for each dropped utterance."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ssl_asr.data.audio import check_header
+from ssl_asr.data.files import MEMBER, OF_SHARD
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.media import Header
 from ssl_asr.data.parallel import map_ranges, ranges_of
@@ -256,11 +257,24 @@ def skips_error(
         count: Number of dropped utterances. Default: None (the length of ``skips``).
     """
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(skip.reason for skip in skips).most_common())
-    first = "; ".join(f"{skip.id}: {skip.reason}: {skip.detail}" for skip in skips[:5])
+    first = "; ".join(islice(_causes(skips), 5))
     number = len(skips) if count is None else count
     what = f"{number:,} of {len(manifest):,} utterances dropped ({reasons}): {first}"
     remedy = f"correct them, or raise {prefix}max_skip_fraction (now {max_skip_fraction:g})"
     return ManifestError(str(manifest.path), what, remedy)
+
+
+def _causes(skips: Sequence[Skip]) -> Iterator[str]:
+    """What is wrong, once for all utterances of a shard that cannot be read."""
+    groups: dict[tuple[str, str], list[Skip]] = defaultdict(list)
+    for number, skip in enumerate(skips):
+        # `AudioError` names the utterance, then its path, which begins with that of the shard.
+        path = skip.detail.removeprefix(f"{skip.id} ({skip.where}): ")
+        shard, inside, _ = path.partition(MEMBER)
+        groups[skip.reason, shard if inside and skip.reason in OF_SHARD else str(number)].append(skip)
+    for [first, *others] in groups.values():
+        more = f" (and {len(others):,} more utterances of this shard)" if others else ""
+        yield f"{first.id}: {first.reason}: {first.detail}{more}"
 
 
 def check_skips(selection: Selection, max_skip_fraction: float, *, prefix: str = "data.") -> None:

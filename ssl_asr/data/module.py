@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.augment import Augmentation
-from ssl_asr.data.batching import Batching
+from ssl_asr.data.batching import Batching, say_over_budgets
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import Item, SpeechDataset, collate
 from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
@@ -207,6 +207,7 @@ class ASRDataModule(L.LightningDataModule):
             print_selections(list(self.selections.values()), self.console)
         for selection in self.selections.values():
             self._check(selection)
+        say_over_budgets(self.selections, self._cost, self.config, self._prefix)
         train = self.selections.get("train")
         if train is None:
             return

@@ -253,7 +253,7 @@ class GruAttentionHead:
 
     blocks: NonNegativeInt
     width: PositiveInt
-    norm: Literal["layer", "batch"]
+    norm: Literal["layer", "batch", "none"]
     activation: Literal["leaky_relu", "relu", "gelu"]
     dropout: Dropout
     embedding: PositiveInt
@@ -299,7 +299,7 @@ class TransformerAttentionHead:
 
     blocks: NonNegativeInt
     width: PositiveInt
-    norm: Literal["layer", "batch"]
+    norm: Literal["layer", "batch", "none"]
     activation: Literal["leaky_relu", "relu", "gelu"]
     dropout: Dropout
     decoder_layers: PositiveInt

@@ -134,6 +134,14 @@ class FrameLayerNorm(nn.LayerNorm):
         return super().forward(h_BFD)
 
 
+class FrameIdentity(nn.Identity):
+    """No normalization, with the call signature of a `FrameWise` layer."""
+
+    def forward(self, h_BFD: Tensor, frame_lengths_B: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns the states unchanged."""
+        return h_BFD
+
+
 class FrameBatchNorm(nn.BatchNorm1d):
     """Batch normalization over valid frames: padding does not enter the mean, the variance or the running statistics.
 
@@ -249,14 +257,15 @@ class DnnHead:
     Attributes:
         blocks: int, number of blocks.
         width: int, features of each block.
-        norm: ``layer`` normalizes each frame independently; ``batch`` normalizes over all valid frames of the batch.
+        norm: ``layer`` normalizes each frame independently; ``batch`` normalizes over all valid frames of the batch;
+            ``none`` as in ``VanillaNN``.
         activation: ``leaky_relu``, ``relu`` or ``gelu``.
         dropout: float in [0, 1), dropout probability after each block.
     """
 
     blocks: NonNegativeInt
     width: PositiveInt
-    norm: Literal["layer", "batch"]
+    norm: Literal["layer", "batch", "none"]
     activation: Literal["leaky_relu", "relu", "gelu"]
     dropout: Dropout
 
@@ -277,7 +286,7 @@ class DnnHead:
         Returns:
             The blocks, and the number of features they return.
         """
-        norms = {"layer": FrameLayerNorm, "batch": FrameBatchNorm}
+        norms = {"layer": FrameLayerNorm, "batch": FrameBatchNorm, "none": FrameIdentity}
         activations = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU, "gelu": nn.GELU}
         blocks = [
             _Block(

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import numpy as np
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
 from ssl_asr.config.interruption import Interruption, current
 from ssl_asr.config.serving import ServeConfig
-from ssl_asr.console import say_to
+from ssl_asr.console import notify, say_to
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import inference_device
 from ssl_asr.inference.options import inference_options, long_form
 from ssl_asr.serve.app import make_app
-from ssl_asr.serve.models import load_models
+from ssl_asr.serve.models import ServedModel, load_models
 from ssl_asr.serve.service import Service, Settings
 from ssl_asr.training.trainer import check_accelerator
 from ssl_asr.types import Seconds
@@ -79,6 +80,8 @@ def make_service(config: ServeConfig, keys: list[str], console: Console | None) 
         device=inference_device(config.accelerator),
         say=say_to(console),
     )
+    for model in models:
+        _say_if_never_batched(model, config)
     settings = Settings(
         max_requests=config.max_requests,
         max_upload_bytes=round(config.max_upload_mb * 1e6),
@@ -89,6 +92,15 @@ def make_service(config: ServeConfig, keys: list[str], console: Console | None) 
         keys=keys,
     )
     return Service(models, settings)
+
+
+def _say_if_never_batched(model: ServedModel, config: ServeConfig) -> None:
+    """Warn if the longest parts of recordings compute more than a batch may."""
+    encoder = model.module.speech_encoder
+    computed_s, budget_s = float(encoder.encoded_s(np.array([config.chunk_s]))[0]), encoder.budget_s(config.max_batch_s)
+    if computed_s > budget_s:
+        seen = f"{model.name} computes {computed_s:g} s for {config.chunk_s:g} s of audio"
+        notify(f"max_batch_s: {seen}, more than its {budget_s:g} s. Such requests make batches of their own.")
 
 
 def run_server(config: ServeConfig, console: Console | None) -> None:

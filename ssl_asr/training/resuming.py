@@ -28,6 +28,9 @@ _INEXACT = (
     *(f"trainer.{key}" for key in ("accumulate_grad_batches", "gradient_clip_val", "precision", "accelerator")),
     *(f"trainer.{key}" for key in ("limit_train_batches", "ema_decay", "compile")),
 )
+_DATA, _RANKS = "training utterances", "number of ranks"
+# A finished run may be tested on another machine.
+_OF_MACHINE = (_RANKS, "trainer.accelerator", "trainer.precision")
 # Utterances that are compared by id and text, of all that are compared by length.
 _COMPARED = 1000
 
@@ -42,7 +45,9 @@ def data_description(train: Manifest) -> dict[str, Any]:
     return {"utterances": len(train), "digest": digest.hexdigest()}
 
 
-def check_exact(checkpoint: dict[str, Any], config: dict[str, Any], *, train: Manifest, ranks: int) -> None:
+def check_exact(
+    checkpoint: dict[str, Any], config: dict[str, Any], *, train: Manifest, ranks: int, first: bool = True
+) -> None:
     """Warn if the resumed run will differ from the run that was started, had it not been interrupted.
 
     Args:
@@ -50,12 +55,33 @@ def check_exact(checkpoint: dict[str, Any], config: dict[str, Any], *, train: Ma
         config: The configuration that runs, as plain data.
         train: The training data.
         ranks: Number of ranks.
+        first: Whether this process warns.
+
+    Raises:
+        ConfigError, UserErrors: The run is finished, so that no update would be made with the new values. Names each.
     """
     changes = list(_changes(checkpoint[KEY], config, data_description(train), ranks))
-    if changes:
+    if _is_finished(checkpoint, config["trainer"]):
+        rest = "and has made all of its updates"
+        remedy = (
+            "leave it as it was, train longer with a larger trainer.max_epochs, or start a new run in another run_dir"
+        )
+        errors = []
+        for name, old, new in changes:
+            if name not in _OF_MACHINE:
+                key, what = "data.train" if name == _DATA else name, f"is {new}, but this run was trained with {old}"
+                errors.append(ConfigError(key, f"{what}, {rest}", remedy))
+        raise_all(errors)
+    elif changes and first:
         what = "; ".join(f"{name} {old} -> {new}" for name, old, new in changes)
         rest = "The rest of the epoch may repeat utterances or leave some out"
         notify(f"resume: is not exact, because this run was started with other values: {what}. {rest}.")
+
+
+def _is_finished(checkpoint: dict[str, Any], limits: dict[str, Any]) -> bool:
+    """Whether nothing is left to train within the limits of epochs and updates."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return bool(epochs >= limits["max_epochs"] or 0 <= limits["max_steps"] <= checkpoint["global_step"])
 
 
 def _changes(
@@ -67,10 +93,10 @@ def _changes(
         if key.startswith(_INEXACT) and started.get(key) != now.get(key):
             yield key, _shown(started.get(key)), _shown(now.get(key))
     if saved["ranks"] != ranks:
-        yield "number of ranks", saved["ranks"], ranks
+        yield _RANKS, saved["ranks"], ranks
     if saved["data"] != data:
         before, after = saved["data"]["utterances"], data["utterances"]
-        yield "training utterances", before, f"{after}{', others or in another order' if before == after else ''}"
+        yield _DATA, before, f"{after}{', others or in another order' if before == after else ''}"
 
 
 def check_resumable(checkpoint: dict[str, Any], module: ASRModule) -> None:

@@ -223,3 +223,19 @@ def test_other_rates_and_channels_are_refused_before_training(tmp_path):
     dataset = SpeechDataset(manifest, tokenizer=None, downmix="refuse", any_rate=False, skip_bad_audio=True)
     read = [dataset[index] for index in range(len(manifest))]
     assert [getattr(item, "reason", "read") for item in read] == ["read", *(reason for reason, _ in both.values())]
+
+
+def test_a_shard_that_cannot_be_read_is_named_once(tmp_path):
+    names = [f"lost.tar::{name}.wav" for name in "abcdefg"]
+    rows = [{"id": name[10], "audio_filepath": name, "duration": 1.0, "text": "a"} for name in names]
+    rows += [{"id": name, "audio_filepath": f"{name}.wav", "duration": 1.0, "text": "a"} for name in "xy"]
+    soundfile.write(tmp_path / "good.wav", np.zeros(16000, np.float32), 16000)
+    rows.append({"id": "good", "audio_filepath": "good.wav", "duration": 1.0, "text": "a"})
+    selection = select("test", pack_rows(rows, tmp_path), Limits(), tokenizer=None, check_audio=True, progress=False)
+    with pytest.raises(ManifestError) as caught:
+        check_skips(selection, 0.1)
+    text = str(caught.value)
+    assert "9 of 10 utterances dropped (missing_file 9): a: missing_file: a (" in text
+    assert "no such shard. Check audio_filepath. (and 6 more utterances of this shard); x: missing_file" in text
+    assert text.count("lost.tar") == 1
+    assert text.count("no such file") == 2

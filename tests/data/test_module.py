@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssl_asr.console import Notice
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
@@ -85,6 +86,17 @@ def test_numbers_of_batches_are_those_of_the_budgets(config):
     assert len(data.test_dataloader()[0]) == 2
     assert data.fewest_eval_batches("dev", 4) == 1
     assert data_of(replace(config, dev=None, test={})).fewest_eval_batches("test") is None
+
+
+def test_utterances_above_the_budget_of_a_batch_are_counted_once(config, recwarn):
+    longest = max(utterance.duration for utterance in data_of(config).train_kept)
+    assert not [each for each in recwarn if each.category is Notice]
+    data = data_of(replace(config, max_batch_s=0.9 * longest))
+    [said] = [str(each.message) for each in recwarn if each.category is Notice]
+    number = sum(utterance.duration > 0.9 * longest for utterance in data.train_kept)
+    seen = f"data.max_batch_s: {number} of {len(data.train_kept)} utterances of train compute more than its"
+    assert said == f"{seen} {0.9 * longest:g} s, up to {longest:.1f} s. Each makes a batch of its own."
+    assert sum(len(batch) == 1 for batch in data.train_sampler(0).batches) >= number
 
 
 def test_the_dev_split_is_tested_if_asked(config):

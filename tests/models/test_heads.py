@@ -11,6 +11,7 @@ HEADS = {
     "linear": LinearHead(dropout=0.5),
     "dnn": DnnHead(blocks=2, width=6, norm="layer", activation="gelu", dropout=0.5),
     "dnn_batch": DnnHead(blocks=2, width=6, norm="batch", activation="relu", dropout=0.5),
+    "dnn_none": DnnHead(blocks=2, width=6, norm="none", activation="leaky_relu", dropout=0.0),
     "no_blocks": DnnHead(blocks=0, width=6, norm="layer", activation="leaky_relu", dropout=0.5),
     "bilstm": BiLstmHead(layers=2, width=6, dropout=0.5),
 }
@@ -32,6 +33,15 @@ def test_other_utterances_do_not_change_logits_in_eval_mode(name, states):
     for row, frames in enumerate(LENGTHS.tolist()):
         alone = head(states[row : row + 1, :frames], LENGTHS[row : row + 1])
         torch.testing.assert_close(together[row, :frames], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_without_norm_are_linear_layers_and_activations(states):
+    """SpeechBrain's VanillaNN and its output layer."""
+    head = HEADS["dnn_none"].build(dim=4, vocab_size=5)
+    vanilla = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 6), nn.LeakyReLU(), nn.Linear(6, 5))
+    assert sum(p.numel() for p in head.parameters()) == sum(p.numel() for p in vanilla.parameters())
+    vanilla.load_state_dict(dict(zip(vanilla.state_dict(), head.state_dict().values(), strict=True)))
+    torch.testing.assert_close(head(states, LENGTHS), vanilla(states))
 
 
 @pytest.mark.parametrize("name", ["dnn_batch", "bilstm"])

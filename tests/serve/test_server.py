@@ -13,6 +13,7 @@ import pytest
 
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.config.serving import ServeConfig
+from ssl_asr.console import Notice
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.serve import server
@@ -51,6 +52,12 @@ def test_missing_packages_name_the_extra(package, named, monkeypatch):
     [error] = errors
     assert f"needs the package {named}" in error
     assert "pip install 'ssl_asr[serve]'" in error
+
+
+def test_a_budget_below_a_part_is_said(toy_checkpoints):
+    path = str(toy_checkpoints["whisper"])
+    with pytest.warns(Notice, match=r"max_batch_s: whisper computes 30 s for 30 s of audio, more than its 12 s"):
+        server.make_service(ServeConfig(model=path, max_batch_s=12.0, accelerator="cpu"), [], None)
 
 
 def test_models_are_called_by_their_names(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from ssl_asr.build.start import start_run
 from ssl_asr.console import Notice
+from ssl_asr.errors import ConfigError
 from ssl_asr.training.checkpoint_files import KEY
 from ssl_asr.training.interruption import LastCheckpoint
 from tests.training.toy_runs import build, resolved, toy_overrides
@@ -92,6 +93,9 @@ def test_resumed_finished_run_makes_no_update_and_says_so(toy_checkpoints, toy_c
     assert again.trainer.global_step == run.trainer.global_step
     for name, value in run.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], value), name
+    with pytest.raises(ConfigError, match=r"data.max_batch_s: is 2.0, but this run was trained with 3.0, and has made"):
+        start_run(resolved(*overrides, "data.max_batch_s=2.0", f"resume={last}"), tmp_path / "c", None)
+    assert not (tmp_path / "c" / "config.yaml").exists()
 
 
 def test_checkpoints_have_only_plain_types(toy_checkpoints, toy_corpus, tmp_path):

@@ -31,6 +31,42 @@ RECIPES = {
 }
 
 
+SMALL_HEAD = ["head.width=8"]
+SMALL_DECODER = ["head.width=8", "head.heads=2", "head.feed_forward=16", "head.decoder_layers=1"]
+PUBLISHED = [
+    ("speechbrain_tutorial", "wav2vec2_layer", SMALL_HEAD),
+    ("speechbrain_tutorial", "whisper", ["backbone=whisper_tiny_en", *SMALL_HEAD]),
+    ("speechbrain_tutorial_whisper", "whisper", ["decoder.max_tokens_per_s=4", "backbone.window=real"]),
+    ("speechbrain_ctc", "wav2vec2_layer", SMALL_HEAD),
+    ("nemo_finetune", "parakeet", ["tokenizer.size=8"]),
+    ("espnet_ssl", "wavlm_layer", ["tokenizer.size=8", "trainer.accumulate_grad_batches=1", *SMALL_DECODER]),
+    ("espnet_whisper", "whisper", ["decoder.max_tokens_per_s=4"]),
+]
+
+
+@pytest.mark.parametrize(("experiment", "toy", "more"), PUBLISHED)
+def test_a_published_recipe_trains_what_its_policy_says(toy_checkpoints, toy_corpus, tmp_path, experiment, toy, more):
+    overrides = [
+        f"experiment={experiment}",
+        *(f"data.{split}={toy_corpus[split]}" for split in ("train", "dev")),
+        "data.num_workers=0",
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=1",
+        "logger=none",
+        *more,
+    ]
+    run = build(tmp_path, *overrides, f"backbone.source={toy_checkpoints[toy]}")
+    before = {key: p.detach().clone() for key, p in run.module.named_parameters()}
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert run.trainer.global_step > 0
+    moved = {key for key, p in run.module.named_parameters() if not torch.equal(p, before[key])}
+    trained = {key for key, p in run.module.named_parameters() if p.requires_grad}
+    assert moved <= trained
+    sides = {"encoder": any(".encoder." in f".{key}" for key in moved), "rest": len(moved) > 0}
+    assert sides == {"encoder": experiment not in ("espnet_ssl", "speechbrain_ctc"), "rest": True}
+    assert len(run.module.configure_optimizers()[0]) == (1 if not sides["encoder"] else 2)
+
+
 @pytest.mark.parametrize("backbone", ["wav2vec2_layer", "whisper"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains_and_checkpoint_restores_the_model(toy_checkpoints, toy_corpus, tmp_path, name, backbone):

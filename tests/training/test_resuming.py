@@ -77,7 +77,12 @@ def test_resuming_may_change_length_files_and_machine():
 def started(toy_corpus):
     """A checkpoint of a run on two ranks."""
     data = data_description(read_manifest(toy_corpus["train"]))
-    return {KEY: {"config": config_of(*STARTED), "data": data, "ranks": 2}}
+    return {KEY: {"config": config_of(*STARTED), "data": data, "ranks": 2}, "global_step": 7, **_epochs(1)}
+
+
+def _epochs(number):
+    """What Lightning's checkpoints have of the epochs that were trained."""
+    return {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": number}}}}}
 
 
 def said(recwarn, started, train, ranks, *overrides):
@@ -97,6 +102,16 @@ def test_changes_of_batches_are_named_with_both_values(recwarn, started, toy_cor
     for change in ("-> 7.0", "trainer.gradient_clip_val 5.0 -> 3.0", "32-true -> bf16-mixed", "number of ranks 2 -> 1"):
         assert change in text
     assert text.endswith("The rest of the epoch may repeat utterances or leave some out.")
+
+
+def test_a_finished_run_refuses_values_that_would_train_nothing(started, toy_corpus):
+    train = read_manifest(toy_corpus["train"])
+    more = ["data.max_batch_s=7.0", "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]
+    with pytest.raises(ConfigError, match=r"^data.max_batch_s: is 7.0, but this run was trained with 120.0, and has"):
+        check_exact(started, config_of(*STARTED, *more), train=train, ranks=1)
+    with pytest.raises(ConfigError, match=r"^data.train: is 9, but this run was trained with 10, and has made all"):
+        check_exact(started, config_of(*STARTED, "trainer.max_steps=7"), train=train.select(range(9)), ranks=2)
+    check_exact(started, config_of(*STARTED, "trainer.max_epochs=1", "trainer.accelerator=cpu"), train=train, ranks=1)
 
 
 @pytest.mark.parametrize(

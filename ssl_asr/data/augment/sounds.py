@@ -1,8 +1,10 @@
 """Noise and rooms: changes that need recordings."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -11,8 +13,9 @@ from annotated_types import Len, Predicate
 from torch import Tensor
 
 from ssl_asr.data.audio import check_header, read_waveform
+from ssl_asr.data.files import OF_SHARD, Location
 from ssl_asr.data.manifest import Manifest, read_manifest
-from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, raise_all
+from ssl_asr.errors import AudioError, ConfigError, ManifestError, UserError, raise_all
 from ssl_asr.types import (
     SAMPLE_RATE,
     Expected,
@@ -33,6 +36,8 @@ def between(bounds: list[float], rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
+# The variable that the option files take the folder of corpora from, and the folder without it.
+_ROOT, _NO_ROOT = "SSL_ASR_DATA", "../shared/data/"
 # Longer recordings are read in part.
 _SHORT_S: Seconds = 60.0
 
@@ -62,14 +67,31 @@ def _recordings(path: str, source: str) -> Manifest:
         if error.where != path:
             raise
         remedy = f"give the path of a manifest. {source} has free recordings, and `ssl-asr prepare FOLDER"
-        what = f"{path}: {error.what}"
+        what = f"{path}{_origin(path)}: {error.what}"
         raise ConfigError("manifest", what, f"{remedy} require_text=false` makes a manifest") from None
     errors: list[UserError] = []
+    shards: set[str] = set()
     for recording in manifest:
-        with collecting(errors):
+        location = Location.of(recording.audio_filepath)
+        # A shard that cannot be read is named once.
+        if location.container in shards:
+            continue
+        try:
             check_header(recording)
+        except AudioError as error:
+            errors.append(error)
+            if location.member is not None and error.reason in OF_SHARD:
+                shards.add(location.container)
     raise_all(errors)
     return manifest
+
+
+def _origin(path: str) -> str:
+    """Says that a path comes from the variable that names the folder of corpora, as that of the option files does."""
+    root = os.environ.get(_ROOT)
+    if root is None:
+        return f" ({_ROOT} is not set)" if path.startswith(_NO_ROOT) else ""
+    return f" (from {_ROOT}={root})" if Path(path).is_relative_to(root) else ""
 
 
 def _whole(utterance: Utterance) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.augment.channels import BandLimit, Codec, FrequencyDrop, TimeDrop, Volume, coded
 from ssl_asr.data.augment.sounds import Noise, Rooms
-from ssl_asr.errors import UserErrors
+from ssl_asr.errors import AudioError, ConfigError, UserErrors
 from ssl_asr.types import Utterance
 from tests.data.test_module import config as config  # a fixture
 from tests.data.test_module import data_of
@@ -100,6 +100,26 @@ def test_a_room_is_a_convolution_that_keeps_times_and_power(tmp_path):
     expected[879:] -= 0.1 * speech[:-879]
     expected *= math.sqrt(power(speech) / power(expected))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_missing_manifest_says_that_its_path_is_from_a_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_ASR_DATA", str(tmp_path / "corpora"))
+    in_folder, elsewhere = tmp_path / "corpora" / "noise" / "noise.jsonl", tmp_path / "noise.jsonl"
+    for path, origin in ((in_folder, f" (from SSL_ASR_DATA={tmp_path}/corpora)"), (elsewhere, "")):
+        with pytest.raises(ConfigError, match="Give the path of a manifest") as caught:
+            Noise(manifest=str(path), snr_db=[0.0, 0.0], probability=1.0).build()
+        assert f"{path}{origin}: no such manifest" in str(caught.value).replace("manifest: ", "", 1)
+    monkeypatch.delenv("SSL_ASR_DATA")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"noise.jsonl \(SSL_ASR_DATA is not set\): no such"):
+        Noise(manifest="../shared/data/noise/noise.jsonl", snr_db=[0.0, 0.0], probability=1.0).build()
+
+
+def test_a_shard_of_noise_that_cannot_be_read_is_named_once(tmp_path):
+    rows = [{"audio_filepath": f"lost.tar::{name}.wav", "duration": 1.0} for name in "abc"]
+    (tmp_path / "noise.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AudioError, match=r"lost.tar::a.wav: no such shard"):
+        Noise(manifest=str(tmp_path / "noise.jsonl"), snr_db=[0.0, 0.0], probability=1.0).build()
 
 
 @pytest.mark.parametrize("option", [partial(Noise, snr_db=[0.0, 5.0]), Rooms])
