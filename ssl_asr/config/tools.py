@@ -146,21 +146,25 @@ class PrepareConfig(Extended):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Scoring, Writing):
-    """Test whether one system is better than another on the same utterances.
+    """Test whether one system is better than another on the same utterances, or rank several.
+
+    With more than two systems, each pair is tested, and p-values are corrected by Holm's method.
 
     Attributes:
         first: predictions.jsonl, or the folder of a run or an evaluation. The key may be left out.
         second: What to compare with it. The key may be left out.
+        others: Further systems. The key may be left out.
         output: JSON file for the results.
-        worst: Number of shown utterances whose errors changed most.
+        worst: With two systems, number of shown utterances whose errors changed most.
         verbose: Show tables.
     """
 
     section: ClassVar[str] = "Comparison"
-    positional: ClassVar[tuple[str, ...]] = ("first", "second")
+    positional: ClassVar[tuple[str, ...]] = ("first", "second", "others")
 
     first: InputPath
     second: InputPath
+    others: list[InputPath] = field(default_factory=list)
     output: OutputPath | None = None
     worst: NonNegativeInt = 5
     verbose: bool = True
