@@ -165,9 +165,8 @@ def print_rankings(split: str, rankings: Mapping[str, Ranking], names: Sequence[
     for normalizer, ranking in rankings.items():
         console.print(_order(f"{split}, {normalizer}", ranking, names, console))
         console.print(_matrix(ranking, names, console))
-    console.print(
-        f"leading: cannot be told from the best (p >= {LEVEL:g}). p: matched pairs, corrected by Holm's method"
-    )
+    meaning = f"leading: cannot be told from the best (p >= {LEVEL:g})"
+    console.print(f"{meaning}. p: matched pairs, corrected for {len(names) * (len(names) - 1) // 2} tests (Holm)")
 
 
 def _order(title: str, ranking: Ranking, names: Sequence[str], console: Console) -> Table:
