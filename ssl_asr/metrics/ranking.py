@@ -105,7 +105,7 @@ def rank(systems: Sequence[Sequence[Prediction]], name: str, normalize: Normaliz
 def system_names(paths: Sequence[Path]) -> list[str]:
     """Names of runs, evaluations and files of predictions: the name of the folder, different for different folders.
 
-    Equal names get the folders above them.
+    Equal names, and names of jobs of a sweep, which are numbers, get the folders above them.
 
     Example:
         >>> system_names([Path("outputs/a/predictions/test.jsonl"), Path("outputs/b")])
@@ -115,7 +115,7 @@ def system_names(paths: Sequence[Path]) -> list[str]:
     """
     resolved = [path.resolve() for path in paths]
     folders = [path.parent.parent if path.parent.name == "predictions" else path for path in resolved]
-    depths = [1] * len(paths)
+    depths = [2 if path.name.isdigit() else 1 for path in folders]
     while True:
         names = ["/".join(path.parts[-depth:]) for path, depth in zip(folders, depths, strict=True)]
         longer = [

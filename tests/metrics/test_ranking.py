@@ -93,6 +93,6 @@ def test_utterances_that_not_all_have_are_refused(other):
 
 def test_names_have_the_folders_that_tell_them_apart():
     paths = [Path("x/0/predictions/test.jsonl"), Path("y/0"), Path("y/1")]
-    assert system_names(paths) == ["x/0", "y/0", "1"]
+    assert system_names(paths) == ["x/0", "y/0", "y/1"]
     files = [Path("x/predictions/dev.jsonl"), Path("x/predictions/test.jsonl")]
     assert system_names(files) == [str(path) for path in files]
