@@ -18,6 +18,7 @@ COMMANDS = {
     "import": "convert a checkpoint of fairseq or SpeechBrain",
     "prepare": "make manifests from corpora and other formats, and convert them",
     "compare": "test whether one system is better than another",
+    "report": "write runs, comparisons and sweeps as one HTML page",
     "lm": "estimate an n-gram language model",
     "tune_decoding": "find the weights of a beam search on dev data",
     "check": "decode and read manifests, and report what is wrong with them",

@@ -298,16 +298,20 @@ class _Reader:
             return
         if "" in names:
             self._error(keys[-1], "a name is empty", "check for an empty variable in the command")
-        left = [key for key in keys if key not in given]
-        if self._readings[keys[-1]].listed:
-            if not left:
-                both = f"is given twice: {keys[-1]}=… and {shlex.join(names[:3])}"
-                self._error(keys[-1], both, f"leave out {keys[-1]}=, and name all files")
-            self._words.overrides.insert(0, f"{keys[-1]}=[{','.join(map(literal, names))}]")
-        elif len(names) != len(left):
-            words = " ".join(key.upper() for key in keys)
-            what = f"takes {len(keys)} names, {words}, and got {len(names) + len(keys) - len(left)}"
+        # Single keys take the first names, and a list the rest.
+        listed = keys[-1] if self._readings[keys[-1]].listed else None
+        single = [key for key in keys if key not in given and key != listed]
+        if len(names) < len(single) or (listed is None and len(names) > len(single)):
+            words = " ".join(key.upper() if key != listed else f"[{key.upper()} …]" for key in keys)
+            number = f"{len(keys)} names" if listed is None else f"{len(keys) - 1} names or more"
+            what = f"takes {number}, {words}, and got {len(names) + sum(key in given for key in keys)}"
             self._error(self._name, what, f"write ssl-asr {self._name} {words}")
-        else:
-            named = [f"{key}={literal(name)}" for key, name in zip(left, names, strict=True)]
-            self._words.overrides[:0] = named
+            return
+        rest = names[len(single) :]
+        if rest and listed in given:
+            both = f"is given twice: {listed}=… and {shlex.join(rest[:3])}"
+            self._error(str(listed), both, f"leave out {listed}=, and name all files")
+        named = [f"{key}={literal(name)}" for key, name in zip(single, names, strict=False)]
+        if rest:
+            named.append(f"{listed}=[{','.join(map(literal, rest))}]")
+        self._words.overrides[:0] = named

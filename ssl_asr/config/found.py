@@ -23,7 +23,7 @@ _PARTS = {
     **dict.fromkeys(("config.yaml", "results.json", "skipped.jsonl", "train.log", ".lock", ".lock.json"), False),
 }
 # Commands whose output is one file. `transcribe` and `align` look at all files that they write.
-_WRITE_ONE_FILE = ("compare", "dashboard", "lm", "tune_decoding")
+_WRITE_ONE_FILE = ("compare", "dashboard", "lm", "report", "tune_decoding")
 _HOW = f"a manifest has one JSON object a line, such as {_LINE}"
 
 

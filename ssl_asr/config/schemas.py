@@ -406,6 +406,7 @@ Command = (
     | ImportConfig
     | PrepareConfig
     | CompareConfig
+    | tools.ReportConfig
     | LmConfig
     | TuneDecodingConfig
     | ServeConfig
@@ -425,6 +426,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "import": ImportConfig,
     "prepare": PrepareConfig,
     "compare": CompareConfig,
+    "report": tools.ReportConfig,
     "lm": LmConfig,
     "tune_decoding": TuneDecodingConfig,
     "serve": ServeConfig,

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_asr.errors import UserError
-from ssl_asr.textfiles import written_whole
+from ssl_asr.errors import ManifestError, UserError
+from ssl_asr.textfiles import from_json, written_whole
 
 Status = Literal["done", "failed", "interrupted", "running"]
 _NOTE = "job.json"
@@ -101,11 +101,10 @@ def report_sweep() -> int:
     if not _FOLDERS:
         return 0
     folder = _FOLDERS.pop()
-    found = [(path.parent, Note(**json.loads(path.read_text(encoding="utf-8")))) for path in folder.rglob(_NOTE)]
-    jobs = sorted(found, key=lambda job: job[1].number)
+    jobs = read_jobs(folder)
     if not jobs:
         return 0
-    shared = set.intersection(*(set(note.overrides) for _, note in jobs)) if len(jobs) > 1 else set()
+    shared = shared_overrides([note for _, note in jobs])
     score = jobs[0][1].measure
     rows = [(note, " ".join(o for o in note.overrides if o not in shared), job) for job, note in jobs]
     _print(rows, score, folder)
@@ -118,6 +117,27 @@ def report_sweep() -> int:
     with written_whole(folder / "sweep.csv") as file:
         file.write(text.getvalue())
     return sum(note.status == "failed" for note, _, _ in rows)
+
+
+def read_jobs(folder: Path) -> list[tuple[Path, Note]]:
+    """The folders of the jobs in a folder of a sweep, in their order, each with its note. Empty if it has none.
+
+    Raises:
+        ManifestError: A note cannot be read.
+    """
+    found = []
+    for path in folder.rglob(_NOTE):
+        row = from_json(path.read_bytes(), str(path), error=ManifestError, remedy="remove the file")
+        try:
+            found.append((path.parent, Note(**row)))
+        except TypeError as error:
+            raise ManifestError(str(path), f"is no note of a job: {error}", "remove the file") from None
+    return sorted(found, key=lambda job: job[1].number)
+
+
+def shared_overrides(notes: Sequence[Note]) -> set[str]:
+    """The overrides that all jobs have. Empty for a single job."""
+    return set.intersection(*(set(note.overrides) for note in notes)) if len(notes) > 1 else set()
 
 
 def _print(rows: list[tuple[Note, str, Path]], score: str, folder: Path) -> None:

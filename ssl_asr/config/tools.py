@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MinLen
 
-from ssl_asr.config.parts import Extended, Named, Scoring, Writing
+from ssl_asr.config.parts import Extended, Named, Normalizers, Scoring, Writing
 from ssl_asr.config.run_folder import training_run
 from ssl_asr.errors import ConfigError
 from ssl_asr.textfiles import shown
@@ -146,23 +146,67 @@ class PrepareConfig(Extended):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Scoring, Writing):
-    """Test whether one system is better than another on the same utterances.
+    """Test whether one system is better than another on the same utterances, or rank several.
+
+    With more than two systems, each pair is tested, and p-values are corrected by Holm's method.
 
     Attributes:
         first: predictions.jsonl, or the folder of a run or an evaluation. The key may be left out.
         second: What to compare with it. The key may be left out.
+        others: Further systems. The key may be left out.
         output: JSON file for the results.
-        worst: Number of shown utterances whose errors changed most.
+        worst: With two systems, number of shown utterances whose errors changed most.
         verbose: Show tables.
     """
 
     section: ClassVar[str] = "Comparison"
-    positional: ClassVar[tuple[str, ...]] = ("first", "second")
+    positional: ClassVar[tuple[str, ...]] = ("first", "second", "others")
 
     first: InputPath
     second: InputPath
+    others: list[InputPath] = field(default_factory=list)
     output: OutputPath | None = None
     worst: NonNegativeInt = 5
+    verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Extended, Writing):
+    """Write runs as one HTML file, which opens from a disk: curves, errors with audio, settings.
+
+    Several runs are ranked and compared by paired tests. Of a sweep, the effect of each choice is plotted.
+
+    Attributes:
+        runs: Folders of runs, evaluations and sweeps, wildcards, or files of predictions. The key may be left out.
+        output: HTML file.
+        normalizers: Text normalizers. null takes those that the runs were scored under.
+        splits: Names of the splits to show. null shows all.
+        by: Keys to group errors by: tags of the manifest, lang, or length. null takes length and the tags that have 2
+            to 30 values.
+        confusions: Number of most frequent substitutions, insertions and deletions each.
+        worst: Number of utterances with the most errors, for each split.
+        audio: Audio of these utterances: ``embed`` writes it into the page, ``link`` refers to its files.
+        audio_mb: Largest size of all embedded audio together, in MB. What exceeds it is left out and counted.
+        pictures: Draw CTC posteriors or cross-attention of two utterances. This loads the model.
+        details: Of several runs, number of the best ones that are shown in full.
+        verbose: Show progress bars.
+    """
+
+    section: ClassVar[str] = "Report"
+    positional: ClassVar[tuple[str, ...]] = ("runs",)
+    flags: ClassVar[dict[str, str]] = {"-o": "output", "--output": "output"}
+
+    runs: Annotated[list[InputPath], MinLen(1)]
+    output: OutputPath = "report.html"
+    normalizers: Normalizers | None = None
+    splits: list[str] | None = None
+    by: list[str] | None = None
+    confusions: NonNegativeInt = 15
+    worst: NonNegativeInt = 10
+    audio: Literal["embed", "link", "none"] = "embed"
+    audio_mb: PositiveFloat = 8.0
+    pictures: bool = False
+    details: NonNegativeInt = 4
     verbose: bool = True
 
 

@@ -58,21 +58,29 @@ def expand(given: Sequence[str], standard_input: Iterable[str]) -> list[Path]:
         if not any(character in name for character in "*?[") or os.path.lexists(name):
             paths.append(Path(name))
             continue
-        found = _matches(name)
-        if not found:
-            raise ConfigError("input", f"nothing matches {name}", "check the pattern")
-        paths += found
+        paths += matching(name, "input")
     return paths
 
 
-def _matches(name: str) -> list[Path]:
-    """Paths that match a wildcard. As in a shell, ``**`` in a name with other characters is ``*``."""
+def matching(name: str, key: str) -> list[Path]:
+    """Paths that match a wildcard, sorted. As in a shell, ``**`` in a name with other characters is ``*``.
+
+    Args:
+        name: The wildcard.
+        key: Key that names it, for errors.
+
+    Raises:
+        ConfigError: It matches nothing.
+    """
     pattern = Path(*(part if part == "**" else re.sub(r"\*\*+", "*", part) for part in Path(name).parts))
     root = Path(pattern.anchor) if pattern.is_absolute() else Path()
     try:
-        return sorted(root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else str(pattern)))
+        found = sorted(root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else str(pattern)))
     except OSError as error:
-        raise ConfigError("input", f"{name} cannot be searched: {error.strerror}", "check the pattern") from None
+        raise ConfigError(key, f"{name} cannot be searched: {error.strerror}", "check the pattern") from None
+    if not found:
+        raise ConfigError(key, f"nothing matches {name}", "check the pattern")
+    return found
 
 
 def _lines(stream: Iterable[str]) -> list[str]:

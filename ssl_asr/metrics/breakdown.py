@@ -1,7 +1,7 @@
 """Where the errors are: by tag or length, by word pair, and by utterance."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,14 +142,6 @@ def by_key(
     Raises:
         ConfigError: No utterance has the tag.
     """
-    tags = sorted({tag for prediction in predictions for tag in prediction.tags})
-    if key not in _FIELD_KEYS and key not in tags:
-        raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {', '.join([*_FIELD_KEYS, *tags])}")
-    members: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        members.setdefault(_value(prediction, key, language_tag), []).append(prediction)
-    rank = {length_bin(low): place for place, low in enumerate((0.0, *_BIN_EDGES_S))} if key == "length" else {}
-    ordered = sorted(members.items(), key=lambda item: (rank.get(item[0], 0), item[0]))
     return [
         Group(
             value=value,
@@ -158,9 +150,27 @@ def by_key(
             words=sum((word_edits(*pair) for pair in pairs), Edits()),
             wer_unit=wer_unit(pairs),
         )
-        for value, rows in ordered
+        for value, rows in members_of(predictions, key, language_tag).items()
         for pairs in [[row.pair(normalize) for row in rows]]
     ]
+
+
+def members_of(
+    predictions: Sequence[Prediction], key: str, language_tag: Callable[[str], str] = str
+) -> dict[str, list[Prediction]]:
+    """The utterances with each value of a key, sorted by value. See `by_key`.
+
+    Raises:
+        ConfigError: No utterance has the tag.
+    """
+    tags = sorted({tag for prediction in predictions for tag in prediction.tags})
+    if key not in _FIELD_KEYS and key not in tags:
+        raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {', '.join([*_FIELD_KEYS, *tags])}")
+    members: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        members.setdefault(_value(prediction, key, language_tag), []).append(prediction)
+    rank = {length_bin(low): place for place, low in enumerate((0.0, *_BIN_EDGES_S))} if key == "length" else {}
+    return dict(sorted(members.items(), key=lambda item: (rank.get(item[0], 0), item[0])))
 
 
 def _value(prediction: Prediction, key: str, language_tag: Callable[[str], str]) -> str:
@@ -172,12 +182,17 @@ def _value(prediction: Prediction, key: str, language_tag: Callable[[str], str])
     return "(none)" if value is None else str(value)
 
 
-def frequent_errors(predictions: Sequence[Prediction], normalize: Normalizer, count: int) -> list[Confusion]:
+def frequent_errors(
+    predictions: Sequence[Prediction],
+    normalize: Normalizer,
+    count: int,
+    operations: Collection[Operation] = ("sub", "ins", "del"),
+) -> list[Confusion]:
     """The ``count`` most frequent word errors, most frequent first. Ties are sorted by their words."""
     found: Counter[tuple[Operation, str, str]] = Counter()
     for prediction in predictions:
         ref, hyp = prediction.pair(normalize)
-        found.update(step for step in align(*word_units(ref, hyp)) if step[0] != "match")
+        found.update(step for step in align(*word_units(ref, hyp)) if step[0] in operations)
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [Confusion(*step, times) for step, times in ordered]
 

@@ -1,15 +1,86 @@
-"""Tables that compare two systems on the same utterances."""
+"""Two systems on the same utterances: their files, and tables that compare them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.edit import word_edits
 from ssl_asr.metrics.report import Prediction, colored_diff
-from ssl_asr.metrics.significance import Comparison
+from ssl_asr.metrics.significance import Comparison, compare
 from ssl_asr.types import Normalizer
+
+
+def shared_splits(systems: Sequence[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """The files of predictions of each split that all systems have. The dev split is left out if there is another.
+
+    The dev split chose the checkpoints. If each system has one file, the files are one split, whatever their names are.
+
+    Args:
+        systems: For each system the key that names it, and a file of predictions or a folder with ``predictions/``.
+
+    Raises:
+        ConfigError, ManifestError: There are no predictions, or no common split.
+    """
+    found = []
+    for key, path in systems:
+        files = {"predictions": path} if path.is_file() else prediction_files(path)
+        if not files:
+            what = f"{path} is neither a predictions.jsonl nor a folder with predictions/"
+            raise ConfigError(key, what, "give a run's folder")
+        found.append(files)
+    if all(len(files) == 1 for files in found):
+        return {next(iter(found[0])): [next(iter(files.values())) for files in found]}
+    shared = {name: [files[name] for files in found] for name in found[0] if all(name in files for files in found)}
+    if not shared:
+        if len(found) > 2:
+            listed = "; ".join(
+                f"{path} has {', '.join(files)}" for (_, path), files in zip(systems, found, strict=True)
+            )
+            raise ManifestError("compare", f"no split is in all: {listed}", "name files of predictions")
+        what = f"has {', '.join(found[0])}, and the other {', '.join(found[1])}"
+        raise ManifestError(str(systems[0][1]), what, "name two files")
+    return {name: files for name, files in shared.items() if name != "dev"} or shared
+
+
+def prediction_files(folder: Path) -> dict[str, Path]:
+    """The files of predictions of a run or an evaluation, by split."""
+    return {file.stem: file for file in sorted((folder / "predictions").glob("*.jsonl"))}
+
+
+def compare_two(
+    split: str,
+    systems: Sequence[Sequence[Prediction]],
+    normalizers: Mapping[str, Normalizer],
+    console: Console | None,
+    *,
+    worst: int,
+) -> tuple[dict[str, Any], float]:
+    """Compare two systems on a split, and print tables, or one line for each normalizer if there is no console.
+
+    Args:
+        split: Name of the split.
+        systems: Predictions of both systems.
+        normalizers: Text normalizers by name.
+        console: Where tables are printed.
+        worst: Number of shown utterances whose errors changed most.
+
+    Returns:
+        Plain data for JSON, and the difference in WER under the first normalizer.
+    """
+    first, second = systems
+    found = {name: compare(first, second, each) for name, each in normalizers.items()}
+    if console is not None:
+        print_comparisons(split, found, console)
+        print_changes(first, second, next(iter(normalizers.values())), worst, console)
+    else:
+        for name, one in found.items():
+            print(f"{split}: {one} ({name})")
+    return {name: one.as_dict() for name, one in found.items()}, next(iter(found.values())).difference
 
 
 def print_comparisons(split: str, rows: Mapping[str, Comparison], console: Console) -> None:

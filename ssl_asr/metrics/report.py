@@ -103,6 +103,20 @@ class Prediction:
             no_speech=hypothesis.no_speech,
         )
 
+    def utterance(self) -> Utterance:
+        """The utterance, without its tags."""
+        return Utterance(
+            id=self.id,
+            audio_filepath=self.audio_filepath,
+            duration=self.duration,
+            text=self.ref,
+            references=tuple(self.references),
+            offset=self.offset,
+            channel=self.channel,
+            lang=self.lang,
+            task=self.task,
+        )
+
     @property
     def refs(self) -> list[str]:
         """All references, ``ref`` first."""

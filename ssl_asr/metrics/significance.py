@@ -1,8 +1,9 @@
-"""Significance of the difference between two systems on the same utterances."""
+"""Significance of the differences between systems on the same utterances."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Normalizer
 
 BOOTSTRAP_SAMPLES = 10_000
+_REMEDY = "compare systems on the same manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,52 +73,85 @@ def compare(
     Raises:
         ManifestError: The utterances or their references differ.
     """
-    by_id = {prediction.id: prediction for prediction in second}
-    _check_same(first, by_id)
-    edits = [_edits_of_pair(prediction, by_id[prediction.id], normalize) for prediction in _sorted(first)]
-    one, two = [pair[0] for pair in edits], [pair[1] for pair in edits]
-    errors_PN = np.array([[each.errors for each in system] for system in (one, two)])
-    refs_PN = np.array([[each.ref for each in system] for system in (one, two)])
-    differences_N = errors_PN[1] - errors_PN[0]
-    rates_S = _bootstrap_differences(errors_PN, refs_PN, seed)
-    low, high = np.quantile(rates_S, [0.025, 0.975]) if len(rates_S) else (math.nan, math.nan)
-    right_PN = errors_PN == 0
-    return Comparison(
-        wer_unit=wer_unit(each.pair(normalize) for each in first),
-        first=sum(one, Edits()),
-        second=sum(two, Edits()),
-        low=float(low),
-        high=float(high),
-        better=float((rates_S < 0).mean() + 0.5 * (rates_S == 0).mean()) if len(rates_S) else math.nan,
-        p=matched_pairs(differences_N.tolist()),
-        first_only=int((right_PN[0] & ~right_PN[1]).sum()),
-        second_only=int((~right_PN[0] & right_PN[1]).sum()),
-        utterances=len(differences_N),
-    )
+    return compare_all([first, second], normalize, seed)[0, 1]
 
 
-def _sorted(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return sorted(predictions, key=lambda prediction: prediction.id)
+def compare_all(
+    systems: Sequence[Sequence[Prediction]], normalize: Normalizer, seed: int = 0
+) -> dict[tuple[int, int], Comparison]:
+    """Compare each pair of several systems on the same utterances. All pairs share the samples of the bootstrap.
+
+    Args:
+        systems: Predictions of each system, in any order.
+        normalize: Text normalizer.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The comparisons by the indices of both systems, the smaller index first.
+
+    Raises:
+        ManifestError: The utterances or their references differ.
+    """
+    first, *others = systems
+    by_id = [{prediction.id: prediction for prediction in other} for other in others]
+    for number, other in enumerate(by_id, start=2):
+        _check_same(first, other, number if len(others) > 1 else None)
+    rows = sorted(first, key=lambda prediction: prediction.id)
+    paired = [rows, *([other[row.id] for row in rows] for other in by_id)]
+    edits = [[_edits(*pair, normalize) for pair in zip(rows, each, strict=True)] for each in paired]
+    errors_PN = np.array([[each.errors for each in system] for system in edits])
+    sums_PS, refs_PS = _bootstrap_sums(errors_PN, np.array([[each.ref for each in system] for system in edits]), seed)
+    unit = wer_unit(each.pair(normalize) for each in first)
+    totals = [sum(system, Edits()) for system in edits]
+    found = {}
+    for a, b in combinations(range(len(systems)), 2):
+        pair = [a, b]
+        rates_S = _differences(sums_PS[pair], refs_PS[pair])
+        low, high = np.quantile(rates_S, [0.025, 0.975]) if len(rates_S) else (math.nan, math.nan)
+        right_PN = errors_PN[pair] == 0
+        found[a, b] = Comparison(
+            wer_unit=unit,
+            first=totals[a],
+            second=totals[b],
+            low=float(low),
+            high=float(high),
+            better=float((rates_S < 0).mean() + 0.5 * (rates_S == 0).mean()) if len(rates_S) else math.nan,
+            p=matched_pairs((errors_PN[b] - errors_PN[a]).tolist()),
+            first_only=int((right_PN[0] & ~right_PN[1]).sum()),
+            second_only=int((~right_PN[0] & right_PN[1]).sum()),
+            utterances=errors_PN.shape[1],
+        )
+    return found
 
 
-def _edits_of_pair(first: Prediction, second: Prediction, normalize: Normalizer) -> tuple[Edits, Edits]:
-    """Edits of both systems. Of several references, each system may be closest to another one."""
-    one, two = (word_edits(*replace(each, lang=first.lang).pair(normalize)) for each in (first, second))
-    return one, two
+def _edits(first: Prediction, prediction: Prediction, normalize: Normalizer) -> Edits:
+    """Edits of a system, in the language of the first one. Of several references, each may be closest to another."""
+    return word_edits(*replace(prediction, lang=first.lang).pair(normalize))
 
 
-def _bootstrap_differences(errors_PN: NDArray[np.int64], refs_PN: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Difference in WER of each bootstrap sample. Samples in which a system has no reference word are left out."""
+def _bootstrap_sums(
+    errors_PN: NDArray[np.int64], refs_PN: NDArray[np.int64], seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Errors and reference units of each system in each bootstrap sample, both of shape (systems, samples)."""
     rng = np.random.default_rng(seed)
-    count, rates = errors_PN.shape[1], []
-    for _ in range(BOOTSTRAP_SAMPLES):
-        drawn_N = rng.integers(0, count, count)
-        (first, second), (first_refs, second_refs) = errors_PN[:, drawn_N].sum(1), refs_PN[:, drawn_N].sum(1)
-        if first_refs == second_refs > 0:
-            rates.append((second - first) / first_refs)
-        elif first_refs > 0 and second_refs > 0:
-            rates.append(second / second_refs - first / first_refs)
-    return np.array(rates, dtype=np.float64)
+    count = errors_PN.shape[1]
+    both_QN = np.concatenate([errors_PN, refs_PN])
+    sums = [both_QN[:, rng.integers(0, count, count)].sum(1) for _ in range(BOOTSTRAP_SAMPLES)]
+    sums_QS = np.stack(sums, axis=1)
+    return sums_QS[: len(errors_PN)], sums_QS[len(errors_PN) :]
+
+
+def _differences(errors_PS: NDArray[np.int64], refs_PS: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Difference in WER of each bootstrap sample. Samples in which a system has no reference word are left out."""
+    kept_S = (refs_PS > 0).all(0)
+    (first_S, second_S), (first_refs_S, second_refs_S) = errors_PS[:, kept_S], refs_PS[:, kept_S]
+    # One division where both are equal, so that systems with as many errors differ by exactly 0.
+    rates_S: NDArray[np.float64] = np.where(
+        first_refs_S == second_refs_S,
+        (second_S - first_S) / first_refs_S,
+        second_S / second_refs_S - first_S / first_refs_S,
+    )
+    return rates_S
 
 
 def matched_pairs(differences: Sequence[int]) -> float:
@@ -144,15 +179,15 @@ def matched_pairs(differences: Sequence[int]) -> float:
     return math.erfc(z / math.sqrt(2))
 
 
-def _check_same(first: Sequence[Prediction], second: dict[str, Prediction]) -> None:
+def _check_same(first: Sequence[Prediction], other: dict[str, Prediction], number: int | None) -> None:
+    """Refuse two systems with different utterances. ``number`` is the place of the other one, if there are several."""
     ids = {prediction.id for prediction in first}
-    unpaired = sorted(ids ^ set(second))
+    unpaired = sorted(ids ^ set(other))
+    pair = "the two files" if number is None else f"files 1 and {number}"
     if unpaired or not ids:
-        what = f"{len(unpaired)} utterances are in one of the two files only: {unpaired[:3]}"
-        raise ManifestError(
-            "predictions", what if unpaired else "both files are empty", "compare two systems on the same manifest"
-        )
-    changed = [prediction.id for prediction in first if prediction.refs != second[prediction.id].refs]
+        what = f"{len(unpaired)} utterances are in one of {pair} only: {unpaired[:3]}"
+        raise ManifestError("predictions", what if unpaired else "both files are empty", _REMEDY)
+    changed = [prediction.id for prediction in first if prediction.refs != other[prediction.id].refs]
     if changed:
         what = f"{len(changed)} utterances have different references, the first is {changed[0]}"
-        raise ManifestError("predictions", what, "compare two systems on the same manifest")
+        raise ManifestError("predictions", what if number is None else f"{what}, in {pair}", _REMEDY)

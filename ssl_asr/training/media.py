@@ -21,7 +21,7 @@ from ssl_asr.metrics.report import Prediction, Score
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.monitoring import log_now, logged_step, split_figures
 from ssl_asr.training.pictures import can_draw, draw
-from ssl_asr.types import Normalizer, Utterance
+from ssl_asr.types import Batch, Normalizer, Tokenizer, Utterance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,8 @@ class Row:
 
     def waveform_T(self) -> "Tensor | None":
         """The audio, float32 at 16 kHz, or None if it cannot be read."""
-        one = self.prediction
-        found = {name: getattr(one, name) for name in ("id", "audio_filepath", "duration", "offset", "channel")}
         try:
-            return read_waveform(Utterance(**found))
+            return read_waveform(self.prediction.utterance())
         except AudioError:
             return None
 
@@ -125,9 +123,8 @@ class MediaLog(Callback):
         for place, prediction in enumerate(shown, start=1):
             kept = trainer.datamodule.selections["dev"].kept  # type: ignore[attr-defined]
             utterance = next(one for one in kept if one.id == prediction.id)
-            batch = silence(utterance, module.tokenizer)
             try:
-                batch.waveform_BT[0] = fitted(read_waveform(utterance), batch.waveform_BT.shape[1])
+                batch = spoken_batch(utterance, module.tokenizer)
             except AudioError:
                 continue
             with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -159,6 +156,17 @@ class MediaLog(Callback):
         normalize = next(iter(get_normalizers([evaluation.scores[0].normalizer]).values()))
         rows = rows_of(evaluation.predictions, normalize)
         return sorted(rows, key=lambda row: (-row.edits.errors, row.prediction.id))[: self._count]
+
+
+def spoken_batch(utterance: Utterance, tokenizer: Tokenizer) -> Batch:
+    """A batch of one utterance, to draw its pictures.
+
+    Raises:
+        AudioError: Its audio cannot be read.
+    """
+    batch = silence(utterance, tokenizer)
+    batch.waveform_BT[0] = fitted(read_waveform(utterance), batch.waveform_BT.shape[1])
+    return batch
 
 
 def fitted(waveform_T: "Tensor", samples: int) -> "Tensor":

@@ -285,7 +285,8 @@ def test_sweeps_take_names_too():
         ("train", ["a b=1"], "a b=1: is not key=value. Start with the name of a key."),
         ("train", ["a..b=1"], "a..b=1: is not key=value."),
         ("train", ["-- x"], "-- x: is no flag."),
-        ("compare", ["a", "b", "c"], "compare: takes 2 names, FIRST SECOND, and got 3."),
+        ("compare", ["a"], "compare: takes 2 names or more, FIRST SECOND [OTHERS …], and got 1."),
+        ("compare", ["others=[c]", "a", "b", "d"], "others: is given twice: others=… and d."),
         ("evaluate", ["manifest={é: x}"], "manifest: 'é' cannot be a name."),
         ("transcribe", ["input=" + "a" * 5000], "input: has 5000 characters in one path: aaa"),
     ],
@@ -343,9 +344,12 @@ def test_a_key_comes_before_a_file_of_the_same_name():
     assert read("transcribe", "seed=1") == {"input": ["seed=1"]}
 
 
-def test_names_of_a_command_with_two():
+def test_names_of_a_command_with_two_or_more():
     assert read("compare", "a b", "é") == {"first": "a b", "second": "é"}
     assert read("compare", "second=b", "a") == {"first": "a", "second": "b"}
+    assert read("compare", "a", "b", "c", "d e") == {"first": "a", "second": "b", "others": ["c", "d e"]}
+    assert read("compare", "second=b", "a", "c") == {"first": "a", "second": "b", "others": ["c"]}
+    assert read("compare", "others=[c]", "a", "b") == {"first": "a", "second": "b", "others": ["c"]}
 
 
 def test_help_after_two_dashes_is_a_name():

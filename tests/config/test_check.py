@@ -195,7 +195,7 @@ def test_missing_values_are_named():
         ("lm", ["input=[a]", "output=o", "prune=[1,0]"], "prune: is [1, 0]"),
         ("tune_decoding", ["model=x", "manifest=m", "output=o", "lm_weights=[]"], "lm_weights: is []"),
         ("corpus", ["output_dir=x", "train=0"], "train: is 0, expected a whole number of 1 or more"),
-        ("compare", ["one"], "compare: takes 2 names, FIRST SECOND, and got 1. Write ssl-asr compare FIRST SECOND"),
+        ("compare", ["one"], "compare: takes 2 names or more, FIRST SECOND [OTHERS …], and got 1. Write ssl-asr"),
     ],
 )
 def test_the_other_commands_check_too(name, overrides, error):

@@ -111,6 +111,7 @@ NEEDED = {
     "export": ["model=m", "to=transformers", "output_dir=o"],
     "import": ["source=a.pt", "output_dir=o"],
     "compare": ["first=a", "second=b"],
+    "report": ["runs=[a]"],
     "lm": ["input=[a.txt]", "output=o.arpa"],
     "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
     "serve": ["model=m"],

@@ -136,6 +136,7 @@ def test_plain_data_has_every_key_of_a_command(name):
         "doctor": [],
         "serve": ["model=m"],
         "compare": ["first=a", "second=b"],
+        "report": ["runs=[a]"],
         "lm": ["input=[a.txt]", "output=o.arpa"],
         "tune_decoding": ["model=m", "manifest=m.jsonl", "output=o.yaml"],
         "check": ["manifest=m.jsonl"],

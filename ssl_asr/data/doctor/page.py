@@ -2,38 +2,16 @@
 
 import html
 from collections import defaultdict
-from collections.abc import Sequence
 
 import numpy as np
 
 from ssl_asr.data.doctor.findings import LEVELS, MEANINGS, Finding
-from ssl_asr.data.doctor.plots import bars, histograms
 from ssl_asr.data.doctor.report import Report
+from ssl_asr.pages.page import definitions, document, folded, table
+from ssl_asr.pages.plots import bars, histograms
 
 # Lines of a finding that the page lists. All are in check.json.
 _LISTED = 20
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2733; --paper: #fff; --line: #d5dbe1; --bar: #2f6f9f; --error: #b3261e;
-  --warning: #9a6200; --note: #55606b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ed; --paper: #14191e; --line: #36404a; --bar: #6fb1de;
-  --error: #ff8a80; --warning: #f2b84b; --note: #a3adb7; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; }
-.error { color: var(--error); } .warning { color: var(--warning); } .note { color: var(--note); }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 545px), 1fr)); gap: 1.5rem; }
-figure { margin: 0; overflow-x: auto; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-svg { font: 12px system-ui, sans-serif; fill: var(--ink); max-width: 100%; height: auto; }
-svg rect { fill: var(--bar); } svg line { stroke: var(--line); }
-svg .name { text-anchor: end; } svg .tick { text-anchor: middle; } svg .small { font-size: 10px; fill: var(--note); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .4rem 0; }
-dt { font-weight: 600; } dd { margin: 0; }
-details { margin: .4rem 0; } summary { cursor: pointer; } code { font-size: .92em; overflow-wrap: anywhere; }
-"""
 
 
 def page(report: Report) -> str:
@@ -50,19 +28,7 @@ def page(report: Report) -> str:
         "<h2>Lines</h2>",
         *_lines(report),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>ssl-asr check: {verdict}'
-    start = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</title><style>{_STYLE}</style></head>'
-    return "\n".join([start, "<body>", *parts, "</body></html>\n"])
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    marks = [' class="n"' if i in numbers else "" for i in range(len(heads))]
-    head = "".join(f"<th{mark}>{html.escape(text)}</th>" for mark, text in zip(marks, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return document(f"ssl-asr check: {verdict}", parts)
 
 
 def _splits(report: Report) -> str:
@@ -80,7 +46,7 @@ def _splits(report: Report) -> str:
         ]
         for name, split in report.splits.items()
     ]
-    return _table(heads, rows, numbers=(2, 3, 4, 5))
+    return table(heads, rows, numbers=(2, 3, 4, 5))
 
 
 def _counts(report: Report) -> str:
@@ -92,7 +58,7 @@ def _counts(report: Report) -> str:
                 rows.append([level, name, html.escape(split), f"{count:,}", f"{100 * count / report.lines(split):.1f}"])
     if not rows:
         return "<p>Nothing was found.</p>"
-    return _table(["level", "finding", "split", "lines", "%"], rows, numbers=(3, 4))
+    return table(["level", "finding", "split", "lines", "%"], rows, numbers=(3, 4))
 
 
 def _legend(report: Report) -> str:
@@ -106,8 +72,7 @@ def _legend(report: Report) -> str:
         "dB of full scale": "Level of the audio. 0 dB is the largest that a file holds. Speech usually has -35 to -15.",
         "characters per second": "Without spaces. Speech in alphabets usually has 8 to 20.",
     }
-    rows = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(meaning)}</dd>" for word, meaning in words.items())
-    return f"<details><summary>What the words mean</summary><dl>{rows}</dl></details>"
+    return folded("What the words mean", definitions(list(words.items())))
 
 
 def _plots(report: Report) -> list[str]:
@@ -146,7 +111,6 @@ def _lines(report: Report) -> list[str]:
             total = sum(count for (_, name), count in report.counts.items() if name == finding)
             shown = f"{total:,}" if total <= _LISTED else f"the first {len(rows)} of {total:,}"
             title = f'<span class="{level}">{html.escape(finding)}</span>: {shown}'
-            opened = " open" if level == "error" else ""
-            table = _table(["split", "id", "where", "detail"], rows)
-            parts.append(f"<details{opened}><summary>{title}</summary>{table}</details>")
+            lines = table(["split", "id", "where", "detail"], rows)
+            parts.append(folded(title, lines, opened=level == "error"))
     return parts

@@ -1,0 +1,1 @@
+"""Runs, comparisons of runs, and sweeps as one HTML page."""
