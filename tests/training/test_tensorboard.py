@@ -75,7 +75,7 @@ def test_tables_have_utterances_whose_audio_is_written_once(run):
 
 
 def test_the_table_of_numbers_has_each_number_once_for_a_step(run):
-    """Facts at the start and scores at the end are rows as all others: columns without gaps are read in the same way."""
+    """Also those at the start and at the end of the run, which are rows of their own."""
     with open(run[0] / "metrics" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(row["step"].isdecimal() and row["epoch"].isdecimal() for row in rows)
