@@ -34,6 +34,7 @@ EXTRAS = {
     "lexicon": ("flashlight-text", "flashlight.lib.text", "decoder=ctc_lexicon"),
     "lhotse": ("lhotse", "lhotse", "ssl-asr prepare: manifests of lhotse"),
     "lora": ("peft", "peft", "freeze_policy=lora"),
+    "mlflow": ("mlflow-skinny", "mlflow", "logger=mlflow"),
     "notebooks": ("matplotlib", "matplotlib", "the notebooks"),
     "optuna": ("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "sweep=optuna"),
     "slurm": ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "hydra/launcher=slurm"),

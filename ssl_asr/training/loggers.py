@@ -1,4 +1,4 @@
-"""Logger options: CSV, TensorBoard, Weights & Biases."""
+"""Logger options: CSV, TensorBoard, MLflow, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ssl_asr.config.run_folder import is_first
 from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.textfiles import written_whole
 from ssl_asr.types import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -112,6 +114,47 @@ class TensorBoardLog:
         board.log_hyperparams(config)
         media = MediaLog([TensorBoardWriter(board)], count=self.audio_samples, log_model=False)
         return [_csv(folder, config), board], [media]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowLog:
+    """An MLflow run with numbers, config and tags, and ``metrics/metrics.csv``.
+
+    Attributes:
+        experiment: str, MLflow experiment.
+        tracking_uri: str, server or database. None takes MLFLOW_TRACKING_URI, or else ``mlflow.db`` in the current
+            folder.
+    """
+
+    experiment: str
+    tracking_uri: str | None
+
+    def build(self, *, folder: Path, name: str, config: dict[str, Any]) -> tuple[list[Logger], list[Callback]]:
+        """Builds both loggers. A resumed run continues its MLflow run.
+
+        Raises:
+            ConfigError: If mlflow is not installed.
+        """
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        known = folder / "mlflow_run_id.txt"
+        run = config.get("run", {})
+        tags = {key: str(run[key]) for key in ("command", "git") if run.get(key) is not None}
+        try:
+            logger = MLFlowLogger(
+                experiment_name=self.experiment,
+                run_name=name,
+                tracking_uri=self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
+                tags=tags,
+                run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
+            )
+        except ModuleNotFoundError:
+            raise missing_extra("logger=mlflow", "mlflow-skinny", "mlflow", "logger=csv") from None
+        logger.log_hyperparams(config)
+        if is_first() and logger.run_id is not None:
+            with written_whole(known) as file:
+                file.write(f"{logger.run_id}\n")
+        return [_csv(folder, config), logger], []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """TensorBoard: the event file of a run holds its numbers, texts, audio and pictures."""
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -71,3 +72,13 @@ def test_tables_have_utterances_whose_audio_is_written_once(run):
         np.testing.assert_allclose(samples, whole[: len(samples)], atol=1e-3)
         assert len(samples) / rate == pytest.approx(predictions[name]["duration"], abs=0.01)
     assert "| id | diff | errors | WER % |" in _text(events, "test/worst")
+
+
+def test_the_table_of_numbers_has_each_number_once_for_a_step(run):
+    """Also those at the start and at the end of the run, which are rows of their own."""
+    with open(run[0] / "metrics" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["step"].isdecimal() and row["epoch"].isdecimal() for row in rows)
+    assert [int(row["step"]) for row in rows] == sorted(int(row["step"]) for row in rows)
+    filled = [(name, row["step"]) for row in rows for name in row if row[name] and name not in ("step", "epoch")]
+    assert len(filled) == len(set(filled))
