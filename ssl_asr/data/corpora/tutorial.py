@@ -53,9 +53,7 @@ def _find(folder: Path) -> tuple[str, dict[str, Path]]:
     try:
         return "CMU AN4", _download(folder / "an4")
     except ConfigError as error:
-        print(
-            f"AN4 cannot be downloaded ({error}). Synthesized speech is used instead, so figures differ from the text."
-        )
+        print(f"AN4 cannot be downloaded ({error}). Synthesized speech is used, so figures differ from the text.")
     spoken = {split: folder / "spoken" / f"{split}.jsonl" for split in SPLITS}
     if not all(path.is_file() for path in spoken.values()):
         spoken = make_corpus(folder / "spoken", _SPOKEN, seed=0)
