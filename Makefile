@@ -9,7 +9,7 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # Tests run in parallel processes with one thread each. With more threads, the processes compete for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-all bench lint format clean
+.PHONY: help setup demo notebooks test test-all bench lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ $(VENV)/.8bit: $(VENV)/.installed
 
 demo: setup  ## synthesize a corpus, fine-tune Whisper tiny.en on it, transcribe (minutes)
 	$(PY) -m ssl_asr demo output_dir=demo
+
+notebooks: setup  ## run all notebooks, and store them with their outputs (half an hour on two cores)
+	$(PY) -m tests.notebooks
 
 lint: setup  ## ruff, mypy, and vulture (unused code)
 	$(PY) -m ruff check .

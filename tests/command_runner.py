@@ -40,12 +40,12 @@ class Commands:
             env={**os.environ, **_SETTINGS},
         )
 
-    def __call__(self, command, *arguments, cwd=None, stdin=None):
-        """Run ``python -m ssl_asr COMMAND ARGUMENTS`` and return its exit code and output, as `subprocess.run` does."""
+    def __call__(self, command, *arguments, module="ssl_asr", cwd=None, stdin=None):
+        """Run ``python -m MODULE COMMAND ARGUMENTS`` and return its exit code and output, as `subprocess.run` does."""
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
             streams[0].write_text(stdin or "")
-            words = ["ssl_asr", command, *map(str, arguments)]
+            words = [module, command, *map(str, arguments)]
             request = {"words": words, "cwd": str(cwd or REPO), "streams": list(map(str, streams))}
             print(json.dumps(request), file=self._parent.stdin, flush=True)
             code = json.loads(self._parent.stdout.readline())
@@ -93,4 +93,4 @@ if __name__ == "__main__":
         importlib.import_module(library)
     if (request := _next_request()) is not None:
         _set_up(request)
-        runpy.run_module("ssl_asr", run_name="__main__", alter_sys=True)
+        runpy.run_module(request["words"][0], run_name="__main__", alter_sys=True)

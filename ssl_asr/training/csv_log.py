@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from ssl_asr.console import notify
+from ssl_asr.errors import CheckpointError
 from ssl_asr.textfiles import naming, written_whole
 
 
@@ -48,6 +49,28 @@ class ContinuedCsvLogger(CSVLogger):
         if not isinstance(self._experiment, _ContinuedWriter):
             self._experiment = _ContinuedWriter(log_dir=self.log_dir)
         return self._experiment
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a run logged, by name, such as ``train/loss``: pairs of the number of updates and the value.
+
+    Args:
+        folder: Folder of the run.
+
+    Raises:
+        CheckpointError: The run has no ``metrics/metrics.csv``.
+    """
+    path = folder / "metrics" / "metrics.csv"
+    if not path.is_file():
+        raise CheckpointError(str(folder), "has no metrics/metrics.csv", "give the folder of a run with logger=csv")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    # The row of update n has step n - 1.
+                    curves.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
+    return curves
 
 
 def keep_metrics(folder: Path, update: int) -> None:

@@ -76,10 +76,13 @@ def draw(picture: Picture) -> "Figure":
     rows, frames = picture.values_RF.shape
     figure = Figure(figsize=(9.0, min(12.0, 1.4 + 0.22 * rows)), layout="constrained")
     axes = figure.add_subplot()
+    # A grid and the origin of images may come from the user's style.
+    axes.grid(visible=False)
     end_s = max(1, frames) * picture.frame_s
     if frames:
+        extent = (0.0, end_s, rows - 0.5, -0.5)
         image = axes.imshow(
-            picture.values_RF, aspect="auto", interpolation="nearest", vmin=0.0, extent=(0.0, end_s, rows - 0.5, -0.5)
+            picture.values_RF, aspect="auto", interpolation="nearest", vmin=0.0, origin="upper", extent=extent
         )
         figure.colorbar(image, ax=axes, label="probability" if picture.kind == "posteriors" else "weight")
     # Dollar signs are not mathematics.

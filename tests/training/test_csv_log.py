@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from ssl_asr.training.csv_log import ContinuedCsvLogger, keep_metrics
+from ssl_asr.errors import CheckpointError
+from ssl_asr.training.csv_log import ContinuedCsvLogger, keep_metrics, read_curves
 
 
 def rows_of(path):
@@ -35,6 +36,13 @@ def test_logger_that_is_stopped_before_it_writes_keeps_the_file(tmp_path):
     log(tmp_path, [(0, {"loss": 2.0})])
     log(tmp_path, [])
     assert len(rows_of(tmp_path / "metrics" / "metrics.csv")) == 1
+
+
+def test_curves_are_what_was_logged_by_update(tmp_path):
+    log(tmp_path, [(0, {"train/loss": 2.0}), (9, {"train/loss": 1.5}), (9, {"val/wer": 0.0})])
+    assert read_curves(tmp_path) == {"train/loss": [(1, 2.0), (10, 1.5)], "val/wer": [(10, 0.0)]}
+    with pytest.raises(CheckpointError, match="has no metrics/metrics.csv"):
+        read_curves(tmp_path / "metrics")
 
 
 def test_rows_after_the_checkpoint_move_to_another_file(tmp_path):
