@@ -32,8 +32,9 @@ def write_report(config: ReportConfig, console: Console | None) -> list[Scored]:
     """
     output = Path(config.output)
     runs = find_runs(config.runs)
-    read = [path for run in runs for path in ([run.path] if run.path.is_file() else run.path.rglob("*.*"))]
-    if overwritten([output], (path for path in read if path.name != output.name or path.suffix == ".jsonl")):
+    read = [path for run in runs for path in ([run.path] if run.path.is_file() else run.path.rglob("*"))]
+    # An earlier report may be in the folder of its run.
+    if overwritten([output], (path for path in read if path.suffix != ".html")):
         raise overwrites(output)
     normalizers = config.normalizers or known_normalizers(runs)
     shown = _shown(runs, "Scoring", console)

@@ -6,8 +6,6 @@ from ssl_asr.commands.report import report
 from ssl_asr.config.tools import ReportConfig
 from tests.report.runs import make_run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
@@ -39,6 +37,7 @@ def opened(chromium, pages, request):
 VIEWS = [("run", 1280, "light"), ("run", 390, "dark"), ("sweep", 1280, "dark"), ("sweep", 390, "light")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", VIEWS, indirect=True)
 def test_the_page_is_no_wider_than_the_window(opened):
     for summary in opened.query_selector_all("summary"):
@@ -46,6 +45,7 @@ def test_the_page_is_no_wider_than_the_window(opened):
     assert opened.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", VIEWS[:1], indirect=True)
 def test_curves_show_values_and_hide_on_a_click(opened):
     box = opened.locator(".chart svg.plot").first.bounding_box()
@@ -57,6 +57,7 @@ def test_curves_show_values_and_hide_on_a_click(opened):
     assert opened.locator(".tip").first.inner_text().splitlines() == ["update: 40", "dev: 0.075"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", VIEWS[:1], indirect=True)
 def test_embedded_audio_plays(opened):
     duration = """async () => {
