@@ -71,4 +71,6 @@ def _draws(config: ReportConfig, sounds: Sounds) -> Callable[[Scored], str]:
 
 
 def _shown(items: Iterable[T], title: str, console: Console | None) -> Iterable[T]:
-    return items if console is None else track(list(items), title, console=console, transient=True)
+    if console is None or not console.is_terminal:
+        return items
+    return track(list(items), title, console=console, transient=True)
