@@ -20,5 +20,6 @@ def report(config: ReportConfig, folder: Path) -> float | None:  # noqa: ARG001
     if lacking:
         print(f"not complete, see the page: {shortened(lacking, 5)}")
     size = Path(config.output).stat().st_size / 1e6
-    print(f"the report of {len(scored):,} runs is in {config.output} ({size:.1f} MB)")
+    what = f"{len(scored):,} runs" if len(scored) > 1 else scored[0].run.name
+    print(f"the report of {what} is in {config.output} ({size:.1f} MB)")
     return None

@@ -32,8 +32,9 @@ def write_report(config: ReportConfig, console: Console | None) -> list[Scored]:
     """
     output = Path(config.output)
     runs = find_runs(config.runs)
-    read = [path for run in runs for path in ([run.path] if run.path.is_file() else run.path.rglob("*.*"))]
-    if overwritten([output], (path for path in read if path.name != output.name or path.suffix == ".jsonl")):
+    read = [path for run in runs for path in ([run.path] if run.path.is_file() else run.path.rglob("*"))]
+    # An earlier report may be in the folder of its run.
+    if overwritten([output], (path for path in read if path.suffix != ".html")):
         raise overwrites(output)
     normalizers = config.normalizers or known_normalizers(runs)
     shown = _shown(runs, "Scoring", console)
@@ -70,4 +71,6 @@ def _draws(config: ReportConfig, sounds: Sounds) -> Callable[[Scored], str]:
 
 
 def _shown(items: Iterable[T], title: str, console: Console | None) -> Iterable[T]:
-    return items if console is None else track(list(items), title, console=console, transient=True)
+    if console is None or not console.is_terminal:
+        return items
+    return track(list(items), title, console=console, transient=True)

@@ -93,6 +93,8 @@ def _overview(scored: Sequence[Scored], split: str, choices: Choices | None) -> 
     numbers += [len(heads), len(heads) + 1]
     content = table([*heads, "trains", "time", "status"], rows, numbers=numbers)
     note = html.escape(_ranked_by(split, normalizer) if splits else "No run has scores.")
+    if not _on_same(scored, split):
+        note += ' <span class="warning">The runs have different utterances, so their order says little.</span>'
     return f'<h2>Ranking</h2><p class="note">{note}</p><div class="ranking">{content}</div>'
 
 
@@ -158,7 +160,7 @@ def _matrix(ranking: Ranking, names: Sequence[str]) -> str:
 def _by_key(scored: Sequence[Scored], split: str, choices: Choices | None) -> str:
     """WER of each run by length and tag, side by side."""
     members = [one for one in scored if split in one.run.splits and split in one.scores][:COLORS]
-    if len(members) < 2:
+    if len(members) < 2 or not _on_same(members, split):
         return ""
     name, normalize = next(iter(members[0].normalizers.items()))
     parts = []
@@ -176,6 +178,12 @@ def _by_key(scored: Sequence[Scored], split: str, choices: Choices | None) -> st
         wide = table(heads, rows, numbers=range(1, len(heads)))
         parts.append(folded(f"WER % by {html.escape(key)}", wide, opened=len(values) <= 12))
     return f"<h2>Groups of {html.escape(split)}</h2>" + "".join(parts) if parts else ""
+
+
+def _on_same(scored: Sequence[Scored], split: str) -> bool:
+    """Whether all runs with predictions of a split have the same utterances."""
+    ids = {frozenset(row.id for row in one.run.splits[split]) for one in scored if split in one.run.splits}
+    return len(ids) <= 1
 
 
 def _has(one: Scored, split: str, key: str) -> bool:

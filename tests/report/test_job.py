@@ -217,11 +217,17 @@ def test_names_that_are_no_run_are_refused(run, tmp_path):
         written(tmp_path, run, splits=["other"])
 
 
-def test_inputs_are_not_overwritten(run, tmp_path):
+@pytest.mark.parametrize("name", ["predictions/test.jsonl", "config.yaml"])
+def test_inputs_are_not_overwritten(run, tmp_path, name):
     folder = shutil.copytree(run, tmp_path / "a")
-    output = folder / "predictions" / "test.jsonl"
-    before = output.read_bytes()
-    config = ReportConfig(runs=[str(folder)], output=str(output), verbose=False, overwrite=True)
+    before = (folder / name).read_bytes()
+    config = ReportConfig(runs=[str(folder)], output=str(folder / name), verbose=False, overwrite=True)
     with pytest.raises(ConfigError, match="is an input and would be overwritten"):
         report(config, tmp_path)
-    assert output.read_bytes() == before
+    assert (folder / name).read_bytes() == before
+
+
+def test_a_report_in_the_folder_of_its_run_can_be_replaced(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "a")
+    for _ in range(2):
+        written(folder, folder, audio="none", splits=["test"])

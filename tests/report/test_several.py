@@ -72,6 +72,12 @@ def test_runs_on_other_utterances_are_not_tested(runs, tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     page, _ = written(tmp_path, runs[1], other, audio="none", details=0)
     assert "different utterances or references, so differences are not tested" in page.text
+    assert "so their order says little" not in page.text
+    path = other / "predictions" / "dev.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    page, _ = written(tmp_path, runs[1], other, audio="none", details=0, overwrite=True)
+    assert "so their order says little" in page.text
+    assert "Groups of dev" not in page.text
 
 
 def test_details_are_those_of_the_best_runs(runs, tmp_path):

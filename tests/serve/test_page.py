@@ -1,7 +1,6 @@
 """The page in a headless Chromium, with a real model and real speech."""
 
 import json
-import shutil
 
 import pytest
 
@@ -9,26 +8,7 @@ from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions, load_model
 from tests.serve.served import served, serving
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-    "--autoplay-policy=no-user-gesture-required",
-]
 FORM = LongForm(chunk_s=30.0, stride_s=4.0)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
