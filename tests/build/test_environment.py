@@ -120,7 +120,7 @@ def test_logging_online_needs_a_key_at_once(monkeypatch, config, tmp_path):
         ({"strategy": ""}, "trainer.strategy: is ''"),
         ({"strategy": "fsdp"}, "trainer.strategy: is 'fsdp'.*requires a GPU accelerator"),
         ({"strategy": "xla"}, "trainer.strategy: is 'xla'"),
-        ({"accelerator": "tpu"}, "trainer.accelerator: is tpu, which this machine does not have"),
+        ({"accelerator": "tpu"}, "trainer.accelerator: is 'tpu', which this machine does not have"),
         ({"devices": "abc"}, "trainer.devices: is 'abc'"),
         ({"devices": -5}, "trainer.devices: is -5"),
         ({"devices": [0, 0]}, "trainer.devices: is "),
