@@ -75,6 +75,8 @@ class Run:
             log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for stream in (1, 2):
                 os.dup2(log, stream)
+            # pytest has files of its own in their place.
+            sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
             if self.ranks > 1:
                 ranks = {"WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "RANK": rank, "LOCAL_RANK": rank}
                 where = {
