@@ -8,6 +8,8 @@ from tests.training.toy_runs import build, config_of
 
 # Options for checkpoints that are fine-tuned with CTC. tests/models/test_ctc_checkpoints.py builds them.
 ELSEWHERE = {("head", "pretrained"), ("tokenizer", "pretrained")}
+# Options whose packages may be absent, with their extras.
+OF_EXTRAS = {"adamw_8bit": ("bitsandbytes", "8bit"), "mlflow": ("mlflow", "mlflow")}
 SMALL = {
     ("states", "layer"): ["states.layer=1"],
     ("tokenizer", "bpe"): ["tokenizer.size=8"],
@@ -49,8 +51,9 @@ def test_options_of_every_group_are_listed():
 )
 def test_every_option_builds(toy_checkpoints, toy_corpus, tmp_path, monkeypatch, group, option):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    if option == "mlflow":
-        pytest.importorskip("mlflow", reason="pip install 'ssl_asr[mlflow]'")
+    if option in OF_EXTRAS:
+        package, extra = OF_EXTRAS[option]
+        pytest.importorskip(package, reason=f"pip install 'ssl_asr[{extra}]'")
         monkeypatch.chdir(tmp_path)
     choice = [f"{group}={option}"]
     if group in SIDES:

@@ -443,7 +443,7 @@ def test_other_values_of_named_manifests_are_refused():
     ("content", "what"),
     [
         (b"RIFF\0\0\0\0WAVE", "is audio or another binary file"),
-        (b"path\ttext\na.wav\thello\n", "is a table with tabs that starts with 'path\ttext'"),
+        (b"path\ttext\na.wav\thello\n", r"is a table with tabs that starts with 'path\ttext'"),
         (b"path,text\na.wav,hello\n", "is a text file that starts with 'path,text'"),
         (None, "is a folder"),
     ],
