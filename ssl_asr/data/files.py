@@ -54,7 +54,7 @@ class Location:
     @classmethod
     def of(cls, path: str) -> "Location":
         """The location that a path of a manifest names."""
-        found = _MEMBER.fullmatch(path) if "::" in path else None
+        found = _MEMBER.fullmatch(path) if MEMBER in path else None
         if found is None:
             return cls(path)
         start, size = found["start"], found["size"]

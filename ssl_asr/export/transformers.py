@@ -100,9 +100,7 @@ class _Ctc:
     def transcribe(self, waveforms: Sequence[Tensor], *, real_length: bool) -> Iterator[str]:
         """See `Runtime`."""
         for waveform_T in waveforms:
-            inputs = self._processor(waveform_T.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            ids = self._model(**inputs).logits[0].argmax(-1).tolist()
-            yield str(self._processor.tokenizer.decode(ids))
+            yield str(self._processor.tokenizer.decode(self._labels(waveform_T)))
 
     def words(self, waveforms: Sequence[Tensor]) -> Iterator[list[TimedWord]] | None:
         """See `Runtime`. Only tokenizers of characters time words."""
@@ -110,10 +108,14 @@ class _Ctc:
             return None
         return (self._timed(waveform_T) for waveform_T in waveforms)
 
-    def _timed(self, waveform_T: Tensor) -> list[TimedWord]:
+    def _labels(self, waveform_T: Tensor) -> list[int]:
+        """The best label of each frame."""
         inputs = self._processor(waveform_T.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        ids = self._model(**inputs).logits[0].argmax(-1)
-        found = self._processor.tokenizer.decode(ids, output_word_offsets=True).word_offsets
+        labels: list[int] = self._model(**inputs).logits[0].argmax(-1).tolist()
+        return labels
+
+    def _timed(self, waveform_T: Tensor) -> list[TimedWord]:
+        found = self._processor.tokenizer.decode(self._labels(waveform_T), output_word_offsets=True).word_offsets
         frame_s = self._model.config.inputs_to_logits_ratio / SAMPLE_RATE
         return [TimedWord(word["word"], float(word["start_offset"]) * frame_s) for word in found]
 
