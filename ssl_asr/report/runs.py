@@ -7,7 +7,6 @@ sweeps/a/0, 1, …    the same, and job.json; of a job that failed, perhaps job.
 
 import csv
 import glob
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from ssl_asr.config.sweeps import Note, read_jobs
 from ssl_asr.data.inputs import matching
 from ssl_asr.errors import ConfigError, ManifestError, UserError
 from ssl_asr.metrics.comparison import prediction_files
+from ssl_asr.metrics.curves import parse_metrics
 from ssl_asr.metrics.ranking import system_names
 from ssl_asr.metrics.report import Prediction, read_predictions
 from ssl_asr.textfiles import from_json
@@ -230,26 +230,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _curves(path: Path) -> dict[str, Curve]:
-    """The columns of ``metrics.csv``. The step of the first update is 0 there, and 1 here."""
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), restkey="")
-    if "step" not in (reader.fieldnames or ()):
-        raise ManifestError(str(path), "has no column 'step'", "")
+    """The finite values of ``metrics.csv``."""
     curves: dict[str, Curve] = {}
-    for row in reader:
-        numbers = {name: value for name in row if name and (value := _number(row[name])) is not None}
-        if "step" in numbers:
-            step = numbers.pop("step")
-            for name, value in numbers.items():
-                curves.setdefault(name, []).append((step + 1, value))
+    for name, rows in parse_metrics(path).items():
+        if finite := [(float(x), y) for x, y in rows if math.isfinite(y)]:
+            curves[name] = finite
     return curves
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

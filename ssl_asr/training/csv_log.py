@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from ssl_asr.console import notify
 from ssl_asr.errors import CheckpointError
+from ssl_asr.metrics.curves import Curves, parse_metrics
 from ssl_asr.textfiles import naming, written_whole
 
 
@@ -51,7 +52,7 @@ class ContinuedCsvLogger(CSVLogger):
         return self._experiment
 
 
-def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(folder: Path) -> Curves:
     """What a run logged, by name, such as ``train/loss``: pairs of the number of updates and the value.
 
     Args:
@@ -59,18 +60,12 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     Raises:
         CheckpointError: The run has no ``metrics/metrics.csv``.
+        ManifestError: The file has no column ``step``.
     """
     path = folder / "metrics" / "metrics.csv"
     if not path.is_file():
         raise CheckpointError(str(folder), "has no metrics/metrics.csv", "give the folder of a run with logger=csv")
-    curves: dict[str, list[tuple[int, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name != "step":
-                    # The row of update n has step n - 1.
-                    curves.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
-    return curves
+    return parse_metrics(path)
 
 
 def keep_metrics(folder: Path, update: int) -> None:

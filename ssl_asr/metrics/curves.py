@@ -1,0 +1,37 @@
+"""Reads what a run logged, without the libraries that log it."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from ssl_asr.errors import ManifestError
+
+Curves = dict[str, list[tuple[int, float]]]
+"""Numbers of updates and values of each logged number, by name."""
+
+
+def parse_metrics(path: Path) -> Curves:
+    """The columns of a ``metrics.csv``. The row of update n has step n - 1. What is no number is left out.
+
+    Raises:
+        ManifestError: The file has no column ``step``.
+    """
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), restkey="")
+    if "step" not in (reader.fieldnames or ()):
+        raise ManifestError(str(path), "has no column 'step'", "")
+    curves: Curves = {}
+    for row in reader:
+        numbers = {name: value for name in row if name and (value := _number(row[name])) is not None}
+        step = numbers.pop("step", math.nan)
+        if math.isfinite(step):
+            for name, value in numbers.items():
+                curves.setdefault(name, []).append((int(step) + 1, value))
+    return curves
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
