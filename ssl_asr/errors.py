@@ -167,6 +167,21 @@ def missing_extra(where: str, package: str, extra: str, otherwise: str = "") -> 
     return ConfigError(where, f"needs the package {package}, which is not installed", remedy)
 
 
+@contextmanager
+def optional_import(where: str, package: str, extra: str, otherwise: str = "") -> Iterator[None]:
+    """A block that imports the package of an optional extra.
+
+    Args: See `missing_extra`.
+
+    Raises:
+        ConfigError: The package cannot be imported.
+    """
+    try:
+        yield
+    except ImportError:
+        raise missing_extra(where, package, extra, otherwise) from None
+
+
 def closest(name: str, known: Sequence[str]) -> str | None:
     """The known name that is most similar to a name, or None. Case and the kind of dash make no difference.
 

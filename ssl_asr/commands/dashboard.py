@@ -15,13 +15,11 @@ def dashboard(config: DashboardConfig, folder: Path) -> float | None:  # noqa: A
     Raises:
         ConfigError: A package or an API key is missing.
     """
-    from ssl_asr.errors import missing_extra
+    from ssl_asr.errors import optional_import
     from ssl_asr.textfiles import to_json, written_whole
 
-    try:
+    with optional_import("ssl-asr dashboard", "wandb-workspaces", "dashboard"):
         from ssl_asr.training.workspace import make_workspace, workspace_record
-    except ModuleNotFoundError:
-        raise missing_extra("ssl-asr dashboard", "wandb-workspaces", "dashboard") from None
     output = None if config.output is None else Path(config.output)
     entity = config.entity or ("" if output is not None else _default_entity())
     workspace = make_workspace(entity=entity, project=config.project, name=config.name, splits=config.splits)

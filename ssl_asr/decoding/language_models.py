@@ -9,7 +9,7 @@ from ssl_asr.decoding.arpa import is_mark
 from ssl_asr.decoding.neural_lm import NeuralLM
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.word_model import WordModel
-from ssl_asr.errors import LanguageModelError, missing_extra
+from ssl_asr.errors import LanguageModelError, optional_import
 from ssl_asr.textfiles import is_hub_name
 
 _KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
@@ -27,10 +27,8 @@ class KenLM(WordModel[Any]):
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with optional_import(f"{path} (a KenLM binary)", "kenlm", "kenlm", "the ARPA file"):
             import kenlm
-        except ImportError:
-            raise missing_extra(f"{path} (a KenLM binary)", "kenlm", "kenlm", "the ARPA file") from None
         self._kenlm: Any = kenlm
         try:
             self._model = kenlm.Model(str(path))

@@ -29,7 +29,7 @@ from ssl_asr.decoding.fusion.automata import lm_token
 from ssl_asr.decoding.language_models import is_kenlm_binary, read_language_model
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
-from ssl_asr.errors import ConfigError, LanguageModelError, missing_extra
+from ssl_asr.errors import ConfigError, LanguageModelError, optional_import
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"
@@ -186,12 +186,11 @@ class LexiconSearch:
 
 def _import_decoder() -> Any:
     """The constructor of torchaudio's decoder. Raises ConfigError if flashlight is not installed."""
-    try:
+    with optional_import(
+        "decoder=ctc_lexicon", "flashlight-text", "lexicon", "decoder=ctc_beam decoder.unknown_score=null"
+    ):
         import flashlight.lib.text  # noqa: F401
         from torchaudio.models.decoder import ctc_decoder
-    except ImportError:
-        otherwise = "decoder=ctc_beam decoder.unknown_score=null"
-        raise missing_extra("decoder=ctc_lexicon", "flashlight-text", "lexicon", otherwise) from None
     return ctc_decoder
 
 

@@ -25,8 +25,8 @@ class ExportModel:
         net: The same weights as a model of transformers (``WhisperForConditionalGeneration`` or ``…ForCTC``), or None
             if transformers has no class of this shape, such as a head with several layers or a Whisper encoder with
             CTC.
-        window, tail_s: Window of a Whisper encoder, or None for other encoders. ``real`` encodes the utterance and
-            ``tail_s`` seconds of silence.
+        window, tail_s: Window of a Whisper model with its decoder, or None for other models. ``real`` encodes the
+            utterance and ``tail_s`` seconds of silence.
         reason: Why ``net`` is None.
     """
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ssl_asr.errors import UserError, missing_extra
+from ssl_asr.errors import UserError, optional_import
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.whisper import HOP, N_FFT, WINDOW_S
@@ -90,10 +90,8 @@ class CTranslate2:
         Raises:
             ConfigError: CTranslate2 is not installed.
         """
-        try:
+        with optional_import("to=ctranslate2", "ctranslate2", "ctranslate2"):
             from ctranslate2.converters.transformers import WhisperLoader
-        except ImportError:
-            raise missing_extra("to=ctranslate2", "ctranslate2", "ctranslate2") from None
         parts = WhisperParts.of(model)
         spec = WhisperLoader().get_model_spec(parts.net)
         always, first = parts.suppressed()
@@ -120,11 +118,9 @@ class CTranslate2:
         Raises:
             ConfigError: faster-whisper is not installed.
         """
-        try:
+        with optional_import("to=ctranslate2", "faster-whisper", "ctranslate2"):
             import ctranslate2
             from faster_whisper import WhisperModel
-        except ImportError:
-            raise missing_extra("to=ctranslate2", "faster-whisper", "ctranslate2") from None
         # They report each file, and that the CPU computes in float32.
         logging.getLogger("faster_whisper").setLevel(logging.WARNING)
         ctranslate2.set_log_level(logging.ERROR)

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_asr.errors import ConfigError, UserError, missing_extra
+from ssl_asr.errors import ConfigError, UserError, optional_import
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.spectrograms import slaney_filters
@@ -153,10 +153,8 @@ class Ggml:
         Raises:
             ConfigError: pywhispercpp is not installed.
         """
-        try:
+        with optional_import("to=ggml", "pywhispercpp", "ggml"):
             from pywhispercpp.model import Model
-        except ImportError:
-            raise missing_extra("to=ggml", "pywhispercpp", "ggml") from None
         parts = WhisperParts.of(model)
         options: dict[str, Any] = {"language": parts.language() or "auto"} if parts.tokenizer.is_multilingual else {}
         whisper = Model(
@@ -256,11 +254,9 @@ def quantized(values: NDArray[np.float32], quantization: str) -> NDArray[Any]:
     Raises:
         ConfigError: gguf is not installed.
     """
-    try:
+    with optional_import(f"quantization={quantization}", "gguf", "ggml", "quantization=f16"):
         from gguf import GGMLQuantizationType
         from gguf.quants import quantize
-    except ImportError:
-        raise missing_extra(f"quantization={quantization}", "gguf", "ggml", "quantization=f16") from None
     blocks: NDArray[Any] = quantize(values, GGMLQuantizationType[quantization.upper()])
     return blocks
 

@@ -23,7 +23,9 @@ def export_model(module: ASRModule) -> ExportModel:
     except UserError as error:
         reason = error
     encoder = module.speech_encoder
-    return ExportModel(module=module, net=net, window=encoder.window, tail_s=encoder.tail_s, reason=reason)
+    # Formats of CTC models have the window of the model in their graph.
+    window = encoder.window if module.task_name == "seq2seq" else None
+    return ExportModel(module=module, net=net, window=window, tail_s=encoder.tail_s, reason=reason)
 
 
 def load_export_model(name: str, options: InferenceOptions, say: Say = no_message) -> ExportModel:

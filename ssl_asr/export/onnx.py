@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.errors import ConfigError, UserError, missing_extra
+from ssl_asr.errors import ConfigError, UserError, optional_import
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.ggml import text_tokens
 from ssl_asr.export.onnx_ctc import CTC_AXES, CTC_INPUTS, CTC_OUTPUTS, CtcGraph, ctc_texts, label_lines
+from ssl_asr.export.onnx_spectrograms import traceable
 from ssl_asr.export.onnx_whisper import (
     AXES,
     DECODER_INPUTS,
@@ -36,8 +37,8 @@ from ssl_asr.export.onnx_whisper import (
     metadata,
 )
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
-from ssl_asr.models.ssl import SSLBackbone
-from ssl_asr.models.whisper import HOP
+from ssl_asr.models.encoder import SpeechEncoder
+from ssl_asr.models.whisper import HOP, WhisperEncoder
 from ssl_asr.textfiles import written_whole
 from ssl_asr.types import SAMPLE_RATE
 
@@ -73,7 +74,7 @@ fill the waveform with silence to 29.49 s. sherpa-onnx writes at most 6 tokens f
 """
 
 _CTC_USAGE = """\
-onnxruntime. The waveform is 16 kHz, without normalization, which is in the graph:
+onnxruntime. The waveform is 16 kHz, of any loudness: normalization and spectrograms are in the graph.{limits}
 
 ```python
 import numpy as np
@@ -101,15 +102,11 @@ class Onnx:
     real_length: ClassVar[bool] = True
 
     def refusal(self, model: ExportModel) -> UserError | None:
-        """Joint models, Whisper without a class of transformers, and CTC on spectrograms."""
+        """Joint models, and Whisper without a class of transformers."""
         if model.module.task_name == "seq2seq":
             return whisper_refusal(model, self.name)
         if model.module.task_name != "ctc":
             return ConfigError("to", f"is onnx, and this model is of task {model.module.task_name}", "use task=ctc")
-        kind = model.module.speech_encoder.net.config.model_type
-        if kind not in SSLBackbone.model_types:
-            what = f"is onnx, and the spectrogram of this {kind} encoder has no ONNX operators"
-            return ConfigError("to", what, f"for CTC, use an encoder of {', '.join(SSLBackbone.model_types)}")
         return None
 
     def write(self, model: ExportModel, folder: Path, *, quantization: str) -> None:
@@ -118,11 +115,9 @@ class Onnx:
         Raises:
             ConfigError: onnx or onnxruntime is not installed.
         """
-        try:
+        with optional_import("to=onnx", "onnx", "onnx"):
             import onnx
             from onnxruntime.quantization import quantize_dynamic  # noqa: F401
-        except ImportError:
-            raise missing_extra("to=onnx", "onnx", "onnx") from None
         del onnx
         if model.module.task_name == "seq2seq":
             _write_whisper(WhisperParts.of(model), folder, quantization)
@@ -137,10 +132,8 @@ class Onnx:
         """
         if model.module.task_name != "seq2seq":
             return _OnnxRuntime(folder, model)
-        try:
+        with optional_import("to=onnx", "sherpa-onnx", "onnx"):
             from sherpa_onnx import OfflineRecognizer
-        except ImportError:
-            raise missing_extra("to=onnx", "sherpa-onnx", "onnx") from None
         parts = WhisperParts.of(model)
         load = functools.partial(
             OfflineRecognizer.from_whisper,
@@ -156,11 +149,19 @@ class Onnx:
     def usage(self, folder: str, model: ExportModel) -> str:
         """See `Format`."""
         if model.module.task_name != "seq2seq":
-            return _CTC_USAGE.format(folder=folder)
+            return _CTC_USAGE.format(folder=folder, limits=_limits(model.module.speech_encoder))
         parts = WhisperParts.of(model)
         language, task = parts.language(), parts.tokenizer.task
         options = "" if language is None else f'\n    language="{language}",\n    task="{task}",'
         return _WHISPER_USAGE.format(folder=folder, options=options, tail_s=parts.tail_s)
+
+
+def _limits(encoder: SpeechEncoder) -> str:
+    """What the usage of a CTC model says about the length of its input."""
+    if not isinstance(encoder, WhisperEncoder):
+        return ""
+    silence = "silence up to 30 s" if encoder.window == "30s" else f"{encoder.tail_s:g} s of silence"
+    return f" It is\nup to 30 s long, more is an error. The graph appends {silence}."
 
 
 def _write_whisper(parts: WhisperParts, folder: Path, quantization: str) -> None:
@@ -177,7 +178,8 @@ def _write_ctc(model: ExportModel, folder: Path, quantization: str) -> None:
     graph = CtcGraph(model)
     inputs = graph.example_inputs()
     facts = {"model_type": "ctc", "sample_rate": SAMPLE_RATE, "blank_id": 0, "vocab_size": len(graph.labels)}
-    _export(graph, inputs, folder / "model.onnx", CTC_INPUTS, CTC_OUTPUTS, CTC_AXES, facts, quantization)
+    with traceable(graph.encoder):
+        _export(graph, inputs, folder / "model.onnx", CTC_INPUTS, CTC_OUTPUTS, CTC_AXES, facts, quantization)
     with written_whole(folder / "vocab.txt") as file:
         file.writelines(label_lines(graph.labels))
 
@@ -247,10 +249,8 @@ class _OnnxRuntime:
     """See `Runtime`. CTC models encode the utterance only, so ``real_length`` makes no difference."""
 
     def __init__(self, folder: Path, model: ExportModel) -> None:
-        try:
+        with optional_import("to=onnx", "onnxruntime", "onnx"):
             from onnxruntime import InferenceSession
-        except ImportError:
-            raise missing_extra("to=onnx", "onnxruntime", "onnx") from None
         self._session = InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         self._tokenizer = model.module.tokenizer
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.errors import ManifestError, missing_extra
+from ssl_asr.errors import ManifestError, optional_import
 
 BOOTSTRAP_SAMPLES = 1000
 
@@ -43,11 +43,9 @@ def translation_scores(refs: Sequence[Sequence[str]], hyps: Sequence[str]) -> li
         ManifestError: There is no text.
         ConfigError: sacrebleu is not installed.
     """
-    try:
+    with optional_import("reference=translation", "sacrebleu", "translation"):
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise missing_extra("reference=translation", "sacrebleu", "translation") from None
 
     if not refs:
         raise ManifestError("predictions", "no utterance was translated", "see the table of dropped utterances")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.freezing import ConstantPolicy
 from ssl_asr.types import Dropout, PositiveFloat, PositiveInt
@@ -97,10 +97,8 @@ class LoRA(ConstantPolicy):
 
 def _insert(net: nn.Module, options: LoRA, targets: list[str]) -> None:
     """Inserts adapters into a model of transformers."""
-    try:
+    with optional_import("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise missing_extra("freeze_policy=lora", "peft", "lora", "freeze_policy=bitfit") from None
     known = {name.rpartition(".")[2] for name, module in net.named_modules() if isinstance(module, nn.Linear)}
     if unknown := sorted(set(targets) - known):
         what = f"no linear layers named {', '.join(unknown)}"

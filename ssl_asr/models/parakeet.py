@@ -30,7 +30,7 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.loading import load_pretrained, new_net, non_null
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.models.spectrograms import center_bands, slaney_filters
+from ssl_asr.models.spectrograms import PowerSpectrum, center_bands, slaney_filters
 from ssl_asr.types import BLANK_ID, Dropout, ModelName, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ class LogMel(nn.Module):
     """
 
     filters_MF: Tensor
-    window_T: Tensor
 
     def __init__(self, *, n_mels: int) -> None:
         super().__init__()
         self.register_buffer("filters_MF", slaney_filters(n_mels, n_fft=N_FFT).T, persistent=False)
-        self.register_buffer("window_T", torch.hann_window(FRAME, periodic=False), persistent=False)
+        window_T = torch.hann_window(FRAME, periodic=False)
+        self.power: nn.Module = PowerSpectrum(n_fft=N_FFT, hop=HOP, window_T=window_T, padding="constant")
 
     @staticmethod
     def frame_lengths(lengths_B: Tensor) -> Tensor:
@@ -82,20 +82,16 @@ class LogMel(nn.Module):
         """
         frames_B = self.frame_lengths(lengths_B)
         with torch.autocast(waveform_BT.device.type, enabled=False):
-            log_BMF = self._log_mel(waveform_BT.float(), lengths_B)[..., : int(frames_B.max())]
+            log_BMF = self._log_mel(waveform_BT.float(), lengths_B)[..., : waveform_BT.shape[1] // HOP]
         centered_BFM, variance_B1M = center_bands(log_BMF.transpose(1, 2), frames_B.clamp(min=_MIN_MEL_FRAMES))
         return (centered_BFM / (variance_B1M.sqrt() + _STD_FLOOR)).transpose(1, 2)
 
     def _log_mel(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        emphasized_BT = waveform_BT.clone()
-        emphasized_BT[:, 1:] -= PREEMPHASIS * waveform_BT[:, :-1]
+        emphasized_BT = waveform_BT - PREEMPHASIS * functional.pad(waveform_BT[:, :-1], (1, 0))
         # The filter writes into the first sample of the padding.
         mask_BT = padding_mask(lengths_B, waveform_BT.shape[1], waveform_BT.device)
         emphasized_BT = emphasized_BT if mask_BT is None else emphasized_BT * mask_BT
-        spectrum = torch.stft(
-            emphasized_BT, N_FFT, HOP, FRAME, window=self.window_T, pad_mode="constant", return_complex=True
-        )
-        log_BMF: Tensor = (self.filters_MF @ spectrum.abs().square() + _LOG_FLOOR).log()
+        log_BMF: Tensor = (self.filters_MF @ self.power(emphasized_BT) + _LOG_FLOOR).log()
         return log_BMF
 
 

@@ -1,7 +1,7 @@
 """Parts that the spectrograms of several encoder families share."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.types import SAMPLE_RATE, Samples
@@ -26,6 +26,41 @@ def slaney_filters(n_mels: int, *, n_fft: Samples) -> Tensor:
         mel_scale="slaney",
     )
     return torch.from_numpy(filters).to(torch.float32)
+
+
+class PowerSpectrum(nn.Module):
+    """Power of the frequencies in centered frames of a waveform.
+
+    Args:
+        n_fft: int, size of the Fourier transform.
+        hop: int, samples from frame to frame.
+        window_T: float32, shape (samples,), at most ``n_fft`` samples.
+        padding: str, what the first and the last frame see beyond the waveform: "reflect" or "constant" for zeros.
+    """
+
+    window_T: Tensor
+
+    def __init__(self, *, n_fft: Samples, hop: Samples, window_T: Tensor, padding: str) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.padding = n_fft, hop, padding
+        self.register_buffer("window_T", window_T, persistent=False)
+
+    def forward(self, waveform_BT: Tensor) -> Tensor:
+        """Computes ``power_BFT``, float32, with ``1 + n_fft // 2`` frequencies and ``1 + samples // hop`` frames.
+
+        Args:
+            waveform_BT: float32, shape (batch, samples).
+        """
+        spectrum = torch.stft(
+            waveform_BT,
+            self.n_fft,
+            self.hop,
+            len(self.window_T),
+            window=self.window_T,
+            pad_mode=self.padding,
+            return_complex=True,
+        )
+        return spectrum.abs().square()
 
 
 def center_bands(features_BFM: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,36 @@ _FLOOR = 1.192092955078125e-07
 _VARIANCE_FLOOR = 1e-7
 
 
+class FramePower(nn.Module):
+    """Power of the frequencies in frames of 25 ms, each without its mean and with preemphasis, as Kaldi computes it."""
+
+    window_T: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.audio_utils import window_function
+
+        window = window_function(FRAME, "povey", periodic=False)
+        self.register_buffer("window_T", torch.from_numpy(window).to(torch.float32), persistent=False)
+
+    def forward(self, waveform_BT: Tensor) -> Tensor:
+        """Computes ``power_BTF``, float32, with ``1 + N_FFT // 2`` frequencies for each 10 ms.
+
+        Args:
+            waveform_BT: float32, shape (batch, samples), 16 kHz.
+        """
+        frames_BTF: Tensor = waveform_BT.unfold(1, FRAME, HOP)
+        power_BTF: Tensor = torch.fft.rfft(self.shaped(frames_BTF), N_FFT).abs().square()
+        return power_BTF
+
+    def shaped(self, frames: Tensor) -> Tensor:
+        """Frames of shape (…, FRAME) as the Fourier transform takes them. Linear in the frame."""
+        frames = frames * 2**15
+        frames = frames - frames.mean(-1, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        return (frames - _PREEMPHASIS * before) * self.window_T
+
+
 class FilterBanks(nn.Module):
     """Kaldi log filter banks, normalized per band over the frames of each utterance, pairs of frames concatenated.
 
@@ -39,11 +69,10 @@ class FilterBanks(nn.Module):
     """
 
     filters_FM: Tensor
-    window_T: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        from transformers.audio_utils import mel_filter_bank, window_function
+        from transformers.audio_utils import mel_filter_bank
 
         filters = mel_filter_bank(
             num_frequency_bins=1 + N_FFT // 2,
@@ -55,9 +84,8 @@ class FilterBanks(nn.Module):
             mel_scale="kaldi",
             triangularize_in_mel_space=True,
         )
-        window = window_function(FRAME, "povey", periodic=False)
         self.register_buffer("filters_FM", torch.from_numpy(filters).to(torch.float32), persistent=False)
-        self.register_buffer("window_T", torch.from_numpy(window).to(torch.float32), persistent=False)
+        self.power: nn.Module = FramePower()
 
     @staticmethod
     def frame_lengths(lengths_B: Tensor) -> Tensor:
@@ -77,16 +105,11 @@ class FilterBanks(nn.Module):
         frames_B = ((lengths_B - FRAME).div(HOP, rounding_mode="floor") + 1).clamp(min=0)
         centered_BFM, variance_B1M = center_bands(log_BFM, frames_B)
         normed_BFM = centered_BFM / (variance_B1M + _VARIANCE_FLOOR).sqrt()
-        joined = int(self.frame_lengths(lengths_B).max())
-        return normed_BFM[:, : joined * JOINED].reshape(len(normed_BFM), joined, BANDS * JOINED)
+        joined = normed_BFM.shape[1] // JOINED
+        return normed_BFM[:, : joined * JOINED].reshape(-1, joined, BANDS * JOINED)
 
     def _log_banks(self, waveform_BT: Tensor) -> Tensor:
-        frames_BFT = (waveform_BT * 2**15).unfold(1, FRAME, HOP)
-        frames_BFT = frames_BFT - frames_BFT.mean(-1, keepdim=True)
-        before_BFT = torch.cat([frames_BFT[..., :1], frames_BFT[..., :-1]], dim=-1)
-        frames_BFT = (frames_BFT - _PREEMPHASIS * before_BFT) * self.window_T
-        power_BFF = torch.fft.rfft(frames_BFT, N_FFT).abs().square()
-        log_BFM: Tensor = (power_BFF @ self.filters_FM).clamp(min=_FLOOR).log()
+        log_BFM: Tensor = (self.power(waveform_BT) @ self.filters_FM).clamp(min=_FLOOR).log()
         return log_BFM
 
 

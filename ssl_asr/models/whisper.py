@@ -30,7 +30,7 @@ from ssl_asr.models.encoder import (
 from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.loading import load_pretrained, non_null, refuse_to_save
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.models.spectrograms import slaney_filters
+from ssl_asr.models.spectrograms import PowerSpectrum, slaney_filters
 from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
 from ssl_asr.types import (
     SAMPLE_RATE,
@@ -68,12 +68,22 @@ class LogMel(nn.Module):
     """
 
     filters_FM: Tensor
-    window_T: Tensor
 
     def __init__(self, *, n_mels: int) -> None:
         super().__init__()
         self.register_buffer("filters_FM", slaney_filters(n_mels, n_fft=N_FFT), persistent=False)
-        self.register_buffer("window_T", torch.hann_window(N_FFT), persistent=False)
+        window_T = torch.hann_window(N_FFT)
+        self.power: nn.Module = PowerSpectrum(n_fft=N_FFT, hop=HOP, window_T=window_T, padding="reflect")
+
+    def of_lengths(self, waveform_BT: Tensor, frames_B: Tensor) -> Tensor:
+        """As many frames as the longest utterance has. See `forward`.
+
+        Args:
+            waveform_BT: float, shape (batch, samples), 16 kHz, zero-padded.
+            frames_B: int64 on the CPU, shape (batch,), number of frames of each utterance.
+        """
+        mel_BMF: Tensor = self(waveform_BT, int(frames_B.max()))
+        return mel_BMF
 
     def forward(self, waveform_BT: Tensor, frames: int) -> Tensor:
         """Computes ``mel_BMF``, float32.
@@ -87,13 +97,12 @@ class LogMel(nn.Module):
         room = samples if samples >= WINDOW_SAMPLES else samples + N_FFT
         waveform_BT = functional.pad(waveform_BT[:, :room], (0, max(0, room - waveform_BT.shape[1])))
         with torch.autocast(waveform_BT.device.type, enabled=False):
-            spectrum = torch.stft(
-                waveform_BT.float(), N_FFT, HOP, window=self.window_T, center=True, return_complex=True
-            )
-            power_BFT = spectrum[..., :-1].abs().square()
-            log_BMT = (self.filters_FM.T @ power_BFT).clamp(min=1e-10).log10()
-            floor_B = log_BMT.amax(dim=(1, 2), keepdim=True) - 8.0
-            return (torch.maximum(log_BMT, floor_B)[..., :frames] + 4.0) / 4.0
+            return self._log_mel(self.power(waveform_BT.float())[..., :-1])[..., :frames]
+
+    def _log_mel(self, power_BFT: Tensor) -> Tensor:
+        log_BMT = (self.filters_FM.T @ power_BFT).clamp(min=1e-10).log10()
+        floor_B = log_BMT.amax(dim=(1, 2), keepdim=True) - 8.0
+        return (torch.maximum(log_BMT, floor_B) + 4.0) / 4.0
 
 
 class WhisperEncoder(SpeechEncoder):
@@ -188,7 +197,7 @@ class WhisperEncoder(SpeechEncoder):
         samples_B = self._context_samples(lengths_B)
         mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
         context_lengths_B = (mel_lengths_B + 1).div(2, rounding_mode="floor")
-        mel_BMF = self.log_mel(waveform_BT, int(mel_lengths_B.max()))
+        mel_BMF = self.log_mel.of_lengths(waveform_BT, mel_lengths_B)
         if self.training and self.augment is not None:
             mel_BMF = self._hide(mel_BMF, lengths_B)
         mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)

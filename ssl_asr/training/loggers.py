@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ssl_asr.config.run_folder import is_first
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.textfiles import written_whole
 from ssl_asr.types import NonNegativeInt
 
@@ -107,10 +107,8 @@ class TensorBoardLog:
         from ssl_asr.training.media import MediaLog
         from ssl_asr.training.tensorboard import TensorBoardWriter
 
-        try:
+        with optional_import("logger=tensorboard", "tensorboard", "tensorboard", "logger=csv"):
             board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
-        except ModuleNotFoundError:
-            raise missing_extra("logger=tensorboard", "tensorboard", "tensorboard", "logger=csv") from None
         board.log_hyperparams(config)
         media = MediaLog([TensorBoardWriter(board)], count=self.audio_samples, log_model=False)
         return [_csv(folder, config), board], [media]
@@ -140,7 +138,7 @@ class MlflowLog:
         known = folder / "mlflow_run_id.txt"
         run = config.get("run", {})
         tags = {key: str(run[key]) for key in ("command", "git") if run.get(key) is not None}
-        try:
+        with optional_import("logger=mlflow", "mlflow-skinny", "mlflow", "logger=csv"):
             logger = MLFlowLogger(
                 experiment_name=self.experiment,
                 run_name=name,
@@ -148,8 +146,6 @@ class MlflowLog:
                 tags=tags,
                 run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
             )
-        except ModuleNotFoundError:
-            raise missing_extra("logger=mlflow", "mlflow-skinny", "mlflow", "logger=csv") from None
         logger.log_hyperparams(config)
         if is_first() and logger.run_id is not None:
             with written_whole(known) as file:

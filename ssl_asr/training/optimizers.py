@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.types import Betas, Fraction, LayerDecay, NonNegativeFloat, PositiveFloat
 
@@ -181,10 +181,8 @@ class AdamW8bit(_AnyAdam):
         Raises:
             ConfigError: If bitsandbytes is not installed.
         """
-        try:
+        with optional_import("optimizer=adamw_8bit", "bitsandbytes", "8bit", "optimizer=adamw"):
             import bitsandbytes
-        except ImportError:
-            raise missing_extra("optimizer=adamw_8bit", "bitsandbytes", "8bit", "optimizer=adamw") from None
         betas = (self.betas[0], self.betas[1])
         optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
             self._parameter_groups(groups), lr=self.lr, betas=betas, eps=self.eps

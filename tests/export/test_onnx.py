@@ -12,6 +12,7 @@ from ssl_asr.export.base import ExportModel
 from ssl_asr.export.onnx import Onnx
 from ssl_asr.models.whisper import LogMel
 from tests.export.models import batch_of, noise, pretrained_whisper, speech, texts_of
+from tests.export.toy_models import ctc_module
 from tests.training.toy_runs import build, toy_overrides
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -32,6 +33,33 @@ def whisper(english_whisper, tmp_path_factory):
 # CTC -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def session_of(tmp_path):
+    """Loads the graph of a CTC model in onnxruntime."""
+
+    def load(module):
+        model = ExportModel(module=module.requires_grad_(False), net=None, window=None, tail_s=None)
+        assert Onnx().refusal(model) is None
+        return onnxruntime.InferenceSession(written(model, tmp_path) / "model.onnx")
+
+    return load
+
+
+# Alone and in padded batches, shorter and longer than the traced example.
+LENGTHS = ([9000], [36001], [8000, 5000, 700], [34000, 8000])
+
+
+def assert_log_probs_are_equal(session, module, *lengths):
+    batch = batch_of(noise(*lengths))
+    inputs = {"waveforms": batch.waveform_BT.numpy(), "waveform_lengths": batch.lengths_B.numpy()}
+    log_probs, frames = session.run(None, inputs)
+    with torch.inference_mode():
+        wanted, wanted_frames = module.log_probs(batch)
+    assert frames.tolist() == wanted_frames.tolist()
+    for row, count in enumerate(frames):
+        np.testing.assert_allclose(log_probs[row, :count], wanted[row, :count].numpy(), atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -40,22 +68,35 @@ def whisper(english_whisper, tmp_path_factory):
         ("wavlm_layer", ["states=weighted_sum"]),
         ("hubert_layer", ["head=bilstm", "head.width=8", "head.layers=1"]),
         ("data2vec", []),
+        ("whisper", ["backbone.window=30s"]),
+        ("whisper", ["backbone.window=real", "backbone.tail_s=0.3", "states=weighted_sum"]),
     ],
 )
-def test_log_probs_are_those_of_the_module(toy_checkpoints, toy_corpus, family, options, tmp_path):
+def test_log_probs_are_those_of_the_module(toy_checkpoints, toy_corpus, session_of, family, options, tmp_path):
     module = build(tmp_path / "run", *toy_overrides(toy_checkpoints[family], toy_corpus), *options).module.eval()
-    model = ExportModel(module=module.requires_grad_(False), net=None, window=None, tail_s=None)
-    assert Onnx().refusal(model) is None
-    session = onnxruntime.InferenceSession(written(model, tmp_path) / "model.onnx")
-    # Alone and in padded batches, shorter and longer than the traced example.
-    for lengths in ([9000], [36001], [8000, 5000, 700], [34000, 8000]):
-        batch = batch_of(noise(*lengths))
-        inputs = {"waveforms": batch.waveform_BT.numpy(), "waveform_lengths": batch.lengths_B.numpy()}
-        log_probs, frames = session.run(None, inputs)
-        wanted, wanted_frames = module.log_probs(batch)
-        assert frames.tolist() == wanted_frames.tolist()
-        for row, count in enumerate(frames):
-            np.testing.assert_allclose(log_probs[row, :count], wanted[row, :count].numpy(), atol=1e-3)
+    session = session_of(module)
+    for lengths in LENGTHS:
+        assert_log_probs_are_equal(session, module, *lengths)
+
+
+@pytest.mark.parametrize("family", ["w2v_bert", "parakeet"])
+def test_spectrograms_are_in_the_graph(toy_checkpoints, session_of, family):
+    module = ctc_module(family, toy_checkpoints)
+    session = session_of(module)
+    for lengths in LENGTHS:
+        assert_log_probs_are_equal(session, module, *lengths)
+
+
+@pytest.mark.parametrize("window", ["30s", "real"])
+def test_whisper_with_ctc_takes_up_to_30_seconds(toy_checkpoints, session_of, window):
+    module = ctc_module("whisper", toy_checkpoints)
+    module.speech_encoder.set_window(window, 1.0)
+    session = session_of(module)
+    for lengths in ([475_000, 20_000], [479_900]):
+        assert_log_probs_are_equal(session, module, *lengths)
+    longer = {"waveforms": np.zeros((1, 480_320), np.float32), "waveform_lengths": np.array([480_320])}
+    with pytest.raises(Exception, match="1500 by 1501"):
+        session.run(None, longer)
 
 
 @pytest.mark.parametrize("quantization", ["float32", "int8"])
@@ -154,12 +195,6 @@ def test_int8_is_smaller_and_runs(english_whisper, whisper, tmp_path):
     written(english_whisper, tmp_path, "int8")
     assert (tmp_path / "encoder.onnx").stat().st_size < 0.8 * (whisper / "encoder.onnx").stat().st_size
     assert list(Onnx().runtime(tmp_path, english_whisper).transcribe(noise(16000), real_length=True))[0]
-
-
-def test_spectrogram_encoders_with_ctc_are_refused(toy_checkpoints, toy_corpus, tmp_path):
-    module = build(tmp_path, *toy_overrides(toy_checkpoints["whisper"], toy_corpus)).module
-    refusal = Onnx().refusal(ExportModel(module=module, net=None, window="real", tail_s=1.0))
-    assert "the spectrogram of this whisper encoder has no ONNX operators" in str(refusal)
 
 
 def test_a_missing_package_gives_an_error_with_its_extra(toy_ctc, english_whisper, tmp_path, monkeypatch):

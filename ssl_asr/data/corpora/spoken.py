@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.types import SAMPLE_RATE, Hertz
 
 VOICES = {
@@ -162,10 +162,8 @@ class Espeak:
     _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
     def __init__(self) -> None:
-        try:
+        with optional_import("ssl-asr corpus", "espeakng-loader", "corpus"):
             import espeakng_loader
-        except ImportError:
-            raise missing_extra("ssl-asr corpus", "espeakng-loader", "corpus") from None
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         folder = espeakng_loader.get_data_path().encode()
         self.rate: Hertz = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, folder, 0)

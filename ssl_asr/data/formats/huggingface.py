@@ -17,7 +17,7 @@ from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.rows import Found, ReadOptions, split_name
 from ssl_asr.data.media import open_source
 from ssl_asr.data.remote import MediaError
-from ssl_asr.errors import ConfigError, missing_extra
+from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.textfiles import is_hub_name, to_json, written_whole
 
 # File beside the audio that says which dataset it comes from.
@@ -25,10 +25,8 @@ _ORIGIN = ".dataset.json"
 
 
 def _library() -> Any:
-    try:
+    with optional_import("kind=huggingface", "datasets", "datasets"):
         import datasets
-    except ImportError:
-        raise missing_extra("kind=huggingface", "datasets", "datasets") from None
     return datasets
 
 

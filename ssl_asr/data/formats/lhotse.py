@@ -9,7 +9,7 @@ from typing import Any
 from ssl_asr.data.formats.manifests import Target
 from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, full_path, located, split_name
 from ssl_asr.data.media import open_source
-from ssl_asr.errors import ManifestError, missing_extra
+from ssl_asr.errors import ManifestError, optional_import
 
 _NAME = re.compile(r"(?P<before>.*?)(?P<kind>recordings|supervisions|cuts)(?P<after>.*?)\.jsonl?(\.gz)?", re.I)
 
@@ -20,10 +20,8 @@ def library() -> Any:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
+    with optional_import("kind=lhotse", "lhotse", "lhotse"):
         import lhotse
-    except ImportError:
-        raise missing_extra("kind=lhotse", "lhotse", "lhotse") from None
     return lhotse
 
 
