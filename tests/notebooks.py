@@ -28,7 +28,7 @@ SHORT: dict[str, str] = {
 }
 # Speech of a short run without AN4. Nothing is downloaded in tests.
 _SPOKEN = {"train": 48, "dev": 8, "test": 12}
-_TIMEOUT_S = 1800
+_TIMEOUT_S = 3600
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TIME = re.compile(r"^\[[\d:, -]+\](?=\[HYDRA\])", re.MULTILINE)
 # Messages of libraries on standard error.

@@ -1,90 +1,119 @@
-"""Exported Whisper models in their runtimes, at 30 s and with real lengths: WER, equal texts, CPU time and size.
+"""Exported models in their runtimes, Whisper at 30 s and with real lengths: WER, equal texts, CPU time and size.
 
-python -m tests.benchmarks.export_parity MODEL MANIFEST [COUNT [FORMAT:QUANTIZATION …]]
+python -m tests.benchmarks.export_parity MODEL MANIFEST,… RESULTS.json [COUNT [FORMAT:QUANTIZATION …]]
 
-COUNT utterances are taken at even distances. Rows of this package are the reference of the column ``same``: for each
-window, the number of utterances with the same text, after the normalizer whisper_basic.
+COUNT utterances of each manifest are taken at even distances. Rows of this package are the reference of the column
+``same``: for each window, the number of utterances with the same text, with runs of spaces as one space. Texts that
+differ are listed in RESULTS.json.
 """
 
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import WhisperForConditionalGeneration
 
-from ssl_asr.data.audio import read_waveform
+from ssl_asr.data.dataset import SpeechDataset
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.text import get_normalizer
-from ssl_asr.decoding.seq2seq import WhisperGreedy
 from ssl_asr.export.base import ExportModel
-from ssl_asr.export.ctranslate2 import CTranslate2
-from ssl_asr.export.ggml import Ggml
-from ssl_asr.export.onnx import Onnx
-from ssl_asr.inference.model import InferenceOptions, load_model
+from ssl_asr.export.formats import load_format
+from ssl_asr.export.model import load_export_model
+from ssl_asr.export.parity import set_greedy, transcribed
+from ssl_asr.inference.model import InferenceOptions
 from ssl_asr.metrics.edit import word_edits
-from tests.export.models import texts_of
+from ssl_asr.types import Example
 
-FORMATS = {each.name: each for each in (CTranslate2, Ggml, Onnx)}
-ROWS = ["ctranslate2:float32", "ctranslate2:int8", "ggml:f16", "ggml:q8_0", "ggml:q5_0", "onnx:float32", "onnx:int8"]
-
-
-def exported(name: str) -> ExportModel:
-    """A run or a pretrained Whisper."""
-    module = load_model(name, InferenceOptions())
-    module.set_decoder(WhisperGreedy(suppress=True, max_tokens_per_s=None))
-    encoder = module.speech_encoder
-    net = WhisperForConditionalGeneration(encoder.net.config)
-    net.model.encoder, net.model.decoder = encoder.net, module.model.net
-    net.proj_out.weight = module.model.net.embed_tokens.weight
-    net.eval().requires_grad_(False)
-    return ExportModel(module=module, net=net, window=encoder.window, tail_s=encoder.tail_s)
+ROWS = {
+    "seq2seq": [
+        *("transformers:float32", "ctranslate2:float32", "ctranslate2:int8", "ggml:f16", "ggml:q8_0", "ggml:q5_0"),
+        *("onnx:float32", "onnx:int8"),
+    ],
+    "ctc": ["onnx:float32", "onnx:int8"],
+}
 
 
-def rows(
-    model: ExportModel, waveforms: list[torch.Tensor], references: list[str], wanted: list[str]
-) -> Iterator[tuple[str, ...]]:
-    """Rows of the table, one for each window of each format."""
-    normalize = get_normalizer("whisper_basic")
-    ours: dict[bool, list[str]] = {}
+class Table:
+    """Rows, and the texts that differ from the first ones of the same window.
 
-    def row(name: str, size: str, real: bool, seconds: float, texts: list[str]) -> tuple[str, ...]:
-        texts = [normalize(text, "en") for text in texts]
-        same = sum(one == other for one, other in zip(texts, ours.setdefault(real, texts), strict=True))
-        edits = [word_edits(normalize(ref, "en"), text) for ref, text in zip(references, texts, strict=True)]
-        wer = 100 * sum(one.errors for one in edits) / sum(one.ref for one in edits)
-        return name, size, "real" if real else "30 s", f"{wer:.2f}", f"{same}/{len(texts)}", f"{seconds:.1f}"
+    Args:
+        examples: Utterances that are transcribed.
+        normalizer: str, normalizer of WER.
+    """
 
-    for real in (False, True):
+    def __init__(self, examples: list[Example], normalizer: str) -> None:
+        self._examples, self._normalize = examples, get_normalizer(normalizer)
+        self._ours: dict[str | None, list[str]] = {}
+        self.rows: list[dict[str, object]] = []
+
+    def add(self, name: str, megabytes: float | None, window: str | None, written: Iterable[str]) -> None:
+        """Transcribe, and print a row."""
         start = time.process_time()
-        texts = texts_of(model.module, waveforms, "real" if real else "30s")
-        yield row("ssl_asr", "", real, time.process_time() - start, texts)
+        texts = [" ".join(text.split()) for text in written]
+        seconds = time.process_time() - start
+        ours = self._ours.setdefault(window, texts)
+        pairs = zip([example.utterance for example in self._examples], ours, texts, strict=True)
+        differences = [(one.id, first, text) for one, first, text in pairs if first != text]
+        edits = [
+            word_edits(self._normalize(example.utterance.text, "en"), self._normalize(text, "en"))
+            for example, text in zip(self._examples, texts, strict=True)
+        ]
+        wer = 100 * sum(one.errors for one in edits) / sum(one.ref for one in edits)
+        row = {"format": name, "mb": megabytes, "window": window, "wer": wer, "cpu_s": seconds}
+        self.rows.append({**row, "utterances": len(texts), "differences": differences})
+        columns = (
+            name,
+            "" if megabytes is None else f"{megabytes:.0f}",
+            window or "",
+            f"{wer:.2f}",
+            f"{len(texts) - len(differences)} of {len(texts)}",
+            f"{seconds:.1f}",
+        )
+        print(f"| {' | '.join(columns)} |", flush=True)
+
+
+def fill(table: Table, model: ExportModel, examples: list[Example], wanted: list[str]) -> None:
+    """Rows of this package, then those of each format."""
+    windows = [None] if model.window is None else ["30s", "real"]
+    for window in windows:
+        if window is not None:
+            model.module.speech_encoder.set_window(window, None)
+        table.add("ssl_asr", None, window, transcribed(model.module, examples))
     for name in wanted:
         kind, quantization = name.split(":")
+        form = load_format(kind)
         with tempfile.TemporaryDirectory() as folder:
-            form = FORMATS[kind]()
             form.write(model, Path(folder), quantization=quantization)
             size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
             runtime = form.runtime(Path(folder), model)
-            for real in (False, True):
-                start = time.process_time()
-                texts = list(runtime.transcribe(waveforms, real_length=real))
-                yield row(name, f"{size:.0f}", real, time.process_time() - start, texts)
+            for window in windows:
+                if window == "real" and not form.real_length:
+                    continue
+                waveforms = [example.waveform_T for example in examples]
+                table.add(name, size, window, runtime.transcribe(waveforms, real_length=window == "real"))
 
 
-def main(name: str, manifest: str, count: str = "1000", *wanted: str) -> None:
-    """Print the table."""
+def main(name: str, manifests: str, output: str, count: str = "1000", *wanted: str) -> None:
+    """Print a table for each manifest."""
     torch.set_num_threads(1)
-    utterances = read_manifest(Path(manifest))
-    utterances = utterances[:: max(1, len(utterances) // int(count))][: int(count)]
-    waveforms = [read_waveform(utterance) for utterance in utterances]
-    seconds = sum(map(len, waveforms)) / 16000
-    print(f"{name}, {manifest}: {len(utterances)} utterances, {seconds:.0f} s of audio", flush=True)
-    print("| format | MB | window | WER % | same | CPU s |\n|---|---|---|---|---|---|", flush=True)
-    for columns in rows(exported(name), waveforms, [one.text for one in utterances], list(wanted) or ROWS):
-        print(f"| {' | '.join(columns)} |", flush=True)
+    results = {}
+    for manifest in manifests.split(","):
+        model = load_export_model(name, InferenceOptions())
+        set_greedy(model.module)
+        utterances = read_manifest(Path(manifest))
+        utterances = utterances[:: max(1, len(utterances) // int(count))][: int(count)]
+        dataset = SpeechDataset(utterances, tokenizer=model.module.tokenizer)
+        examples = [dataset[i] for i in range(len(utterances))]
+        seconds = sum(len(example.waveform_T) for example in examples) / 16000
+        print(f"\n{name}, {manifest}: {len(examples)} utterances, {seconds:.0f} s of audio\n", flush=True)
+        print("| format | MB | window | WER % | same | CPU s |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+        table = Table(examples, "whisper_basic" if model.module.task_name == "seq2seq" else "lower")
+        results[manifest] = table.rows
+        fill(table, model, examples, list(wanted) or ROWS[model.module.task_name])
+        Path(output).write_text(json.dumps({"model": name, "results": results}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
