@@ -12,7 +12,7 @@ def import_(config: ImportConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.models.foreign import convert_foreign
 
     hush()
-    with staged(Path(config.output_dir)) as partial:
+    with staged(Path(config.output_dir).resolve()) as partial:
         missing = convert_foreign(Path(config.source), partial, normalize=config.normalize)
         make_readable(partial)
     lacks = f", without {', '.join(missing)}, which starts from random values" if missing else ""

@@ -66,6 +66,7 @@ class ExportConfig(ModelInput, Languages, Scoring, Writing):
     def conflicts(self) -> Iterator[ConfigError]:
         """A folder that must not be replaced, and a name of the Hub that cannot be used."""
         yield from other_files(Path(self.output_dir), overwrite=self.overwrite, sign=SIDECAR)
+        yield from other_files(Path(f"{self.output_dir}.differs"), overwrite=True, sign=SIDECAR)
         if self.push is None:
             return
         if _HUB_NAME.fullmatch(self.push) is None:
@@ -114,7 +115,12 @@ def other_files(folder: Path, *, overwrite: bool, sign: str) -> Iterator[ConfigE
         overwrite: Whether the files of an earlier command may be replaced. Other files never are.
         sign: File by which those of an earlier command are recognized.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir():
+        return
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        yield ConfigError("output_dir", f"is {folder}, the current folder or above it", "name a new folder in it")
+        return
+    if not any(folder.iterdir()):
         return
     if not (folder / sign).is_file():
         what = f"{folder} holds other files, which would be lost"

@@ -71,12 +71,14 @@ class Format(Protocol):
     Attributes:
         name: The name in ``to=``.
         extra: Extra of this package that writes and checks the format, or None.
+        packages: Modules of the extra that are imported.
         quantizations: Allowed values of ``quantization``, the default first.
         real_length: Whether the runtime can encode less than 30 s.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None]
+    packages: ClassVar[tuple[str, ...]]
     quantizations: ClassVar[tuple[str, ...]]
     real_length: ClassVar[bool]
 
@@ -93,5 +95,5 @@ class Format(Protocol):
         ...
 
     def usage(self, folder: str, model: ExportModel) -> str:
-        """Markdown for the model card: how to run the files, also with real lengths if the runtime can."""
+        """Markdown for the model card: how to run the files, first at 30 s, then with real lengths if it can."""
         ...

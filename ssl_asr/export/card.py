@@ -4,7 +4,6 @@ The front matter is what the Hugging Face Hub reads. Absolute paths of this mach
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,16 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ssl_asr.config.exporting import ExportConfig
+from ssl_asr.config.exporting import SIDECAR, ExportConfig
 from ssl_asr.config.nodes import named_manifests
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import UserError
 from ssl_asr.export.base import ExportModel
+from ssl_asr.export.sidecar import without_folders
 from ssl_asr.inference.model import find_checkpoint
 from ssl_asr.models.checkpoints import read_json
 from ssl_asr.textfiles import is_hub_name
 
-# A path from the root of the file system up to its last part. Addresses (https://…) are none.
-_FOLDERS = re.compile(r"(?<![\w.:/…])/(?:[^\s/'\",=\[\]{}]+/)+")
 _NOT_A_SPLIT = ("run", "model", "checkpoints", "batches")
 # Characters of an alphabet that are listed.
 _MOST_CHARACTERS = 120
@@ -126,8 +124,8 @@ class Card:
             f"{parameters:,.1f} million parameters, {self.saved['bytes'] / 1e6:,.1f} MB, task {self.saved['task']}."
         )
         if self.config.license is None:
-            of_base = "" if base is None else f" of {base}"
-            yield f"The license is not stated. The licenses{of_base} and of the training data apply."
+            source = "the pretrained weights" if base is None else base
+            yield f"The license is not stated. The licenses of {source} and of the training data apply."
 
     def _splits(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each test set with its scores by normalizer. The dev set counts if there is no other."""
@@ -156,11 +154,17 @@ class Card:
             yield "No test set was scored with these weights. `ssl-asr evaluate model=… manifest=…` scores one."
             return
         yield table(("test set", "normalizer", "WER %", "95 % interval", "CER %", "utterances"), rows)
+        yield (
+            "The trained checkpoint has these scores, in ssl_asr with the decoder and the window of its run. A table "
+            "below compares the exported files."
+        )
 
     def _window(self) -> str:
         window = self.saved["window"]
         if window is None:
-            return "The encoder takes input of any length, and needs no padding."
+            longest = self.model.module.speech_encoder.max_s
+            size = "any length" if longest is None else f"up to {longest:g} s"
+            return f"The exported files take input of {size}, without padding."
         if window["window"] == "real":
             text = f"The model was trained on real lengths: the speech and {window['tail_s']:g} s of silence, not 30 s."
         else:
@@ -170,7 +174,8 @@ class Card:
         if window["same_text_with_real_lengths"]:
             return f"{text} This runtime can encode real lengths, with the text of ssl_asr (measured below)."
         return (
-            f"{text} This runtime can encode real lengths, but its text differs from that of ssl_asr (measured below)."
+            f"{text} This runtime can encode real lengths, but its text differs from that of ssl_asr (measured below): "
+            "use it with 30 s."
         )
 
     def _parity(self) -> Iterator[str]:
@@ -203,7 +208,10 @@ class Card:
     def _training(self) -> Iterator[str]:
         config = self.model.module.run_config
         if config is None:
-            yield f"The weights are those of `{self.config.model}`. Nothing was trained."
+            if (Path(self.config.model) / SIDECAR).is_file():
+                yield f"The weights are those of `{self.config.model}`, an export. Its model card says what trained."
+            else:
+                yield f"The weights are those of `{self.config.model}`. Nothing was trained."
             return
         yield f"What trained: {trained_parts(config)}."
         yield table(
@@ -289,16 +297,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def without_folders(text: str) -> str:
-    """A text whose absolute paths are cut to their last parts.
-
-    Example:
-        >>> without_folders("model=/home/me/runs/a.ckpt and https://huggingface.co/a/b")
-        'model=…/a.ckpt and https://huggingface.co/a/b'
-    """
-    return _FOLDERS.sub("…/", text)
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ssl_asr.errors import UserError, optional_import
+from ssl_asr.errors import UserError
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.whisper import HOP, N_FFT, WINDOW_S
@@ -36,15 +36,18 @@ _USAGE = """\
 faster-whisper, which reads files of any length:
 
 ```python
-from faster_whisper import WhisperModel
+import numpy as np
+from faster_whisper import WhisperModel, decode_audio
 
-model = WhisperModel("{folder}")
-segments, info = model.transcribe("speech.wav"{options})
+model = WhisperModel("{folder}", compute_type="float32")  # on a GPU: "float16"
+audio = decode_audio("speech.wav")
+audio = np.pad(audio, (0, max(0, 480000 - len(audio))))
+segments, info = model.transcribe(audio{options})
 print("".join(segment.text for segment in segments))
 ```
 
-faster-whisper fills the spectrogram of the last window with zeros. Training filled it with silence. Append silence to
-short recordings to give the model the input that it was trained on: `audio = np.pad(audio, (0, 480000 - len(audio)))`.
+faster-whisper fills the spectrogram of the last window with zeros, and training filled it with silence. So the code
+appends silence to recordings of less than 30 s.
 
 To encode an utterance and {tail_s:g} s of silence instead of 30 s:
 
@@ -53,7 +56,7 @@ import numpy as np
 from faster_whisper import WhisperModel, decode_audio
 from faster_whisper.transcribe import get_ctranslate2_storage
 
-model = WhisperModel("{folder}")
+model = WhisperModel("{folder}", compute_type="float32")
 audio = np.pad(decode_audio("speech.wav"), (0, {tail}))[:480000]
 features = model.feature_extractor(audio, padding=0)
 states = model.encode(features)
@@ -68,6 +71,7 @@ class CTranslate2:
 
     name: ClassVar[str] = "ctranslate2"
     extra: ClassVar[str | None] = "ctranslate2"
+    packages: ClassVar[tuple[str, ...]] = ("ctranslate2", "faster_whisper")
     quantizations: ClassVar[tuple[str, ...]] = (
         "float16",
         "float32",
@@ -85,13 +89,9 @@ class CTranslate2:
         return whisper_refusal(model, self.name)
 
     def write(self, model: ExportModel, folder: Path, *, quantization: str) -> None:
-        """See `Format`.
+        """See `Format`."""
+        from ctranslate2.converters.transformers import WhisperLoader
 
-        Raises:
-            ConfigError: CTranslate2 is not installed.
-        """
-        with optional_import("to=ctranslate2", "ctranslate2", "ctranslate2"):
-            from ctranslate2.converters.transformers import WhisperLoader
         parts = WhisperParts.of(model)
         spec = WhisperLoader().get_model_spec(parts.net)
         always, first = parts.suppressed()
@@ -113,14 +113,10 @@ class CTranslate2:
                 file.write(text)
 
     def runtime(self, folder: Path, model: ExportModel) -> Runtime:
-        """The files in faster-whisper, on the CPU. See `Format`.
+        """The files in faster-whisper, on the CPU. See `Format`."""
+        import ctranslate2
+        from faster_whisper import WhisperModel
 
-        Raises:
-            ConfigError: faster-whisper is not installed.
-        """
-        with optional_import("to=ctranslate2", "faster-whisper", "ctranslate2"):
-            import ctranslate2
-            from faster_whisper import WhisperModel
         # They report each file, and that the CPU computes in float32.
         logging.getLogger("faster_whisper").setLevel(logging.WARNING)
         ctranslate2.set_log_level(logging.ERROR)

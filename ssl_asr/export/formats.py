@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
-from ssl_asr.errors import ConfigError, did_you_mean
+from ssl_asr.errors import ConfigError, did_you_mean, missing_extra
 from ssl_asr.export.base import Format
 
 # The class of each format. Modules are imported when they are used, because some need an extra.
@@ -25,7 +26,12 @@ def load_format(name: str) -> Format:
         raise ConfigError("to", f"no format '{name}'", did_you_mean(name, list(FORMATS)))
     module, _, kind = FORMATS[name].rpartition(".")
     make: Callable[[], Format] = getattr(import_module(module), kind)
-    return make()
+    form = make()
+    for package in form.packages:
+        if find_spec(package) is None:
+            assert form.extra is not None
+            raise missing_extra(f"to={name}", package.replace("_", "-"), form.extra)
+    return form
 
 
 def checked_quantization(form: Format, quantization: str | None) -> str:

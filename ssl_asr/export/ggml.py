@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_asr.errors import ConfigError, UserError, optional_import
+from ssl_asr.errors import ConfigError, UserError
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.spectrograms import slaney_filters
@@ -105,6 +105,7 @@ class Ggml:
 
     name: ClassVar[str] = "ggml"
     extra: ClassVar[str | None] = "ggml"
+    packages: ClassVar[tuple[str, ...]] = ("pywhispercpp", "gguf")
     quantizations: ClassVar[tuple[str, ...]] = tuple(_TYPES)
     real_length: ClassVar[bool] = True
 
@@ -128,7 +129,7 @@ class Ggml:
         """See `Format`.
 
         Raises:
-            ConfigError: gguf is not installed, or a matrix does not divide into blocks.
+            ConfigError: A matrix does not divide into blocks.
         """
         parts = WhisperParts.of(model)
         file_type, matrix_type = _TYPES[quantization]
@@ -148,13 +149,9 @@ class Ggml:
                     _write_tensor(file, tensor_name(key), tensor.numpy(), quantization, matrix_type)
 
     def runtime(self, folder: Path, model: ExportModel) -> Runtime:
-        """The file in whisper.cpp, by pywhispercpp, on the CPU. See `Format`.
+        """The file in whisper.cpp, by pywhispercpp, on the CPU. See `Format`."""
+        from pywhispercpp.model import Model
 
-        Raises:
-            ConfigError: pywhispercpp is not installed.
-        """
-        with optional_import("to=ggml", "pywhispercpp", "ggml"):
-            from pywhispercpp.model import Model
         parts = WhisperParts.of(model)
         options: dict[str, Any] = {"language": parts.language() or "auto"} if parts.tokenizer.is_multilingual else {}
         whisper = Model(
@@ -249,14 +246,10 @@ def _write_tensor(file: BinaryIO, name: str, values: NDArray[np.float32], quanti
 
 
 def quantized(values: NDArray[np.float32], quantization: str) -> NDArray[Any]:
-    """Rows of a matrix as blocks of 32 weights with a scale, as bytes.
+    """Rows of a matrix as blocks of 32 weights with a scale, as bytes."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
 
-    Raises:
-        ConfigError: gguf is not installed.
-    """
-    with optional_import(f"quantization={quantization}", "gguf", "ggml", "quantization=f16"):
-        from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
     blocks: NDArray[Any] = quantize(values, GGMLQuantizationType[quantization.upper()])
     return blocks
 

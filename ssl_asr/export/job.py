@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ssl_asr.config.exporting import SIDECAR, ExportConfig
 from ssl_asr.console import notify, say_to, shortened
+from ssl_asr.data.manifest import read_named
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import CheckpointError
 from ssl_asr.export.base import ExportModel, Format
@@ -43,15 +44,18 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
     form = load_format(config.to)
     quantization = checked_quantization(form, config.quantization)
     hub = None if config.push is None else HubTarget(config.push, private=config.private, overwrite=config.overwrite)
+    # Manifests are read before the model, since an error in them is found sooner.
+    manifests = read_named(config.manifest, root=config.root)
     model = load_export_model(config.model, inference_options(config), say_to(console))
     refusal = form.refusal(model)
     if refusal is not None:
         raise refusal
-    examples, skips = read_examples(model.module, config.manifest, most=config.max_utterances, root=config.root)
+    examples, skips = read_examples(model.module, manifests, most=config.max_utterances, root=config.root)
     if skips:
         left_out = shortened([skip.id for skip in skips], shown=5)
         notify(f"{len(skips)} utterances are not compared: {left_out}. {skips[0].id}: {skips[0].detail}")
-    folder = Path(config.output_dir)
+    # A link stays a link: the folder that it points to is replaced.
+    folder = Path(config.output_dir).resolve()
     with staged(folder) as partial:
         form.write(model, partial, quantization=quantization)
         make_readable(partial)
@@ -69,6 +73,8 @@ def export_folder(config: ExportConfig, console: Console | None) -> Parity:
         write_card(partial, Card.of(config, model, saved))
         if console is not None:
             show_parity(parity, form.name, partial, console)
+        if form.real_length and model.window is not None and not parity.real_lengths_hold():
+            notify("With real lengths, the exported model writes other texts. Use 30 s, as the model card does.")
         failed = parity.failed()
         if failed is not None:
             kept = _keep_aside(partial, folder)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.errors import ConfigError, UserError, optional_import
+from ssl_asr.errors import ConfigError, UserError
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.ggml import text_tokens
 from ssl_asr.export.onnx_ctc import CTC_AXES, CTC_INPUTS, CTC_OUTPUTS, CtcGraph, ctc_texts, label_lines
@@ -49,7 +49,7 @@ _MOST_BYTES = 1_900_000_000
 _SHERPA_FRAMES, _ENCODER_FRAMES = 2949, 3000
 
 _WHISPER_USAGE = """\
-sherpa-onnx, with up to 29 s of speech:
+sherpa-onnx, with up to 29 s of speech in the 30 s of Whisper's training:
 
 ```python
 import numpy as np
@@ -60,17 +60,19 @@ recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(
     encoder="{folder}/encoder.onnx",
     decoder="{folder}/decoder.onnx",
     tokens="{folder}/tokens.txt",{options}
-    tail_paddings=1,
+    tail_paddings=51,
 )
 audio, rate = soundfile.read("speech.wav", dtype="float32")
+audio = np.pad(audio, (0, max(0, int(29.49 * rate) - len(audio))))
 stream = recognizer.create_stream()
-stream.accept_waveform(rate, np.pad(audio, (0, int({tail_s:g} * rate))))
+stream.accept_waveform(rate, audio)
 recognizer.decode_stream(stream)
 print(stream.result.text)
 ```
 
-This encodes the utterance and {tail_s:g} s of silence. For the 30 s of Whisper's training, use `tail_paddings=51` and
-fill the waveform with silence to 29.49 s. sherpa-onnx writes at most 6 tokens for each second of the waveform.
+To encode an utterance and {tail_s:g} s of silence instead, use `tail_paddings=1` and
+`audio = np.pad(audio, (0, int({tail_s:g} * rate)))`. sherpa-onnx writes at most 6 tokens for each second of the
+waveform.
 """
 
 _CTC_USAGE = """\
@@ -98,6 +100,7 @@ class Onnx:
 
     name: ClassVar[str] = "onnx"
     extra: ClassVar[str | None] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "sherpa_onnx")
     quantizations: ClassVar[tuple[str, ...]] = ("float32", "int8")
     real_length: ClassVar[bool] = True
 
@@ -110,30 +113,18 @@ class Onnx:
         return None
 
     def write(self, model: ExportModel, folder: Path, *, quantization: str) -> None:
-        """See `Format`.
-
-        Raises:
-            ConfigError: onnx or onnxruntime is not installed.
-        """
-        with optional_import("to=onnx", "onnx", "onnx"):
-            import onnx
-            from onnxruntime.quantization import quantize_dynamic  # noqa: F401
-        del onnx
+        """See `Format`."""
         if model.module.task_name == "seq2seq":
             _write_whisper(WhisperParts.of(model), folder, quantization)
         else:
             _write_ctc(model, folder, quantization)
 
     def runtime(self, folder: Path, model: ExportModel) -> Runtime:
-        """Whisper in sherpa-onnx, CTC models in onnxruntime, on the CPU. See `Format`.
-
-        Raises:
-            ConfigError: sherpa-onnx or onnxruntime is not installed.
-        """
+        """Whisper in sherpa-onnx, CTC models in onnxruntime, on the CPU. See `Format`."""
         if model.module.task_name != "seq2seq":
             return _OnnxRuntime(folder, model)
-        with optional_import("to=onnx", "sherpa-onnx", "onnx"):
-            from sherpa_onnx import OfflineRecognizer
+        from sherpa_onnx import OfflineRecognizer
+
         parts = WhisperParts.of(model)
         load = functools.partial(
             OfflineRecognizer.from_whisper,
@@ -249,8 +240,8 @@ class _OnnxRuntime:
     """See `Runtime`. CTC models encode the utterance only, so ``real_length`` makes no difference."""
 
     def __init__(self, folder: Path, model: ExportModel) -> None:
-        with optional_import("to=onnx", "onnxruntime", "onnx"):
-            from onnxruntime import InferenceSession
+        from onnxruntime import InferenceSession
+
         self._session = InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         self._tokenizer = model.module.tokenizer
 

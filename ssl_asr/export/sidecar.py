@@ -1,5 +1,6 @@
 """``export.json``: what was exported, how it compares, and how it runs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,13 @@ from ssl_asr.export.base import ExportModel, Format
 from ssl_asr.export.parity import Parity
 from ssl_asr.inference.model import find_checkpoint
 from ssl_asr.metrics.provenance import Clock
+
+# Folders of absolute paths: in quotes, where names may have spaces, and elsewhere. Addresses are no paths.
+_FOLDERS = (
+    re.compile(r"(?<=')((?:[\w.+@]+=)?)~?/(?!/)[^'\n]*/"),
+    re.compile(r"((?<=file://)|(?<![\w./…]))~?/(?!/)(?:[^\s/'\",=\[\]{}]+/)+"),
+    re.compile(r"((?<!\w))[A-Za-z]:\\(?:[^\s\\'\",=\[\]{}]+\\)+"),
+)
 
 
 def sidecar(
@@ -31,7 +39,7 @@ def sidecar(
         parity: How the transcripts compare.
         clock: Started with the export.
     """
-    checkpoint = find_checkpoint(config.model)
+    checkpoint, run = find_checkpoint(config.model), clock.record()
     name = config.push or Path(config.output_dir).name
     return {
         "format": form.name,
@@ -46,7 +54,7 @@ def sidecar(
         "window": window_record(model, form, parity),
         "usage": form.usage(name, model),
         "parity": parity.record(),
-        "run": clock.record(),
+        "run": {**run, "command": without_folders(run["command"])},
     }
 
 
@@ -60,6 +68,20 @@ def window_record(model: ExportModel, form: Format, parity: Parity) -> dict[str,
         "runtime_encodes_real_lengths": form.real_length,
         "same_text_with_real_lengths": parity.real_lengths_hold() if form.real_length else None,
     }
+
+
+def without_folders(text: str) -> str:
+    r"""A text whose absolute paths are cut to their last parts.
+
+    Example:
+        >>> without_folders("model=/home/me/runs/a.ckpt and https://huggingface.co/a/b")
+        'model=…/a.ckpt and https://huggingface.co/a/b'
+        >>> without_folders(r"'run_dir=/home/my name/x' file:///home/me/x D:\me\x")
+        "'run_dir=…/x' file://…/x …/x"
+    """
+    for paths in _FOLDERS:
+        text = paths.sub(r"\1…/", text)
+    return text
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -1,15 +1,23 @@
 """Folders that are written beside their place, and take it when they are complete."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Libraries that write weights fail with errors of their own. Less free space than this is taken as the cause.
+_FULL = 1_000_000
+
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``folder`` at the end of the block, and only without an error."""
+    """An empty folder that takes the place of ``folder`` at the end of the block, and only without an error.
+
+    Raises:
+        OSError: The disk is full, whatever error a library has for it.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     # What a killed process left. The command has the lock on the output.
     shutil.rmtree(partial, ignore_errors=True)
@@ -17,6 +25,10 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         take_place(partial, folder)
+    except Exception as error:
+        if shutil.disk_usage(folder.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 _USAGE = """
 ```python
+import soundfile
 from transformers import pipeline
 
 transcribe = pipeline("automatic-speech-recognition", model="{folder}")
-print(transcribe("recording.wav"{options})["text"])
+audio, rate = soundfile.read("recording.wav", dtype="float32")
+print(transcribe({{"raw": audio, "sampling_rate": rate}}{options})["text"])
 ```
+
+Where the program `ffmpeg` is installed, the pipeline also takes the names of files.
 """
 _GREEDY = ', generate_kwargs={"num_beams": 1}'
 _REAL = """
@@ -45,6 +49,7 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
     extra: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
     quantizations: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16")
     real_length: ClassVar[bool] = False
 

@@ -19,13 +19,13 @@ _LONGEST_S: Seconds = 30.0
 
 
 def read_examples(
-    module: ASRModule, manifest: Mapping[str, str], *, most: int, root: str | None
+    module: ASRModule, manifests: Mapping[str, Manifest], *, most: int, root: str | None
 ) -> tuple[list[Example], list[Skip]]:
     """Utterances that fit the model, with their audio, and those that were left out.
 
     Args:
         module: The model.
-        manifest: Manifests by name. Empty for those of the run, see `own_manifests`.
+        manifests: Manifests by name. Empty for those of the run, see `own_manifests`.
         most: Largest number of utterances. They are evenly spread over all that fit.
         root: See `read_named`.
 
@@ -33,7 +33,7 @@ def read_examples(
         ConfigError: No manifest is given, and the run has none that exists.
         ManifestError: A manifest cannot be read, or no utterance can be used.
     """
-    manifests = read_named(manifest, root=root) if manifest else own_manifests(module, root=root)
+    manifests = manifests or own_manifests(module, root=root)
     limits = replace(module.limits(), max_s=module.longest_pass_s(_LONGEST_S), max_s_why="one pass")
     faults = [(row, fault_of(row, limits, None)) for one in manifests.values() for row in one]
     fitting = [row for row, fault in faults if fault is None]

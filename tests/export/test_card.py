@@ -87,6 +87,9 @@ def test_no_path_of_this_machine_is_in_the_page(card, toy_corpus):
     assert str(toy_corpus["train"].parent) not in card.text()
     assert "/home/me" not in card.text()
     assert without_folders("a/b ~/c https://x.y/z 'k=/a/b/c' /top") == "a/b ~/c https://x.y/z 'k=…/c' /top"
+    assert without_folders("run_dir='/home/my name/a b/x' '/my name/y.jsonl'") == "run_dir='…/x' '…/y.jsonl'"
+    assert without_folders("path:/home/me/x file:///home/me/x ~/me/x") == "path:…/x file://…/x …/x"
+    assert without_folders(r"C:\Users\me\x /a b") == "…/x /a b"
 
 
 def test_manifests_that_are_gone_are_named(card):

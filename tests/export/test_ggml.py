@@ -1,7 +1,6 @@
 """ggml: the written file in whisper.cpp gives the texts of the module."""
 
 import struct
-import sys
 from math import prod
 
 import numpy as np
@@ -125,15 +124,6 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(toy_whisper, tmp_path):
     with pytest.raises(ConfigError, match=r"blocks have 32 weights, and the model's width is 16.*quantization=f16"):
         Ggml().write(toy_whisper, tmp_path, quantization="q8_0")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_package_gives_an_error_with_its_extra(english_whisper, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setitem(sys.modules, "pywhispercpp.model", None)
-    with pytest.raises(ConfigError, match=r"gguf.*pip install 'ssl_asr\[ggml\]'"):
-        Ggml().write(english_whisper, tmp_path, quantization="q5_0")
-    with pytest.raises(ConfigError, match=r"pywhispercpp.*pip install 'ssl_asr\[ggml\]'"):
-        Ggml().runtime(tmp_path, english_whisper)
 
 
 def test_usage_names_the_file_and_the_tail(english_whisper):

@@ -1,11 +1,14 @@
 """An export from end to end: parity decides, and nothing is half-written."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from ssl_asr.config.exporting import ExportConfig
+from ssl_asr.data.manifest import read_named
 from ssl_asr.errors import CheckpointError, ConfigError, ManifestError
 from ssl_asr.export import formats, job
 from ssl_asr.export.job import export_folder
@@ -93,6 +96,21 @@ def test_an_export_is_written_with_its_parity(config, tmp_path):
     assert module.tokenizer.labels() == load_model(config.model, InferenceOptions()).tokenizer.labels()
 
 
+@pytest.mark.parametrize(
+    ("to", "package", "name"),
+    [
+        ("ctranslate2", "faster_whisper", "faster-whisper"),
+        ("ggml", "pywhispercpp", "pywhispercpp"),
+        ("ggml", "gguf", "gguf"),
+        ("onnx", "onnxruntime", "onnxruntime"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(config, monkeypatch, to, package, name):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"to={to}: needs the package {name}, .*pip install 'ssl_asr\[{to}\]'"):
+        export_folder(replace(config, to=to, model="no such model"), None)
+
+
 @pytest.mark.usefixtures("wrong_format")
 def test_texts_that_differ_keep_the_files_aside(config, tmp_path):
     with pytest.raises(CheckpointError) as caught:
@@ -158,6 +176,44 @@ def test_only_an_earlier_export_is_replaced(config, tmp_path):
     assert "thesis.txt" not in names(out)
 
 
+def test_a_link_stays_a_link(config, tmp_path):
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "out").symlink_to("large_disk")
+    for given in (config, replace(config, overwrite=True)):
+        assert not list(given.conflicts())
+        export_folder(replace(given, max_utterances=1), None)
+        assert names(tmp_path) == ["large_disk", "out"]
+        assert "export.json" in names(tmp_path / "large_disk")
+
+
+@pytest.mark.parametrize("given", [".", "..", "../here"])
+def test_the_current_folder_is_not_replaced(config, tmp_path, monkeypatch, given):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    conflicts = [str(error) for error in replace(config, output_dir=given).conflicts()]
+    assert conflicts == [f"output_dir: is {given}, the current folder or above it. Name a new folder in it."]
+
+
+def test_other_files_where_a_failed_export_is_kept_are_not_lost(config, tmp_path):
+    (tmp_path / "out.differs").mkdir()
+    (tmp_path / "out.differs" / "thesis.txt").touch()
+    [error] = config.conflicts()
+    assert "out.differs holds other files, which would be lost" in str(error)
+
+
+def test_an_error_of_a_library_on_a_full_disk_names_the_disk(config, monkeypatch, tmp_path):
+    def write(self, model, folder, *, quantization):
+        raise RuntimeError("I/O error")
+
+    monkeypatch.setattr(Transformers, "write", write)
+    with pytest.raises(RuntimeError):
+        export_folder(config, None)
+    monkeypatch.setattr("ssl_asr.export.staging.shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device.*out"):
+        export_folder(config, None)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -185,7 +241,9 @@ def test_the_utterances_are_those_of_the_run(toy_checkpoints, toy_corpus, tmp_pa
 
 def test_utterances_are_spread_and_the_others_counted(toy_checkpoints, toy_corpus, tmp_path):
     module = ctc_module("wav2vec2_layer", toy_checkpoints)
-    examples, skips = read_examples(module, {"train": str(toy_corpus["train"])}, most=5, root=None)
+    examples, skips = read_examples(
+        module, read_named({"train": str(toy_corpus["train"])}, root=None), most=5, root=None
+    )
     assert [example.utterance.id for example in examples] == ["train1", "train3", "train5", "train7", "train9"]
     assert not skips
     rows = [json.loads(line) for line in toy_corpus["test"].read_text().splitlines()]
@@ -195,9 +253,9 @@ def test_utterances_are_spread_and_the_others_counted(toy_checkpoints, toy_corpu
     rows[1]["audio_filepath"] = str(tmp_path / "gone.wav")
     manifest = tmp_path / "some.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
-    examples, skips = read_examples(module, {"test": str(manifest)}, most=10, root=None)
+    examples, skips = read_examples(module, read_named({"test": str(manifest)}, root=None), most=10, root=None)
     assert len(examples) == 3
     assert {skip.id: skip.reason for skip in skips} == {"test0": "too_long", "test1": "missing_file"}
     manifest.write_text(json.dumps(rows[1]))
     with pytest.raises(ManifestError, match="no utterance can be compared"):
-        read_examples(module, {"test": str(manifest)}, most=10, root=None)
+        read_examples(module, read_named({"test": str(manifest)}, root=None), most=10, root=None)

@@ -1,13 +1,11 @@
 """ONNX: CTC models in onnxruntime, and Whisper in sherpa-onnx, give the results of the module."""
 
 import base64
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from ssl_asr.errors import ConfigError
 from ssl_asr.export.base import ExportModel
 from ssl_asr.export.onnx import Onnx
 from ssl_asr.models.whisper import LogMel
@@ -197,13 +195,13 @@ def test_int8_is_smaller_and_runs(english_whisper, whisper, tmp_path):
     assert list(Onnx().runtime(tmp_path, english_whisper).transcribe(noise(16000), real_length=True))[0]
 
 
-def test_a_missing_package_gives_an_error_with_its_extra(toy_ctc, english_whisper, tmp_path, monkeypatch):
-    for package in ("onnx", "sherpa_onnx"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=r"pip install 'ssl_asr\[onnx\]'"):
-        Onnx().write(toy_ctc, tmp_path, quantization="float32")
-    with pytest.raises(ConfigError, match=r"sherpa-onnx.*pip install 'ssl_asr\[onnx\]'"):
-        Onnx().runtime(tmp_path, english_whisper)
+def test_the_usage_of_whisper_runs(english_whisper, whisper, tmp_path, monkeypatch, capsys):
+    import soundfile
+
+    soundfile.write(tmp_path / "speech.wav", noise(20000)[0].numpy(), 16000)
+    monkeypatch.chdir(tmp_path)
+    exec(Onnx().usage(str(whisper), english_whisper).split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.slow
