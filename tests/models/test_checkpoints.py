@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,8 +234,9 @@ def test_one_form_of_the_weights_is_downloaded(weights, wanted, monkeypatch, tmp
     seen = {}
 
     class Api:
-        def list_repo_files(self, source, *, revision):
-            return [*SETTINGS, *weights, "onnx/config.json", ".gitattributes", "README.md"]
+        def model_info(self, source, *, revision, timeout):
+            names = [*SETTINGS, *weights, "onnx/config.json", ".gitattributes", "README.md"]
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot_download(source, *, revision, allow_patterns, **_):
         seen[source, revision] = allow_patterns
@@ -250,7 +252,7 @@ def test_a_hub_without_an_answer_is_not_reachable(monkeypatch):
     import huggingface_hub
 
     class Api:
-        def list_repo_files(self, source, *, revision):
+        def model_info(self, source, *, revision, timeout):
             raise type("ConnectError", (Exception,), {})("no route")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
