@@ -1,5 +1,6 @@
 """What `doctor` says of a machine, and the checks at the start of training: causes and cures are named."""
 
+import io
 import shutil
 import tomllib
 from dataclasses import replace
@@ -165,9 +166,9 @@ def test_the_table_shows_libraries_devices_places_and_extras(config, tmp_path):
     assert {"python", "CPU", "run_dir", "Hugging Face cache", "checkpoints", "shared memory", "W&B key"} <= rows.keys()
     assert not (tmp_path / "run").exists()
     assert rows["extra optuna"].seen == "installed: sweep=optuna"
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     print_findings([Finding(name="extra onnx", seen="absent: [a]", remedy="pip install 'ssl_asr[onnx]'")], console)
-    shown = console.export_text()
+    shown = console.file.getvalue()
     assert "absent: [a]" in shown
     assert "pip install 'ssl_asr[onnx]'" in shown, "rich reads square brackets as markup"
     print_findings(list(rows.values()), console)

@@ -159,6 +159,16 @@ def test_several_inputs_become_one_corpus(folder, tmp_path):
     assert {split: len(rows) for split, rows in found.items()} == {"all": 3, "dev": 1, "skipped": 1}
 
 
+def test_one_manifest_comes_with_the_options_that_divide_it(folder, tmp_path, capsys):
+    run(folder, tmp_path / "out")
+    wanted = "To divide it: splits='{train: 0.8, dev: 0.1, test: 0.1}' split_by=recording overwrite=true\n"
+    assert wanted in capsys.readouterr().err
+    run(folder, tmp_path / "two", columns={"speaker": "folder"})
+    assert wanted.replace(" split_by=recording", "") in capsys.readouterr().err
+    run(folder, tmp_path / "two", overwrite=True, splits={"train": 0.8, "dev": 0.1, "test": 0.1}, split_by="recording")
+    assert "To divide it" not in capsys.readouterr().err
+
+
 def test_speakers_are_split_by_folder(folder, tmp_path):
     fractions = {"train": 0.5, "dev": 0.25, "test": 0.25}
     found = run(folder, tmp_path / "out", columns={"speaker": "folder"}, splits=fractions)
