@@ -11,8 +11,13 @@ Curves = dict[str, list[tuple[int, float]]]
 """Numbers of updates and values of each logged number, by name."""
 
 
-def parse_metrics(path: Path) -> Curves:
-    """The columns of a ``metrics.csv``. The row of update n has step n - 1. What is no number is left out.
+def parse_metrics(path: Path, damaged: list[int] | None = None) -> Curves:
+    """The columns of a ``metrics.csv``. The row of update n has step n - 1.
+
+    Args:
+        path: The file.
+        damaged: Gets the number of each line that is damaged: it has a value that is no number, too many values, or no
+            step. Its numbers are used as far as they are there.
 
     Raises:
         ManifestError: The file has no column ``step``.
@@ -24,6 +29,9 @@ def parse_metrics(path: Path) -> Curves:
     for row in reader:
         numbers = {name: value for name in row if name and (value := _number(row[name])) is not None}
         step = numbers.pop("step", math.nan)
+        written = sum(bool(value) for name, value in row.items() if name != "step")
+        if damaged is not None and (written > len(numbers) or not math.isfinite(step)):
+            damaged.append(reader.line_num)
         if math.isfinite(step):
             for name, value in numbers.items():
                 curves.setdefault(name, []).append((int(step) + 1, value))

@@ -10,6 +10,7 @@ import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,7 +156,10 @@ def _read(path: Path, name: str, note: Note | None) -> Run:
     config = reader.read("config.yaml", _yaml, nothing, "" if _evaluates(path) else "its settings are not known")
     no_curves: dict[str, Curve] = {}
     curves = reader.read(
-        "metrics/metrics.csv", _curves, no_curves, "" if _evaluates(path) else "no curves (logger=none)"
+        "metrics/metrics.csv",
+        partial(_curves, missing=missing),
+        no_curves,
+        "" if _evaluates(path) else "no curves (logger=none)",
     )
     splits = {}
     for split, file in prediction_files(path).items():
@@ -229,12 +233,19 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [_mapping(row, path) for row in rows]
 
 
-def _curves(path: Path) -> dict[str, Curve]:
-    """The finite values of ``metrics.csv``."""
+def _curves(path: Path, missing: list[str]) -> dict[str, Curve]:
+    """The finite values of ``metrics.csv``. Other values and damaged lines are noted."""
     curves: dict[str, Curve] = {}
-    for name, rows in parse_metrics(path).items():
-        if finite := [(float(x), y) for x, y in rows if math.isfinite(y)]:
+    damaged: list[int] = []
+    for name, rows in parse_metrics(path, damaged).items():
+        finite = [(float(x), y) for x, y in rows if math.isfinite(y)]
+        if finite:
             curves[name] = finite
+        if len(finite) < len(rows):
+            left_out = len(rows) - len(finite)
+            missing.append(f"{name}: {left_out} of {len(rows)} values are not finite, and are not in the curve")
+    if damaged:
+        missing.append(f"metrics/metrics.csv: {len(damaged)} damaged lines, the first is line {damaged[0]}")
     return curves
 
 

@@ -179,6 +179,25 @@ def test_damaged_files_are_said(run, tmp_path):
     assert {row["split"] for row in page.table("Scores")} == {"test"}
 
 
+def test_values_that_are_not_finite_and_damaged_lines_are_said(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "a")
+    path = folder / "metrics" / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    width, loss = len(head.split(",")), head.split(",").index("train/loss")
+    for place in (5, 6, 7):
+        cells = rows[place].split(",")
+        assert cells[loss], "a row of an update"
+        cells[loss] = "nan" if place % 2 else "-inf"
+        rows[place] = ",".join(cells)
+    rows += ["x" + "," * (width - 1), "9" + "," * width + "7", "9,no" + "," * (width - 2)]
+    path.write_text("\n".join([head, *rows]) + "\n")
+    page, _ = written(tmp_path, folder)
+    assert "train/loss: 3 of 40 values are not finite" in page.text
+    assert f"metrics/metrics.csv: 3 damaged lines, the first is line {len(rows) - 1}" in page.text
+    _, whole = written(tmp_path, run)
+    assert "damaged" not in whole
+
+
 def test_recorded_scores_that_are_others_are_said(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "a")
     results = json.loads((folder / "results.json").read_text())
