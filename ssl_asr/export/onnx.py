@@ -13,6 +13,7 @@ Files of CTC models, see `ssl_asr.export.onnx_ctc`::
 
 import base64
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -204,7 +205,12 @@ def _export(
             dynamo=False,
         )
     if quantization == "int8":
-        quantize_dynamic(str(path), str(path), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        # onnxruntime warns that the graph was not optimized first, which makes no difference to matrix products.
+        logging.disable(logging.WARNING)
+        try:
+            quantize_dynamic(str(path), str(path), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(logging.NOTSET)
     written: Any = onnx.load(str(path))
     onnx.helper.set_model_props(written, {key: str(value) for key, value in facts.items()})
     large = written.ByteSize() > _MOST_BYTES

@@ -98,8 +98,9 @@ def test_whisper_with_ctc_takes_up_to_30_seconds(toy_checkpoints, session_of, wi
 
 
 @pytest.mark.parametrize("quantization", ["float32", "int8"])
-def test_ctc_texts_and_labels_are_those_of_the_module(toy_ctc, quantization, tmp_path):
+def test_ctc_texts_and_labels_are_those_of_the_module(toy_ctc, quantization, tmp_path, caplog):
     written(toy_ctc, tmp_path, quantization)
+    assert not caplog.records
     waveforms = noise(8000, 30000)
     texts = list(Onnx().runtime(tmp_path, toy_ctc).transcribe(waveforms, real_length=True))
     if quantization == "float32":
