@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ssl_asr.console import fitting_table
 from ssl_asr.metrics.report import Prediction, Score, score_predictions
-from ssl_asr.metrics.significance import Comparison, compare_all
+from ssl_asr.metrics.significance import TEST, Comparison, compare_all, shown_p
 from ssl_asr.types import Normalizer
 
 LEVEL = 0.05
@@ -166,7 +166,7 @@ def print_rankings(split: str, rankings: Mapping[str, Ranking], names: Sequence[
         console.print(_order(f"{split}, {normalizer}", ranking, names, console))
         console.print(_matrix(ranking, names, console))
     meaning = f"leading: cannot be told from the best (p >= {LEVEL:g})"
-    console.print(f"{meaning}. p: matched pairs, corrected for {len(names) * (len(names) - 1) // 2} tests (Holm)")
+    console.print(f"{meaning}. p: {TEST}, corrected for {len(names) * (len(names) - 1) // 2} tests (Holm)")
 
 
 def _order(title: str, ranking: Ranking, names: Sequence[str], console: Console) -> Table:
@@ -201,13 +201,3 @@ def _matrix(ranking: Ranking, names: Sequence[str], console: Console) -> Table:
             cells.append("" if row == column else f"{100 * difference:+.2f}\n{shown_p(ranking.p(row, column))}")
         table.add_row(f"{place} {names[row]}", *cells)
     return table
-
-
-def shown_p(p: float) -> str:
-    """A p-value with four decimals.
-
-    Example:
-        >>> shown_p(0.04), shown_p(1e-9)
-        ('0.0400', '<0.0001')
-    """
-    return f"{p:.4f}" if p >= 0.0001 or p == 0 else "<0.0001"

@@ -15,6 +15,7 @@ from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Normalizer
 
 BOOTSTRAP_SAMPLES = 10_000
+TEST = "exact sign-flip test of matched pairs"
 _REMEDY = "compare systems on the same manifest"
 
 
@@ -28,7 +29,7 @@ class Comparison:
         low, high: Bounds of the 95 % interval of ``second - first`` in WER, by paired bootstrap over utterances.
         better: Share of the bootstrap samples in which the second system has fewer errors (Bisani and Ney, 2004,
             "probability of improvement"). Ties count one half.
-        p: Two-sided p-value of the matched pairs test with utterances as segments (Gillick and Cox, 1989).
+        p: Two-sided p-value of matched pairs with utterances as segments, by the exact test of `sign_flip`.
         first_only, second_only: Number of utterances that only one system transcribes without an error.
         utterances: Number of utterances.
     """
@@ -48,11 +49,11 @@ class Comparison:
         """WERs of both systems, their difference with its interval, and its p-value, in one line."""
         rates = f"WER {100 * self.first.rate:.2f} % and {100 * self.second.rate:.2f} %"
         interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
-        return f"{rates}, difference {100 * self.difference:+.2f}, {interval}, p {self.p:.4f}"
+        return f"{rates}, difference {100 * self.difference:+.2f}, {interval}, p {shown_p(self.p)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"first": self.first.record(), "second": self.second.record()}
+        return asdict(self) | {"first": self.first.record(), "second": self.second.record(), "test": TEST}
 
     @property
     def difference(self) -> float:
@@ -116,7 +117,7 @@ def compare_all(
             low=float(low),
             high=float(high),
             better=float((rates_S < 0).mean() + 0.5 * (rates_S == 0).mean()) if len(rates_S) else math.nan,
-            p=matched_pairs((errors_PN[b] - errors_PN[a]).tolist()),
+            p=sign_flip((errors_PN[b] - errors_PN[a]).tolist()),
             first_only=int((right_PN[0] & ~right_PN[1]).sum()),
             second_only=int((~right_PN[0] & right_PN[1]).sum()),
             utterances=errors_PN.shape[1],
@@ -154,29 +155,49 @@ def _differences(errors_PS: NDArray[np.int64], refs_PS: NDArray[np.int64]) -> ND
     return rates_S
 
 
-def matched_pairs(differences: Sequence[int]) -> float:
-    """Two-sided p-value of the matched pairs test, with the normal distribution.
+def sign_flip(differences: Sequence[int]) -> float:
+    """Two-sided p-value of the exact sign-flip test of matched pairs (Fisher, 1935).
 
-        z = mean(d) / (std(d) / sqrt(n))        p = erfc(|z| / sqrt(2))
+    If the systems are equally good, each difference has either sign with probability 1/2. The test counts the signs
+    whose sum is as far from 0 as the sum of ``differences`` is:
+
+        p = P(|sum of s_i |d_i|| >= |sum of d_i|)    over all signs s_i in {-1, +1}
+
+    All 2^n signs are counted, by the distribution of the sum of the positive differences, one difference at a time.
+    The p-value of n differences that are not 0 is at least 2 / 2^n.
 
     Args:
         differences: Difference in errors of each utterance.
 
     Returns:
-        The p-value. 1.0 if there are fewer than two utterances or all differences are 0.
+        The p-value. 1.0 if all differences are 0.
 
     Example:
-        >>> round(matched_pairs([1, 1, 0, 1, -1, 1, 0, 1, 1, 0]), 3)
-        0.025
+        >>> sign_flip([1, 1, 0, 1, -1, 1, 0, 1, 1, 0])
+        0.125
     """
-    differences_N = np.array(differences, dtype=np.float64)
-    if len(differences_N) < 2 or not differences_N.any():
-        return 1.0
-    deviation = differences_N.std(ddof=1)
-    if deviation == 0:
-        return 0.0
-    z = abs(differences_N.mean()) / (deviation / math.sqrt(len(differences_N)))
-    return math.erfc(z / math.sqrt(2))
+    sizes = sorted(abs(difference) for difference in differences if difference)
+    total, reach = sum(sizes), 0
+    # Probability of each sum of the positive differences.
+    chance_S = np.zeros(total + 1)
+    chance_S[0] = 1.0
+    for size in sizes:
+        chance_S[size : reach + size + 1] += chance_S[: reach + 1].copy()
+        reach += size
+        chance_S[: reach + 1] *= 0.5
+    observed = abs(sum(differences))
+    # The sum of all differences is the positive ones minus the rest: 2 S - total.
+    return min(1.0, 2 * float(chance_S[(total + observed) // 2 :].sum())) if observed else 1.0
+
+
+def shown_p(p: float) -> str:
+    """A p-value with four decimals.
+
+    Example:
+        >>> shown_p(0.04), shown_p(1e-9)
+        ('0.0400', '<0.0001')
+    """
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
 def _check_same(first: Sequence[Prediction], other: dict[str, Prediction], number: int | None) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ssl_asr.errors import ManifestError
-from ssl_asr.metrics.ranking import LEVEL, Ranking, rank, shown_p
+from ssl_asr.metrics.ranking import LEVEL, Ranking, rank
+from ssl_asr.metrics.significance import TEST, shown_p
 from ssl_asr.pages.charts import COLORS, interval_cell
 from ssl_asr.pages.page import folded, table
 from ssl_asr.report.errors import grouping_keys, groups_of
@@ -131,7 +132,7 @@ def _significance(scored: Sequence[Scored], split: str) -> str:
     than = f"and cannot be told from {', '.join(others)}" if others else "and significantly better than the others"
     said = f"{best} is best, {than}"
     pairs = len(members) * (len(members) - 1) // 2
-    tests = f"p-values of matched pairs{f', corrected for {pairs} tests by Holm' if pairs > 1 else ''}"
+    tests = f"p-values of the {TEST}{f', corrected for {pairs} tests by Holm' if pairs > 1 else ''}"
     how = f"{said} ({name}, {tests}, level {LEVEL:g})."
     lines = [f"<p>{html.escape(' '.join([how, *notes]))}</p>", _matrix(ranking, names)]
     return title + "".join(lines)

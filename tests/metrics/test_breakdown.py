@@ -1,6 +1,8 @@
 """Breakdown of errors, and significance of differences between two systems."""
 
 import math
+from itertools import product
+from operator import mul
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.breakdown import break_down, by_key, frequent_errors, length_bin, print_breakdown, worst_utterances
 from ssl_asr.metrics.report import Prediction
-from ssl_asr.metrics.significance import compare, matched_pairs
+from ssl_asr.metrics.significance import compare, shown_p, sign_flip
 
 LOWER = get_normalizer("lower")
 
@@ -111,17 +113,34 @@ def test_system_compared_with_itself_has_no_difference():
     assert (found.difference, found.low, found.high, found.better, found.p) == (0.0, 0.0, 0.0, 0.5, 1.0)
 
 
-def test_matched_pairs_equals_normal_test_of_mean():
-    differences = [1, 1, 0, 1, -1, 1, 0, 1, 1, 0]
-    z = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(10))
-    assert matched_pairs(differences) == pytest.approx(2 * (1 - 0.5 * (1 + math.erf(z / math.sqrt(2)))))
-    assert matched_pairs([2, 2, 2]) == 0.0
-    assert matched_pairs([0, 0]) == 1.0
+def test_p_value_is_the_share_of_all_signs_that_are_as_extreme():
+    draw = np.random.default_rng(0)
+    for _ in range(100):
+        differences = draw.integers(-4, 5, draw.integers(1, 11)).tolist()
+        sizes = [abs(one) for one in differences]
+        sums = [abs(sum(map(mul, sizes, signs))) for signs in product((-1, 1), repeat=len(sizes))]
+        extreme = sum(one >= abs(sum(differences)) for one in sums)
+        assert sign_flip(differences) == extreme / len(sums), differences
+
+
+def test_p_value_of_few_utterances_is_no_smaller_than_the_signs_allow():
+    """The normal distribution has a standard deviation of 0 here, and a p-value of 0."""
+    assert sign_flip([2, 2, 2]) == 2 / 2**3
+    assert sign_flip([-3] * 11 + [0]) == 2 / 2**11
+    assert shown_p(sign_flip([-3] * 11 + [0])) == "0.0010"
+    assert sign_flip([0, 0]) == sign_flip([]) == sign_flip([1, -1]) == 1.0
+
+
+def test_p_value_of_many_utterances_is_that_of_the_normal_distribution():
+    differences = np.random.default_rng(1).integers(-3, 4, 3000) + (np.arange(3000) % 20 == 0)
+    z = abs(differences.sum()) / math.sqrt((differences**2).sum())
+    assert sign_flip(differences.tolist()) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.05)
+    assert shown_p(sign_flip([1] * 5000)) == "<0.0001"
 
 
 def test_false_positive_rate_matches_significance_level():
     draw = np.random.default_rng(5)
-    alarms = sum(matched_pairs(draw.integers(-1, 2, 200).tolist()) < 0.05 for _ in range(400))
+    alarms = sum(sign_flip(draw.integers(-1, 2, 200).tolist()) < 0.05 for _ in range(400))
     assert 6 <= alarms <= 36, "5 % of 400, within three standard deviations"
 
 

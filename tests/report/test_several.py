@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ssl_asr.data.text import get_normalizer
-from ssl_asr.metrics.ranking import rank, shown_p
+from ssl_asr.metrics.ranking import rank
 from ssl_asr.metrics.report import read_predictions
+from ssl_asr.metrics.significance import shown_p
 from tests.report.runs import make_run
 from tests.report.test_job import written
 
