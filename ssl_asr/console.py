@@ -3,13 +3,18 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
-from rich.console import Console
+from rich import get_console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress import track
 from rich.table import Table
+from rich.text import Text
+
+T = TypeVar("T")
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -18,13 +23,52 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
-# Tables with many columns have no space around their cells on a narrower console.
-_WIDE = 100
+class TitledTable(Table):
+    """A table under a title. What does not fit the console is wrapped; no text is cut.
+
+    The title may be wider than the table. If the table is wider than the console, its cells stand close to each other.
+
+    Args:
+        heading: The title, without markup.
+        show_header: Whether the columns have names.
+    """
+
+    def __init__(self, heading: str, *, show_header: bool = True) -> None:
+        super().__init__(show_header=show_header)
+        self._heading = heading
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines of the title and of the table."""
+        yield Text(self._heading, style="table.title", overflow="fold")
+        for column in self.columns:
+            column.overflow = "fold"
+        if self.__rich_measure__(console, options).maximum > options.max_width:
+            self.padding = (0, 0)
+        yield from super().__rich_console__(console, options)
 
 
-def fitting_table(console: Console, title: str) -> Table:
-    """A table with a title, whose cells stand close to each other if the console is narrow."""
-    return Table(title=title, title_justify="left", padding=(0, 1) if console.width >= _WIDE else (0, 0))
+def shows_bars(console: Console | None = None) -> bool:
+    """Whether a console, None for standard output, can show progress bars: it is a terminal or a notebook.
+
+    On other consoles rich prints an empty line for each bar.
+    """
+    console = console if console is not None else get_console()
+    return console.is_interactive or console.is_jupyter
+
+
+def tracked(
+    items: Iterable[T], title: str, *, total: float | None = None, console: Console | None = None, shown: bool = True
+) -> Iterable[T]:
+    """The items, with a progress bar that is removed at the end, if the console can show one.
+
+    Args:
+        items: Any items.
+        title: Text before the bar.
+        total: Number of items. Default: None (their length, if they have one).
+        console: Where the bar is shown. Default: None (standard output).
+        shown: Whether a bar is wanted.
+    """
+    return track(items, title, total, console=console, transient=True, disable=not (shown and shows_bars(console)))
 
 
 # Standard output of a command whose results are read by other programs, see `results_only`.

@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from ssl_asr.config.schemas import TrainConfig
-from ssl_asr.console import notify
+from ssl_asr.console import TitledTable, notify
 from ssl_asr.errors import UserError, raise_all
 from ssl_asr.models.checkpoints import cache_folder
 from ssl_asr.textfiles import why_not_made
@@ -168,7 +167,8 @@ def _checked(name: str, check: Callable[[], None], good: str) -> Finding:
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    yield Finding(name="CPU", seen=f"{cores} cores, {_size(memory)} of memory, {torch.get_num_threads()} threads")
+    seen = f"{_counted(cores, 'core')}, {_size(memory)} of memory, {_counted(torch.get_num_threads(), 'thread')}"
+    yield Finding(name="CPU", seen=seen)
     built = torch.version.cuda
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -252,13 +252,17 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(above).free
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def print_findings(rows: list[Finding], console: Console) -> None:
     """Print the table of a machine."""
-    table = Table(title="This machine", title_justify="left")
+    table = TitledTable("This machine")
     for column in ("", "", "seen", "what to do"):
         table.add_column(column, overflow="fold")
     for row in rows:

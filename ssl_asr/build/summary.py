@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_asr.build.training import TrainingRun
+from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Selection
 from ssl_asr.metrics.evaluation import Evaluation
 from ssl_asr.metrics.provenance import Clock
@@ -44,7 +45,7 @@ def print_start(run: TrainingRun, folder: Path, console: Console) -> None:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = TitledTable(title, show_header=False)
     table.add_column("what", no_wrap=True)
     table.add_column("value", overflow="fold")
     return table

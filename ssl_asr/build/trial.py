@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ssl_asr.build.training import TrainingRun
+from ssl_asr.console import TitledTable, tracked
 from ssl_asr.errors import TrainingError
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.types import Batch, Seconds
@@ -75,7 +74,7 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
     small = run.data.train_batch(by_length[0][:_UTTERANCES])
     longest = run.data.train_batch(by_length[-1])
     optimizers = _optimizers(run)
-    steps = track(range(_UPDATES), "overfit one batch", console=console, transient=True, disable=console is None)
+    steps = tracked(range(_UPDATES), "overfit one batch", console=console, shown=console is not None)
     losses = [_update(run, small.to(device), optimizers) for _ in steps]
     if not losses[-1] < losses[0]:
         what = f"the loss of one batch of {len(small)} utterances went from {losses[0]:.3f} to {losses[-1]:.3f} "
@@ -167,13 +166,13 @@ def _now(device: torch.device) -> Seconds:
 
 def print_trial(trial: Trial, console: Console) -> None:
     """Print what a trial measured, as tables."""
-    loss = Table(title=f"One batch of {trial.utterances} utterances, {_UPDATES} updates", title_justify="left")
+    loss = TitledTable(f"One batch of {trial.utterances} utterances, {_UPDATES} updates")
     loss.add_column("loss")
     loss.add_column("", justify="right")
     loss.add_row("before", f"{trial.first_loss:.3f}")
     loss.add_row("after", f"{trial.last_loss:.3f}")
     console.print(loss)
-    memory = Table(title=f"Memory of a device, longest batch of {trial.batch_s:.0f} s", title_justify="left")
+    memory = TitledTable(f"Memory of a device, longest batch of {trial.batch_s:.0f} s")
     memory.add_column("part")
     memory.add_column("GB", justify="right")
     sizes = {"parameters": trial.parameters, "gradients": trial.gradients, "optimizer states": trial.optimizer}
@@ -184,7 +183,7 @@ def print_trial(trial: Trial, console: Console) -> None:
         memory.add_row("largest use of memory seen", f"{trial.peak:.3f}")
     memory.add_row("a checkpoint, on the disk", f"{trial.checkpoint / _GB:.3f}")
     console.print(memory)
-    times = Table(title="Time of training, without validation and tests", title_justify="left")
+    times = TitledTable("Time of training, without validation and tests")
     times.add_column("")
     times.add_column("", justify="right")
     times.add_row("an update, longest batch", f"{trial.update_s:.2f} s")

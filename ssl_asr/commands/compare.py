@@ -13,8 +13,9 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
     from ssl_asr.console import make_console
     from ssl_asr.data.text import get_normalizers
     from ssl_asr.metrics.comparison import compare_two, shared_splits
-    from ssl_asr.metrics.ranking import compare_several, system_names
+    from ssl_asr.metrics.ranking import compare_several
     from ssl_asr.metrics.report import read_predictions
+    from ssl_asr.metrics.systems import system_names
 
     console = make_console() if config.verbose else None
     normalizers = get_normalizers(config.normalizers)
@@ -27,7 +28,7 @@ def compare(config: CompareConfig, folder: Path) -> float | None:  # noqa: ARG00
     for split, files in splits.items():
         systems = [read_predictions(path) for path in files]
         if len(systems) == 2:
-            found = compare_two(split, systems, normalizers, console, worst=config.worst)
+            found = compare_two(split, systems, names, normalizers, console, worst=config.worst)
         else:
             found = compare_several(split, systems, names, normalizers, console)
         records[split], difference = found

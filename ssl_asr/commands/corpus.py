@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ssl_asr.config.tools import CorpusConfig
+from ssl_asr.console import shows_bars
 
 
 def corpus(config: CorpusConfig, folder: Path) -> float | None:  # noqa: ARG001
@@ -12,7 +13,7 @@ def corpus(config: CorpusConfig, folder: Path) -> float | None:  # noqa: ARG001
     from ssl_asr.data.corpora.spoken import CorpusSizes, make_corpus
 
     sizes = CorpusSizes(train=config.train, dev=config.dev, test=config.test)
-    with Progress(disable=not config.verbose, transient=True) as progress:
+    with Progress(disable=not (config.verbose and shows_bars()), transient=True) as progress:
         task = progress.add_task("speak", total=sizes.train + sizes.dev + sizes.test)
         manifests = make_corpus(
             Path(config.output_dir),

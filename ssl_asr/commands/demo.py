@@ -36,9 +36,7 @@ def scores(folder: Path) -> dict[str, Any]:
 
 def demo(config: DemoConfig, folder: Path) -> float | None:  # noqa: ARG001
     """Run every step and print the table; returns the WER after fine-tuning."""
-    from rich.table import Table
-
-    from ssl_asr.console import make_console
+    from ssl_asr.console import TitledTable, make_console
 
     out = Path(config.output_dir)
     corpus, before, run = out / "corpus", out / "zero_shot", out / "run"
@@ -59,7 +57,7 @@ def demo(config: DemoConfig, folder: Path) -> float | None:  # noqa: ARG001
     step("4. transcribe a file", "transcribe", f"model={run}", f"input=[{corpus / audio}]")
 
     old, new = scores(before), scores(run)
-    table = Table(title="WER on the test voices, %", title_justify="left")
+    table = TitledTable("WER on the test voices, %")
     for column in ("normalizer", "zero-shot", "fine-tuned"):
         table.add_column(column, justify="left" if column == "normalizer" else "right")
     for name in old:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from ssl_asr.console import TitledTable
 from ssl_asr.errors import ManifestError, UserError
 from ssl_asr.textfiles import from_json, written_whole
 
@@ -142,7 +142,7 @@ def shared_overrides(notes: Sequence[Note]) -> set[str]:
 
 def _print(rows: list[tuple[Note, str, Path]], score: str, folder: Path) -> None:
     scores = [note.score for note, _, _ in rows if note.score is not None]
-    table = Table(title=f"Sweep in {folder}", title_justify="left")
+    table = TitledTable(f"Sweep in {folder}")
     for column in ("job", "overrides", "status"):
         table.add_column(column, overflow="fold")
     table.add_column(score, justify="right")

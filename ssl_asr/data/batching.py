@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from ssl_asr.console import fitting_table, notify
+from ssl_asr.console import TitledTable, notify
 from ssl_asr.data.filters import Selection
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.sampler import BatchCost, PlannedBatches
@@ -99,7 +99,7 @@ def say_over_budgets(selections: Mapping[str, Selection], cost: BatchCost, confi
 
 def print_batching(rows: Mapping[str, Batching], console: Console) -> None:
     """Print a table with a row for each split. Hours are those of one pass over the split."""
-    table = fitting_table(console, "Batches")
+    table = TitledTable("Batches")
     table.add_column("split")
     for column in ("batches", "hours computed", "budget filled %", "padding %", "rank balance %"):
         table.add_column(column, justify="right")

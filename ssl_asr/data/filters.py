@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from ssl_asr.console import TitledTable, tracked
 from ssl_asr.data.audio import check_header
 from ssl_asr.data.files import MEMBER, OF_SHARD
 from ssl_asr.data.manifest import Manifest
@@ -210,7 +209,7 @@ def select(
         return dropped, changes
 
     ranges = ranges_of(len(manifest))
-    bar = track(map_ranges(check, ranges), f"check {name}", len(ranges), transient=True, disable=not progress)
+    bar = tracked(map_ranges(check, ranges), f"check {name}", total=len(ranges), shown=progress)
     found, counted = zip(*bar, strict=True) if ranges else ((), ())
     dropped = dict(chain.from_iterable(found))
     kept_N = np.delete(np.arange(len(manifest)), list(dropped))
@@ -289,8 +288,8 @@ def check_skips(selection: Selection, max_skip_fraction: float, *, prefix: str =
 
 def print_selections(selections: Sequence[Selection], console: Console) -> None:
     """Print a table of kept and dropped utterances, with a row for each reason and each change of their audio."""
-    table = Table(title="Data", title_justify="left")
-    for column in ("split", "utterances", "hours", "kept or dropped"):
+    table = TitledTable("Data")
+    for column in ("split", "utterances", "hours", "status"):
         table.add_column(column, justify="right" if column in ("utterances", "hours") else "left")
     for selection in selections:
         hours = selection.kept.total_s / 3600

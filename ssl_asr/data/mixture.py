@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from ssl_asr.console import shortened
+from ssl_asr.console import TitledTable, shortened
 from ssl_asr.data.languages import find_language
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.options import DataConfig
@@ -91,7 +90,7 @@ class Mixture:
 
     def print(self, console: Console) -> None:
         """Print a table of the groups: what there is, and what is drawn in an epoch."""
-        table = Table(title="Mixture", title_justify="left")
+        table = TitledTable("Mixture")
         table.add_column("group")
         for column in ("utterances", "hours", "% of the hours of an epoch", "times an epoch"):
             table.add_column(column, justify="right")

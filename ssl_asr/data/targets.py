@@ -21,8 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
+from ssl_asr.console import tracked
 from ssl_asr.data.line_index import load_arrays, store_arrays
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.parallel import map_ranges, ranges_of
@@ -103,7 +103,7 @@ def count_targets(utterances: Sequence[Utterance], tokenizer: Tokenizer, *, prog
         return tokens_N, frames_N, blank_N, unseen_N
 
     ranges = ranges_of(len(utterances))
-    bar = track(map_ranges(count, ranges), "encode the texts", len(ranges), transient=True, disable=not progress)
+    bar = tracked(map_ranges(count, ranges), "encode the texts", total=len(ranges), shown=progress)
     empty = (np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, bool))
     found = Targets(*map(np.concatenate, zip(empty, *bar, strict=True)))
     if path is not None:

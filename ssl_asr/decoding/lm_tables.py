@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.decoding.kneser_ney import Estimate, Perplexity
 
 
 def print_estimate(estimated: Estimate, console: Console) -> None:
     """Print the number of n-grams and the discounts of each order."""
-    table = Table(title="N-grams", title_justify="left")
+    table = TitledTable("N-grams")
     for column in ("order", "kept", "discount of 1", "of 2", "of 3 and more"):
         table.add_column(column, justify="right")
     rows = zip(estimated.model.counts(), estimated.discounts, strict=True)
@@ -22,7 +22,7 @@ def print_estimate(estimated: Estimate, console: Console) -> None:
 
 def print_perplexities(found: Mapping[str, Perplexity], console: Console) -> None:
     """Print the perplexity of each text by its path."""
-    table = Table(title="Perplexity, ends of sentences included", title_justify="left")
+    table = TitledTable("Perplexity, ends of sentences included")
     for column in ("text", "sentences", "words", "unknown", "of known words", "of all"):
         table.add_column(column, justify="left" if column == "text" else "right")
     for name, p in found.items():

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ssl_asr.console import shows_bars
 from ssl_asr.data.batching import Batching
 from ssl_asr.data.filters import Limits, skips_error
 from ssl_asr.data.identity import row_key
@@ -303,7 +304,7 @@ def _minutes_bar(console: Console | None) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, transient=True, disable=console is None)
+    return Progress(*columns, console=console, transient=True, disable=console is None or not shows_bars(console))
 
 
 def _in_minutes(bar: Progress, task: TaskID) -> ProgressCallback:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, cast
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from ssl_asr.console import TitledTable, tracked
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
@@ -199,10 +199,10 @@ class Tuned:
 
 def tune(trials: Trials, start: CtcBeam, grid: Grid, *, console: Console | None) -> Tuned:
     """Find the best settings by the four steps of the module docstring."""
-    shown = console if console is not None else Console(quiet=True)
 
     def tried(values: Sequence[Any], title: str, changed: Any) -> dict[Any, float]:
-        return {value: trials.wer(changed(value)) for value in track(values, title, console=shown, transient=True)}
+        bar = tracked(values, title, console=console, shown=console is not None)
+        return {value: trials.wer(changed(value)) for value in bar}
 
     weights = tried(
         _pairs(grid.lm_weights, grid.word_scores),
@@ -251,7 +251,7 @@ def show(tuned: Tuned, greedy_wer: float, unit: Unit, console: Console) -> None:
 
 
 def _row(title: str, trials: Mapping[Any, float], chosen: Any) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = TitledTable(title)
     for value in trials:
         table.add_column(f"{value:g}", justify="right")
     cells = [f"{100 * wer:.2f}" for wer in trials.values()]
@@ -262,7 +262,7 @@ def _row(title: str, trials: Mapping[Any, float], chosen: Any) -> Table:
 
 def _grid(title: str, trials: Mapping[Pair, float], chosen: Pair, weight_key: str, score_key: str) -> Table:
     scores = sorted({score for _, score in trials})
-    table = Table(title=title, title_justify="left")
+    table = TitledTable(title)
     table.add_column(weight_key, justify="right")
     for score in scores:
         table.add_column(f"{score_key} {score:g}", justify="right")

@@ -1,8 +1,8 @@
 """Write the encoder states of a manifest to disk."""
 
 from rich.console import Console
-from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.inference.batches import RunOptions, inference_data
@@ -45,7 +45,7 @@ def extract_states(cache: StateCache, manifest: Manifest, *, run: RunOptions, co
 
 
 def _print_totals(cache: StateCache, console: Console) -> None:
-    table = Table(title=f"States of layers {', '.join(map(str, cache.layers))}", title_justify="left")
+    table = TitledTable(f"States of layers {', '.join(map(str, cache.layers))}")
     for column in ("utterances", "frames of speech", "GB on disk"):
         table.add_column(column, justify="right")
     table.add_row(*(f"{number:,}" for number in cache.store.totals()), f"{cache.store.gigabytes():.3f}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
 from ssl_asr.textfiles import to_json, written_whole
@@ -119,7 +120,7 @@ class Summary:
             raise ConfigError(self.key, what, remedy)
 
     def _table(self) -> Table:
-        table = Table(title="Recordings", title_justify="left")
+        table = TitledTable("Recordings")
         table.add_column("")
         table.add_column("recordings", justify="right")
         rows = {"in": self.count, "out": self.done} | {f"skipped, {why}": n for why, n in self.reasons.items()}

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.errors import ConfigError
 from ssl_asr.metrics.edit import Edits, Operation, Unit, align, wer_unit, word_edits, word_units
 from ssl_asr.metrics.report import Prediction, colored_diff
@@ -215,7 +215,7 @@ def print_breakdown(breakdown: Breakdown, normalize: Normalizer, console: Consol
 
 
 def _print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
-    table = Table(title=f"WER by {key}", title_justify="left")
+    table = TitledTable(f"WER by {key}")
     for column in (key, "WER %", "sub", "ins", "del", "units", "of", "utterances", "hours"):
         table.add_column(column, justify="left" if column in (key, "of") else "right")
     for group in groups:
@@ -227,7 +227,7 @@ def _print_groups(key: str, groups: Sequence[Group], console: Console) -> None:
 
 
 def _print_confusions(confusions: Sequence[Confusion], console: Console) -> None:
-    table = Table(title="Most frequent errors", title_justify="left")
+    table = TitledTable("Most frequent errors")
     for column in ("count", "reference", "hypothesis"):
         table.add_column(column, justify="right" if column == "count" else "left")
     for one in confusions:
@@ -236,7 +236,7 @@ def _print_confusions(confusions: Sequence[Confusion], console: Console) -> None
 
 
 def _print_worst(predictions: Sequence[Prediction], normalize: Normalizer, console: Console) -> None:
-    table = Table(title="Worst utterances", title_justify="left")
+    table = TitledTable("Worst utterances")
     table.add_column("id", no_wrap=True)
     table.add_column("errors", justify="right")
     table.add_column("alignment of reference and hypothesis")

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from ssl_asr.console import TitledTable
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.edit import word_edits
 from ssl_asr.metrics.report import Prediction, colored_diff
-from ssl_asr.metrics.significance import Comparison, compare
+from ssl_asr.metrics.significance import TEST, Comparison, compare, shown_p
 from ssl_asr.types import Normalizer
+
+# Columns of a console for the name of a figure, and for a figure.
+_LABEL_WIDTH, _FIGURE_WIDTH = 28, 22
 
 
 def shared_splits(systems: Sequence[tuple[str, Path]]) -> dict[str, list[Path]]:
@@ -55,6 +59,7 @@ def prediction_files(folder: Path) -> dict[str, Path]:
 def compare_two(
     split: str,
     systems: Sequence[Sequence[Prediction]],
+    names: Sequence[str],
     normalizers: Mapping[str, Normalizer],
     console: Console | None,
     *,
@@ -65,6 +70,7 @@ def compare_two(
     Args:
         split: Name of the split.
         systems: Predictions of both systems.
+        names: Names of both systems.
         normalizers: Text normalizers by name.
         console: Where tables are printed.
         worst: Number of shown utterances whose errors changed most.
@@ -75,44 +81,61 @@ def compare_two(
     first, second = systems
     found = {name: compare(first, second, each) for name, each in normalizers.items()}
     if console is not None:
-        print_comparisons(split, found, console)
-        print_changes(first, second, next(iter(normalizers.values())), worst, console)
+        print_comparisons(split, found, names, console)
+        print_changes(first, second, names, next(iter(normalizers.values())), worst, console)
     else:
         for name, one in found.items():
-            print(f"{split}: {one} ({name})")
-    return {name: one.as_dict() for name, one in found.items()}, next(iter(found.values())).difference
+            print(f"{split}, {' and '.join(names)}: {one} ({name})")
+    records = {name: {"names": [*names], **one.as_dict()} for name, one in found.items()}
+    return records, next(iter(found.values())).difference
 
 
-def print_comparisons(split: str, rows: Mapping[str, Comparison], console: Console) -> None:
-    """Print a row for each normalizer: WERs, their difference with its interval, and significance."""
-    table = Table(title=f"{split}: the second against the first", title_justify="left")
-    columns = ("normalizer", "unit", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p")
-    for column in (*columns, "right in first only", "in second only"):
-        table.add_column(column, justify="left" if column in ("normalizer", "unit") else "right")
-    for name, one in rows.items():
-        table.add_row(
-            name,
-            one.wer_unit,
-            f"{100 * one.first.rate:.2f}",
-            f"{100 * one.second.rate:.2f}",
-            f"{100 * one.difference:+.2f}",
-            f"{100 * one.low:+.2f} to {100 * one.high:+.2f}",
-            f"{100 * one.better:.1f} %",
-            f"{one.p:.4f}",
-            f"{one.first_only:,}",
-            f"{one.second_only:,}",
-        )
-    console.print(table)
+def print_comparisons(split: str, found: Mapping[str, Comparison], names: Sequence[str], console: Console) -> None:
+    """Print a column for each normalizer: WERs, their difference with its interval, and significance."""
+    first, second = names
+    columns = [[name, *_figures(one)] for name, one in found.items()]
+    at_once = max(1, (console.width - _LABEL_WIDTH) // _FIGURE_WIDTH)
+    for start in range(0, len(columns), at_once):
+        table = TitledTable(f"{split}: {second} against {first}")
+        shown = columns[start : start + at_once]
+        table.add_column("")
+        for column in shown:
+            table.add_column(column[0], justify="right", no_wrap=True)
+        labels = [f"WER % of {first}", f"WER % of {second}", "unit of the WER", "difference", "95 % interval"]
+        labels += [f"probability that {second} is better", "p", f"right in {first} only", f"right in {second} only"]
+        for label, *figures in zip(labels, *(column[1:] for column in shown), strict=True):
+            table.add_row(Text(label), *figures)
+        console.print(table)
+    console.print(f"interval and probability: paired bootstrap over utterances; p: {TEST}", highlight=False)
+
+
+def _figures(one: Comparison) -> list[str]:
+    return [
+        f"{100 * one.first.rate:.2f}",
+        f"{100 * one.second.rate:.2f}",
+        one.wer_unit,
+        f"{100 * one.difference:+.2f}",
+        f"{100 * one.low:+.2f} to {100 * one.high:+.2f}",
+        f"{100 * one.better:.1f} %",
+        shown_p(one.p),
+        f"{one.first_only:,}",
+        f"{one.second_only:,}",
+    ]
 
 
 def print_changes(
-    first: Sequence[Prediction], second: Sequence[Prediction], normalize: Normalizer, count: int, console: Console
+    first: Sequence[Prediction],
+    second: Sequence[Prediction],
+    names: Sequence[str],
+    normalize: Normalizer,
+    count: int,
+    console: Console,
 ) -> None:
     """Print the utterances whose errors changed most, with both hypotheses."""
     others = {prediction.id: prediction for prediction in second}
-    table = Table(title="Changed most", title_justify="left")
-    for column in ("id", "errors", "first", "second"):
-        table.add_column(column)
+    table = TitledTable("Changed most")
+    for column in ("id", "errors", *names):
+        table.add_column(Text(column))
     rows = []
     for one in first:
         # Of several references, each system may be closest to another one.

@@ -6,18 +6,19 @@ p-values are corrected by Holm's method, for each split and normalizer on its ow
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ssl_asr.console import fitting_table
+from ssl_asr.console import TitledTable
 from ssl_asr.metrics.report import Prediction, Score, score_predictions
 from ssl_asr.metrics.significance import TEST, Comparison, compare_all, shown_p
 from ssl_asr.types import Normalizer
 
 LEVEL = 0.05
+# Columns of a console for a name of a system, and for its difference from another one.
+_NAME_WIDTH, _PAIR_WIDTH = 20, 10
 Pair = tuple[int, int]
 
 
@@ -102,33 +103,6 @@ def rank(systems: Sequence[Sequence[Prediction]], name: str, normalize: Normaliz
     )
 
 
-def system_names(paths: Sequence[Path]) -> list[str]:
-    """Names of runs, evaluations and files of predictions: the name of the folder, different for different folders.
-
-    Equal names, and names of jobs of a sweep, which are numbers, get the folders above them.
-
-    Example:
-        >>> system_names([Path("outputs/a/predictions/test.jsonl"), Path("outputs/b")])
-        ['a', 'b']
-        >>> system_names([Path("x/0"), Path("y/0")])
-        ['x/0', 'y/0']
-    """
-    resolved = [path.resolve() for path in paths]
-    folders = [path.parent.parent if path.parent.name == "predictions" else path for path in resolved]
-    depths = [2 if path.name.isdigit() else 1 for path in folders]
-    while True:
-        names = ["/".join(path.parts[-depth:]) for path, depth in zip(folders, depths, strict=True)]
-        longer = [
-            depth + (names.count(name) > 1 and depth < len(path.parts))
-            for path, depth, name in zip(folders, depths, names, strict=True)
-        ]
-        if longer == depths:
-            break
-        depths = longer
-    # Two files of one folder.
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-
-
 def compare_several(
     split: str,
     systems: Sequence[Sequence[Prediction]],
@@ -163,24 +137,27 @@ def compare_several(
 def print_rankings(split: str, rankings: Mapping[str, Ranking], names: Sequence[str], console: Console) -> None:
     """Print the order of the systems, and a matrix of the pairs, for each normalizer."""
     for normalizer, ranking in rankings.items():
-        console.print(_order(f"{split}, {normalizer}", ranking, names, console))
-        console.print(_matrix(ranking, names, console))
+        console.print(_order(f"{split}, {normalizer}, WER of {ranking.scores[0].wer_unit}", ranking, names))
+        places = range(len(names))
+        width = max(1, (console.width - _NAME_WIDTH) // _PAIR_WIDTH)
+        for start in places[::width]:
+            console.print(_matrix(ranking, names, places[start : start + width]))
     meaning = f"leading: cannot be told from the best (p >= {LEVEL:g})"
     console.print(f"{meaning}. p: {TEST}, corrected for {len(names) * (len(names) - 1) // 2} tests (Holm)")
 
 
-def _order(title: str, ranking: Ranking, names: Sequence[str], console: Console) -> Table:
-    table = fitting_table(console, title)
-    numbers = ("WER %", "95 % interval", "sub", "ins", "del", ranking.scores[0].wer_unit, "p against the best")
-    table.add_column("", justify="right")
-    table.add_column("system", overflow="fold")
-    for column in numbers:
-        table.add_column(column, justify="right")
-    table.add_column("leading")
+def _order(title: str, ranking: Ranking, names: Sequence[str]) -> Table:
+    table = TitledTable(title)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("system")
+    for column in ("WER %", "95 % interval", "sub", "ins", "del"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("p against the best", justify="right")
+    table.add_column("leading", no_wrap=True)
     best, leaders = ranking.order[0], ranking.leaders
     for place, each in enumerate(ranking.order, start=1):
         one = ranking.scores[each]
-        counts = (f"{n:,}" for n in (one.words.sub, one.words.ins, one.words.dele, one.words.ref))
+        counts = (f"{n:,}" for n in (one.words.sub, one.words.ins, one.words.dele))
         interval = f"{100 * one.wer_low:.2f} - {100 * one.wer_high:.2f}"
         p = "" if each == best else shown_p(ranking.p(best, each))
         leads = "yes" if each in leaders else "no"
@@ -188,15 +165,21 @@ def _order(title: str, ranking: Ranking, names: Sequence[str], console: Console)
     return table
 
 
-def _matrix(ranking: Ranking, names: Sequence[str], console: Console) -> Table:
-    """WER of the column's system minus that of the row's, and the corrected p-value. Columns have the rank."""
-    table = fitting_table(console, "difference in WER %, column minus row, and p")
-    table.add_column("system", overflow="fold")
-    for place in range(1, len(names) + 1):
-        table.add_column(str(place), justify="right")
+def _matrix(ranking: Ranking, names: Sequence[str], places: Sequence[int]) -> Table:
+    """WER of the column's system minus that of the row's, and the corrected p-value. Columns have the rank.
+
+    Args:
+        ranking: The systems.
+        names: Name of each system.
+        places: Ranks of the columns, from 0.
+    """
+    table = TitledTable("difference in WER %, column minus row, and p")
+    table.add_column("system")
+    for column in places:
+        table.add_column(str(column + 1), justify="right", no_wrap=True)
     for place, row in enumerate(ranking.order, start=1):
         cells = []
-        for column in ranking.order:
+        for column in (ranking.order[each] for each in places):
             difference = ranking.scores[column].wer - ranking.scores[row].wer
             cells.append("" if row == column else f"{100 * difference:+.2f}\n{shown_p(ranking.p(row, column))}")
         table.add_row(f"{place} {names[row]}", *cells)

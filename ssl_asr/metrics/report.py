@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from ssl_asr.console import fitting_table
+from ssl_asr.console import TitledTable
 from ssl_asr.errors import ManifestError
 from ssl_asr.metrics.edit import Edits, Unit, align, char_edits, closest, wer_unit, word_edits, word_units
 from ssl_asr.textfiles import from_json, shown, to_json, written_whole
@@ -326,7 +325,7 @@ def print_samples(predictions: Sequence[Prediction], normalize: Normalizer, cons
     """Print the alignment of ``count`` utterances, evenly spaced in order of id. Long ones are cut with an ellipsis."""
     if count <= 0 or not predictions:
         return
-    table = Table(show_header=True, title_justify="left", title="Samples")
+    table = TitledTable("Samples")
     table.add_column("id", no_wrap=True)
     table.add_column("alignment of reference and hypothesis")
     step = max(1, len(predictions) // count)
@@ -345,10 +344,11 @@ def unit_title(scores: Sequence[Score]) -> str:
 
 def print_scores(title: str, scores: Sequence[Score], console: Console) -> None:
     """Print error rates in percent, a row for each normalizer. The WER's unit heads the column of its count."""
-    table = fitting_table(console, title)
+    table = TitledTable(title)
     numbers = ("WER %", "95 % interval", "sub", "ins", "del", unit_title(scores), "CER %", "utterances wrong")
     for column in ("normalizer", *numbers):
-        table.add_column(column, justify="left" if column == "normalizer" else "right")
+        is_name = column == "normalizer"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     for score in scores:
         words = score.words
         table.add_row(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from rich.console import Console
-from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.errors import ManifestError, optional_import
 
 BOOTSTRAP_SAMPLES = 1000
@@ -64,7 +64,7 @@ def translation_scores(refs: Sequence[Sequence[str]], hyps: Sequence[str]) -> li
 
 def print_translation(scores: Sequence[TranslationScore], console: Console) -> None:
     """Print BLEU and chrF with their intervals."""
-    table = Table(title="Translation", title_justify="left")
+    table = TitledTable("Translation")
     for column in ("metric", "score", "95 % interval", "signature"):
         table.add_column(column, justify="right" if column in ("score", "95 % interval") else "left")
     for one in scores:
@@ -104,7 +104,7 @@ def language_scores(pairs: Sequence[tuple[str, str]]) -> list[LanguageScore]:
 
 def print_languages(scores: Sequence[LanguageScore], console: Console) -> None:
     """Print the accuracy of language detection for each language."""
-    table = Table(title="Language detection", title_justify="left")
+    table = TitledTable("Language detection")
     for column in ("language", "utterances", "accuracy %", "detected as"):
         table.add_column(column, justify="left" if column in ("language", "detected as") else "right")
     for one in scores:

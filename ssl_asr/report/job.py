@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
 from ssl_asr.config.tools import ReportConfig
+from ssl_asr.console import tracked
 from ssl_asr.errors import ConfigError, overwrites
 from ssl_asr.report.errors import Detail
 from ssl_asr.report.page import PageOptions, report_page
@@ -71,6 +71,4 @@ def _draws(config: ReportConfig, sounds: Sounds) -> Callable[[Scored], str]:
 
 
 def _shown(items: Iterable[T], title: str, console: Console | None) -> Iterable[T]:
-    if console is None or not console.is_terminal:
-        return items
-    return track(list(items), title, console=console, transient=True)
+    return tracked(list(items), title, console=console, shown=console is not None)

@@ -21,8 +21,8 @@ from ssl_asr.data.inputs import matching
 from ssl_asr.errors import ConfigError, ManifestError, UserError
 from ssl_asr.metrics.comparison import prediction_files
 from ssl_asr.metrics.curves import parse_metrics
-from ssl_asr.metrics.ranking import system_names
 from ssl_asr.metrics.report import Prediction, read_predictions
+from ssl_asr.metrics.systems import system_names
 from ssl_asr.textfiles import from_json
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.batching import Batching
 from ssl_asr.data.sampler import BatchCost
 from ssl_asr.metrics.report import print_samples, write_predictions
@@ -53,9 +53,7 @@ def _merged(rows: list[GroupRow]) -> list[GroupRow]:
 def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
     """Print the layer groups with their sizes and peak learning rates, frozen groups dimmed."""
     trains, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
-    # A title would be wrapped to the width of the table.
-    console.print(f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)", highlight=False)
-    table = Table()
+    table = TitledTable(f"{policy}: {trains:,} of {total:,} parameters train ({100 * trains / total:.1f} %)")
     for column, right in (
         ("optimizer", False),
         ("layer group", False),

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from ssl_asr.console import shows_bars
+
 # A bar with a rate needs this many columns.
 _WIDE = 100
 # Columns of everything besides the bar itself, without and with a rate.
@@ -199,7 +201,13 @@ class ProgressBar(LightningBar):
             return
         if self._progress is None:
             columns = progress_columns(self._console.width)
-            self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+            self._progress = Progress(
+                *columns,
+                console=self._console,
+                transient=True,
+                refresh_per_second=4,
+                disable=not shows_bars(self._console),
+            )
             self._progress.start()
         self._remove(key)
         self._tasks[key] = self._progress.add_task(name, total=total, metrics=metrics)

@@ -126,7 +126,7 @@ def test_the_table_of_a_split_has_hours_of_kept_and_dropped_utterances(tmp_path)
     selection = select("dev", pack_rows(rows, tmp_path), limits, tokenizer=TOKENIZER, check_audio=False, progress=False)
     console = wide_console()
     print_selections([selection], console)
-    assert heads(console) == [["split", "utterances", "hours", "kept or dropped"]]
+    assert heads(console) == [["split", "utterances", "hours", "status"]]
     assert cells(console) == [
         ["dev", "2", "1.00", "kept of 7"],
         ["", "4", "3.00", "dropped, too_long: c, d, e …"],

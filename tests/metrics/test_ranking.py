@@ -1,16 +1,20 @@
 """Several systems on the same utterances, against a hand-written Holm correction and against comparisons of two."""
 
+import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.errors import ManifestError
-from ssl_asr.metrics.ranking import holm, print_rankings, rank, system_names
+from ssl_asr.metrics.ranking import holm, print_rankings, rank
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.metrics.significance import compare
+from ssl_asr.metrics.systems import system_names
 from tests.tables import cells, wide_console
 
 LOWER = get_normalizer("lower")
@@ -85,6 +89,17 @@ def test_tables_have_the_order_and_the_matrix():
     assert rows[4][:3] == ["1 b", "", f"{difference:+.2f}"]
 
 
+def test_tables_of_many_systems_are_not_cut_on_80_columns():
+    console = Console(record=True, width=80)
+    names = [f"outputs/evaluation-of-system-{n}" for n in range(12)]
+    print_rankings("test", {"lower": rank([SYSTEMS[n % 4] for n in range(12)], "lower", LOWER)}, names, console)
+    shown = console.export_text()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    # Pairs of different systems, in both directions: 0.3 and 0.02, and so on.
+    assert len(re.findall(r"[+-]\d+\.\d\d(?!\d)", shown)) == 12 * 11
+
+
 @pytest.mark.parametrize("other", [ROWS[:3], [*ROWS[:-1], replace(ROWS[-1], ref="changed")]])
 def test_utterances_that_not_all_have_are_refused(other):
     with pytest.raises(ManifestError, match=r"files 1 and 3.*same manifest"):
@@ -94,5 +109,23 @@ def test_utterances_that_not_all_have_are_refused(other):
 def test_names_have_the_folders_that_tell_them_apart():
     paths = [Path("x/0/predictions/test.jsonl"), Path("y/0"), Path("y/1")]
     assert system_names(paths) == ["x/0", "y/0", "y/1"]
+    assert system_names([Path("2026-11-28/10-19-03")]) == ["2026-11-28/10-19-03"]
     files = [Path("x/predictions/dev.jsonl"), Path("x/predictions/test.jsonl")]
     assert system_names(files) == [str(path) for path in files]
+
+
+def test_evaluations_in_folders_of_times_are_named_by_their_models(tmp_path):
+    def evaluation(time, results):
+        folder = tmp_path / "evaluate" / "2026-11-28" / time
+        (folder / "predictions").mkdir(parents=True)
+        (folder / "results.json").write_text(results)
+        return folder
+
+    models = ["outputs/mine", "openai/whisper-tiny.en", "outputs/2026-11-27/11-00-00", "mine"]
+    texts = [json.dumps({"run": {"model": model}}) for model in models]
+    mine, tiny, dated, again = (evaluation(f"10-00-0{n}", text) for n, text in enumerate(texts))
+    assert system_names([mine, tiny / "predictions" / "test.jsonl"]) == ["mine", "whisper-tiny.en"]
+    assert system_names([mine, dated]) == ["mine", "2026-11-27/11-00-00"]
+    assert system_names([mine, again, tiny]) == ["mine (10-00-00)", "mine (10-00-03)", "whisper-tiny.en"]
+    damaged = [evaluation("11-00-00", "{"), evaluation("11-00-01", '{"run": {"model": null}}')]
+    assert system_names(damaged) == ["2026-11-28/11-00-00", "2026-11-28/11-00-01"]

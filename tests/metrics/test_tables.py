@@ -1,7 +1,12 @@
 """The numbers in tables of scores, each against a value worked out by hand."""
 
+import re
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.metrics.breakdown import Breakdown, Confusion, Group, break_down, print_breakdown
@@ -16,6 +21,7 @@ from ssl_asr.metrics.translation import (
     print_languages,
     print_translation,
 )
+from ssl_asr.types import NormalizerName
 from tests.tables import cells, heads, wide_console
 
 LOWER = get_normalizer("lower")
@@ -164,11 +170,45 @@ def test_comparisons_are_printed_as_percentages_with_signs():
     systems = Edits(sub=1000, ref=10_000), Edits(sub=765, ref=10_000)
     one = Comparison("words", *systems, -0.0512, 0.0123, 0.875, 0.03172, 1234, 5678, 9999)
     console = wide_console()
-    print_comparisons("test", {"lower": one}, console)
-    numbers = ["10.00", "7.65", "-2.35", "-5.12 to +1.23", "87.5 %", "0.0317", "1,234", "5,678"]
-    columns = ["normalizer", "unit", "first WER %", "second WER %", "difference", "95 % interval", "second better", "p"]
-    assert heads(console) == [[*columns, "right in first only", "in second only"]]
-    assert cells(console) == [["lower", "words", *numbers]]
+    print_comparisons("test", {"lower": one}, ["base", "tuned"], console)
+    assert heads(console) == [["", "lower"]]
+    assert cells(console) == [
+        ["WER % of base", "10.00"],
+        ["WER % of tuned", "7.65"],
+        ["unit of the WER", "words"],
+        ["difference", "-2.35"],
+        ["95 % interval", "-5.12 to +1.23"],
+        ["probability that tuned is better", "87.5 %"],
+        ["p", "0.0317"],
+        ["right in base only", "1,234"],
+        ["right in tuned only", "5,678"],
+    ]
+
+
+LARGE = Edits(sub=12_345, ins=23_456, dele=34_567, ref=7_654_321)
+NORMALIZERS = get_args(NormalizerName)
+NAMES = ["facebook/wav2vec2-large-robust (2026-11-28/10-19-03)", "whisper-large-v3-turbo [tuned]"]
+
+
+def test_no_number_and_no_name_is_cut_on_80_columns():
+    console = Console(record=True, width=80)
+    one = Comparison("characters", LARGE, LARGE, -1.0512, 1.0123, 0.875, 0.0000317, 12_345, 56_789, 99_999)
+    print_comparisons("test", dict.fromkeys(NORMALIZERS, one), NAMES, console)
+    shown = console.export_text()
+    assert "…" not in shown
+    assert all(re.search(rf"\b{name}\b", shown) for name in NORMALIZERS)
+    for figure in ("-105.12 to +101.23", "<0.0001", "12,345", "56,789"):
+        assert shown.count(figure) == len(NORMALIZERS)
+    assert max(map(len, shown.splitlines())) <= 80
+
+    score = Score("whisper_english", "mixed", LARGE, LARGE, 0.98765, 1.98765, 1_234_567, 7_654_321)
+    group = Group("ann", 1_234_567, 5436.0, LARGE, "mixed")
+    print_scores("test", [replace(score, normalizer=name) for name in NORMALIZERS], console)
+    print_breakdown(Breakdown(groups={"speaker": [group]}, confusions=[], worst=[]), LOWER, console)
+    shown = console.export_text()
+    assert "…" not in shown
+    assert all(re.search(rf"\b{name}\b", shown) for name in NORMALIZERS)
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_changes_are_printed_largest_first_with_both_numbers_of_errors():
@@ -185,16 +225,16 @@ def test_changes_are_printed_largest_first_with_both_numbers_of_errors():
         _prediction("u0", "a b", "a c"),
     ]
     console = wide_console()
-    print_changes(first, second, LOWER, 9, console)
-    assert heads(console) == [["id", "errors", "first", "second"]]
+    print_changes(first, second, ["base", "tuned"], LOWER, 9, console)
+    assert heads(console) == [["id", "errors", "base", "tuned"]]
     assert cells(console) == [
         ["u1", "3 → 0", "[a→x] [b→y] [c→z]", "a b c"],
         ["u0", "0 → 1", "a b", "a [b→c]"],
         ["u2", "1 → 0", "a [b→x]", "a b"],
     ]
-    print_changes(first, second, LOWER, 1, console)
+    print_changes(first, second, ["base", "tuned"], LOWER, 1, console)
     assert [row[0] for row in cells(console)] == ["u1"]
-    print_changes(first, first, LOWER, 9, console)
+    print_changes(first, first, ["base", "base"], LOWER, 9, console)
     assert console.export_text() == ""
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rich.progress import Progress
 
+from ssl_asr.console import shows_bars
 from ssl_asr.errors import ManifestError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
@@ -65,7 +66,7 @@ def extract(archive: Path, folder: Path, *, progress: bool = False, limit: int |
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        with Progress(transient=True, disable=not progress) as bar:
+        with Progress(transient=True, disable=not (progress and shows_bars())) as bar:
             task = bar.add_task(f"extract {archive.name}", total=size)
             with archive.open("rb") as file:
                 writer = _Writer(archive, partial, limit if limit is not None else room)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.progress import track
 
+from ssl_asr.console import tracked
 from ssl_asr.data.audio import DURATION_TOLERANCE_S, check_header, read_waveform
 from ssl_asr.data.doctor.findings import Finding
 from ssl_asr.data.identity import file_key
@@ -64,7 +64,7 @@ def hear(
             lines = Counter(file_key(utterance.audio_filepath) for utterance in manifest)
             tasks = ((name, utterance, downmix, lines) for utterance in manifest)
             heard = (one for part in _parts(tasks) for one in pool.map(lambda task: _hear(*task), part))
-            yield from track(heard, f"decode {name}", total=len(manifest), transient=True, disable=not progress)
+            yield from tracked(heard, f"decode {name}", total=len(manifest), shown=progress)
 
 
 def _parts(tasks: "Iterable[tuple[str, Utterance, Downmix, Counter[str]]]") -> "Iterator[list[_Task]]":

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.doctor.findings import Finding, level_of
 from ssl_asr.data.files import FileKey
 from ssl_asr.data.identity import content_digest, file_key
@@ -235,7 +236,7 @@ def check_leakage(
 
 def leakage_table(found: Mapping[tuple[str, str], Sequence[Finding]], manifests: Mapping[str, Manifest]) -> Table:
     """A table of what splits share with training, by split and finding."""
-    table = Table(title="Shared with training", title_justify="left")
+    table = TitledTable("Shared with training")
     for column in ("split", "finding", "utterances", "%", "first"):
         table.add_column(column, justify="right" if column in ("utterances", "%") else "left")
     for (split, kind), some in sorted(found.items()):

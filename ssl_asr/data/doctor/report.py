@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.doctor.audio import Heard, hear
 from ssl_asr.data.doctor.findings import LEVELS, Finding, Level, level_of
 from ssl_asr.data.doctor.leakage import leakage, leaked_audio, leaked_speakers, speaker_of
@@ -169,7 +170,7 @@ class Report:
 
     def table(self) -> Table:
         """The number of each finding, by split."""
-        table = Table(title="Findings", title_justify="left")
+        table = TitledTable("Findings")
         for column in ("level", "finding", *self.splits):
             table.add_column(column, justify="left" if column in ("level", "finding") else "right")
         names = list(dict.fromkeys(finding for _, finding in self.counts))
