@@ -1,5 +1,6 @@
 """What a training run is before its first update, and what it came to at its end, each as one table."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_asr.build.training import TrainingRun
+from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Selection
 from ssl_asr.metrics.evaluation import Evaluation
@@ -28,20 +30,29 @@ def print_start(run: TrainingRun, folder: Path, console: Console) -> None:
     for selection in run.data.selections.values():
         _row(table, selection.name, _split(selection))
     batches = run.data.batching(run.trainer.world_size)["train"].batches // run.trainer.world_size
-    epochs = f"{options.max_epochs} epochs" if options.max_steps < 0 else f"at most {options.max_epochs} epochs"
-    per_update = options.accumulate_grad_batches
-    _row(
-        table,
-        "updates",
-        f"{run.module.total_updates:,} in {epochs}. An epoch has {batches:,} batches of up to "
-        f"{config.data.max_batch_s:g} s" + (f", {per_update} in an update" if per_update > 1 else ""),
-    )
+    _row(table, "updates", _updates(run.module.total_updates, batches, config))
     ranks = f", {run.trainer.world_size} ranks" if run.trainer.world_size > 1 else ""
     _row(table, "device", f"{run.trainer.strategy.root_device}, {options.precision}{ranks}")
     _row(table, "memory", _memory(run))
     writes = "nothing (fast_dev_run)" if options.fast_dev_run is not False else str(folder)
     _row(table, "writes to", writes)
     console.print(table)
+
+
+def _updates(total: int, batches: int, config: TrainConfig) -> str:
+    """The number of updates of a run, and the batches of its first epoch."""
+    options = config.trainer
+    is_short = options.fast_dev_run is not False
+    epochs = 1 if is_short else options.max_epochs
+    most = "at most " if options.max_steps >= 0 and not is_short else ""
+    text = f"{total:,} in {most}{epochs} epoch{'' if epochs == 1 else 's'}{' (fast_dev_run)' if is_short else ''}"
+    used, per_update = next(iter(options.train_batches([batches]))), options.accumulate_grad_batches
+    has = f"has {batches:,}" if used == batches else f"uses {used:,} of {batches:,}"
+    text += f". The first epoch {has} batches of up to {config.data.max_batch_s:g} s"
+    text += f", {per_update} in an update" if per_update > 1 else ""
+    if not most and total != epochs * math.ceil(used / per_update):
+        text += ". Each epoch forms its own batches, so their number may differ"
+    return text
 
 
 def _table(title: str) -> Table:

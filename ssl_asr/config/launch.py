@@ -146,7 +146,7 @@ def _run_hydra(name: str, job: Callable[[], Job], *, is_new: bool) -> int:
         if hydra_config.mode.name != "MULTIRUN":
             with recorded(on=saves):
                 try:
-                    return _run_job(name, job, resolve_command(name, cfg), folder, in_sweep=False)
+                    return _run_alone(name, job, resolve_command(name, cfg), folder, is_new=is_new)
                 except (UserError, OSError, MemoryError, RuntimeError) as caught:
                     _print_error(_as_user_error(caught))
                     if saves:
@@ -173,6 +173,14 @@ def _run_hydra(name: str, job: Callable[[], Job], *, is_new: bool) -> int:
         utils.run_and_report = plain
         failures = report_sweep()
     return failures
+
+
+def _run_alone(name: str, job: Callable[[], Job], config: Any, folder: Path, *, is_new: bool) -> float | None:
+    """Run a job that is not part of a sweep. A development run leaves nothing in its folder."""
+    score = _run_job(name, job, config, folder, in_sweep=False)
+    if isinstance(config, TrainConfig) and config.trainer.fast_dev_run is not False and is_first():
+        forget_start(folder, is_new=is_new)
+    return score
 
 
 def _run_job(name: str, job: Callable[[], Job], config: Any, folder: Path, *, in_sweep: bool) -> float | None:

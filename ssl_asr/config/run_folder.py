@@ -67,7 +67,7 @@ def other_results(folder: Path, *, overwrite: bool) -> Iterator[ConfigError]:
 
 
 def forget_start(folder: Path, *, is_new: bool) -> None:
-    """Remove what Hydra wrote for a command that was refused before it wrote anything else.
+    """Remove what Hydra wrote for a command that wrote nothing else: it was refused, or is a development run.
 
     Args:
         folder: Folder of the results.

@@ -1,5 +1,6 @@
 """The tables at the start and at the end of a training run."""
 
+import fnmatch
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.metrics.evaluation import evaluate_split
 from ssl_asr.metrics.provenance import Clock
 from ssl_asr.metrics.report import Prediction, print_scores
-from tests.training.toy_runs import build, toy_overrides
+from tests.training.toy_runs import build, resolved, toy_overrides
 
 
 def narrow():
@@ -43,6 +44,28 @@ def test_start_names_data_model_updates_memory_and_folder(run, tmp_path):
     ):
         assert part in text
     assert "[my] run" in text.replace(" ", "").replace("[my]run", "[my] run")
+
+
+@pytest.mark.parametrize(
+    ("total", "batches", "overrides", "shown"),
+    [
+        (10, 5, [], "10 in 2 epochs. The first epoch has 5 batches of up to 3 s"),
+        (
+            9,
+            5,
+            [],
+            "9 in 2 epochs. The first epoch has 5 batches of up to 3 s. "
+            "Each epoch forms its own batches, so their number may differ",
+        ),
+        (6, 5, ["trainer.accumulate_grad_batches=2"], "6 in 2 epochs. * has 5 batches of up to 3 s, 2 in an update"),
+        (4, 5, ["trainer.limit_train_batches=2"], "4 in 2 epochs. The first epoch uses 2 of 5 batches of up to 3 s"),
+        (2, 5, ["trainer.fast_dev_run=2"], "2 in 1 epoch (fast_dev_run). The first epoch uses 2 of 5 batches *"),
+        (7, 5, ["trainer.max_steps=7"], "7 in at most 2 epochs. The first epoch has 5 batches of up to 3 s"),
+    ],
+)
+def test_updates_name_the_batches_of_the_first_epoch(total, batches, overrides, shown, toy_checkpoints, toy_corpus):
+    config = resolved(*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus), *overrides)
+    assert fnmatch.fnmatchcase(summary._updates(total, batches, config), shown)
 
 
 def test_end_has_scores_with_intervals_and_commands_that_can_be_copied(run, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Debug runs, sweeps from files and from the command line, and options of somebody's own, as a user runs them."""
 
+import json
+
 import pytest
 import yaml
 
@@ -11,8 +13,8 @@ def small(toy_checkpoints, toy_corpus):
 
 
 def test_debug_fast_runs_and_changes_no_file_of_an_earlier_run(run_command, toy_checkpoints, toy_corpus, tmp_path):
-    earlier = {name: tmp_path / "run" / name for name in ("config.yaml", "skipped.jsonl", "results.json")}
-    (tmp_path / "run").mkdir()
+    earlier = {name: tmp_path / "run" / name for name in ("config.yaml", "results.json", ".hydra/config.yaml")}
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
     for file in earlier.values():
         file.write_text("of an earlier run")
     (tmp_path / "counting.py").write_text(
@@ -29,6 +31,14 @@ def test_debug_fast_runs_and_changes_no_file_of_an_earlier_run(run_command, toy_
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
+def test_a_development_run_leaves_no_folder(run_command, toy_checkpoints, toy_corpus, tmp_path):
+    short = ["trainer.fast_dev_run=1", "logger=none", "verbose=true"]
+    done = run_command("train", *small(toy_checkpoints, toy_corpus), *short, "run_dir=new", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "nothing (fast_dev_run)" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_sweep_option_runs_without_a_flag(run_command, toy_checkpoints, toy_corpus, tmp_path):
     given = ["sweep=seeds", *small(toy_checkpoints, toy_corpus), "hydra.sweep.dir=sweep"]
     done = run_command("train", *given, cwd=tmp_path)
@@ -41,8 +51,9 @@ def test_flags_may_follow_overrides(run_command, toy_checkpoints, toy_corpus, tm
     given = [*small(toy_checkpoints, toy_corpus), "debug=fast", "-m", "seed=3,4", "hydra.sweep.dir=sweep"]
     done = run_command("train", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    jobs = sorted((tmp_path / "sweep").glob("*/.hydra/config.yaml"))
-    assert [yaml.safe_load(job.read_text())["seed"] for job in jobs] == [3, 4]
+    jobs = sorted((tmp_path / "sweep").glob("*/job.json"))
+    seeds = ["seed=3", "seed=4"]
+    assert [set(seeds) & set(json.loads(job.read_text())["overrides"]) for job in jobs] == [{seed} for seed in seeds]
 
 
 def test_jobs_after_a_failed_one_run_and_the_table_marks_it(run_command, toy_checkpoints, toy_corpus, tmp_path):
