@@ -15,6 +15,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,12 +30,14 @@ from ssl_asr.decoding.fusion.automata import lm_token
 from ssl_asr.decoding.language_models import is_kenlm_binary, read_language_model
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
-from ssl_asr.errors import ConfigError, LanguageModelError, optional_import
+from ssl_asr.errors import ConfigError, LanguageModelError, missing_extra, optional_import
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
 
 _SILENCE = "|"
 # Finite stand-in for minus infinity: flashlight's scores would become infinite.
 _LOG_ZERO = -1e4
+# Arguments of `missing_extra`.
+_PACKAGE = ("decoder=ctc_lexicon", "flashlight-text", "lexicon", "decoder=ctc_beam decoder.unknown_score=null")
 _LINES = "give lines of a word and its labels (night n ai t), or of a word alone if its labels are its characters"
 
 
@@ -82,8 +85,10 @@ class CtcLexicon:
         return None
 
     def conflicts(self, run: object) -> Iterator[ConfigError]:
-        """An n-best list that is longer than the beam."""
-        return n_best_conflicts(self.beam_size, self.n_best)
+        """An n-best list that is longer than the beam, and a package that is not installed."""
+        yield from n_best_conflicts(self.beam_size, self.n_best)
+        if find_spec("flashlight") is None:
+            yield missing_extra(*_PACKAGE)
 
 
 class LexiconSearch:
@@ -186,9 +191,7 @@ class LexiconSearch:
 
 def _import_decoder() -> Any:
     """The constructor of torchaudio's decoder. Raises ConfigError if flashlight is not installed."""
-    with optional_import(
-        "decoder=ctc_lexicon", "flashlight-text", "lexicon", "decoder=ctc_beam decoder.unknown_score=null"
-    ):
+    with optional_import(*_PACKAGE):
         import flashlight.lib.text  # noqa: F401
         from torchaudio.models.decoder import ctc_decoder
     return ctc_decoder

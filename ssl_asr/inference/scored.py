@@ -1,5 +1,6 @@
 """The manifests and predictions that ``evaluate`` scores, checked before a model is loaded."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ssl_asr.config.console_log import save_console
@@ -9,6 +10,7 @@ from ssl_asr.data.references import all_references, check_references
 from ssl_asr.data.text import get_normalizers
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import Transcripts
+from ssl_asr.metrics.breakdown import Tagged, check_keys
 from ssl_asr.metrics.evaluation import reference_texts
 from ssl_asr.metrics.report import read_predictions
 
@@ -18,7 +20,7 @@ def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
 
     Raises:
         ManifestError, UserErrors: A manifest is invalid, or has no reference with text.
-        ConfigError: No utterance has the tags of ``only``, or one lacks the key of ``reference``.
+        ConfigError: No utterance has the tags of ``only`` or ``by``, or one lacks the key of ``reference``.
     """
     normalizers = get_normalizers(config.normalizers)
     manifests = {}
@@ -31,6 +33,7 @@ def scored_manifests(config: EvaluateConfig) -> dict[str, Manifest]:
             else ((text, one.lang) for one in manifest for text in reference_texts(one.tags[config.reference]))
         )
         check_references(texts, normalizers, where=str(manifest.path))
+        _check_by(config, manifest)
         manifests[name] = manifest
     return manifests
 
@@ -40,6 +43,12 @@ def _check_key(manifest: Manifest, key: str) -> None:
     if lacking:
         what = f"{len(lacking)} utterances have no text under '{key}', the first at {lacking[0].where}"
         raise ConfigError("reference", what, "check the keys of the manifest")
+
+
+def _check_by(config: EvaluateConfig, utterances: Iterable[Tagged]) -> None:
+    # Translations have no breakdown.
+    if config.whisper_task != "translate":
+        check_keys(config.by, utterances)
 
 
 def begin_results(folder: Path, *, overwrite: bool) -> None:
@@ -61,7 +70,7 @@ def read_scored(config: EvaluateConfig) -> Transcripts:
     """The predictions of an earlier evaluation.
 
     Raises:
-        ConfigError: There is no such file.
+        ConfigError: There is no such file, or no utterance has the tags of ``by``.
         ManifestError: It is invalid, or no reference has text.
     """
     path = Path(str(config.predictions))
@@ -71,4 +80,5 @@ def read_scored(config: EvaluateConfig) -> Transcripts:
     check_references(
         ((ref, row.lang) for row in rows for ref in row.refs), get_normalizers(config.normalizers), where=str(path)
     )
+    _check_by(config, rows)
     return Transcripts({path.stem: rows})

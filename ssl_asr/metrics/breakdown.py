@@ -1,9 +1,9 @@
 """Where the errors are: by tag or length, by word pair, and by utterance."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -17,6 +17,14 @@ from ssl_asr.types import Normalizer, Seconds
 _BIN_EDGES_S: tuple[Seconds, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)
 # Keys that are fields of a prediction, not tags.
 _FIELD_KEYS = ("lang", "length")
+
+
+class Tagged(Protocol):
+    """An utterance or a prediction."""
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Keys of the manifest that the framework does not use itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,20 @@ def by_key(
     ]
 
 
+def check_keys(by: Sequence[str], utterances: Iterable[Tagged]) -> None:
+    """Check keys to group errors by, before anything is transcribed.
+
+    Raises:
+        ConfigError: No utterance has one of the tags.
+    """
+    wanted = [key for key in by if key not in _FIELD_KEYS]
+    tags = sorted({tag for utterance in utterances for tag in utterance.tags}) if wanted else []
+    for key in wanted:
+        if key not in tags:
+            known = ", ".join([*_FIELD_KEYS, *tags])
+            raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {known}")
+
+
 def members_of(
     predictions: Sequence[Prediction], key: str, language_tag: Callable[[str], str] = str
 ) -> dict[str, list[Prediction]]:
@@ -163,9 +185,7 @@ def members_of(
     Raises:
         ConfigError: No utterance has the tag.
     """
-    tags = sorted({tag for prediction in predictions for tag in prediction.tags})
-    if key not in _FIELD_KEYS and key not in tags:
-        raise ConfigError("by", f"no utterance has the tag '{key}'", f"use one of {', '.join([*_FIELD_KEYS, *tags])}")
+    check_keys([key], predictions)
     members: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         members.setdefault(_value(prediction, key, language_tag), []).append(prediction)

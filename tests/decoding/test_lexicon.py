@@ -114,3 +114,20 @@ def test_language_model_that_kenlm_cannot_read_is_named(tmp_path, monkeypatch):
     estimate([["b", "b"]] * 9 + [["ab"]], order=2).model.write_arpa(tmp_path / "lm.arpa")
     with pytest.raises(LanguageModelError, match=r"lm.arpa: wrong version of the format. Build the model again"):
         _search(tmp_path, "ab\n", lm=str(tmp_path / "lm.arpa"))
+
+
+def test_a_missing_package_is_found_before_a_model_is_loaded(monkeypatch, tmp_path):
+    options = CtcLexicon(
+        lexicon=str(tmp_path / "lexicon.txt"),
+        lm=None,
+        lm_weight=0.0,
+        word_score=0.0,
+        beam_size=5,
+        beam_threshold=25.0,
+        max_labels=None,
+        n_best=1,
+    )
+    assert list(options.conflicts(None)) == []
+    monkeypatch.setattr("ssl_asr.decoding.lexicon.find_spec", lambda name: None)
+    [error] = options.conflicts(None)
+    assert "needs the package flashlight-text, which is not installed. Run pip install 'ssl_asr[lexicon]'" in str(error)
