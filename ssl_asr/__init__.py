@@ -9,7 +9,16 @@ __version__ = "0.1.0"
 
 
 def load(model: str, **options: Any) -> "Transcriber":
-    """A model that transcribes: see `ssl_asr.inference.transcriber.load`."""
+    """A model that transcribes: see `ssl_asr.inference.transcriber.load` for the options.
+
+    Example:
+        >>> model = load("outputs/mine", times="max_prob")  # doctest: +SKIP
+        >>> found = model.transcribe("recording.wav")[0]  # doctest: +SKIP
+        >>> found.text, found.words[0].start  # doctest: +SKIP
+        ('hello', 0.32)
+
+    Without ``times``, ``words`` is an empty list.
+    """
     from ssl_asr.inference.transcriber import load as load_transcriber
 
     return load_transcriber(model, **options)

@@ -378,7 +378,8 @@ class Hypothesis:
         score: Natural logarithm. Autoregressive decoders give the mean log-probability of a token, CTC decoders the
             score they rank by, divided by the number of frames.
         tokens: Ids of the text.
-        words: With times, if times are requested.
+        words: Words with times and confidence. Always empty if times are not requested, which `ssl_asr.load` does by
+            ``times="max_prob"`` or another measure.
         alternatives: The rest of the n-best list, best first.
         detected: Language code, if the model detected the language.
         detected_probability: Of ``detected`` among all languages, in [0, 1].

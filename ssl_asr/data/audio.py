@@ -40,12 +40,16 @@ def _reported(utterance: Utterance) -> Iterator[None]:
     try:
         yield
     except MediaError as error:
-        what = f"{utterance.audio_filepath}: {error.what}"
-        raise AudioError(_where(utterance), what, error.remedy, error.reason) from None
+        what, remedy = f"{utterance.audio_filepath}: {error.what}", error.remedy
+        if not utterance.where:
+            # The path is the place, and no key of a manifest names it.
+            what, remedy = error.what, "check the path" if error.reason == "missing_file" else remedy
+        raise AudioError(_where(utterance), what, remedy, error.reason) from None
 
 
 def _where(utterance: Utterance) -> str:
-    return f"{utterance.id} ({utterance.where or 'no manifest'})"
+    """The utterance and its line in the manifest. Without a manifest, its file."""
+    return f"{utterance.id} ({utterance.where})" if utterance.where else utterance.audio_filepath
 
 
 def _truncated(utterance: Utterance, missing_s: Seconds) -> AudioError:
@@ -134,7 +138,8 @@ def read_waveform(
         raise _truncated(utterance, missing_s)
     what = utterance.audio_filepath
     if len(samples_TC) == 0:
-        raise AudioError(_where(utterance), f"no samples in {what}", "remove it from the manifest", "no_samples")
+        remedy = "remove it from the manifest" if utterance.where else "give a file that has samples"
+        raise AudioError(_where(utterance), f"no samples in {what}", remedy, "no_samples")
     samples_TC = _channels(samples_TC, utterance, downmix)
     samples_T, signal = _checked(samples_TC, scale, downmix, rate, where=_where(utterance), what=what)
     if signals is not None:

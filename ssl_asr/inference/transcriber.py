@@ -65,7 +65,7 @@ class Transcriber:
     ) -> list[Hypothesis]:
         """Transcribe recordings of any length. The result has the order of the input.
 
-        Findings in the audio, such as clipping or silence, are issued as warnings.
+        Findings in the audio, such as silence, are issued as warnings. Words are empty unless `load` gets ``times``.
 
         Args:
             audio: Files or samples.
@@ -143,7 +143,7 @@ def load(
         decoder: A ``decoder`` option such as ``ctc_beam``, or a file that ``tune_decoding`` wrote; None takes the
             model's own.
         decoder_options: Settings of the decoder option.
-        times: Measure of confidence of words, which then have times; None returns no words.
+        times: Measure of confidence of words, such as ``max_prob``. With None, `Hypothesis.words` is empty.
         window, tail_s: Window of Whisper's encoder; see `ssl_asr.models.whisper.WhisperBackbone`.
         language, task: Language and task of a multilingual Whisper.
         extensions: Packages besides this one whose classes the model or the decoder may use.

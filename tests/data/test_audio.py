@@ -168,3 +168,13 @@ def test_a_page_of_the_web_under_the_name_of_audio_is_not_audio(tmp_path, suffix
     with pytest.raises(AudioError, match="not an audio file") as found:
         check_header(utterance(path))
     assert found.value.reason == "not_audio"
+
+
+def test_a_missing_file_is_named_by_its_line_if_a_manifest_names_it(tmp_path):
+    path = tmp_path / "nope.wav"
+    with pytest.raises(AudioError) as found:
+        audio_duration_s(path)
+    assert str(found.value) == f"{path}: no such file. Check the path."
+    with pytest.raises(AudioError) as found:
+        audio_duration_s(path, where="train.jsonl:3")
+    assert str(found.value) == f"nope.wav (train.jsonl:3): {path}: no such file. Check audio_filepath."

@@ -84,7 +84,7 @@ def _damaged(draw, content):
 def _check(utterance, longest_s, shortest_s=0.0):
     """Read an utterance of a damaged file."""
     signals: list[Signal] = []
-    waveform_T = result_of(lambda: read_waveform(utterance, signals=signals), f"{utterance.id} (no manifest)")
+    waveform_T = result_of(lambda: read_waveform(utterance, signals=signals), utterance.audio_filepath)
     if waveform_T is None:
         return
     assert waveform_T.dtype == torch.float32
@@ -106,7 +106,7 @@ def test_damaged_files_are_refused_or_read(contents, memory_folder, family, seed
     # Each file has a name of its own: readers know a file that has changed by its time, which is not exact.
     path = memory_folder / f"{seed} {name if draw.random() < 0.9 else 'a'}"
     path.write_bytes(_damaged(draw, content))
-    where = f"{path.name} (no manifest)"
+    where = str(path)
     duration = result_of(lambda: audio_duration_s(path), where)
     part = Utterance(path.name, str(path), 0.1, offset=0.1)
     result_of(lambda: check_header(part), where)
