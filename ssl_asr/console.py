@@ -148,6 +148,22 @@ def hush() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep transformers from printing warnings and progress bars while it loads or saves a model."""
+    from transformers.utils import logging
+
+    verbosity, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows:
+            logging.enable_progress_bar()
+
+
 def say_to(console: Console | None) -> Callable[[str], None]:
     """A function that prints one message on a console, or nothing if there is no console."""
     return no_message if console is None else console.print

@@ -38,7 +38,7 @@ LIBRARIES = {
     "hydra": {"config", "build", "commands"},
     "omegaconf": {"config", "build", "commands"},
     "lightning": {"data/module", "training", "inference/batches"},
-    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm", "export"},
+    "transformers": {"models", "data/whisper_tokenizer", "data/text", "decoding/neural_lm", "export", "console"},
     "peft": {"models"},
     "wandb": {"training/wandb"},
     **{library: {"serve"} for library in ("fastapi", "starlette", "uvicorn", "prometheus_client")},

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ssl_asr.console import silent
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton, name_missing_labels
 from ssl_asr.decoding.word_model import WordModel
@@ -73,9 +74,10 @@ class NeuralLM(WordModel[Tokens]):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            # The spelling of a special token in a text, such as </s>, is text.
-            tokenizer = AutoTokenizer.from_pretrained(source, split_special_tokens=True)
-            model = AutoModelForCausalLM.from_pretrained(source)
+            with silent():
+                # The spelling of a special token in a text, such as </s>, is text.
+                tokenizer = AutoTokenizer.from_pretrained(source, split_special_tokens=True)
+                model = AutoModelForCausalLM.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
             what = f"cannot be read as a causal language model of transformers: {str(error).splitlines()[0]}"
             raise LanguageModelError(source, what, "give an ARPA file, or a folder with model and tokenizer") from None

@@ -161,7 +161,7 @@ def convert_foreign(source: Path, folder: Path, *, normalize: bool | None) -> li
     """
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-    from ssl_asr.models.loading import silent
+    from ssl_asr.console import silent
 
     weights = encoder_weights(read_plain(source), str(source))
     try:

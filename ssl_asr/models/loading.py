@@ -4,8 +4,7 @@ The families load themselves (see `ssl_asr.models.encoder.Backbone`). This modul
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ssl_asr.console import silent as silent
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say, read_json, resolve_checkpoint
 from ssl_asr.models.encoder import Backbone, SpeechEncoder
@@ -147,21 +147,6 @@ def _from_pretrained(
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise _not_loaded(folder, error) from None
     return model, info
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep transformers from printing warnings and progress bars."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

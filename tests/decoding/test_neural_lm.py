@@ -51,6 +51,12 @@ def by_hand(folder):
     return score
 
 
+def test_a_model_is_loaded_without_output(folder, capfd):
+    NeuralLM.load(str(folder))
+    shown = capfd.readouterr()
+    assert shown.out + shown.err == ""
+
+
 def test_word_scores_sum_to_the_score_of_the_text(model, by_hand):
     for text in ("ab b a", "b", "abba ab bb"):
         state, total = model.begin, 0.0
