@@ -103,7 +103,25 @@ def joined(folder: str, path: str) -> str:
     location = Location.of(path)
     if is_remote(location.container):
         return path
-    return str(Path(folder) / location.container) + path[len(location.container) :]
+    return without_parents(str(Path(folder) / location.container)) + path[len(location.container) :]
+
+
+def without_parents(path: str) -> str:
+    """The path without ``..`` after a folder. If the folder is a link, whose parent is elsewhere, the path as it is.
+
+    Example:
+        >>> without_parents("data/../recordings/a.wav"), without_parents("../a.wav")
+        ('recordings/a.wav', '../a.wav')
+    """
+    folder, name = os.path.split(path)
+    return str(Path(_without_parents(Path.cwd(), folder)) / name) if "/.." in folder else path
+
+
+@lru_cache(maxsize=4096)
+def _without_parents(start: Path, folder: str) -> str:
+    """``start`` is the working directory."""
+    short = os.path.normpath(folder)
+    return short if os.path.realpath(start / short) == os.path.realpath(start / folder) else folder
 
 
 def placed(path: str, folder: Path, *, within: Path) -> str:

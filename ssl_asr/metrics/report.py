@@ -48,7 +48,8 @@ class Prediction:
         hyp: Hypothesis text.
         score: Score of the hypothesis, see `Hypothesis`.
         duration: Seconds.
-        audio_filepath: Path of the audio file.
+        audio_filepath: Path of the audio file. A relative path starts at the working directory of the command that
+            wrote it.
         offset: Start of the utterance in the file, in seconds.
         channel: Index of the channel that was read, from 0. None if the channels were mixed.
         lang: Language code from the manifest.

@@ -17,7 +17,7 @@ from ssl_asr.data.audio import audio_duration_s, check_header, read_waveform
 from ssl_asr.data.confinement import check_confined
 from ssl_asr.data.dataset import SpeechDataset
 from ssl_asr.data.doctor.leakage import leakage
-from ssl_asr.data.files import FileKey, Location, joined, members, opened, placed
+from ssl_asr.data.files import FileKey, Location, joined, members, opened, placed, without_parents
 from ssl_asr.data.identity import content_digest, file_key, recording_key
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.remote import MediaError
@@ -91,11 +91,23 @@ def test_paths_name_files_members_and_bytes(path, expected):
     assert str(location) == path
 
 
+def test_parents_inside_a_path_are_left_out_unless_a_link_leads_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere" / "data").mkdir(parents=True)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "data")
+    paths = ["real/../a.wav", "real/../b/c.wav", "../real/../a.wav", "link/../a.wav", "real/a..b.wav", "a.wav"]
+    expected = ["a.wav", "b/c.wav", "../a.wav", "link/../a.wav", "real/a..b.wav", "a.wav"]
+    assert [without_parents(path) for path in paths] == expected
+    assert without_parents(f"{tmp_path}/real/../a.wav") == f"{tmp_path}/a.wav"
+
+
 def test_relative_paths_start_at_the_manifest():
     assert joined("d", "x.tar::./a//b.wav@1+2") == "d/x.tar::./a//b.wav@1+2"
-    assert joined("d", "../x.tar::a.wav") == "d/../x.tar::a.wav"
+    assert joined("d", "../x.tar::a.wav") == "x.tar::a.wav"
     assert joined("d", "/x.tar::a.wav") == "/x.tar::a.wav"
     assert joined("d", "https://h/x//y.tar::a") == "https://h/x//y.tar::a"
+    assert joined("d", "../../x.tar::a.wav") == "../x.tar::a.wav"
     assert placed("/d/x.tar::a/../b@1+2", Path("/d/m"), within=Path("/d")) == "../x.tar::a/../b@1+2"
     assert placed("/e/x.tar::a", Path("/d/m"), within=Path("/d")) == "/e/x.tar::a"
     assert placed("s3://e/x.tar::a", Path("/d"), within=Path("/d")) == "s3://e/x.tar::a"
