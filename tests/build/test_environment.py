@@ -176,3 +176,9 @@ def test_the_table_shows_libraries_devices_places_and_extras(config, tmp_path):
     rows = {row.name: row for row in findings(replace(config, run_dir=str(tmp_path / "file")))}
     assert rows["run_dir"].state == "error"
     assert "is a file, and a folder is needed" in rows["run_dir"].seen
+
+
+@pytest.mark.parametrize(("threads", "shown"), [(1, ", 1 thread"), (2, ", 2 threads")])
+def test_the_number_of_threads_is_spelled_out(monkeypatch, threads, shown):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert next(environment._devices()).seen.endswith(shown)
