@@ -12,7 +12,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     """Prepare. Whatever is left out is named on standard error and in ``skipped.jsonl``."""
     from ssl_asr.console import hush, make_console
     from ssl_asr.data.formats.manifests import Shards
-    from ssl_asr.data.formats.rows import NO_SPLIT, ReadOptions
+    from ssl_asr.data.formats.rows import ReadOptions
     from ssl_asr.data.preparation import (
         WRITERS,
         check_skips,
@@ -63,11 +63,7 @@ def prepare(config: PrepareConfig, folder: Path) -> float | None:  # noqa: ARG00
     shards = Shards(config.shard_size, config.shard_address)
     written = write_corpus(corpus, config.format, output, inputs=config.input, shards=shards, progress=options.progress)
     _say(corpus.notes[said:])
-    if console is not None:
-        print_splits(corpus, console)
-    if list(corpus.splits) == [NO_SPLIT]:
-        by = "" if all(row.speaker for row in corpus.rows) else " split_by=recording"
-        print(f"To divide it: splits='{{train: 0.8, dev: 0.1, test: 0.1}}'{by} overwrite=true", file=sys.stderr)
+    print_splits(corpus, console)
     print("\n".join(map(str, written)))
     return None
 

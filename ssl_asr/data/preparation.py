@@ -9,6 +9,7 @@ The way of an utterance::
 
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from ssl_asr.console import TitledTable
 from ssl_asr.data.audio import DURATION_TOLERANCE_S, audio_duration_s
 from ssl_asr.data.corpora.archives import extract, is_archive
 from ssl_asr.data.corpora.downloads import download, remote_of
@@ -30,7 +31,7 @@ from ssl_asr.data.formats.audiofolder import write_audiofolder
 from ssl_asr.data.formats.kaldi import write_kaldi
 from ssl_asr.data.formats.lhotse import write_lhotse
 from ssl_asr.data.formats.manifests import DEFAULT_SHARDS, Shards, Target, write_manifest, write_nemo
-from ssl_asr.data.formats.rows import Found, ReadOptions, Row, full_path
+from ssl_asr.data.formats.rows import NO_SPLIT, Found, ReadOptions, Row, full_path
 from ssl_asr.data.formats.shar import write_shar
 from ssl_asr.data.formats.speechbrain import write_speechbrain_csv, write_speechbrain_json
 from ssl_asr.data.kinds import KINDS, kind_of, read_source
@@ -111,7 +112,7 @@ def read_sources(names: Sequence[str], kind: str, options: ReadOptions, digest: 
         path = _local(name, options, digest, corpus.notes)
         own = kind_of(path) if kind == "auto" else kind
         used |= KINDS[own].keys
-        corpus.notes.append(printable(f"{path}: kind={own} ({KINDS[own].title})"))
+        corpus.notes.append(printable(f"{path}: read as {KINDS[own].title} (kind={own})"))
         found: Found = read_source(path, own, options)
         if not found.rows and not found.skips:
             raise ManifestError(str(path), f"has no utterance, read as kind={own}", "check kind")
@@ -344,9 +345,22 @@ def write_skipped(path: Path, skips: Sequence[Skip]) -> None:
         file.writelines(to_json(row) + "\n" for row in rows)
 
 
-def print_splits(corpus: Corpus, console: Console) -> None:
-    """Print utterances, hours and speakers of each split."""
-    table = Table(title="Corpus", title_justify="left")
+def print_splits(corpus: Corpus, console: Console | None) -> None:
+    """Print utterances, hours and speakers of each split, and on standard error how to divide a corpus without splits.
+
+    Args:
+        corpus: The corpus.
+        console: Gets the table. None shows none.
+    """
+    if console is not None:
+        _print_table(corpus, console)
+    if list(corpus.splits) == [NO_SPLIT]:
+        by = "" if all(row.speaker for row in corpus.rows) else " split_by=recording"
+        print(f"To divide it: splits='{{train: 0.8, dev: 0.1, test: 0.1}}'{by} overwrite=true", file=sys.stderr)
+
+
+def _print_table(corpus: Corpus, console: Console) -> None:
+    table = TitledTable("Corpus")
     for column in ("split", "utterances", "recordings", "hours", "speakers"):
         table.add_column(column, justify="left" if column == "split" else "right")
     speakers: dict[str, set[str]] = defaultdict(set)

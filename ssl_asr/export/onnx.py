@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from ssl_asr.errors import ConfigError, UserError
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.ggml import text_tokens
-from ssl_asr.export.onnx_ctc import CTC_AXES, CTC_INPUTS, CTC_OUTPUTS, CtcGraph, ctc_texts, label_lines
-from ssl_asr.export.onnx_spectrograms import traceable
+from ssl_asr.export.onnx_ctc import CTC_AXES, CTC_INPUTS, CTC_OUTPUTS, CtcGraph, ctc_texts, label_lines, traced
 from ssl_asr.export.onnx_whisper import (
     AXES,
     DECODER_INPUTS,
@@ -39,7 +38,7 @@ from ssl_asr.export.onnx_whisper import (
 )
 from ssl_asr.export.whisper import WhisperParts, whisper_refusal, with_silence
 from ssl_asr.models.encoder import SpeechEncoder
-from ssl_asr.models.whisper import HOP, WhisperEncoder
+from ssl_asr.models.whisper import HOP
 from ssl_asr.textfiles import written_whole
 from ssl_asr.types import SAMPLE_RATE
 
@@ -150,10 +149,10 @@ class Onnx:
 
 def _limits(encoder: SpeechEncoder) -> str:
     """What the usage of a CTC model says about the length of its input."""
-    if not isinstance(encoder, WhisperEncoder):
-        return ""
-    silence = "silence up to 30 s" if encoder.window == "30s" else f"{encoder.tail_s:g} s of silence"
-    return f" It is\nup to 30 s long, more is an error. The graph appends {silence}."
+    text = "" if encoder.max_s is None else f" It is\nup to {encoder.max_s:g} s long, more is an error."
+    if encoder.window is not None:
+        text += f" The graph appends {f'{encoder.tail_s:g} s of silence' if encoder.window == 'real' else 'silence'}."
+    return text
 
 
 def _write_whisper(parts: WhisperParts, folder: Path, quantization: str) -> None:
@@ -170,7 +169,7 @@ def _write_ctc(model: ExportModel, folder: Path, quantization: str) -> None:
     graph = CtcGraph(model)
     inputs = graph.example_inputs()
     facts = {"model_type": "ctc", "sample_rate": SAMPLE_RATE, "blank_id": 0, "vocab_size": len(graph.labels)}
-    with traceable(graph.encoder):
+    with traced(graph.encoder):
         _export(graph, inputs, folder / "model.onnx", CTC_INPUTS, CTC_OUTPUTS, CTC_AXES, facts, quantization)
     with written_whole(folder / "vocab.txt") as file:
         file.writelines(label_lines(graph.labels))

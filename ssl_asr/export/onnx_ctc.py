@@ -1,6 +1,7 @@
 """CTC models as one ONNX graph, from waveforms of any length in a padded batch to log-probabilities."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_asr.export.base import ExportModel
-from ssl_asr.models.encoder import EncoderOutput
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.types import BLANK_ID, SAMPLE_RATE, Tokenizer
 
@@ -42,6 +43,19 @@ class CtcGraph(nn.Module):
         """A batch with padding, so that tracing keeps the masks."""
         lengths_B = torch.tensor([2 * SAMPLE_RATE, SAMPLE_RATE])
         return torch.randn(2, 2 * SAMPLE_RATE), lengths_B
+
+
+@contextmanager
+def traced(encoder: SpeechEncoder) -> Iterator[None]:
+    """A block in which an encoder has only operators of ONNX."""
+    parts = [(owner, name, getattr(owner, name), graph) for owner, name, graph in encoder.traceable()]
+    for owner, name, _, graph in parts:
+        setattr(owner, name, graph)
+    try:
+        yield
+    finally:
+        for owner, name, own, _ in parts:
+            setattr(owner, name, own)
 
 
 def label_lines(labels: Sequence[str | None]) -> Iterator[str]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ssl_asr.config.exporting import SIDECAR
+from ssl_asr.console import TitledTable
 from ssl_asr.export.parity import Comparison, Parity
 from ssl_asr.export.sidecar import folder_bytes
 from ssl_asr.metrics.report import Score, colored_diff
@@ -24,7 +24,7 @@ def show_parity(parity: Parity, name: str, folder: Path, console: Console) -> No
         console: Where it is printed.
     """
     size = folder_bytes(folder) / 1e6
-    table = Table(title=f"ssl_asr and {name} ({size:,.1f} MB), one utterance at a time", title_justify="left")
+    table = TitledTable(f"ssl_asr and {name} ({size:,.1f} MB), one utterance at a time")
     names = list(parity.comparisons[0].scores)
     numbers = ["same text", "change %", *(f"WER % {one}" for one in names), "x real time"]
     for column in ("window", *numbers):
@@ -56,7 +56,7 @@ def _show_differences(comparison: Comparison, name: str, console: Console) -> No
     if not comparison.differences:
         return
     window = "" if comparison.window is None else f", window={comparison.window}"
-    table = Table(title=f"Texts that differ{window}", title_justify="left")
+    table = TitledTable(f"Texts that differ{window}")
     table.add_column("id", no_wrap=True)
     table.add_column(f"from ssl_asr to {name}")
     for one in comparison.differences[:_SHOWN]:

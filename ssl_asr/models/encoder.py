@@ -212,6 +212,13 @@ class SpeechEncoder(nn.Module, ABC):
         """
         raise CheckpointError("model", f"transformers has no feature extractor for a {type(self).__name__}")
 
+    def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """Parts that ONNX has no operators for, each as the module that has it, its name there, and its replacement.
+
+        Default: none.
+        """
+        yield from ()
+
 
 class Backbone(Protocol):
     """A ``backbone`` option: the source of the pretrained weights and the settings of the encoder.

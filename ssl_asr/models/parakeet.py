@@ -11,7 +11,7 @@ it is batched, and padding does not change it. Batch norm always uses the statis
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -224,6 +224,12 @@ class ParakeetEncoder(SpeechEncoder):
     def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
         """See `ssl_asr.models.layers.Layered`. Layers are called."""
         return ((layer, None) for layer in self.net.layers)
+
+    def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """See `SpeechEncoder`."""
+        from ssl_asr.models.traceable import TraceablePower
+
+        yield self.log_mel, "power", TraceablePower(cast(PowerSpectrum, self.log_mel.power))
 
     def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
         """See `SpeechEncoder`. The output layer of transformers' class is a convolution over one frame."""

@@ -4,10 +4,10 @@ The layers and the weights come from transformers. The filter banks are our own:
 not change them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,12 @@ class W2vBertEncoder(SSLEncoder):
             LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
         ]
+
+    def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """See `SpeechEncoder`."""
+        from ssl_asr.models.traceable import TraceableFramePower
+
+        yield self.filter_banks, "power", TraceableFramePower(cast(FramePower, self.filter_banks.power))
 
     def feature_extractor(self) -> "FeatureExtractionMixin":
         """See `SpeechEncoder`."""

@@ -76,12 +76,7 @@ class LogMel(nn.Module):
         self.power: nn.Module = PowerSpectrum(n_fft=N_FFT, hop=HOP, window_T=window_T, padding="reflect")
 
     def of_lengths(self, waveform_BT: Tensor, frames_B: Tensor) -> Tensor:
-        """As many frames as the longest utterance has. See `forward`.
-
-        Args:
-            waveform_BT: float, shape (batch, samples), 16 kHz, zero-padded.
-            frames_B: int64 on the CPU, shape (batch,), number of frames of each utterance.
-        """
+        """Computes `forward` for the largest of the numbers of frames ``frames_B``, int64 on the CPU."""
         mel_BMF: Tensor = self(waveform_BT, int(frames_B.max()))
         return mel_BMF
 
@@ -278,6 +273,13 @@ class WhisperEncoder(SpeechEncoder):
         from transformers import WhisperFeatureExtractor
 
         return WhisperFeatureExtractor(feature_size=self.net.config.num_mel_bins)
+
+    def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """See `SpeechEncoder`."""
+        from ssl_asr.models.traceable import TraceableLogMel
+
+        silence_s = WINDOW_S if self.window == "30s" else self.tail_s
+        yield self, "log_mel", TraceableLogMel(self.log_mel, int(silence_s * SAMPLE_RATE) + N_FFT)
 
     def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
         """See `SpeechEncoder`."""

@@ -1,4 +1,4 @@
-"""Spectrograms in operators of ONNX, for encoders that read them.
+"""Spectrograms in operators that can be traced for ONNX. See `SpeechEncoder.traceable`.
 
 ONNX's Fourier transform does not run in all runtimes. A transform of frames of fixed size is linear, so it is a
 convolution::
@@ -7,22 +7,17 @@ convolution::
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.encoder import SpeechEncoder
-from ssl_asr.models.parakeet import ParakeetEncoder
 from ssl_asr.models.spectrograms import PowerSpectrum
-from ssl_asr.models.w2v_bert import FRAME, HOP, N_FFT, FramePower, W2vBertEncoder
+from ssl_asr.models.w2v_bert import FRAME, HOP, N_FFT, FramePower
 from ssl_asr.models.whisper import HOP as WHISPER_HOP
-from ssl_asr.models.whisper import N_FFT as WHISPER_N_FFT
-from ssl_asr.models.whisper import WINDOW_SAMPLES, LogMel, WhisperEncoder
-from ssl_asr.types import SAMPLE_RATE, Samples
+from ssl_asr.models.whisper import LogMel
+from ssl_asr.types import Samples
 
 
 class _Power(nn.Module):
@@ -46,7 +41,7 @@ class _Power(nn.Module):
         return squares_BFT[:, : self._bins] + squares_BFT[:, self._bins :]
 
 
-class _CenteredPower(nn.Module):
+class TraceablePower(nn.Module):
     """`PowerSpectrum` by a convolution."""
 
     def __init__(self, power: PowerSpectrum) -> None:
@@ -57,12 +52,13 @@ class _CenteredPower(nn.Module):
         self._power = _Power(torch.fft.rfft(torch.diag(window_T), power.n_fft), power.hop)
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
+        """See `PowerSpectrum`."""
         padded_B1T = functional.pad(waveform_BT[:, None], (self._half, self._half), mode=self._padding)
         power_BFT: Tensor = self._power(padded_B1T[:, 0])
         return power_BFT
 
 
-class _FramePower(nn.Module):
+class TraceableFramePower(nn.Module):
     """`FramePower` by a convolution: the mean, the preemphasis and the window are linear too."""
 
     def __init__(self, power: FramePower) -> None:
@@ -71,11 +67,12 @@ class _FramePower(nn.Module):
         self._power = _Power(torch.fft.rfft(frames_TT, N_FFT), HOP)
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
+        """See `FramePower`."""
         power_BTF: Tensor = self._power(waveform_BT).transpose(1, 2)
         return power_BTF
 
 
-class _LogMel(LogMel):
+class TraceableLogMel(LogMel):
     """Whisper's log-mel, of as many frames as the input needs.
 
     A waveform longer than 30 s gives more frames than the encoder has positions, which the runtime refuses.
@@ -84,38 +81,11 @@ class _LogMel(LogMel):
     def __init__(self, log_mel: LogMel, room: Samples) -> None:
         nn.Module.__init__(self)
         self.register_buffer("filters_FM", log_mel.filters_FM, persistent=False)
-        self.power, self._room = _CenteredPower(cast(PowerSpectrum, log_mel.power)), room
+        self.power, self._room = TraceablePower(cast(PowerSpectrum, log_mel.power)), room
 
     def of_lengths(self, waveform_BT: Tensor, frames_B: Tensor) -> Tensor:
+        """See `LogMel`."""
         silence_BT = torch.zeros_like(waveform_BT[:, :1]).expand(-1, self._room)
         mel_BMF = self._log_mel(self.power(torch.cat([waveform_BT, silence_BT], dim=1)))
         given = torch.ones_like(waveform_BT[0, ::WHISPER_HOP], dtype=torch.int64).sum()
         return mel_BMF[..., : torch.maximum(frames_B.max(), given)]
-
-
-@contextmanager
-def traceable(encoder: SpeechEncoder) -> Iterator[None]:
-    """Spectrograms of an encoder are computed by operators of ONNX until the block ends."""
-    replacement = _replacement(encoder)
-    if replacement is None:
-        yield
-        return
-    owner, name, graph = replacement
-    own = getattr(owner, name)
-    setattr(owner, name, graph)
-    try:
-        yield
-    finally:
-        setattr(owner, name, own)
-
-
-def _replacement(encoder: SpeechEncoder) -> tuple[nn.Module, str, nn.Module] | None:
-    """A module, the name of a part of it, and what replaces the part. None for encoders that read waveforms."""
-    if isinstance(encoder, WhisperEncoder):
-        room: Samples = WINDOW_SAMPLES if encoder.window == "30s" else int(encoder.tail_s * SAMPLE_RATE)
-        return encoder, "log_mel", _LogMel(encoder.log_mel, room + WHISPER_N_FFT)
-    if isinstance(encoder, W2vBertEncoder):
-        return encoder.filter_banks, "power", _FramePower(cast(FramePower, encoder.filter_banks.power))
-    if isinstance(encoder, ParakeetEncoder):
-        return encoder.log_mel, "power", _CenteredPower(cast(PowerSpectrum, encoder.log_mel.power))
-    return None
