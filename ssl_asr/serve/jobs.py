@@ -142,6 +142,10 @@ class Job:
         """Start the thread."""
         self._thread.start()
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     async def message(self) -> Message:
         """The next message.
 

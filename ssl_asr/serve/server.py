@@ -1,10 +1,11 @@
 """The server as a process: its socket, its key, and how signals end it."""
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,8 @@ from ssl_asr.training.trainer import check_accelerator
 from ssl_asr.types import Seconds
 
 _TICK_S: Seconds = 0.1
+# Time to send the answers of requests that are not finished when the server stops.
+_ANSWER_S: Seconds = 5.0
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -85,6 +88,7 @@ def make_service(config: ServeConfig, keys: list[str], console: Console | None) 
     settings = Settings(
         max_requests=config.max_requests,
         max_upload_bytes=round(config.max_upload_mb * 1e6),
+        min_upload_bytes_s=config.min_upload_kb_s * 1e3,
         max_audio_s=config.max_audio_s,
         readers=config.readers,
         max_batch_s=config.max_batch_s,
@@ -121,8 +125,10 @@ def run_server(config: ServeConfig, console: Console | None) -> None:
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
-                timeout_graceful_shutdown=max(1, round(config.shutdown_s)),
-            )
+                timeout_graceful_shutdown=math.ceil(config.shutdown_s + _ANSWER_S),
+            ),
+            service,
+            config.shutdown_s,
         )
         port = own.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
@@ -132,10 +138,18 @@ def run_server(config: ServeConfig, console: Console | None) -> None:
         server.say = lambda line: log(escape(line))
         with current().deferred(interrupts=True):
             server.run(sockets=[own])
+            if service.working:
+                # A thread that returns from torch to a Python that has ended aborts the process.
+                current().end()
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which leaves signals to the command.
+
+    Args:
+        config: uvicorn's options. Its timeout is after ``shutdown_s``.
+        service: What is served.
+        shutdown_s: Seconds in which running requests are finished. The service is stopped then.
 
     Attributes:
         ready: Said when the server accepts requests.
@@ -144,8 +158,9 @@ class Server(uvicorn.Server):
 
     ready = ""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, shutdown_s: Seconds) -> None:
         super().__init__(config)
+        self._service, self._shutdown_s = service, shutdown_s
         self.say = say_to(None)
 
     @contextmanager
@@ -166,13 +181,17 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish running requests. The command is not ended meanwhile for doing nothing."""
-        moving = asyncio.create_task(_keep_moving(current()))
+        aside = [asyncio.create_task(_keep_moving(current())), asyncio.create_task(self._stop_in_time())]
         try:
             await super().shutdown(sockets)
         finally:
-            moving.cancel()
-            with suppress(asyncio.CancelledError):
-                await moving
+            for task in aside:
+                task.cancel()
+            await asyncio.gather(*aside, return_exceptions=True)
+
+    async def _stop_in_time(self) -> None:
+        await asyncio.sleep(self._shutdown_s)
+        self._service.stop()
 
 
 async def _keep_moving(interruption: Interruption) -> None:

@@ -18,6 +18,7 @@ from ssl_asr.serve.service import Service, Settings
 SETTINGS = {
     "max_requests": 64,
     "max_upload_bytes": 4_000_000,
+    "min_upload_bytes_s": 16e3,
     "max_audio_s": 60.0,
     "readers": 2,
     "max_batch_s": None,
