@@ -1,5 +1,7 @@
 """The addresses of the server."""
 
+import errno
+import logging
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable
@@ -7,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,10 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssl_asr.errors import AudioError, UserError
-from ssl_asr.metrics.report import Prediction
 from ssl_asr.serve.forms import FORMATS, GRANULARITIES, INCLUDE, TranscriptionForm, parse_form
 from ssl_asr.serve.guard import Guard, Receive, Scope, Send
-from ssl_asr.serve.jobs import Job, Message, Opened, Order, Segments, TooLong
+from ssl_asr.serve.jobs import Job, Message, Opened, Order, Segments, TooLong, Transcript
 from ssl_asr.serve.log import Entry, Log
 from ssl_asr.serve.models import Task
 from ssl_asr.serve.replies import Refusal, done_event, event, json_reply, segment_events, segments_of_row, text_reply
@@ -50,6 +52,8 @@ def make_app(service: Service, log: Log) -> FastAPI:
         async with service.running():
             yield
 
+    # Its warnings about a wrong form are in the answer.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     app = FastAPI(title="ssl-asr", docs_url=None, redoc_url=None, lifespan=lifespan)
     routes = Routes(service, log)
     described = {"requestBody": {"content": {"multipart/form-data": {"schema": _form_schema()}}}}
@@ -88,7 +92,11 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 async def _http_refused(request: Request, error: Exception) -> JSONResponse:
     """Errors of the router, in the shape of all others."""
     assert isinstance(error, HTTPException)
-    return await _refused(request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+    return await _refused(request, _of_http(error, f"{request.method} {request.url.path}"))
+
+
+def _of_http(error: HTTPException, where: str) -> Refusal:
+    return Refusal(error.status_code, f"{where}: {error.detail.rstrip('.')}.")
 
 
 class Routes:
@@ -134,15 +142,17 @@ class Routes:
             one.audio_s = opened.duration
             if form.stream:
                 return _EventResponse(_Events(self._service, job, order, form, one))
-            row = await self._unless_over(request, job.prediction())
+            found = await self._unless_over(request, job.transcript())
         except BaseException:
             job.cancel()
             raise
-        self._service.figures.transcribed(order.served.name, row.duration)
+        assert isinstance(found, Transcript)
+        self._service.figures.transcribed(order.served.name, found.row.duration)
+        one.warn(found.notices)
         style = self._service.settings.style
         if form.response_format in ("json", "verbose_json"):
-            return JSONResponse(json_reply(row, form, order.served, style))
-        return PlainTextResponse(text_reply(row, form.response_format, style))
+            return JSONResponse(json_reply(found, form, order.served, style))
+        return PlainTextResponse(text_reply(found.row, form.response_format, style))
 
     async def _order(self, request: Request, task: Task) -> tuple[Order, TranscriptionForm]:
         """The job of a request, and its form."""
@@ -239,12 +249,13 @@ class _Events:
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             count = 0
-            while not isinstance(found := await self._message(), Prediction):
+            while not isinstance(found := await self._message(), Transcript):
                 for segment in found.segments if isinstance(found, Segments) else ():
                     yield segment_events(count, segment, self._form)
                     count += 1
-            self._service.figures.transcribed(self._order.served.name, found.duration)
-            for number, segment in enumerate(segments_of_row(found) if count == 0 else ()):
+            self._service.figures.transcribed(self._order.served.name, found.row.duration)
+            self._one.warn(found.notices)
+            for number, segment in enumerate(segments_of_row(found.row) if count == 0 else ()):
                 yield segment_events(number, segment, self._form)
             yield done_event(json_reply(found, self._form, self._order.served, self._service.settings.style))
             yield "data: [DONE]\n\n"
@@ -286,19 +297,21 @@ def _refusal_of(error: BaseException) -> Refusal | None:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TooLong):
-        return Refusal.of(error, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "audio_too_long")
+        return Refusal.of(error, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "audio_too_long", param="file")
     if isinstance(error, AudioError):
-        refusal = Refusal.of(error, code=error.reason)
-        refusal.param = "file"
-        return refusal
+        return Refusal.of(error, code=error.reason, param="file")
     if isinstance(error, UserError):
         return Refusal.of(error)
     if isinstance(error, HTTPException):
-        return Refusal(error.status_code, f"body: {error.detail}.")
+        return _of_http(error, "body")
     if isinstance(error, _ClientGone | ClientDisconnect):
         return Refusal(_CLIENT_GONE, "the client has closed the connection.")
     if isinstance(error, Gone):
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server stops. Try again later.", code="stopping")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(f"error: an upload cannot be written to {gettempdir()}: {error.strerror}.", file=sys.stderr)
+        message = "the disk of the server for uploads is full. Try again later."
+        return Refusal(HTTPStatus.INSUFFICIENT_STORAGE, message, code="disk_full")
     if not isinstance(error, Exception):
         return None
     traceback.print_exception(error, file=sys.stderr)

@@ -1,10 +1,11 @@
 """What is counted and logged of a request."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from ssl_asr.data.signal import notice_lines
 from ssl_asr.serve.figures import Figures
-from ssl_asr.types import Seconds
+from ssl_asr.types import Notice, Seconds
 
 Log = Callable[[str], None]
 """Called with one line for each request."""
@@ -28,6 +29,11 @@ class Entry:
         self._address, self._since = address, time.monotonic()
         self.model = ""
         self.audio_s: Seconds | None = None
+
+    def warn(self, found: Sequence[Notice]) -> None:
+        """Log what was found in the samples."""
+        for line in notice_lines(found):
+            self._log(f"warning: {line}")
 
     def end(self, status: int) -> None:
         """Count and log the answer."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-import re
+import shutil
 import tempfile
 import threading
 import time
@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.data.audio import AUDIO_SUFFIXES
-from ssl_asr.errors import did_you_mean
+from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.inference.formats.text import clean
 from ssl_asr.serve.figures import Figures
 from ssl_asr.serve.jobs import Job, Order, Pool
@@ -33,6 +33,8 @@ _LAST_BATCH_S: Seconds = 2.0
 # Requests whose times tell how soon a place is free.
 _RECENT = 64
 _BLOCK_BYTES = 1 << 20
+# Characters of a file's name in messages.
+_NAME_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +124,8 @@ class Service:
         if not name:
             return next(iter(self.models.values()))
         if name not in self.models:
-            message = f"model: no model '{name[:80]}'. {did_you_mean(name, list(self.models)).capitalize()}."
-            raise Refusal(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
+            error = ConfigError("model", f"no model '{name[:80]}'", did_you_mean(name, list(self.models)))
+            raise Refusal.of(error, HTTPStatus.NOT_FOUND, "model_not_found")
         return self.models[name]
 
     # Places ------------------------------------------------------------------------------------------------------
@@ -155,18 +157,27 @@ class Service:
     # Jobs --------------------------------------------------------------------------------------------------------
 
     async def save(self, file: BinaryIO, name: str) -> tuple[Path, str]:
-        """Write an upload to a file, and make a name for messages of the client's name for it."""
+        """Write an upload to a file. Returns its path, and the client's name for it, for messages.
+
+        Raises:
+            OSError: The disk is full.
+        """
         suffix = PurePosixPath(name).suffix.lower()
         suffix = suffix if suffix in AUDIO_SUFFIXES else ""
-        shown = re.sub(r".*[/\\]", "", clean(name))[:80] or "file"
+        shown = clean(name)[-_NAME_CHARACTERS:] or "file"
         return await asyncio.to_thread(self._write, file, suffix), shown
 
     def _write(self, file: BinaryIO, suffix: str) -> Path:
         file.seek(0)
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix="upload", suffix=suffix, delete=False) as copy:
-            while block := file.read(_BLOCK_BYTES):
-                copy.write(block)
-        return Path(copy.name)
+            path = Path(copy.name)
+            try:
+                shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+                copy.flush()
+            except OSError:
+                path.unlink()
+                raise
+        return path
 
     async def start(self, order: Order) -> Job:
         """A job for an upload, started as soon as there is a thread for it."""
