@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.markup import escape
 
 from ssl_asr.config.interruption import Interruption, current
 from ssl_asr.config.serving import ServeConfig
-from ssl_asr.console import notify, say_to
+from ssl_asr.console import no_message, notify, say_to
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import inference_device
 from ssl_asr.inference.options import inference_options, long_form
@@ -29,6 +30,8 @@ _TICK_S: Seconds = 0.1
 # Time to send the answers of requests that are not finished when the server stops.
 _ANSWER_S: Seconds = 5.0
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+# Addresses that mean all addresses of the machine, and one of them.
+_REACHED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def api_keys(variable: str | None) -> list[str]:
@@ -117,8 +120,8 @@ def run_server(config: ServeConfig, console: Console | None) -> None:
     keys = api_keys(config.api_key_env)
     with bound_socket(config.host, config.port) as own:
         service = make_service(config, keys, console)
-        log = say_to(console)
-        app = make_app(service, lambda line: log(escape(line)))
+        log = no_message if console is None else lambda line: console.print(escape(line), soft_wrap=True)
+        app = make_app(service, log)
         server = Server(
             uvicorn.Config(
                 app,
@@ -130,17 +133,30 @@ def run_server(config: ServeConfig, console: Console | None) -> None:
             service,
             config.shutdown_s,
         )
-        port = own.getsockname()[1]
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        server.ready = f"Serving {', '.join(service.models)} at http://{shown}:{port}. Ctrl-C stops."
-        if not keys and config.host not in _LOCAL:
-            server.ready += " Everyone who reaches this address can use it: api_key_env=… asks for a key."
-        server.say = lambda line: log(escape(line))
+        server.ready = _ready(config, service, own.getsockname()[1])
+        server.say = log
         with current().deferred(interrupts=True):
             server.run(sockets=[own])
             if service.working:
                 # A thread that returns from torch to a Python that has ended aborts the process.
                 current().end()
+
+
+def _ready(config: ServeConfig, service: Service, port: int) -> str:
+    """What is said at the start: the address of the page, and a command that sends a recording."""
+    host = _REACHED.get(config.host, config.host)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    name = next(iter(service.models))
+    keys = service.settings.keys
+    value = f"${config.api_key_env}" if len(keys) == 1 else "KEY"
+    key = f' -H "Authorization: Bearer {value}"' if keys else ""
+    lines = [
+        f"Serving {', '.join(service.models)} at {address}, with a page for browsers. Ctrl-C stops.",
+        f"Try: curl {address}/v1/audio/transcriptions{key} -F {shlex.quote(f'model={name}')} -F file=@recording.wav",
+    ]
+    if not keys and config.host not in _LOCAL:
+        lines.append("Everyone who reaches this address can use it: api_key_env=… asks for a key.")
+    return "\n".join(lines)
 
 
 class Server(uvicorn.Server):

@@ -97,6 +97,27 @@ def test_a_form_has_defaults():
         parse_form({"language": ["en", "de"]}, "transcribe")
 
 
+@pytest.mark.parametrize(
+    ("host", "keys", "command"),
+    [
+        ("127.0.0.1", [], "curl http://127.0.0.1:9/v1/audio/transcriptions -F 'model=my model' -F file=@recording.wav"),
+        ("0.0.0.0", ["one"], 'curl http://127.0.0.1:9/v1/audio/transcriptions -H "Authorization: Bearer $KEY" -F'),
+        ("::1", ["one", "two"], 'curl http://[::1]:9/v1/audio/transcriptions -H "Authorization: Bearer KEY" -F'),
+    ],
+)
+def test_the_start_says_how_to_send_a_recording(toy_ctc, host, keys, command):
+    service = Service([served("my model", toy_ctc)], Settings(**{**SETTINGS, "keys": keys}))
+    config = ServeConfig(model="toy", host=host, api_key_env="KEY" if keys else None)
+    lines = server._ready(config, service, 9).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Serving my model at http://")
+    assert lines[1].startswith(f"Try: {command}")
+    open_to_all = server._ready(
+        ServeConfig(model="toy", host="0.0.0.0"), Service(list(service.models.values()), Settings(**SETTINGS)), 9
+    )
+    assert "Everyone who reaches" in open_to_all
+
+
 @pytest.fixture
 def command(toy_ctc, monkeypatch):
     """The command with a model that transcribes nothing until `gate` is set. `start` runs it in a thread."""
@@ -229,5 +250,6 @@ def test_the_command_serves_until_sigterm(toy_checkpoints, toy_corpus):
         process.kill()
     said = process.stderr.read().splitlines()
     assert said[0].startswith("Serving whisper at http://127.0.0.1:")
-    assert said[1].startswith("200 /v1/audio/transcriptions whisper,")
+    assert said[1].endswith(" -F model=whisper -F file=@recording.wav")
+    assert said[2].startswith("200 /v1/audio/transcriptions whisper,")
     assert said[-1] == "interrupted: the server has stopped."
