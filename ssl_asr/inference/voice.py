@@ -192,6 +192,8 @@ def batches(
     """
     if in_order and durations:
         most = most_in_batch(encoder, max(durations), batch_s)
+        # On one CPU core, Whisper tiny sent the first text of two minutes after 4 s in place of 10 s. Alone on the
+        # server, the whole took 14 s in place of 10 s. Growth by four was as slow, and its second text came later.
         first, size = 0, 1
         while first < len(durations):
             yield list(range(first, min(first + size, len(durations))))
