@@ -37,7 +37,7 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. null takes the value of training,
             and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
-        shutdown_s: Seconds that running requests have after SIGTERM.
+        shutdown_s: Seconds that running requests have after SIGTERM. Unfinished ones get status 503 then.
         verbose: Print a line for each request.
     """
 
