@@ -184,7 +184,7 @@ class Interruption:
             return
         if self.signal is not None:
             if time.monotonic() - self._since > _SAME_SIGNAL_S:
-                self._end()
+                self.end()
             return
         self.signal, self._since = number, time.monotonic()
         self.moved()
@@ -193,8 +193,8 @@ class Interruption:
         if not self._deferred:
             raise SystemExit(_code(number))
 
-    def _end(self) -> NoReturn:
-        """End the process at once."""
+    def end(self) -> NoReturn:
+        """End the process at once, with the code of the signal."""
         assert self.signal is not None
         # A handler, and the thread that listens, may both come here. The first one ends the process.
         self._ending.acquire()
@@ -211,7 +211,7 @@ class Interruption:
             last_seen = now if parent is None or os.getppid() == parent else last_seen
             if now - last_seen > _ALONE_S and not self._unlimited:
                 self.signal = self.signal or signal.SIGTERM
-                self._end()
+                self.end()
             numbers = [each for each in reader.recv(16) if each in _SIGNALS] if ready else []
             if first is None:
                 if numbers:
@@ -221,7 +221,7 @@ class Interruption:
             late = not self._unlimited and now - self._moved > _LONGEST_WAIT_S
             if late or (numbers and now - since > _SAME_SIGNAL_S):
                 self.signal = first
-                self._end()
+                self.end()
 
 
 _CURRENT: list[Interruption] = []

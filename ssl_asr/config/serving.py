@@ -28,6 +28,8 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
             send it as Authorization: Bearer KEY. null asks for no key.
         max_requests: Requests that are accepted at a time, waiting ones included. Others get status 429.
         max_upload_mb: Largest file in megabytes. Larger ones get status 413.
+        min_upload_kb_s: Smallest average rate of an upload in kilobytes a second, after 30 s. A client that sends more
+            slowly, or nothing for 30 s, gets status 408.
         max_audio_s: Longest recording in seconds. Longer ones get status 413.
         max_batch_s: Seconds that the encoder computes for a batch, padding included. null is 120; or, with Whisper, 480
             with window=30s and 180 with window=real.
@@ -35,7 +37,7 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. null takes the value of training,
             and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
-        shutdown_s: Seconds that running requests have after SIGTERM.
+        shutdown_s: Seconds that running requests have after SIGTERM. Unfinished ones get status 503 then.
         verbose: Print a line for each request.
     """
 
@@ -48,6 +50,7 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
     api_key_env: str | None = None
     max_requests: PositiveInt = 256
     max_upload_mb: PositiveFloat = 100.0
+    min_upload_kb_s: PositiveFloat = 16.0
     max_audio_s: PositiveFloat = 7200.0
     max_batch_s: PositiveFloat | None = None
     readers: PositiveInt = 2

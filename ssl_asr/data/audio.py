@@ -138,7 +138,7 @@ def read_waveform(
         raise _truncated(utterance, missing_s)
     what = utterance.audio_filepath
     if len(samples_TC) == 0:
-        remedy = "remove it from the manifest" if utterance.where else "give a file that has samples"
+        remedy = "get the file again, or leave it out"
         raise AudioError(_where(utterance), f"no samples in {what}", remedy, "no_samples")
     samples_TC = _channels(samples_TC, utterance, downmix)
     samples_T, signal = _checked(samples_TC, scale, downmix, rate, where=_where(utterance), what=what)

@@ -292,7 +292,7 @@ class DecodedSource:
             if name_of(key.path).suffix.lower() == ".flac" and b"fLaC" not in _first_bytes(key):
                 # FFmpeg takes anything for FLAC by the suffix.
                 raise MediaError("not an audio file: it has no FLAC header", "get it again", "not_audio")
-            raise MediaError("no samples", "remove it from the manifest", "no_samples")
+            raise MediaError("no samples", "get the file again, or leave it out", "no_samples")
 
     @property
     def lost(self) -> int:

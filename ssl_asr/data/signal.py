@@ -110,6 +110,16 @@ def notices(utterance_id: str, signals: Sequence[Signal]) -> tuple[Notice, ...]:
     return tuple(Notice(utterance_id, finding) for finding in sum(signals, Signal()).findings())
 
 
+def said_of(notice: Notice) -> str:
+    """What was found, without a remedy.
+
+    Example:
+        >>> said_of(Notice("a", "cut_off"))
+        'the file ends before its header says, and the rest is missing'
+    """
+    return _SAID[notice.finding].partition(". ")[0]
+
+
 def notice_lines(found: Iterable[Notice], shown: int = 3) -> list[str]:
     """One line for each finding, with the number of utterances and the first names."""
     lines = []

@@ -1,14 +1,15 @@
 """The addresses of the server."""
 
-import asyncio
+import errno
+import logging
 import sys
-import time
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,13 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssl_asr.errors import AudioError, UserError
-from ssl_asr.metrics.report import Prediction
 from ssl_asr.serve.forms import FORMATS, GRANULARITIES, INCLUDE, TranscriptionForm, parse_form
 from ssl_asr.serve.guard import Guard, Receive, Scope, Send
-from ssl_asr.serve.jobs import Job, Opened, Order, Segments, TooLong
+from ssl_asr.serve.jobs import Job, Message, Opened, Order, Segments, TooLong, Transcript
+from ssl_asr.serve.log import Entry, Log
 from ssl_asr.serve.models import Task
 from ssl_asr.serve.replies import Refusal, done_event, event, json_reply, segment_events, segments_of_row, text_reply
 from ssl_asr.serve.service import Service
+from ssl_asr.serve.waiting import unless
 from ssl_asr.serve.worker import Gone
 
 # nginx's status for a client that closed the connection. Nobody receives it; it is counted.
@@ -36,16 +38,13 @@ _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-Log = Callable[[str], None]
-"""Called with one line for each request."""
-
 
 def make_app(service: Service, log: Log) -> FastAPI:
     """The application. Its lifespan starts and stops the models' thread.
 
     Args:
         service: Models and limits.
-        log: Called with one line for each transcription request.
+        log: Called with one line for each transcription request, and for each refused request.
     """
 
     @asynccontextmanager
@@ -53,6 +52,8 @@ def make_app(service: Service, log: Log) -> FastAPI:
         async with service.running():
             yield
 
+    # Its warnings about a wrong form are in the answer.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     app = FastAPI(title="ssl-asr", docs_url=None, redoc_url=None, lifespan=lifespan)
     routes = Routes(service, log)
     described = {"requestBody": {"content": {"multipart/form-data": {"schema": _form_schema()}}}}
@@ -73,8 +74,13 @@ def make_app(service: Service, log: Log) -> FastAPI:
     app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_refused)
-    settings = service.settings
-    app.add_middleware(Guard, keys=settings.keys, max_upload_bytes=settings.max_upload_bytes)
+    known = {getattr(route, "path", "") for route in app.routes}
+    app.add_middleware(
+        Guard,
+        settings=service.settings,
+        stopped=service.stopped,
+        begin=lambda path: Entry(service.figures, log, path if path in known else "other"),
+    )
     return app
 
 
@@ -86,7 +92,11 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 async def _http_refused(request: Request, error: Exception) -> JSONResponse:
     """Errors of the router, in the shape of all others."""
     assert isinstance(error, HTTPException)
-    return await _refused(request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+    return await _refused(request, _of_http(error, f"{request.method} {request.url.path}"))
+
+
+def _of_http(error: HTTPException, where: str) -> Refusal:
+    return Refusal(error.status_code, f"{where}: {error.detail.rstrip('.')}.")
 
 
 class Routes:
@@ -99,7 +109,7 @@ class Routes:
 
     async def transcription(self, request: Request, *, task: Task) -> Response:
         """Transcribe an uploaded recording."""
-        one = _Request(self._service, self._log, request)
+        one = Entry(self._service.figures, self._log, request.url.path)
         try:
             self._service.enter()
         except Refusal as error:
@@ -122,25 +132,27 @@ class Routes:
         one.end(response.status_code)
         return response
 
-    async def _answer(self, request: Request, task: Task, one: "_Request") -> Response:
+    async def _answer(self, request: Request, task: Task, one: Entry) -> Response:
         order, form = await self._order(request, task)
         one.model = order.served.name
-        job = await _unless_gone(request, self._service.start(order))
+        job = await self._unless_over(request, self._service.start(order))
         try:
-            opened = await _unless_gone(request, job.message())
+            opened = await self._unless_over(request, job.message())
             assert isinstance(opened, Opened)
             one.audio_s = opened.duration
             if form.stream:
                 return _EventResponse(_Events(self._service, job, order, form, one))
-            row = await _unless_gone(request, job.prediction())
+            found = await self._unless_over(request, job.transcript())
         except BaseException:
             job.cancel()
             raise
-        self._service.figures.transcribed(order.served.name, row.duration)
+        assert isinstance(found, Transcript)
+        self._service.figures.transcribed(order.served.name, found.row.duration)
+        one.warn(found.notices)
         style = self._service.settings.style
         if form.response_format in ("json", "verbose_json"):
-            return JSONResponse(json_reply(row, form, order.served, style))
-        return PlainTextResponse(text_reply(row, form.response_format, style))
+            return JSONResponse(json_reply(found, form, order.served, style))
+        return PlainTextResponse(text_reply(found.row, form.response_format, style))
 
     async def _order(self, request: Request, task: Task) -> tuple[Order, TranscriptionForm]:
         """The job of a request, and its form."""
@@ -177,6 +189,10 @@ class Routes:
             streamed=form.stream,
         )
         return order, form
+
+    async def _unless_over(self, request: Request, work: Awaitable[Any]) -> Any:
+        """The result of an awaitable, unless the client goes away or the server stops before."""
+        return await unless(work, _client_gone(request), self._service.stopped())
 
     # Other addresses -----------------------------------------------------------------------------------------------
 
@@ -217,7 +233,7 @@ def _page() -> str:
 class _Events:
     """The server-sent events of a request: its segments as they are done, and the whole transcript."""
 
-    def __init__(self, service: Service, job: Job, order: Order, form: TranscriptionForm, one: "_Request") -> None:
+    def __init__(self, service: Service, job: Job, order: Order, form: TranscriptionForm, one: Entry) -> None:
         self._service, self._job, self._order, self._form, self._one = service, job, order, form, one
         self._status = _CLIENT_GONE
 
@@ -227,15 +243,19 @@ class _Events:
         self._service.leave()
         self._one.end(self._status)
 
+    async def _message(self) -> Message:
+        return await unless(self._job.message(), self._service.stopped())
+
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             count = 0
-            while not isinstance(found := await self._job.message(), Prediction):
+            while not isinstance(found := await self._message(), Transcript):
                 for segment in found.segments if isinstance(found, Segments) else ():
                     yield segment_events(count, segment, self._form)
                     count += 1
-            self._service.figures.transcribed(self._order.served.name, found.duration)
-            for number, segment in enumerate(segments_of_row(found) if count == 0 else ()):
+            self._service.figures.transcribed(self._order.served.name, found.row.duration)
+            self._one.warn(found.notices)
+            for number, segment in enumerate(segments_of_row(found.row) if count == 0 else ()):
                 yield segment_events(number, segment, self._form)
             yield done_event(json_reply(found, self._form, self._order.served, self._service.settings.style))
             yield "data: [DONE]\n\n"
@@ -265,46 +285,11 @@ class _ClientGone(Exception):
     """The client has closed the connection."""
 
 
-class _Request:
-    """What is counted and logged of a request."""
-
-    def __init__(self, service: Service, log: Log, request: Request) -> None:
-        self._service, self._log = service, log
-        self._address, self._since = request.url.path, time.monotonic()
-        self.model = ""
-        self.audio_s: float | None = None
-
-    def end(self, status: int) -> None:
-        seconds = time.monotonic() - self._since
-        self._service.figures.answered(self._address, int(status), seconds)
-        audio = "" if self.audio_s is None else f" {self.audio_s:.1f} s of audio,"
-        model = f" {self.model}," if self.model else ""
-        self._log(f"{int(status)} {self._address}{model}{audio} {seconds:.2f} s")
-
-
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """The result of a coroutine, unless the client goes away before.
-
-    Raises:
-        _ClientGone: The client has closed the connection.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_client_gone(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientGone
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-            with suppress(BaseException):
-                await each
-
-
-async def _client_gone(request: Request) -> None:
+async def _client_gone(request: Request) -> Exception:
+    """Wait until the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    return _ClientGone()
 
 
 def _refusal_of(error: BaseException) -> Refusal | None:
@@ -312,19 +297,21 @@ def _refusal_of(error: BaseException) -> Refusal | None:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TooLong):
-        return Refusal.of(error, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "audio_too_long")
+        return Refusal.of(error, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "audio_too_long", param="file")
     if isinstance(error, AudioError):
-        refusal = Refusal.of(error, code=error.reason)
-        refusal.param = "file"
-        return refusal
+        return Refusal.of(error, code=error.reason, param="file")
     if isinstance(error, UserError):
         return Refusal.of(error)
     if isinstance(error, HTTPException):
-        return Refusal(error.status_code, f"body: {error.detail}.")
+        return _of_http(error, "body")
     if isinstance(error, _ClientGone | ClientDisconnect):
         return Refusal(_CLIENT_GONE, "the client has closed the connection.")
     if isinstance(error, Gone):
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server stops. Try again later.", code="stopping")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(f"error: an upload cannot be written to {gettempdir()}: {error.strerror}.", file=sys.stderr)
+        message = "the disk of the server for uploads is full. Try again later."
+        return Refusal(HTTPStatus.INSUFFICIENT_STORAGE, message, code="disk_full")
     if not isinstance(error, Exception):
         return None
     traceback.print_exception(error, file=sys.stderr)

@@ -11,6 +11,7 @@ import torch
 
 from ssl_asr.data.audio import audio_duration_s, read_waveform
 from ssl_asr.data.dataset import collate
+from ssl_asr.data.signal import Signal, notices
 from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.recognizer import SegmentsCallback
@@ -21,7 +22,7 @@ from ssl_asr.serve.models import ServedModel, Task
 from ssl_asr.serve.shared import SharedModel
 from ssl_asr.serve.worker import Gone, Ticket, Worker
 from ssl_asr.training.module import TranscribeOptions
-from ssl_asr.types import Example, Hypothesis, Seconds, Segment, Utterance
+from ssl_asr.types import Example, Hypothesis, Notice, Seconds, Segment, Utterance
 
 
 class TooLong(AudioError):
@@ -86,7 +87,7 @@ class Order:
         return AudioError(self.name, what, error.remedy, error.reason)
 
 
-# Messages of a job, in order: `Opened`, any number of `Segments`, and the `Prediction`; or an exception.
+# Messages of a job, in order: `Opened`, any number of `Segments`, and the `Transcript`; or an exception.
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,15 @@ class Segments:
     segments: Sequence[Segment]
 
 
-Message = Opened | Segments | Prediction
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The transcript of the whole recording, and what was found in its samples."""
+
+    row: Prediction
+    notices: Sequence[Notice]
+
+
+Message = Opened | Segments | Transcript
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +151,10 @@ class Job:
         """Start the thread."""
         self._thread.start()
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     async def message(self) -> Message:
         """The next message.
 
@@ -153,11 +166,11 @@ class Job:
             raise found
         return found
 
-    async def prediction(self) -> Prediction:
+    async def transcript(self) -> Transcript:
         """The transcript of the whole recording. See `message` for errors."""
         while True:
             found = await self.message()
-            if isinstance(found, Prediction):
+            if isinstance(found, Transcript):
                 return found
 
     def cancel(self) -> None:
@@ -182,8 +195,8 @@ class Job:
         self._post(Opened(utterance.duration))
         shared = SharedModel(self._order.served.module, self._pool.worker, self._ticket, self._pool.readers)
         on_segments = self._post_segments if self._order.streamed else None
-        hypothesis = transcribe_recording(shared, self._order, utterance, on_segments)
-        self._post(Prediction.of(utterance, hypothesis))
+        hypothesis, signals = transcribe_recording(shared, self._order, utterance, on_segments)
+        self._post(Transcript(Prediction.of(utterance, hypothesis), notices(utterance.id, signals)))
 
     def _post_segments(self, segments: Sequence[Segment]) -> None:
         self._post(Segments(segments))
@@ -195,12 +208,14 @@ class Job:
 
 def transcribe_recording(
     model: SharedModel, order: Order, utterance: Utterance, on_segments: SegmentsCallback | None
-) -> Hypothesis:
-    """The transcript of a recording of any length, as ``ssl-asr transcribe`` makes it."""
+) -> tuple[Hypothesis, list[Signal]]:
+    """The transcript of a recording of any length, as ``ssl-asr transcribe`` makes it, and findings in its samples."""
     served = order.served
     if utterance.duration > model.longest_pass_s(served.long_form.chunk_s):
         recording = Recording(utterance, downmix=served.downmix)
-        return transcribe_long(model, recording, served.long_form, order.options, on_segments=on_segments)
-    example = Example(utterance, read_waveform(utterance, downmix=served.downmix), [])
+        found = transcribe_long(model, recording, served.long_form, order.options, on_segments=on_segments)
+        return found, recording.signals
+    signals: list[Signal] = []
+    example = Example(utterance, read_waveform(utterance, downmix=served.downmix, signals=signals), [])
     [hypothesis] = transcribe_short(model, collate([example]), served.long_form, order.options)
-    return hypothesis
+    return hypothesis, signals

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ssl_asr.config.parts import SubtitleStyle
+from ssl_asr.data.signal import said_of
 from ssl_asr.errors import UserError
 from ssl_asr.inference.formats.segments import segments_in
 from ssl_asr.inference.formats.text import clean
@@ -15,6 +16,7 @@ from ssl_asr.inference.formats.timeline import rows_language, timed_words, track
 from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.serve.forms import TranscriptionForm
+from ssl_asr.serve.jobs import Transcript
 from ssl_asr.serve.models import ServedModel
 from ssl_asr.types import Seconds, Segment, Word
 
@@ -24,6 +26,7 @@ _TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    507: "server_error",
 }
 
 
@@ -52,9 +55,16 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
     @classmethod
-    def of(cls, error: UserError, status: int = HTTPStatus.BAD_REQUEST, code: str | None = None) -> "Refusal":
-        """The refusal for an error of the client."""
-        return cls(status, str(error), param=error.where, code=code)
+    def of(
+        cls,
+        error: UserError,
+        status: int = HTTPStatus.BAD_REQUEST,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+    ) -> "Refusal":
+        """The refusal for an error of the client, by default in the field that the error names."""
+        return cls(status, str(error), param=error.where if param is None else param, code=code)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -76,8 +86,13 @@ def text_reply(row: Prediction, kind: str, style: SubtitleStyle) -> str:
     return f"{clean(row.hyp)}\n" if kind == "text" else render([row], kind, style)
 
 
-def json_reply(row: Prediction, form: TranscriptionForm, served: ServedModel, style: SubtitleStyle) -> dict[str, Any]:
-    """A transcript as JSON: ``json`` or ``verbose_json``."""
+def json_reply(found: Transcript, form: TranscriptionForm, served: ServedModel, style: SubtitleStyle) -> dict[str, Any]:
+    """A transcript as JSON: ``json`` or ``verbose_json``.
+
+    If the check of the samples found something, such as a file that is cut off, the reply also has ``warnings``: a list
+    of objects with ``code``, see `ssl_asr.data.signal`, and ``message``.
+    """
+    row = found.row
     usage = {"type": "duration", "seconds": math.ceil(row.duration)}
     reply: dict[str, Any] = {"text": clean(row.hyp), "usage": usage}
     if form.response_format == "verbose_json":
@@ -87,6 +102,8 @@ def json_reply(row: Prediction, form: TranscriptionForm, served: ServedModel, st
             reply["segments"] = [_segment(number, one, row) for number, one in enumerate(segments_of_row(row))]
         if "word" in form.granularities:
             reply["words"] = words_reply(timed_words(row))
+    if found.notices:
+        reply["warnings"] = [{"code": one.finding, "message": f"{said_of(one)}."} for one in found.notices]
     return reply | {kind: render([row], kind, style) for kind in form.include}
 
 

@@ -1,10 +1,12 @@
 """The server as a process: its socket, its key, and how signals end it."""
 
 import asyncio
+import math
 import os
+import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from rich.markup import escape
 
 from ssl_asr.config.interruption import Interruption, current
 from ssl_asr.config.serving import ServeConfig
-from ssl_asr.console import notify, say_to
+from ssl_asr.console import no_message, notify, say_to
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import inference_device
 from ssl_asr.inference.options import inference_options, long_form
@@ -25,7 +27,11 @@ from ssl_asr.training.trainer import check_accelerator
 from ssl_asr.types import Seconds
 
 _TICK_S: Seconds = 0.1
+# Time to send the answers of requests that are not finished when the server stops.
+_ANSWER_S: Seconds = 5.0
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+# Addresses that mean all addresses of the machine, and one of them.
+_REACHED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def api_keys(variable: str | None) -> list[str]:
@@ -85,6 +91,7 @@ def make_service(config: ServeConfig, keys: list[str], console: Console | None) 
     settings = Settings(
         max_requests=config.max_requests,
         max_upload_bytes=round(config.max_upload_mb * 1e6),
+        min_upload_bytes_s=config.min_upload_kb_s * 1e3,
         max_audio_s=config.max_audio_s,
         readers=config.readers,
         max_batch_s=config.max_batch_s,
@@ -113,29 +120,52 @@ def run_server(config: ServeConfig, console: Console | None) -> None:
     keys = api_keys(config.api_key_env)
     with bound_socket(config.host, config.port) as own:
         service = make_service(config, keys, console)
-        log = say_to(console)
-        app = make_app(service, lambda line: log(escape(line)))
+        log = no_message if console is None else lambda line: console.print(escape(line), soft_wrap=True)
+        app = make_app(service, log)
         server = Server(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
-                timeout_graceful_shutdown=max(1, round(config.shutdown_s)),
-            )
+                timeout_graceful_shutdown=math.ceil(config.shutdown_s + _ANSWER_S),
+            ),
+            service,
+            config.shutdown_s,
         )
-        port = own.getsockname()[1]
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        server.ready = f"Serving {', '.join(service.models)} at http://{shown}:{port}. Ctrl-C stops."
-        if not keys and config.host not in _LOCAL:
-            server.ready += " Everyone who reaches this address can use it: api_key_env=… asks for a key."
-        server.say = lambda line: log(escape(line))
+        server.ready = _ready(config, service, own.getsockname()[1])
+        server.say = log
         with current().deferred(interrupts=True):
             server.run(sockets=[own])
+            if service.working:
+                # A thread that returns from torch to a Python that has ended aborts the process.
+                current().end()
+
+
+def _ready(config: ServeConfig, service: Service, port: int) -> str:
+    """What is said at the start: the address of the page, and a command that sends a recording."""
+    host = _REACHED.get(config.host, config.host)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    name = next(iter(service.models))
+    keys = service.settings.keys
+    value = f"${config.api_key_env}" if len(keys) == 1 else "KEY"
+    key = f' -H "Authorization: Bearer {value}"' if keys else ""
+    lines = [
+        f"Serving {', '.join(service.models)} at {address}, with a page for browsers. Ctrl-C stops.",
+        f"Try: curl {address}/v1/audio/transcriptions{key} -F {shlex.quote(f'model={name}')} -F file=@recording.wav",
+    ]
+    if not keys and config.host not in _LOCAL:
+        lines.append("Everyone who reaches this address can use it: api_key_env=… asks for a key.")
+    return "\n".join(lines)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which leaves signals to the command.
+
+    Args:
+        config: uvicorn's options. Its timeout is after ``shutdown_s``.
+        service: What is served.
+        shutdown_s: Seconds in which running requests are finished. The service is stopped then.
 
     Attributes:
         ready: Said when the server accepts requests.
@@ -144,8 +174,9 @@ class Server(uvicorn.Server):
 
     ready = ""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, shutdown_s: Seconds) -> None:
         super().__init__(config)
+        self._service, self._shutdown_s = service, shutdown_s
         self.say = say_to(None)
 
     @contextmanager
@@ -166,13 +197,17 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish running requests. The command is not ended meanwhile for doing nothing."""
-        moving = asyncio.create_task(_keep_moving(current()))
+        aside = [asyncio.create_task(_keep_moving(current())), asyncio.create_task(self._stop_in_time())]
         try:
             await super().shutdown(sockets)
         finally:
-            moving.cancel()
-            with suppress(asyncio.CancelledError):
-                await moving
+            for task in aside:
+                task.cancel()
+            await asyncio.gather(*aside, return_exceptions=True)
+
+    async def _stop_in_time(self) -> None:
+        await asyncio.sleep(self._shutdown_s)
+        self._service.stop()
 
 
 async def _keep_moving(interruption: Interruption) -> None:

@@ -311,7 +311,7 @@ def test_the_language_of_speech_after_another_sound(data_root, before, vad):
 
 @pytest.mark.usefixtures("terse")
 def test_segments_are_reported_in_order_of_time_as_they_are_done(monkeypatch):
-    """Batches have consecutive parts, and the result is that without reports."""
+    """Batches have consecutive parts, the first batch has one, and the result is that without reports."""
     spans = [(0.0, 20.0), (24.0, 26.0), (30.0, 58.0), (62.0, 63.0), (70.0, 75.0), (80.0, 82.0)]
     monkeypatch.setattr(Recording, "speech", lambda *_: spans)
     recording = Recording(Utterance("a", "", 90.0, lang="de"), torch.zeros(90 * SAMPLE_RATE))
@@ -320,8 +320,8 @@ def test_segments_are_reported_in_order_of_time_as_they_are_done(monkeypatch):
     found = transcribe_by_voice(
         model, recording, form, TEXT_ONLY, on_segments=lambda new: reports.append((len(model.batches), new))
     )
-    assert model.batches == [["a#0", "a#1"], ["a#2", "a#3"], ["a#4", "a#5"]]
-    assert [batches for batches, _ in reports] == [1, 1, 2, 2, 3, 3]
+    assert model.batches == [["a#0"], ["a#1", "a#2"], ["a#3", "a#4"], ["a#5"]]
+    assert [batches for batches, _ in reports] == [1, 2, 2, 3, 3, 4]
     assert [one.text for _, new in reports for one in new] == [one.text for one in found.segments]
     assert [one.start for _, new in reports for one in new] == [one.start for one in found.segments]
     assert found == transcribe_by_voice(Model(), recording, form, TEXT_ONLY)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import httpx
 import torch
 import uvicorn
 
@@ -15,9 +16,11 @@ from ssl_asr.serve.app import make_app
 from ssl_asr.serve.models import ServedModel
 from ssl_asr.serve.service import Service, Settings
 
+ADDRESS = "/v1/audio/transcriptions"
 SETTINGS = {
     "max_requests": 64,
     "max_upload_bytes": 4_000_000,
+    "min_upload_bytes_s": 16e3,
     "max_audio_s": 60.0,
     "readers": 2,
     "max_batch_s": None,
@@ -48,6 +51,24 @@ def serving(models: Sequence[ServedModel], **settings: object) -> Iterator[tuple
         server.should_exit = True
         thread.join(30)
         own.close()
+
+
+def post(server, file, **fields):
+    """A request with the fields of a form, and its answer."""
+    data = {name.replace("__", "[]"): value for name, value in fields.items()}
+    with httpx.Client(timeout=60) as client:
+        content = file.read_bytes() if hasattr(file, "read_bytes") else file
+        return client.post(f"{server.address}{ADDRESS}", data=data, files={"file": ("a.wav", content)})
+
+
+def error_of(answer, status):
+    """The message of an error, which has OpenAI's shape and no traceback."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer.text
+    assert "/tmp" not in answer.text
+    return error["message"]
 
 
 def until(holds, seconds=20.0):

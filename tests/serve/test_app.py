@@ -1,6 +1,10 @@
 """The server on a toy model: OpenAI's client, equality with `transcribe`, limits, and clients that go away."""
 
+import errno
+import json
 import re
+import shutil
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -11,22 +15,19 @@ import openai
 import pytest
 import soundfile
 
+from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.types import Utterance
-from tests.serve.served import served, serving, until
+from tests.serve.served import ADDRESS, error_of, post, served, serving, until
 
-ADDRESS = "/v1/audio/transcriptions"
+# A header without samples.
+EMPTY_WAV = bytes.fromhex("524946462400000057415645666d74201000000001000100803e0000007d00000200100064617461") + bytes(4)
 
 
 @pytest.fixture(scope="module")
 def module(toy_ctc):
     return toy_ctc
-
-
-@pytest.fixture(scope="module")
-def files(toy_corpus):
-    return sorted(toy_corpus["train"].parent.glob("*.wav"))
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +47,6 @@ def server(module):
     with serving([served("toy", module), served("other", module)]) as (address, service, lines):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         yield SimpleNamespace(address=address, service=service, lines=lines, client=client)
-
-
-def post(server, file, **fields):
-    """A request with the fields of a form, and its answer."""
-    data = {name.replace("__", "[]"): value for name, value in fields.items()}
-    with httpx.Client(timeout=60) as client:
-        content = file.read_bytes() if hasattr(file, "read_bytes") else file
-        return client.post(f"{server.address}{ADDRESS}", data=data, files={"file": ("a.wav", content)})
-
-
-def error_of(answer, status):
-    """The message of an error, which has OpenAI's shape and no traceback."""
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert "Traceback" not in answer.text
-    assert "/tmp" not in answer.text
-    return error["message"]
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -187,6 +170,7 @@ def test_wrong_fields_are_refused(server, files, fields, said):
     [
         (b"not audio at all" * 99, "a.wav: not an audio file"),
         (b"", "file: is empty"),
+        (EMPTY_WAV, "a.wav: no samples. Get the file again, or leave it out."),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", "a.wav:"),
     ],
 )
@@ -208,8 +192,28 @@ def wav(folder, seconds, name="long.wav"):
     return path
 
 
+def test_a_form_that_is_no_form_is_refused(server, caplog):
+    """In sentences with one full stop, and without a line of the library that reads forms."""
+    twice = [("file", ("a.wav", b"1")), ("file", ("b.wav", b"1"))]
+    address = f"{server.address}{ADDRESS}"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for options, said in (
+        ({"files": twice}, "Too many files. Maximum number of files is 1."),
+        ({"content": b"no form", "headers": {"content-type": "multipart/form-data"}}, "Missing boundary"),
+        ({"content": b"no form", "headers": headers}, "Invalid multipart data"),
+        ({"files": {"file": b"1"}, "data": {"model": "toi"}}, "model: no model 'toi'. Did you mean 'toy'?"),
+    ):
+        answer = httpx.post(address, **options)
+        message = error_of(answer, answer.status_code)
+        assert answer.status_code in (400, 404)
+        assert said in message
+        assert not message.endswith(("..", "?."))
+    assert not [record for record in caplog.records if "multipart" in record.name]
+
+
 def test_recordings_and_files_above_the_limits_are_refused(server, tmp_path):
     answer = post(server, wav(tmp_path, 61))
+    assert answer.json()["error"]["param"] == "file"
     assert "has 61.0 s, and this server takes 60 s at most" in error_of(answer, 413)
     assert "4 MB, the limit" in error_of(post(server, b"0" * 6_000_000), 413)
 
@@ -324,7 +328,6 @@ def test_a_row_that_fails_does_not_fail_the_rest_of_its_batch(module, files, exp
 def test_a_long_recording_has_the_text_of_transcribe(module, tmp_path):
     import torch
 
-    from ssl_asr.inference.long_form import LongForm
     from ssl_asr.inference.transcriber import Transcriber
 
     rng = np.random.default_rng(0)
@@ -339,5 +342,47 @@ def test_a_long_recording_has_the_text_of_transcribe(module, tmp_path):
 def test_names_in_messages_are_those_of_the_client(server):
     with httpx.Client() as client:
         answer = client.post(f"{server.address}{ADDRESS}", files={"file": ("../../etc/pass\u2028wd.mp3", b"zzz" * 9)})
-    assert error_of(answer, 400).startswith("pass wd.mp3: not an audio file")
+    assert error_of(answer, 400).startswith("../../etc/pass wd.mp3: not an audio file")
     assert answer.json()["error"]["param"] == "file"
+    with httpx.Client() as client:
+        answer = client.post(f"{server.address}{ADDRESS}", files={"file": ("[bold]x[/].wav", b"zzz" * 9)})
+    assert error_of(answer, 400).startswith("[bold]x[/].wav: not an audio file")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_file_that_is_cut_off_is_said(module, tmp_path, seconds, stream):
+    """In one pass, and in windows."""
+    path = wav(tmp_path, 2 * seconds)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    form = LongForm(chunk_s=2.0, stride_s=0.5, vad=False)
+    with serving([served("toy", module, form)]) as (address, _, lines):
+        answer = post(SimpleNamespace(address=address), path, stream=stream)
+        until(lambda: len(lines) == 2)
+    assert answer.status_code == 200
+    reply = answer.json() if stream == "false" else json.loads(answer.text.split("data: ")[-2])
+    assert [one["code"] for one in reply["warnings"]] == ["cut_off"]
+    assert reply["warnings"][0]["message"].startswith("the file ends before its header says")
+    assert lines[0].startswith("warning: cut_off: a.wav")
+    assert lines[1].startswith("200")
+
+
+def test_samples_without_a_finding_have_no_warning(server, files):
+    assert "warnings" not in post(server, files[0]).json()
+
+
+def test_a_full_disk_is_named(module, files, monkeypatch, capfd):
+    def copy(source, target, size):
+        target.write(source.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving([served("toy", module)]) as (address, service, lines):
+        monkeypatch.setattr(shutil, "copyfileobj", copy)
+        answer = post(SimpleNamespace(address=address), files[0])
+        assert "the disk of the server for uploads is full" in error_of(answer, 507)
+        assert answer.json()["error"]["code"] == "disk_full"
+        assert not list(service._folder.iterdir())
+        [line] = lines
+        assert line.startswith("507")
+    [said] = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"error: an upload cannot be written to {tempfile.gettempdir()}: No space left")

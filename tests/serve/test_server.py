@@ -1,5 +1,7 @@
 """The command: its config, its socket, its key, and signals."""
 
+import io
+import json
 import signal
 import socket
 import subprocess
@@ -7,9 +9,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from rich.console import Console
 
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.config.serving import ServeConfig
@@ -93,36 +97,124 @@ def test_a_form_has_defaults():
         parse_form({"language": ["en", "de"]}, "transcribe")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_running_requests_are_answered_after_a_signal(number, toy_ctc, toy_corpus, monkeypatch):
-    """New connections are refused meanwhile, and the exit code is that of all commands."""
+@pytest.mark.parametrize(
+    ("host", "keys", "command"),
+    [
+        ("127.0.0.1", [], "curl http://127.0.0.1:9/v1/audio/transcriptions -F 'model=my model' -F file=@recording.wav"),
+        ("0.0.0.0", ["one"], 'curl http://127.0.0.1:9/v1/audio/transcriptions -H "Authorization: Bearer $KEY" -F'),
+        ("::1", ["one", "two"], 'curl http://[::1]:9/v1/audio/transcriptions -H "Authorization: Bearer KEY" -F'),
+    ],
+)
+def test_the_start_says_how_to_send_a_recording(toy_ctc, host, keys, command):
+    service = Service([served("my model", toy_ctc)], Settings(**{**SETTINGS, "keys": keys}))
+    config = ServeConfig(model="toy", host=host, api_key_env="KEY" if keys else None)
+    lines = server._ready(config, service, 9).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Serving my model at http://")
+    assert lines[1].startswith(f"Try: {command}")
+    open_to_all = server._ready(
+        ServeConfig(model="toy", host="0.0.0.0"), Service(list(service.models.values()), Settings(**SETTINGS)), 9
+    )
+    assert "Everyone who reaches" in open_to_all
+
+
+@pytest.fixture
+def command(toy_ctc, monkeypatch):
+    """The command with a model that transcribes nothing until `gate` is set. `start` runs it in a thread."""
     gate, began, interruption, plain = threading.Event(), threading.Event(), Interruption(), toy_ctc.transcribe
+    printed = io.StringIO()
 
     def transcribe(*args, **options):
         began.set()
-        assert gate.wait(30)
+        assert gate.wait(60)
         return plain(*args, **options)
 
+    def end():
+        raise SystemExit("at once")
+
     monkeypatch.setattr(toy_ctc, "transcribe", transcribe)
+    monkeypatch.setattr(interruption, "end", end)
     monkeypatch.setattr(server, "current", lambda: interruption)
     service = Service([served("toy", toy_ctc)], Settings(**SETTINGS))
     monkeypatch.setattr(server, "make_service", lambda *_: service)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with ThreadPoolExecutor(2) as pool:
-        done = pool.submit(_code_of, lambda: server.run_server(ServeConfig(model="toy", port=port), None))
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: _answers(address))
-        upload = {"file": ("train0.wav", (toy_corpus["train"].parent / "train0.wav").read_bytes())}
-        answer = pool.submit(lambda: httpx.post(f"{address}/v1/audio/transcriptions", files=upload, timeout=60))
-        assert began.wait(30)
-        interruption.signal = number
-        until(lambda: not _answers(address))
-        assert not answer.done()
+    with ThreadPoolExecutor(8) as pool:
+
+        def start(**options):
+            config, console = ServeConfig(model="toy", port=port, **options), Console(file=printed, width=200)
+            done = pool.submit(_code_of, lambda: server.run_server(config, console))
+            until(lambda: _answers(f"http://127.0.0.1:{port}"))
+            return done
+
+        yield SimpleNamespace(
+            address=f"http://127.0.0.1:{port}",
+            pool=pool,
+            start=start,
+            gate=gate,
+            began=began,
+            interruption=interruption,
+            service=service,
+            printed=printed,
+        )
         gate.set()
-        assert answer.result().status_code == 200
-        assert done.result(30) == 128 + number
-    assert not service.worker.is_alive()
+
+
+@pytest.fixture
+def upload(toy_corpus):
+    return {"file": ("train0.wav", (toy_corpus["train"].parent / "train0.wav").read_bytes())}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_running_requests_are_answered_after_a_signal(number, command, upload):
+    """New connections are refused meanwhile, and the exit code is that of all commands."""
+    done = command.start()
+    address = f"{command.address}/v1/audio/transcriptions"
+    answer = command.pool.submit(lambda: httpx.post(address, files=upload, timeout=60))
+    assert command.began.wait(30)
+    command.interruption.signal = number
+    until(lambda: not _answers(command.address))
+    assert not answer.done()
+    command.gate.set()
+    assert answer.result().status_code == 200
+    assert done.result(30) == 128 + number
+    assert not command.service.worker.is_alive()
+
+
+def test_requests_that_are_not_finished_in_time_are_refused(command, upload, capfd):
+    """The process does not wait for a batch that runs, whose clients have had their answers."""
+    done = command.start(shutdown_s=0.5)
+    address = f"{command.address}/v1/audio/transcriptions"
+    stop = threading.Event()
+
+    def slowly():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        while not stop.wait(0.1):
+            yield b"0"
+
+    multipart = {"content-type": "multipart/form-data; boundary=x"}
+    sent = [
+        command.pool.submit(httpx.post, address, **options, timeout=60)
+        for options in ({"files": upload}, {"files": upload, "data": {"stream": "true"}})
+    ]
+    sent.append(command.pool.submit(httpx.post, address, content=slowly(), headers=multipart, timeout=60))
+    assert command.began.wait(30)
+    until(lambda: command.service.in_progress == 3)
+    command.interruption.signal = signal.SIGTERM
+    whole, events, slow = (one.result(30) for one in sent)
+    stop.set()
+    for answer in (whole, slow):
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "stopping"
+    assert events.status_code == 200
+    assert "the server stops. Try again later." in events.text
+    assert "error" in json.loads(events.text.split("data: ")[-1])
+    assert done.result(30) == "at once", "the model still runs, and so torch"
+    assert not command.gate.is_set()
+    lines = command.printed.getvalue().splitlines()
+    assert sum(line.startswith("503 /v1/audio/transcriptions") for line in lines) == 3
+    assert not any("499" in line for line in lines)
+    assert capfd.readouterr().err == ""
 
 
 def _code_of(function):
@@ -158,5 +250,6 @@ def test_the_command_serves_until_sigterm(toy_checkpoints, toy_corpus):
         process.kill()
     said = process.stderr.read().splitlines()
     assert said[0].startswith("Serving whisper at http://127.0.0.1:")
-    assert said[1].startswith("200 /v1/audio/transcriptions whisper,")
+    assert said[1].endswith(" -F model=whisper -F file=@recording.wav")
+    assert said[2].startswith("200 /v1/audio/transcriptions whisper,")
     assert said[-1] == "interrupted: the server has stopped."
