@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ssl_asr.console import TitledTable
+from ssl_asr.console import TitledTable, notify
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.edit import word_edits
 from ssl_asr.metrics.report import Prediction, colored_diff
@@ -48,7 +48,11 @@ def shared_splits(systems: Sequence[tuple[str, Path]]) -> dict[str, list[Path]]:
             raise ManifestError("compare", f"no split is in all: {listed}", "name files of predictions")
         what = f"has {', '.join(found[0])}, and the other {', '.join(found[1])}"
         raise ManifestError(str(systems[0][1]), what, "name two files")
-    return {name: files for name, files in shared.items() if name != "dev"} or shared
+    compared = {name: files for name, files in shared.items() if name != "dev"} or shared
+    left_out = sorted({name for files in found for name in files} - {*compared, "dev"})
+    if left_out:
+        notify(f"not compared, since not all systems have it: {', '.join(left_out)}")
+    return compared
 
 
 def prediction_files(folder: Path) -> dict[str, Path]:

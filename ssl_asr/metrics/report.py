@@ -5,7 +5,7 @@ Scores are computed from predictions alone, so `ssl-asr evaluate predictions=...
 
 import html
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,12 @@ class Prediction:
         Raises:
             TypeError: A key is missing or unknown, or has a value of another type.
         """
+        if not isinstance(row, dict):
+            raise TypeError("it is not a mapping")
+        if missing := [one.name for one in fields(cls) if one.name not in row and not _has_default(one)]:
+            raise TypeError(f"it has no '{missing[0]}'")
+        if unknown := row.keys() - {one.name for one in fields(cls)}:
+            raise TypeError(f"it has the unknown key '{min(unknown)}'")
         wrong = next((name for name, kind in _TYPES.items() if name in row and not isinstance(row[name], kind)), None)
         if wrong is not None:
             raise TypeError(f"'{wrong}' is {shown(row[wrong])}")
@@ -159,6 +165,10 @@ class Prediction:
         # JSON has null for a score that is not finite.
         score = {"score": float("nan")} if row.get("score", 0.0) is None else {}
         return cls(**(row | score | {"words": words, "alternatives": alternatives, "segments": segments}))
+
+
+def _has_default(one: "Field[Any]") -> bool:
+    return one.default is not MISSING or one.default_factory is not MISSING
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -187,7 +197,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         try:
             predictions.append(Prediction.from_record(row))
         except (TypeError, AttributeError) as error:
-            raise ManifestError(where, f"is not a prediction: {error}") from None
+            remedy = "give a file that evaluate or transcribe wrote"
+            raise ManifestError(where, f"is not a prediction: {error}", remedy) from None
         new = predictions[-1]
         key = new.id, new.audio_filepath, new.offset, new.duration, new.channel, new.lang, new.task
         if first.setdefault(key, number) != number:

@@ -6,6 +6,7 @@ import pytest
 
 from ssl_asr.commands.compare import compare
 from ssl_asr.config.tools import CompareConfig
+from ssl_asr.console import Notice
 from ssl_asr.errors import ConfigError, ManifestError
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import to_json
@@ -61,3 +62,11 @@ def test_several_systems_need_a_common_split(tmp_path):
         compare(CompareConfig(**config), tmp_path)
     with pytest.raises(ConfigError, match="others: .* is neither a predictions.jsonl nor a folder"):
         compare(CompareConfig(**(config | {"others": [str(tmp_path)]})), tmp_path)
+
+
+def test_splits_that_are_not_compared_are_named(tmp_path):
+    first, second = (_written(tmp_path / name, ["one"]) for name in "ab")
+    for split in ("dev", "extra", "more"):
+        _written(tmp_path / "b", ["one"], split)
+    with pytest.warns(Notice, match="not compared, since not all systems have it: extra, more$"):
+        compare(CompareConfig(first=first, second=second, verbose=False), tmp_path)

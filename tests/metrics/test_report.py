@@ -69,8 +69,13 @@ _RECORD = b'{"id": "a", "ref": %s, "hyp": "x", "score": 0, "duration": 1, "audio
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        (b'{"id": "a"}', "is not a prediction"),
-        (b"5", "is not a prediction"),
+        (b'{"id": "a"}', "is not a prediction: it has no 'ref'. Give a file that evaluate or transcribe"),
+        (_RECORD.replace(b'"hyp"', b'"hypothesis"') % (b'"x"', b"null"), "is not a prediction: it has no 'hyp'"),
+        (
+            _RECORD.replace(b'"id"', b'"x": 1, "id"') % (b'"x"', b"null"),
+            "is not a prediction: it has the unknown key 'x'",
+        ),
+        (b"5", "is not a prediction: it is not a mapping"),
         (b'{"id": "\xff"}', "is not UTF-8"),
         (b'{"score": %s}' % (b"9" * 5000), "has a number with thousands of digits"),
         (b"[" * 9999, "is nested more than 100 levels deep"),
@@ -81,7 +86,7 @@ _RECORD = b'{"id": "a", "ref": %s, "hyp": "x", "score": 0, "duration": 1, "audio
 )
 def test_invalid_prediction_error_names_its_line(tmp_path, line, what):
     (tmp_path / "p.jsonl").write_bytes(b"\n" + line + b"\n")
-    with pytest.raises(ManifestError, match=rf"p\.jsonl:2: {what}"):
+    with pytest.raises(ManifestError, match=rf"p\.jsonl:2: .*{what}"):
         read_predictions(tmp_path / "p.jsonl")
 
 
