@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -49,11 +50,9 @@ class Table:
         self._ours: dict[str | None, list[str]] = {}
         self.rows: list[dict[str, object]] = []
 
-    def add(self, name: str, megabytes: float | None, window: str | None, written: Iterable[str]) -> None:
-        """Transcribe, and print a row."""
-        start = time.process_time()
-        texts = [" ".join(text.split()) for text in written]
-        seconds = time.process_time() - start
+    def add(self, name: str, megabytes: float | None, window: str | None, texts: list[str], seconds: float) -> None:
+        """Add and print a row."""
+        texts = [" ".join(text.split()) for text in texts]
         ours = self._ours.setdefault(window, texts)
         pairs = zip([example.utterance for example in self._examples], ours, texts, strict=True)
         differences = [(one.id, first, text) for one, first, text in pairs if first != text]
@@ -75,34 +74,56 @@ class Table:
         print(f"| {' | '.join(columns)} |", flush=True)
 
 
-def fill(table: Table, model: ExportModel, examples: list[Example], wanted: list[str]) -> None:
+def timed(texts: Iterable[str]) -> tuple[list[str], float]:
+    """The texts, and the CPU seconds that they took."""
+    start = time.process_time()
+    return list(texts), time.process_time() - start
+
+
+def loaded(name: str) -> ExportModel:
+    """The model that is exported, with greedy search."""
+    torch.set_num_threads(1)
+    model = load_export_model(name, InferenceOptions())
+    set_greedy(model.module)
+    return model
+
+
+def exported(
+    name: str, row: str, waveforms: list[torch.Tensor]
+) -> tuple[float, dict[str | None, tuple[list[str], float]]]:
+    """Size in megabytes, and for each window the texts and the CPU seconds.
+
+    It runs in a process of its own, since the libraries of several runtimes in one process disturb each other.
+    """
+    model = loaded(name)
+    kind, quantization = row.split(":")
+    form = load_format(kind)
+    windows = [None] if model.window is None else ["30s", *(["real"] if form.real_length else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        form.write(model, Path(folder), quantization=quantization)
+        size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
+        runtime = form.runtime(Path(folder), model)
+        return size, {each: timed(runtime.transcribe(waveforms, real_length=each == "real")) for each in windows}
+
+
+def fill(table: Table, name: str, model: ExportModel, examples: list[Example], wanted: list[str]) -> None:
     """Rows of this package, then those of each format."""
-    windows = [None] if model.window is None else ["30s", "real"]
-    for window in windows:
+    for window in [None] if model.window is None else ["30s", "real"]:
         if window is not None:
             model.module.speech_encoder.set_window(window, None)
-        table.add("ssl_asr", None, window, transcribed(model.module, examples))
-    for name in wanted:
-        kind, quantization = name.split(":")
-        form = load_format(kind)
-        with tempfile.TemporaryDirectory() as folder:
-            form.write(model, Path(folder), quantization=quantization)
-            size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
-            runtime = form.runtime(Path(folder), model)
-            for window in windows:
-                if window == "real" and not form.real_length:
-                    continue
-                waveforms = [example.waveform_T for example in examples]
-                table.add(name, size, window, runtime.transcribe(waveforms, real_length=window == "real"))
+        table.add("ssl_asr", None, window, *timed(transcribed(model.module, examples)))
+    for row in wanted:
+        with get_context("spawn").Pool(1) as pool:
+            size, found = pool.apply(exported, (name, row, [example.waveform_T for example in examples]))
+        for window, texts in found.items():
+            table.add(row, size, window, *texts)
 
 
 def main(name: str, manifests: str, output: str, count: str = "1000", *wanted: str) -> None:
     """Print a table for each manifest."""
-    torch.set_num_threads(1)
     results = {}
     for manifest in manifests.split(","):
-        model = load_export_model(name, InferenceOptions())
-        set_greedy(model.module)
+        model = loaded(name)
         utterances = read_manifest(Path(manifest))
         utterances = utterances[:: max(1, len(utterances) // int(count))][: int(count)]
         dataset = SpeechDataset(utterances, tokenizer=model.module.tokenizer)
@@ -112,7 +133,7 @@ def main(name: str, manifests: str, output: str, count: str = "1000", *wanted: s
         print("| format | MB | window | WER % | same | CPU s |\n| --- | --- | --- | --- | --- | --- |", flush=True)
         table = Table(examples, "whisper_basic" if model.module.task_name == "seq2seq" else "lower")
         results[manifest] = table.rows
-        fill(table, model, examples, list(wanted) or ROWS[model.module.task_name])
+        fill(table, name, model, examples, list(wanted) or ROWS[model.module.task_name])
         Path(output).write_text(json.dumps({"model": name, "results": results}, indent=1, ensure_ascii=False) + "\n")
 
 
