@@ -8,7 +8,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _LARGEST_CHUNK = 1024
 """Vocabulary entries that a program reads at a time."""
@@ -131,15 +130,34 @@ class _CtcLoss(torch.autograd.Function):
         return loss_B
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss_B: Tensor) -> tuple[Tensor | None, ...]:
-        logits_BFV, labels_BU, frame_lengths_B, label_lengths_B, normalizers_BF, losses_NB, lattices = ctx.saved_tensors
+        grad_BFV = _CtcGradient.apply(grad_loss_B, *ctx.saved_tensors, ctx.blank, ctx.block)  # type: ignore[no-untyped-call]
+        return grad_BFV, None, None, None, None, None
+
+
+class _CtcGradient(torch.autograd.Function):
+    """The launches of the backward pass. A function of its own, so that its derivative can be refused."""
+
+    @staticmethod
+    def forward(
+        _ctx: Any,
+        grad_loss_B: Tensor,
+        logits_BFV: Tensor,
+        labels_BU: Tensor,
+        frame_lengths_B: Tensor,
+        label_lengths_B: Tensor,
+        normalizers_BF: Tensor,
+        losses_NB: Tensor,
+        lattices: Tensor,
+        blank: int,
+        block: int,
+    ) -> Tensor:
         batch, frames, vocabulary = logits_BFV.shape
         grad_BFV = torch.empty(logits_BFV.shape, dtype=logits_BFV.dtype, device=logits_BFV.device)
         grad_loss_B = grad_loss_B.contiguous()
         shared = (logits_BFV, *logits_BFV.stride(), normalizers_BF, frame_lengths_B, losses_NB, grad_loss_B, grad_BFV)
-        with _on_device_of(logits_BFV):
-            if grad_BFV.numel() > 0:
+        if grad_BFV.numel() > 0:
+            with _on_device_of(logits_BFV):
                 _softmax_kernel[frames, batch](*shared, frames, vocabulary, **_chunk(vocabulary))
                 # A kernel of its own, because it replaces values that the first kernel has written.
                 _occupancy_kernel[frames, batch](
@@ -151,12 +169,16 @@ class _CtcLoss(torch.autograd.Function):
                     frames,
                     vocabulary,
                     labels_BU.shape[1] + 1,
-                    ctx.blank,
-                    block_u=ctx.block,
+                    blank,
+                    block_u=block,
                     tile=_TILE,
                     num_warps=4,
                 )
-        return grad_BFV, None, None, None, None, None
+        return grad_BFV
+
+    @staticmethod
+    def backward(_ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("CTC loss: the Triton kernel has no second derivative. Compute the loss on the CPU.")
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
