@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.languages import is_spaced
@@ -29,6 +28,7 @@ from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.heads import only_linear
 from ssl_asr.models.states import States
+from ssl_asr.training.ctc_loss import ctc_losses
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, LongFormMethod, TranscribeOptions
 from ssl_asr.training.pictures import Picture, posteriors
 from ssl_asr.training.sides import OptimConfig
@@ -54,32 +54,6 @@ if TYPE_CHECKING:
 
 # The table of a forced alignment grows with the square of the number of frames; it takes 100 MB at this number.
 _MAX_ALIGNED_FRAMES = 10_000
-
-
-def ctc_losses(log_probs_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
-    """CTC loss of each utterance divided by its number of labels, ``loss_B``, float32.
-
-    Targets that do not fit were dropped before training. If audio turns out shorter than its manifest says, its
-    infinite loss is replaced by zero.
-
-    Args:
-        log_probs_BFV: Float32 log-probabilities, the blank at `BLANK_ID`.
-        frame_lengths_B: Number of frames of each utterance, int64, on the CPU.
-        tokens_BU: Labels, padded.
-        token_lengths_B: Number of labels of each utterance, int64, on the CPU.
-    """
-    with torch.autocast(log_probs_BFV.device.type, enabled=False):
-        nll_B = functional.ctc_loss(
-            log_probs_BFV.transpose(0, 1),
-            tokens_BU,
-            frame_lengths_B,
-            token_lengths_B,
-            blank=BLANK_ID,
-            reduction="none",
-            zero_infinity=True,
-        )
-    loss_B: Tensor = nll_B / token_lengths_B.clamp(min=1).to(nll_B.device, non_blocking=True)
-    return loss_B
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +214,12 @@ class CTCModule(ASRModule):
 
     def log_probs(self, batch: Batch, out: EncoderOutput | None = None) -> tuple[Tensor, Tensor]:
         """``log_probs_BFV`` in float32, and the number of frames of each utterance (int64, CPU)."""
-        out = self.encode(batch) if out is None else out
-        h_BFD, frame_lengths_B = self.states(out)
-        logits_BFV: Tensor = self.head(h_BFD, frame_lengths_B)
+        logits_BFV, frame_lengths_B = self._logits(batch, out)
         return logits_BFV.float().log_softmax(-1), frame_lengths_B
+
+    def _logits(self, batch: Batch, out: EncoderOutput | None) -> tuple[Tensor, Tensor]:
+        h_BFD, frame_lengths_B = self.states(self.encode(batch) if out is None else out)
+        return self.head(h_BFD, frame_lengths_B), frame_lengths_B
 
     def pictures(self, batch: Batch) -> list[Picture]:
         """The posteriors of the labels of each utterance over time."""
@@ -253,8 +229,8 @@ class CTCModule(ASRModule):
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """CTC loss per label of each utterance, weighted and summed; the count is the sum of the weights."""
-        log_probs_BFV, frame_lengths_B = self.log_probs(batch, out)
-        loss_B = ctc_losses(log_probs_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
+        logits_BFV, frame_lengths_B = self._logits(batch, out)
+        loss_B = ctc_losses(logits_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
         weight_B = batch.weights_B.to(loss_B.device, non_blocking=True)
         return Loss((weight_B * loss_B).sum(), weight_B.sum())
 

@@ -21,7 +21,8 @@ from ssl_asr.models.attention import JointHead, attention_loss
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
-from ssl_asr.training.ctc import CTCModule, check_decoder, ctc_losses
+from ssl_asr.training.ctc import CTCModule, check_decoder
+from ssl_asr.training.ctc_loss import ctc_losses
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import Joint
@@ -88,7 +89,7 @@ class JointModule(CTCModule):
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """Weighted loss of each utterance, summed; the count is the sum of the manifest's weights."""
         h_BFD, frame_lengths_B = self._trunk(batch, out)
-        ctc_B = ctc_losses(self._ctc_log_probs(h_BFD), frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
+        ctc_B = ctc_losses(self.head.ctc(h_BFD), frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
         inputs_BU, targets_BU = _with_sentence(batch.tokens_BU, batch.token_lengths_B)
         states_BUD = self.head.decoder(inputs_BU, h_BFD, frame_lengths_B)
         attention_B = attention_loss(

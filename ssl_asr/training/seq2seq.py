@@ -30,7 +30,8 @@ from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
-from ssl_asr.training.ctc import check_decoder, ctc_losses
+from ssl_asr.training.ctc import check_decoder
+from ssl_asr.training.ctc_loss import ctc_losses
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.training.pictures import Picture, attention
 from ssl_asr.training.sides import OptimConfig
@@ -75,7 +76,7 @@ class AuxiliaryCtc:
         labels_BU = nn.utils.rnn.pad_sequence(labels, batch_first=True)
         logits_BFV = self.layer(out.h_BFD[:, : int(out.frame_lengths_B.max())])
         return ctc_losses(
-            logits_BFV.float().log_softmax(-1),
+            logits_BFV,
             out.frame_lengths_B,
             labels_BU.to(logits_BFV.device, non_blocking=True),
             torch.tensor([len(label) for label in labels]),

@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from ssl_asr.types import Seconds
+from tests.gpu.ctc import ctc_step
 from tests.gpu.rows import add_row
 from tests.gpu.steps import Setup, Step, ssl_hf, ssl_ours, transcribe_hf, transcribe_ours, whisper_hf, whisper_ours
 
@@ -116,7 +117,20 @@ def _transcription_rows() -> dict[str, Row]:
     return rows
 
 
-ROWS = {**_ssl_rows(), **_whisper_rows(), **_transcription_rows()}
+def _ctc_rows() -> dict[str, Row]:
+    """The CTC loss alone, forward and backward. The first row also checks the kernel in edge cases."""
+    return {
+        f"ctc_loss/{side}/{vocabulary}": Row(
+            build=partial(ctc_step, vocabulary=vocabulary, ours=side == "ours", edges=vocabulary == 32),
+            durations=RAGGED,
+            steps=20,
+        )
+        for vocabulary in (32, 1000)
+        for side in ("ours", "torch")
+    }
+
+
+ROWS = {**_ctc_rows(), **_ssl_rows(), **_whisper_rows(), **_transcription_rows()}
 # The tiny shape of large-v3 is that of small.
 TINY_ROWS = [name for name in ROWS if not name.startswith("whisper_large")]
 
@@ -166,7 +180,7 @@ def measure(setup: Setup, name: str) -> dict[str, object]:
         step = row.build(setup, durations)
         step_s = time_steps(setup, step, row, limit_s=8.0)
         speed = sum(durations) / step_s
-        found = {"name": name, "ms": round(1000 * step_s, 1), "x_real_time": round(speed)}
+        found = {"name": name, "ms": round(1000 * step_s, 2), "x_real_time": round(speed)}
         if row.gflop_per_s > 0:
             found["mfu_percent"] = round(100 * row.gflop_per_s * 1e9 * speed / PEAK_FLOPS, 1)
         if setup.device == "cuda":
