@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 def load(model: str, **options: Any) -> "Transcriber":
     """A model that transcribes: see `ssl_asr.inference.transcriber.load` for the options.
 
-    Example:
-        >>> model = load("outputs/mine", times="max_prob")  # doctest: +SKIP
-        >>> found = model.transcribe("recording.wav")[0]  # doctest: +SKIP
-        >>> found.text, found.words[0].start  # doctest: +SKIP
-        ('hello', 0.32)
+    Example::
+
+        model = ssl_asr.load("outputs/mine", times="max_prob")
+        for word in model.transcribe("recording.wav")[0].words:
+            print(word.start, word.text)
 
     Without ``times``, ``words`` is an empty list.
     """

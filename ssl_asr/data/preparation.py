@@ -112,7 +112,9 @@ def read_sources(names: Sequence[str], kind: str, options: ReadOptions, digest: 
         path = _local(name, options, digest, corpus.notes)
         own = kind_of(path) if kind == "auto" else kind
         used |= KINDS[own].keys
-        corpus.notes.append(printable(f"{path}: read as {KINDS[own].title} (kind={own})"))
+        corpus.notes.append(
+            printable(f"{path}: kind={own}" + (f" ({KINDS[own].title})" if KINDS[own].title != own else ""))
+        )
         found: Found = read_source(path, own, options)
         if not found.rows and not found.skips:
             raise ManifestError(str(path), f"has no utterance, read as kind={own}", "check kind")

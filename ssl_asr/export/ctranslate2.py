@@ -9,6 +9,7 @@ CTranslate2's own loader maps the weights. It reads them from the model in memor
     preprocessor_config.json   number of mel bands, for faster-whisper
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -93,7 +94,8 @@ class CTranslate2:
         from ctranslate2.converters.transformers import WhisperLoader
 
         parts = WhisperParts.of(model)
-        spec = WhisperLoader().get_model_spec(parts.net)
+        # The integer types are computed in place, in the memory of the weights.
+        spec = WhisperLoader().get_model_spec(copy.deepcopy(parts.net))
         always, first = parts.suppressed()
         settings = {
             "suppress_ids": always,

@@ -69,7 +69,7 @@ def both(checkpoint, folder):
 
 @pytest.fixture(scope="module")
 def compared(toy_whisper_folder, folder):
-    """In a process of its own: among other native libraries, CTranslate2 was seen to compute other states."""
+    """In a process of its own, since libraries of other runtimes are loaded in this one."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(both, toy_whisper_folder, folder).result(120)
 
@@ -86,6 +86,15 @@ def test_states_at_real_length_are_those_of_the_module(compared):
     states, wanted = compared["states"]
     assert len(states) == 113, "2.25 s of 50 frames a second, rounded up"
     np.testing.assert_allclose(states, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("quantization", CTranslate2.quantizations)
+def test_writing_changes_no_weight(toy_whisper, quantization, tmp_path):
+    """The converter computes integers in place, and the model is the reference of the parity check."""
+    before = {key: tensor.clone() for key, tensor in toy_whisper.net.state_dict().items()}
+    CTranslate2().write(toy_whisper, tmp_path, quantization=quantization)
+    for key, tensor in toy_whisper.net.state_dict().items():
+        torch.testing.assert_close(tensor, before[key], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("quantization", ["float16", "int8"])
