@@ -93,7 +93,7 @@ def exported(
 ) -> tuple[float, dict[str | None, tuple[list[str], float]]]:
     """Size in megabytes, and for each window the texts and the CPU seconds.
 
-    It runs in a process of its own, since the libraries of several runtimes in one process disturb each other.
+    It runs in a process of its own, so that its CPU time is its own.
     """
     model = loaded(name)
     kind, quantization = row.split(":")
