@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ssl_asr.console import silent
 from ssl_asr.errors import UserError
 from ssl_asr.export.base import ExportModel, Runtime, TimedWord
 from ssl_asr.export.tokenizers import tokenizer_refusal, write_json, write_tokenizer
-from ssl_asr.models.loading import silent
 from ssl_asr.types import SAMPLE_RATE
 
 if TYPE_CHECKING:

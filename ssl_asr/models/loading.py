@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssl_asr.console import silent as silent
+from ssl_asr.console import silent
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say, read_json, resolve_checkpoint
 from ssl_asr.models.encoder import Backbone, SpeechEncoder

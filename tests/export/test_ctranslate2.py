@@ -1,8 +1,5 @@
 """CTranslate2: the written files in faster-whisper give the texts of the module."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
 import pytest
 import torch
@@ -69,9 +66,7 @@ def both(checkpoint, folder):
 
 @pytest.fixture(scope="module")
 def compared(toy_whisper_folder, folder):
-    """In a process of its own, since libraries of other runtimes are loaded in this one."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(both, toy_whisper_folder, folder).result(120)
+    return both(toy_whisper_folder, folder)
 
 
 @pytest.mark.parametrize("window", ["30s", "real"])
