@@ -19,9 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
-from ssl_asr.console import TitledTable
+from ssl_asr.console import TitledTable, tracked
 from ssl_asr.data.audio import DURATION_TOLERANCE_S, audio_duration_s
 from ssl_asr.data.corpora.archives import extract, is_archive
 from ssl_asr.data.corpora.downloads import download, remote_of
@@ -158,7 +157,7 @@ def measure(corpus: Corpus, *, require_text: bool = True, name_long: bool = True
     files = list(dict.fromkeys(row.audio for row in corpus.rows))
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         measured = pool.map(_length, files)
-        bar = track(measured, "measure audio", total=len(files), transient=True, disable=not progress)
+        bar = tracked(measured, "measure audio", total=len(files), shown=progress)
         lengths = dict(zip(files, bar, strict=True))
     kept: list[Row] = []
     ids = _Ids()

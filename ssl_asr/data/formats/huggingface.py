@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from rich.progress import track
 
+from ssl_asr.console import tracked
 from ssl_asr.data.formats.columns import GUESSES, Reader, guess, guessed
 from ssl_asr.data.formats.rows import Found, ReadOptions, split_name
 from ssl_asr.data.media import open_source
@@ -126,7 +126,7 @@ def _read(found: Found, datasets: Any, rows: Any, split: str, where: str, folder
 
 
 def _shown(rows: Any, split: str, total: int | None, options: ReadOptions) -> Iterator[dict[str, Any]]:
-    return iter(track(rows, f"read {split}", total=total, transient=True, disable=not options.progress))
+    return iter(tracked(rows, f"read {split}", total=total, shown=options.progress))
 
 
 def _columns(found: Found, record: Mapping[str, Any], given: Mapping[str, str], where: str) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from rich.progress import track
 
+from ssl_asr.console import tracked
 from ssl_asr.data.files import Location, members, name_of, opened
 from ssl_asr.data.formats.lhotse import library, loaded, supervision_of
 from ssl_asr.data.formats.manifests import Target, manifests_in
@@ -135,7 +135,7 @@ def write_shar(target: Target, split: str, rows: Sequence[Row]) -> list[str]:
     names = _member_names(rows)
     size, address = target.shards.size, target.shards.address
     made: list[Row] = []
-    bar = track(rows, f"write {split}", transient=True, disable=not target.progress)
+    bar = tracked(rows, f"write {split}", shown=target.progress)
     with (
         TarWriter(str(folder / "recording.%06d.tar"), shard_size=size) as tar,
         JsonlShardWriter(str(folder / "cuts.%06d.jsonl.gz"), shard_size=size) as cuts,
