@@ -23,8 +23,12 @@ import torch
 
 from ssl_asr.data.dataset import collate
 from ssl_asr.inference.voice import batches
+from ssl_asr.training.memory import return_freed_memory
 from ssl_asr.training.module import ASRModule, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Seconds
+
+_TRIM_EVERY_S: Seconds = 20.0
+"""Time between two returns of freed memory. In between, batches reuse it."""
 
 Result = TypeVar("Result")
 
@@ -175,12 +179,16 @@ class Worker(threading.Thread):
     @torch.inference_mode()
     def run(self) -> None:
         """Run batches until `stop` is called."""
+        trimmed = time.monotonic()
         while tasks := self._next():
             first = tasks[0]
             if isinstance(first, _Call):
                 _run_call(first)
             else:
                 self._run_rows(cast(list[_Row], tasks))
+            if time.monotonic() - trimmed > _TRIM_EVERY_S:
+                return_freed_memory()
+                trimmed = time.monotonic()
 
     def _next(self) -> Sequence[_Row | _Call]:
         """The batch with the task that has waited longest. Empty if the worker stops."""

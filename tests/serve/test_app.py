@@ -386,3 +386,15 @@ def test_a_full_disk_is_named(module, files, monkeypatch, capfd):
         assert line.startswith("507")
     [said] = capfd.readouterr().err.splitlines()
     assert said.startswith(f"error: an upload cannot be written to {tempfile.gettempdir()}: No space left")
+
+
+def test_freed_memory_is_returned_at_intervals(module, files, expected, monkeypatch):
+    returned = []
+    monkeypatch.setattr(worker, "return_freed_memory", lambda: returned.append(True))
+    for every_s, times in ((1e6, 0), (0.0, 3)):
+        monkeypatch.setattr(worker, "_TRIM_EVERY_S", every_s)
+        with serving([served("toy", module)]) as (address, _, _):
+            here = SimpleNamespace(address=address)
+            texts = [post(here, files[0]).json()["text"] for _ in range(3)]
+        assert len(returned) == times
+        assert set(texts) == {expected[files[0].name].text}

@@ -36,6 +36,27 @@ def test_repeated_steps_need_few_new_pages():
     assert kept < returned / 3, (kept, returned)
 
 
+_RESIDENT_AFTER = """
+import sys, torch
+from ssl_asr.training.memory import keep_freed_memory, return_freed_memory
+keep_freed_memory()
+# The last tensor stays above the freed ones, as in a process that goes on.
+held = [torch.ones(1 << 20) for _ in range(101)][-1]
+if sys.argv[1] == "return":
+    return_freed_memory()
+print(int(open("/proc/self/statm").read().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_kept_memory_can_be_returned():
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", _RESIDENT_AFTER, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "return")
+    )
+    assert kept - returned > 80 * (4 << 20), (kept, returned)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
 def test_peak_includes_memory_that_was_freed():
     before = peak_gb(torch.device("cpu"))
