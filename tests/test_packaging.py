@@ -144,7 +144,7 @@ def _lora(tmp_path):
     from ssl_asr.models.adapters import LoRA
 
     options = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "encoder": True, "decoder": False, "targets": None}
-    encoder = SimpleNamespace(net=torch.nn.Linear(1, 1), lora_targets=("q_proj",), lora_bypassed=frozenset())
+    encoder = SimpleNamespace(net=torch.nn.Linear(1, 1), lora_targets=("q_proj",))
     LoRA(checkpoint="full", **options).prepare(encoder, None)
 
 

@@ -41,7 +41,7 @@ class LoRA(ConstantPolicy):
         alpha: float, scale of the adapters in units of ``1 / rank``.
         dropout: float in [0, 1), dropout probability of the adapters' input.
         targets: list of str, names of the linear layers within a transformer layer. None selects the queries and values
-            of attention. For WavLM it selects the feed-forward layers, because its attention bypasses adapters.
+            of attention.
         encoder: bool, insert adapters in the encoder.
         decoder: bool, insert adapters in Whisper's decoder. Ignored for models without a pretrained decoder.
         checkpoint: ``whole`` writes complete checkpoints. ``adapter`` writes only the weights that train, a few percent
@@ -82,14 +82,10 @@ class LoRA(ConstantPolicy):
         """Inserts adapters. They do not change the output before they are trained.
 
         Raises:
-            ConfigError: If peft is not installed, the model has no layers named in ``targets``, or its attention
-                bypasses their modules.
+            ConfigError: If peft is not installed, or the model has no layers named in ``targets``.
         """
         if self.encoder:
             targets = self.targets if self.targets is not None else list(encoder.lora_targets)
-            if bypassed := sorted(encoder.lora_bypassed & set(targets)):
-                what = f"the attention of this encoder bypasses adapters in {', '.join(bypassed)}"
-                raise ConfigError("freeze_policy.targets", what, f"use targets=[{','.join(encoder.lora_targets)}]")
             _insert(encoder.net, self, targets)
         if self.decoder and decoder is not None:
             _insert(decoder, self, self.targets if self.targets is not None else list(_DECODER_TARGETS))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.heads import CtcHead, DnnHead, FrameWise
 from ssl_asr.models.transformer import TransformerDecoder, beam_rows
@@ -363,4 +364,4 @@ def attention_loss(
     )
     mask_BU = padding_mask(token_lengths_B, loss_BU.shape[1], loss_BU.device)
     loss_BU = loss_BU if mask_BU is None else loss_BU * mask_BU
-    return loss_BU.sum(1) / token_lengths_B.to(loss_BU.device, non_blocking=True)
+    return loss_BU.sum(1) / on_device(token_lengths_B, loss_BU.device)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.types import Samples, Seconds
 
@@ -95,7 +96,6 @@ class SpeechEncoder(nn.Module, ABC):
             a window.
         net: The model of transformers with the weights.
         lora_targets: Names of the linear layers that get LoRA adapters by default: queries and values of attention.
-        lora_bypassed: Names of linear layers that run without calling their modules, so adapters would get no gradient.
     """
 
     dim: int
@@ -106,7 +106,6 @@ class SpeechEncoder(nn.Module, ABC):
     tail_s: Seconds | None = None
     net: Any
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
-    lora_bypassed: frozenset[str] = frozenset()
 
     if TYPE_CHECKING:
 
@@ -288,7 +287,13 @@ def padding_mask(lengths_B: Tensor, width: int, device: torch.device) -> Tensor 
     """
     if bool((lengths_B >= width).all()):
         return None
-    return torch.arange(width, device=device)[None] < lengths_B.to(device, non_blocking=True)[:, None]
+    return torch.arange(width, device=device)[None] < on_device(lengths_B, device)[:, None]
+
+
+def is_traced() -> bool:
+    """Whether a graph is being traced, for ONNX. A graph must not depend on the lengths in its example."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
 
 
 def zero_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
@@ -306,6 +311,7 @@ def run_layers(
     *,
     layerdrop: float,
     keep: bool,
+    always: int = 0,
 ) -> list[Tensor]:
     """Runs a stack of layers. A skipped layer returns its input.
 
@@ -315,13 +321,14 @@ def run_layers(
         run: ``run(layer, h_BFD)`` computes the output of one layer.
         layerdrop: float in [0, 1), probability of skipping each layer. 0 draws no random numbers.
         keep: bool, return the states of all layers. They can take gigabytes.
+        always: int, number of lowest layers that are never skipped.
 
     Returns:
         The input of the first layer and the states after each layer. Only the last states if ``keep`` is False.
     """
     states = [h_BFD]
-    for layer in layers:
-        skipped = layerdrop > 0 and float(torch.rand(())) < layerdrop
+    for index, layer in enumerate(layers):
+        skipped = index >= always and layerdrop > 0 and float(torch.rand(())) < layerdrop
         h_BFD = h_BFD + zero_gradient(layer.parameters()) if skipped else run(layer, h_BFD)
         states = [*states, h_BFD] if keep else [h_BFD]
     return states

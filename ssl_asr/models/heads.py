@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ssl_asr.errors import ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
 
@@ -161,7 +162,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
         if not self.training:
             mean_D, variance_D = self.running_mean, self.running_var
         else:
-            frames = frame_lengths_B.sum().to(h_BFD.device, non_blocking=True)
+            frames = on_device(frame_lengths_B.sum(), h_BFD.device)
             mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
             x = h_BFD.float()
             mean_D = (x if mask_BF is None else x * mask_BF[..., None]).sum((0, 1)) / frames

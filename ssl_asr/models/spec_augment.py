@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.errors import ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.types import Fraction, PositiveInt
 
 if TYPE_CHECKING:
@@ -127,9 +128,9 @@ class SpecAugment:
         time_BF = self.time_mask(lengths_B, mel_BMF.shape[-1])
         band_BM = self.feature_mask(*mel_BMF.shape[:2])
         if time_BF is not None:
-            mel_BMF = mel_BMF.masked_fill(time_BF.to(mel_BMF.device, non_blocking=True)[:, None], 0.0)
+            mel_BMF = mel_BMF.masked_fill(on_device(time_BF, mel_BMF.device)[:, None], 0.0)
         if band_BM is not None:
-            mel_BMF = mel_BMF.masked_fill(band_BM.to(mel_BMF.device, non_blocking=True)[..., None], 0.0)
+            mel_BMF = mel_BMF.masked_fill(on_device(band_BM, mel_BMF.device)[..., None], 0.0)
         return mel_BMF, masked_share(time_BF, lengths_B)
 
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:

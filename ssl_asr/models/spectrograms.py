@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.types import SAMPLE_RATE, Samples
 
@@ -75,7 +76,7 @@ def center_bands(features_BFM: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor
     """
     mask_BF = padding_mask(frames_B, features_BFM.shape[1], features_BFM.device)
     mask = 1.0 if mask_BF is None else mask_BF[..., None].to(features_BFM.dtype)
-    count_B = frames_B.to(features_BFM.device, non_blocking=True)[:, None, None]
+    count_B = on_device(frames_B, features_BFM.device)[:, None, None]
     mean_B1M = (features_BFM * mask).sum(1, keepdim=True) / count_B
     centered_BFM = (features_BFM - mean_B1M) * mask
     return centered_BFM, centered_BFM.square().sum(1, keepdim=True) / (count_B - 1)

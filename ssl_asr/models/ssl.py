@@ -1,22 +1,21 @@
 """The wav2vec 2.0 family: wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM, data2vec and UniSpeech-SAT.
 
-The layers and the weights come from transformers. The input stages are our own: waveform normalization and the group
-norm of base models take their statistics over the samples and frames of each utterance. transformers takes them over
-the padded row, so the states of a base model depend on the other utterances in the batch. Here they do not, and the
-attention mask can be used with both norm styles.
+The weights come from transformers, the forward passes are our own: the input stages (`ssl_asr.models.ssl_stem`) and
+the layers (`ssl_asr.models.ssl_layers`). The states of an utterance do not depend on the other utterances in the batch,
+padding is not computed in the layers, and attention needs no mask.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import language_adapter, read_json
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import (
     EncoderOutput,
     LayerGroup,
@@ -24,10 +23,15 @@ from ssl_asr.models.encoder import (
     class_path,
     frozen_conflicts,
     padding_mask,
-    zero_gradient,
+    run_layers,
 )
+from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.loading import ctc_model, load_pretrained, new_net, non_null, read_weights
+from ssl_asr.models.ragged import Frames, frames_of
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
+from ssl_asr.models.ssl_layers import layer_norm_first, layer_norm_last, positions, without_padding
+from ssl_asr.models.ssl_stem import conv_length, conv_stem, normalize_waveform
+from ssl_asr.models.transformer import run_layer
 from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples
 
 if TYPE_CHECKING:
@@ -35,40 +39,6 @@ if TYPE_CHECKING:
     from transformers.feature_extraction_utils import FeatureExtractionMixin
 
     from ssl_asr.config.schemas import TrainConfig
-
-
-def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """Scales each utterance to zero mean and unit variance over its own samples. Padding stays zero.
-
-    Args:
-        waveform_BT: float32, shape (batch, samples), zero-padded.
-        lengths_B: int64 on the CPU, shape (batch,), number of samples.
-    """
-    mask_BT = padding_mask(lengths_B, waveform_BT.shape[1], waveform_BT.device)
-    if mask_BT is None:
-        mean_B = waveform_BT.mean(1, keepdim=True)
-        variance_B = waveform_BT.var(1, keepdim=True, correction=0)
-        return (waveform_BT - mean_B) / (variance_B + 1e-7).sqrt()
-    count_B = lengths_B.to(waveform_BT.device)[:, None]
-    mean_B = (waveform_BT * mask_BT).sum(1, keepdim=True) / count_B
-    centered_BT = (waveform_BT - mean_B) * mask_BT
-    variance_B = centered_BT.square().sum(1, keepdim=True) / count_B
-    return centered_BT / (variance_B + 1e-7).sqrt()
-
-
-def _masked_group_norm(norm: nn.GroupNorm, x_BDF: Tensor, lengths_B: Tensor) -> Tensor:
-    """Group norm with one channel per group and statistics over the frames of each utterance."""
-    mask_BF = padding_mask(lengths_B, x_BDF.shape[-1], x_BDF.device)
-    if mask_BF is None:
-        normed: Tensor = norm(x_BDF)
-        return normed
-    assert norm.num_groups == norm.num_channels, "base models normalize each channel separately"
-    x = x_BDF.float()
-    mask, count = mask_BF[:, None], lengths_B.to(x.device)[:, None, None]
-    mean = (x * mask).sum(-1, keepdim=True) / count
-    variance = ((x - mean) * mask).square().sum(-1, keepdim=True) / count
-    x = (x - mean) * (variance + norm.eps).rsqrt()
-    return (x * norm.weight[:, None] + norm.bias[:, None]).to(x_BDF.dtype)
 
 
 class SSLEncoder(SpeechEncoder):
@@ -88,7 +58,6 @@ class SSLEncoder(SpeechEncoder):
         self.dim: int = config.hidden_size
         # data2vec applies the norm after each sublayer, and its config does not have this key.
         self._norm_first = bool(getattr(config, "do_stable_layer_norm", False))
-        self._mask_positions()
         # w2v-BERT has no convolutions over samples.
         self._geometry = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
         # The recipe decides about LayerDrop and masking. The settings of the checkpoint do not apply.
@@ -97,26 +66,10 @@ class SSLEncoder(SpeechEncoder):
         # The mask vector trains only if SpecAugment is used.
         if getattr(self.net, "masked_spec_embed", None) is not None:
             self.net.masked_spec_embed.requires_grad_(False)
-        if config.model_type == "wavlm":
-            # The attention of WavLM reads the weights of its projections without calling their modules.
-            self.lora_targets = ("intermediate_dense", "output_dense")
-            self.lora_bypassed = frozenset({"q_proj", "k_proj", "v_proj", "out_proj"})
+        self.gradient_checkpointing = False
+        self.layerdrop = 0.0
+        self._layer: Callable[..., Any] = layer_norm_first if self._norm_first else layer_norm_last
         self.augment: SpecAugment | None = None
-
-    def _mask_positions(self) -> None:
-        """Zeroes the padding before each of data2vec's five positional convolutions.
-
-        Without it, the output of the first convolution in the padding reaches the last frames of the utterance
-        through the second convolution. An utterance alone sees zeros there.
-        """
-
-        def zero_padding(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            return inputs if self._position_mask_BF is None else (inputs[0] * self._position_mask_BF[:, None],)
-
-        self._position_mask_BF: Tensor | None = None
-        positions = getattr(self.net.encoder, "pos_conv_embed", None)
-        for layer in getattr(positions, "layers", ()):
-            layer.register_forward_pre_hook(zero_padding)
 
     def mask_with(self, augment: SpecAugment) -> None:
         """Masks spans of frames and features of the transformer's input in train mode. See `SpeechEncoder`."""
@@ -137,15 +90,15 @@ class SSLEncoder(SpeechEncoder):
         if time_BF is not None:
             # Also without masked frames: all ranks must agree on which parameters have gradients.
             vector_D = self.net.masked_spec_embed.to(h_BFD.dtype)
-            h_BFD = torch.where(time_BF.to(h_BFD.device, non_blocking=True)[..., None], vector_D, h_BFD)
+            h_BFD = torch.where(on_device(time_BF, h_BFD.device)[..., None], vector_D, h_BFD)
         if feature_BD is not None:
-            h_BFD = h_BFD.masked_fill(feature_BD.to(h_BFD.device, non_blocking=True)[:, None], 0.0)
+            h_BFD = h_BFD.masked_fill(on_device(feature_BD, h_BFD.device)[:, None], 0.0)
         return h_BFD
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Frames after the convolutions: ``floor((n - kernel) / stride) + 1`` for each convolution."""
         for kernel, stride in self._geometry:
-            lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
+            lengths_B = conv_length(lengths_B, kernel, stride)
         return lengths_B.clamp(min=0)
 
     @property
@@ -175,63 +128,59 @@ class SSLEncoder(SpeechEncoder):
         h_BFD, frame_lengths_B = self._front(waveform_BT, lengths_B)
         if self.training and self.augment is not None:
             h_BFD = self._hide(h_BFD, frame_lengths_B)
-        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
-        self._position_mask_BF = mask_BF
-        drops = self.training and self.net.config.layerdrop > 0
-        # transformers zeroes the padding in place. The copy keeps `h_BFD` for the backward pass.
-        with self._watch(layers or drops) as seen:
-            states = self.net.encoder(h_BFD if mask_BF is None else h_BFD.clone(), attention_mask=mask_BF)
-        last_BFD = states.last_hidden_state
-        if drops:
-            skipped = [layer for i, layer in enumerate(self.net.encoder.layers) if i not in seen]
-            last_BFD = last_BFD + zero_gradient(parameter for layer in skipped for parameter in layer.parameters())
-        kept = (*_with_skipped(seen, len(self.net.encoder.layers))[:-1], last_BFD) if layers else None
-        return EncoderOutput(last_BFD, frame_lengths_B, frame_lengths_B, kept)
+        states = self._states(h_BFD, frame_lengths_B, keep=layers)
+        return EncoderOutput(states[-1], frame_lengths_B, frame_lengths_B, tuple(states) if layers else None)
 
     def drop_layers(self, probability: float) -> None:
         """See `SpeechEncoder`. WavLM's first layer always runs: it computes the position bias of all layers."""
-        self.net.config.layerdrop = probability
+        self.layerdrop = probability
 
     def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The input of the transformer, ``h_BFD``, and its number of frames per utterance."""
+        """Features before the positions, ``h_BFD``, and their number for each utterance."""
         if self.normalize:
             waveform_BT = normalize_waveform(waveform_BT, lengths_B)
-        x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
+        layers = self.net.feature_extractor.conv_layers
+        x_BFD, frame_lengths_B = conv_stem(layers, waveform_BT, lengths_B, recompute=self._recomputes)
         projected = self.net.feature_projection(x_BFD)
-        h_BFD = projected[0] if isinstance(projected, tuple) else projected
-        return h_BFD, self.frame_lengths(lengths_B)
+        return projected[0] if isinstance(projected, tuple) else projected, frame_lengths_B
 
-    @contextmanager
-    def _watch(self, wanted: bool) -> Iterator[dict[int, Tensor]]:
-        """Collects the input of the first layer (key -1) and the output of each layer that runs."""
-        seen: dict[int, Tensor] = {}
+    @property
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training
 
-        def keeps(index: int) -> Callable[..., None]:
-            def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-                seen[index] = output[0] if isinstance(output, tuple) else output
+    def _states(self, h_BFD: Tensor, frame_lengths_B: Tensor, *, keep: bool) -> list[Tensor]:
+        """Padded states before the first layer and after each layer, or only the last ones. See `run_layers`."""
+        frames = frames_of(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        relative_HR: Tensor | None = None
 
-            return keep
+        def run(layer: nn.Module, x: Tensor) -> Tensor:
+            nonlocal relative_HR
+            x, relative_HR = run_layer(self._layer, layer, x, frames, relative_HR, recompute=self._recomputes)
+            return x
 
-        hooks = []
-        if wanted:
-            # In every family, dropout is the last operation before the first layer.
-            passed = {-1: self.net.encoder.dropout, **dict(enumerate(self.net.encoder.layers))}
-            hooks = [module.register_forward_hook(keeps(index)) for index, module in passed.items()]
-        try:
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
+        x = frames.enter(self._with_positions(h_BFD, frame_lengths_B, frames))
+        states = run_layers(
+            self.net.encoder.layers,
+            x,
+            run,
+            layerdrop=self.layerdrop if self.training else 0.0,
+            keep=keep,
+            always=1 if self.net.config.model_type == "wavlm" else 0,
+        )
+        if self._norm_first:
+            states[-1] = self.net.encoder.layer_norm(states[-1])
+        return [frames.leave(state) for state in states]
 
-    def _convolve(self, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        x_BDF = waveform_BT[:, None]
-        for layer, (kernel, stride) in zip(self.net.feature_extractor.conv_layers, self._geometry, strict=True):
-            lengths_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
-            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
-                x_BDF = layer.activation(_masked_group_norm(layer.layer_norm, layer.conv(x_BDF), lengths_B))
-            else:
-                x_BDF = layer(x_BDF)
-        return x_BDF
+    def _with_positions(self, h_BFD: Tensor, frame_lengths_B: Tensor, frames: Frames) -> Tensor:
+        """The input of the first layer, padded."""
+        encoder = self.net.encoder
+        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        h_BFD = without_padding(h_BFD, mask_BF)
+        h_BFD = h_BFD + positions(encoder.pos_conv_embed, h_BFD, mask_BF, frames)
+        if not self._norm_first:
+            h_BFD = encoder.layer_norm(h_BFD)
+        dropped: Tensor = encoder.dropout(h_BFD)
+        return dropped
 
     def layer_groups(self) -> Sequence[LayerGroup]:
         """``feature_encoder``, ``projection``, ``layers.N``, and ``final_norm`` if the model ends with a norm."""
@@ -267,8 +216,9 @@ class SSLEncoder(SpeechEncoder):
         return encoder
 
     def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
-        """See `ssl_asr.models.layers.Layered`. Layers are called."""
-        return ((layer, None) for layer in self.net.encoder.layers)
+        """See `ssl_asr.models.layers.Layered`."""
+        yield from with_methods(self.net.encoder.layers, self._layer)
+        self._layer = by_method
 
     def with_ctc_head(self, head: nn.Linear) -> "PreTrainedModel":
         """See `SpeechEncoder`."""
@@ -284,16 +234,7 @@ class SSLEncoder(SpeechEncoder):
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""
-        for layer in self.net.encoder.layers:
-            layer.compile(backend=backend, dynamic=True)
-
-
-def _with_skipped(seen: dict[int, Tensor], layers: int) -> list[Tensor]:
-    """States before the first layer and after each layer. A skipped layer returns its input."""
-    states = [seen[-1]]
-    for index in range(layers):
-        states.append(seen.get(index, states[-1]))
-    return states
+        self._layer = torch.compile(self._layer, backend=backend, dynamic=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +254,6 @@ class SSLBackbone:
             checkpoint.
         layerdrop: float in [0, 1), probability of skipping each transformer layer in training (Fan et al., 2020). None
             and 0 skip no layer. The value of the checkpoint does not apply.
-        attention: str, attention implementation of transformers. None takes transformers' default for the family.
         gradient_checkpointing: bool, recompute layers in the backward pass, which saves memory and costs time.
         adapter_dim: int, width of the MMS adapters at the end of each layer. If the checkpoint has no adapters, they
             start from random weights. None keeps the adapters of the checkpoint, if it has any.
@@ -333,7 +273,6 @@ class SSLBackbone:
     activation_dropout: Dropout | None = None
     feat_proj_dropout: Dropout | None = None
     layerdrop: Dropout | None = None
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     gradient_checkpointing: bool = False
     adapter_dim: PositiveInt | None = None
     adapter_language: str | None = None
@@ -358,6 +297,7 @@ class SSLBackbone:
         """
         encoder = self._wrap(self._load_net(folder), folder)
         encoder.drop_layers(self.layerdrop or 0.0)
+        encoder.gradient_checkpointing = self.gradient_checkpointing
         return encoder
 
     def _wrap(self, net: nn.Module, folder: Path) -> SSLEncoder:
@@ -378,19 +318,13 @@ class SSLBackbone:
         net: Any = load_pretrained(AutoModel, folder, new, self._overrides())
         if self.adapter_language is not None:
             self._load_adapters(net, folder, self.adapter_language)
-        if self.gradient_checkpointing:
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         loaded: nn.Module = net
         return loaded
 
     def _overrides(self) -> dict[str, Any]:
         """Settings that replace the settings of the checkpoint's config."""
         names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        return non_null(self, names) | {
-            key: value
-            for key, value in (("attn_implementation", self.attention), ("adapter_attn_dim", self.adapter_dim))
-            if value is not None
-        }
+        return non_null(self, names) | ({} if self.adapter_dim is None else {"adapter_attn_dim": self.adapter_dim})
 
     def _check_adapters(self, config: dict[str, Any]) -> None:
         """Checks that the checkpoint has the adapters that the options name, or room for them."""

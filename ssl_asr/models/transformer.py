@@ -93,7 +93,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _split_heads(x_BND: Tensor, heads: int) -> Tensor:
+def split_heads(x_BND: Tensor, heads: int) -> Tensor:
     """Reshapes (batch, length, heads * features) to (batch, heads, length, features)."""
     batch, length, _ = x_BND.shape
     return x_BND.view(batch, length, heads, -1).transpose(1, 2)
@@ -120,7 +120,7 @@ def attend(
     Returns:
         Tensor of shape (batch, queries, features).
     """
-    q = _split_heads(project(attention.q_proj, x_BND), attention.num_heads)
+    q = split_heads(project(attention.q_proj, x_BND), attention.num_heads)
     dropout = attention.dropout if attention.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return project(attention.out_proj, mixed.transpose(1, 2).flatten(2))
@@ -128,7 +128,7 @@ def attend(
 
 def _attention_weights(attention: AttentionModule, x_BND: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Computes softmax(q k^T / sqrt(d)) of every head, ``weights_BHNF`` in float32."""
-    q = _split_heads(project(attention.q_proj, x_BND), attention.num_heads)
+    q = split_heads(project(attention.q_proj, x_BND), attention.num_heads)
     scores_BHNF = (q @ k.transpose(2, 3)).float() / q.shape[-1] ** 0.5
     if mask is not None:
         scores_BHNF = scores_BHNF.masked_fill(~mask, -torch.inf)
@@ -139,7 +139,7 @@ def _attention_weights(attention: AttentionModule, x_BND: Tensor, k: Tensor, mas
 def keys_values(attention: AttentionModule, x_BND: Tensor) -> tuple[Tensor, Tensor]:
     """Computes keys and values, each of shape (batch, heads, length, features per head)."""
     heads = attention.num_heads
-    return _split_heads(project(attention.k_proj, x_BND), heads), _split_heads(project(attention.v_proj, x_BND), heads)
+    return split_heads(project(attention.k_proj, x_BND), heads), split_heads(project(attention.v_proj, x_BND), heads)
 
 
 def drop(layer: DropoutModule, x: Tensor, p: float | None = None) -> Tensor:
@@ -153,7 +153,7 @@ def feed_forward(layer: LayerModule, x_BND: Tensor) -> Tensor:
     return x_BND + drop(layer, project(layer.fc2, drop(layer, h_BND, layer.activation_dropout)))
 
 
-def run_layer(layer: Callable[..., Tensor], *inputs: object, recompute: bool) -> Tensor:
+def run_layer(layer: Callable[..., Any], *inputs: object, recompute: bool) -> Any:
     """Calls ``layer(*inputs)``.
 
     With ``recompute``, only the inputs are stored for backward, and the layer runs a second time there (gradient
@@ -161,8 +161,7 @@ def run_layer(layer: Callable[..., Tensor], *inputs: object, recompute: bool) ->
     """
     if not (recompute and torch.is_grad_enabled()):
         return layer(*inputs)
-    recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-    return recomputed
+    return checkpoint(layer, *inputs, use_reentrant=False)
 
 
 @dataclass(slots=True)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.encoder import LayerGroup
+from ssl_asr.models.encoder import LayerGroup, padding_mask, run_layers
 from ssl_asr.models.loading import new_net
 from ssl_asr.models.spectrograms import center_bands
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
+from ssl_asr.models.ssl_layers import without_padding
+from ssl_asr.models.transformer import run_layer
 from ssl_asr.types import SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
@@ -131,6 +133,22 @@ class W2vBertEncoder(SSLEncoder):
         h_BFD, _ = self.net.feature_projection(features_BFM.to(waveform_BT.dtype))
         return h_BFD, self.frame_lengths(lengths_B)
 
+    def _states(self, h_BFD: Tensor, frame_lengths_B: Tensor, *, keep: bool) -> list[Tensor]:
+        from transformers.masking_utils import create_bidirectional_mask
+
+        encoder = self.net.encoder
+        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        h_BFD = encoder.dropout(without_padding(h_BFD, mask_BF))
+        mask = create_bidirectional_mask(config=self.net.config, inputs_embeds=h_BFD, attention_mask=mask_BF)
+        positions = None if encoder.embed_positions is None else encoder.embed_positions(h_BFD)
+
+        def run(layer: nn.Module, h_BFD: Tensor) -> Tensor:
+            states_BFD: Tensor = run_layer(layer, h_BFD, mask, positions, mask_BF, recompute=self._recomputes)
+            return states_BFD
+
+        layerdrop = self.layerdrop if self.training else 0.0
+        return run_layers(encoder.layers, h_BFD, run, layerdrop=layerdrop, keep=keep)
+
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Number of 20 ms frames for each number of samples."""
         return self.filter_banks.frame_lengths(lengths_B)
@@ -146,6 +164,15 @@ class W2vBertEncoder(SSLEncoder):
             LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
         ]
+
+    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
+        """See `ssl_asr.models.layers.Layered`. Layers are called."""
+        return ((layer, None) for layer in self.net.encoder.layers)
+
+    def compile_layers(self, backend: str) -> None:
+        """See `SpeechEncoder`."""
+        for layer in self.net.encoder.layers:
+            layer.compile(backend=backend, dynamic=True)
 
     def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         """See `SpeechEncoder`."""

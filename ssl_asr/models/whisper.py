@@ -207,7 +207,8 @@ class WhisperEncoder(SpeechEncoder):
         recompute = self.gradient_checkpointing and self.training
 
         def run(layer: nn.Module, h_BFD: Tensor) -> Tensor:
-            return run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
+            states_BFD: Tensor = run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
+            return states_BFD
 
         layerdrop = self.layerdrop if self.training else 0.0
         states = run_layers(self.net.layers, h_BFD, run, layerdrop=layerdrop, keep=layers)

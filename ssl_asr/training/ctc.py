@@ -24,6 +24,7 @@ from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import in_order, transcript
 from ssl_asr.decoding.text_alignment import Encode, Written, align_text, spell, written_words
 from ssl_asr.errors import CheckpointError, ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.heads import only_linear
@@ -231,7 +232,7 @@ class CTCModule(ASRModule):
         """CTC loss per label of each utterance, weighted and summed; the count is the sum of the weights."""
         logits_BFV, frame_lengths_B = self._logits(batch, out)
         loss_B = ctc_losses(logits_BFV, frame_lengths_B, batch.tokens_BU, batch.token_lengths_B)
-        weight_B = batch.weights_B.to(loss_B.device, non_blocking=True)
+        weight_B = on_device(batch.weights_B, loss_B.device)
         return Loss((weight_B * loss_B).sum(), weight_B.sum())
 
     def transcribe(

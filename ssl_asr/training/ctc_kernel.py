@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ssl_asr.models.devices import on_device
 from ssl_asr.training.ctc_triton import lattice_kernel, normalizer_kernel, occupancy_kernel, softmax_kernel
 
 _LARGEST_CHUNK = 1024
@@ -62,7 +63,7 @@ def ctc_loss(
         RuntimeError: A second derivative is computed.
     """
     device = logits_BFV.device
-    others = [x.to(device, non_blocking=True).contiguous() for x in (labels_BU, frame_lengths_B, label_lengths_B)]
+    others = [on_device(x, device).contiguous() for x in (labels_BU, frame_lengths_B, label_lengths_B)]
     loss_B: Tensor = _CtcLoss.apply(logits_BFV, *others, blank, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss_B
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_asr.console import notify
+from ssl_asr.models.devices import on_device
 from ssl_asr.types import BLANK_ID
 
 
@@ -25,7 +26,7 @@ def ctc_losses(logits_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, t
     """
     compute = _kernel_losses if has_kernel(logits_BFV.device) else _torch_losses
     nll_B = compute(logits_BFV, frame_lengths_B, tokens_BU, token_lengths_B)
-    loss_B: Tensor = nll_B / token_lengths_B.clamp(min=1).to(nll_B.device, non_blocking=True)
+    loss_B: Tensor = nll_B / on_device(token_lengths_B.clamp(min=1), nll_B.device)
     return loss_B
 
 

@@ -18,6 +18,7 @@ from ssl_asr.decoding.segments import transcript
 from ssl_asr.decoding.seq2seq import AttentionDecoder
 from ssl_asr.decoding.step_model import Constraints, Decoded
 from ssl_asr.models.attention import JointHead, attention_loss
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
@@ -99,7 +100,7 @@ class JointModule(CTCModule):
             label_smoothing=self.task.label_smoothing if self.training else 0.0,
         )
         share = self.task.ctc_share(self.trainer.global_step)
-        weight_B = batch.weights_B.to(ctc_B.device, non_blocking=True)
+        weight_B = on_device(batch.weights_B, ctc_B.device)
         if self.training:
             for name, part_B in (("ctc", ctc_B), ("attention", attention_B)):
                 self.log_train(f"train/loss_{name}", part_B.detach().mean(), len(batch))
@@ -210,6 +211,6 @@ def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, 
     """The attention decoder's inputs (start, labels) and targets (labels, end), both of shape (B, U + 1)."""
     start_B1 = tokens_BU.new_full((len(tokens_BU), 1), BLANK_ID)
     places_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
-    beyond_BU = places_U >= token_lengths_B.to(tokens_BU.device, non_blocking=True)[:, None]
+    beyond_BU = places_U >= on_device(token_lengths_B, tokens_BU.device)[:, None]
     tokens_BU = tokens_BU.masked_fill(beyond_BU, BLANK_ID)
     return torch.cat([start_B1, tokens_BU], dim=1), torch.cat([tokens_BU, start_B1], dim=1)

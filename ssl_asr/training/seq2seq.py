@@ -27,6 +27,7 @@ from ssl_asr.decoding.seq2seq import WhisperDecoder
 from ssl_asr.decoding.timestamps import Phrase, phrases_of, segments_of, text_tokens
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.errors import ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
@@ -78,7 +79,7 @@ class AuxiliaryCtc:
         return ctc_losses(
             logits_BFV,
             out.frame_lengths_B,
-            labels_BU.to(logits_BFV.device, non_blocking=True),
+            on_device(labels_BU, logits_BFV.device),
             torch.tensor([len(label) for label in labels]),
         )
 
@@ -147,7 +148,7 @@ class Seq2SeqModule(ASRModule):
     def _prompted(self, batch: Batch) -> Tensor:
         """Prompt and transcript of each utterance, ``(B, P + U)``."""
         prompts = [self.tokenizer.prompt(utterance) for utterance in batch.utterances]
-        prompt_BP = torch.tensor(prompts).to(batch.tokens_BU.device, non_blocking=True)
+        prompt_BP = on_device(torch.tensor(prompts), batch.tokens_BU.device)
         return torch.cat([prompt_BP, batch.tokens_BU], dim=1)
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
@@ -160,7 +161,7 @@ class Seq2SeqModule(ASRModule):
         # The positions are known on the CPU, so picking rows does not wait for the device.
         first = tokens_BU.shape[1] - batch.tokens_BU.shape[1] - 1
         rows_N = _target_rows(batch.token_lengths_B, first, inputs_BU.shape[1])
-        rows_N = rows_N.to(states_BUD.device, non_blocking=True)
+        rows_N = on_device(rows_N, states_BUD.device)
         logits_NV = self.model.logits(states_BUD.flatten(0, 1)[rows_N])
         loss_N = functional.cross_entropy(
             logits_NV.float(),
@@ -170,7 +171,7 @@ class Seq2SeqModule(ASRModule):
         )
         if self.auxiliary is not None:
             loss_N = self._with_ctc(self.auxiliary, loss_N, batch, out)
-        weight_N = batch.weights_B.repeat_interleave(batch.token_lengths_B).to(loss_N.device, non_blocking=True)
+        weight_N = on_device(batch.weights_B.repeat_interleave(batch.token_lengths_B), loss_N.device)
         return Loss((loss_N * weight_N).sum(), weight_N.sum())
 
     def pictures(self, batch: Batch) -> list[Picture]:

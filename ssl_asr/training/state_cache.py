@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ssl_asr.data.state_store import StateStore, state_digest
 from ssl_asr.errors import ConfigError
+from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.trainer import FSDP2
 from ssl_asr.types import Batch, OutputPath
@@ -155,7 +156,7 @@ class StateCache:
         rows = [self.store[utterance_id] for utterance_id in batch.ids]
         device = batch.waveform_BT.device
         states = [states_LFD.transpose(0, 1) for states_LFD, _ in rows]
-        padded_BFLD = pad_sequence(states, batch_first=True).to(device, non_blocking=True).float()
+        padded_BFLD = on_device(pad_sequence(states, batch_first=True), device).float()
         kept = padded_BFLD.unbind(2)
         return EncoderOutput(
             h_BFD=kept[-1],

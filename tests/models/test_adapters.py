@@ -57,7 +57,7 @@ def test_logits_of_a_language_equal_transformers(mms, language):
     rows = {" " if token == "|" else token: row for token, row in VOCABULARIES[language].items()}
     assert module.tokenizer.characters == [c for c in rows if len(c) == 1]
     columns = [rows[c] for c in ("<pad>", "<unk>", *module.tokenizer.characters)]
-    torch.testing.assert_close(ours_BFV, logits_BFV[..., columns], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours_BFV, logits_BFV[..., columns], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["de", "de-DE", "German", "DEU"])

@@ -1,0 +1,211 @@
+"""Frames of utterances of unequal lengths, without padding, and attention over them.
+
+    padded   h_BFD   x x x .          packed   h_ND   x x x y y z z z z
+                     y y . .                          |     |   |
+                     z z z z
+
+Linear layers, norms and activations compute each row by itself, so in the packed layout they compute no padding.
+Attention is computed for each utterance: by kernels for rows of unequal lengths on a GPU, and one utterance after the
+other on a CPU. No attention mask is needed, which fast kernels for attention do not take.
+
+A batch of equal lengths keeps its padded layout, which has no padding then. So does a batch that is traced for ONNX,
+whose graph must not depend on the lengths; its attention has a mask.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssl_asr.models.devices import on_device
+from ssl_asr.models.encoder import is_traced, padding_mask
+from ssl_asr.models.relative_attention import relative_attention
+from ssl_asr.models.transformer import split_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """WavLM's gated position bias, which is added to the scores of attention.
+
+    Attributes:
+        gate: Tensor in the layout of the states, with one factor for each head in the last dimension.
+        relative_HR: Tensor of shape (heads, 2 * width - 1), bias of the distances ``1 - width`` to ``width - 1``.
+    """
+
+    gate: Tensor
+    relative_HR: Tensor
+
+    def shorter(self, frames: int) -> Tensor:
+        """The bias of the distances in an utterance of this number of frames."""
+        middle = self.relative_HR.shape[1] // 2
+        return self.relative_HR[:, middle - frames + 1 : middle + frames]
+
+
+class Frames(Protocol):
+    """The layout of a batch in a stack of layers."""
+
+    @property
+    def width(self) -> int:
+        """Number of frames of the padded layout."""
+
+    def enter(self, h_BFD: Tensor) -> Tensor:
+        """States in this layout."""
+
+    def leave(self, h: Tensor) -> Tensor:
+        """Padded states, ``h_BFD``."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
+    ) -> Tensor:
+        """Scaled dot-product attention of each utterance to itself.
+
+        Args:
+            q, k, v: States in this layout, features of all heads in the last dimension.
+            heads: int, number of heads.
+            dropout: float, probability with which an attention weight is set to zero.
+            bias: Added to the scores. None for zero.
+        """
+
+
+def dense_attention(
+    q_BFD: Tensor,
+    k_BFD: Tensor,
+    v_BFD: Tensor,
+    *,
+    heads: int,
+    dropout: float,
+    bias: Bias | None,
+    mask_BF: Tensor | None,
+) -> Tensor:
+    """Attention of padded rows. ``mask_BF`` is False at padding, or None if there is none."""
+    q, k, v = (split_heads(x, heads) for x in (q_BFD, k_BFD, v_BFD))
+    if bias is None:
+        mask = None if mask_BF is None else mask_BF[:, None, None]
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    else:
+        gate_BHF = bias.gate.transpose(1, 2)
+        mixed = relative_attention(q, k, v, gate_BHF, bias.relative_HR, mask_BT=mask_BF, dropout=dropout)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The padded layout.
+
+    Attributes:
+        width: int, number of frames of each row.
+        mask_BF: bool, False at padding; None if there is none.
+    """
+
+    width: int
+    mask_BF: Tensor | None
+
+    def enter(self, h_BFD: Tensor) -> Tensor:
+        """The states as they are."""
+        return h_BFD
+
+    def leave(self, h: Tensor) -> Tensor:
+        """The states as they are."""
+        return h
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
+    ) -> Tensor:
+        """See `Frames`."""
+        return dense_attention(q, k, v, heads=heads, dropout=dropout, bias=bias, mask_BF=self.mask_BF)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The layout without padding.
+
+    Attributes:
+        lengths: list of int, number of frames of each utterance.
+        width: int, number of frames of the padded layout.
+        rows_N: int64 on the device, place of each frame in the flattened padded layout.
+        offsets: int32 on the device, shape (batch + 1,), place of the first frame of each utterance, and of the end.
+    """
+
+    lengths: list[int]
+    width: int
+    rows_N: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, lengths_B: Tensor, width: int, device: torch.device) -> "Packed":
+        """The layout of a batch with these lengths (int64 on the CPU)."""
+        places_BF = torch.arange(len(lengths_B) * width).view(-1, width)
+        rows_N = places_BF[torch.arange(width) < lengths_B[:, None]]
+        offsets = functional.pad(lengths_B.cumsum(0), (1, 0)).to(torch.int32)
+        return cls(lengths_B.tolist(), width, on_device(rows_N, device), on_device(offsets, device))
+
+    def enter(self, h_BFD: Tensor) -> Tensor:
+        """Removes the padding."""
+        return h_BFD.flatten(0, 1).index_select(0, self.rows_N)
+
+    def leave(self, h: Tensor) -> Tensor:
+        """Puts zeros into the padding."""
+        flat = h.new_zeros(len(self.lengths) * self.width, h.shape[-1]).index_copy(0, self.rows_N, h)
+        return flat.view(len(self.lengths), self.width, -1)
+
+    # The sizes of the parts differ from batch to batch, so a compiler would compile them again for each batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
+    ) -> Tensor:
+        """See `Frames`."""
+        if not q.is_cuda:
+            return self.attend_in_turn(q, k, v, heads=heads, dropout=dropout, bias=bias)
+        if bias is None:
+            return self.attend_at_once(q, k, v, heads=heads, dropout=dropout)
+        return self.attend_padded(q, k, v, heads=heads, dropout=dropout, bias=bias)
+
+    def attend_in_turn(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
+    ) -> Tensor:
+        """Attention, one utterance after the other."""
+        parts = [torch.split(x[None], self.lengths, dim=1) for x in (q, k, v)]
+        gates = None if bias is None else torch.split(bias.gate[None], self.lengths, dim=1)
+        mixed = []
+        for row, frames in enumerate(self.lengths):
+            own = None if bias is None or gates is None else Bias(gates[row], bias.shorter(frames))
+            states = [part[row] for part in parts]
+            mixed.append(dense_attention(*states, heads=heads, dropout=dropout, bias=own, mask_BF=None)[0])
+        return torch.cat(mixed)
+
+    def attend_padded(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
+    ) -> Tensor:
+        """Attention in the padded layout, with a mask."""
+        own = None if bias is None else Bias(self.leave(bias.gate), bias.relative_HR)
+        mask_BF = self.leave(torch.ones_like(q[:, :1])) > 0
+        padded = [self.leave(x) for x in (q, k, v)]
+        return self.enter(dense_attention(*padded, heads=heads, dropout=dropout, bias=own, mask_BF=mask_BF[..., 0]))
+
+    def attend_at_once(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float) -> Tensor:
+        """Attention by a kernel for rows of unequal lengths."""
+        shortest, longest = min(self.lengths), max(self.lengths)
+        nested = [
+            torch.nested.nested_tensor_from_jagged(
+                x.view(len(x), heads, -1), self.offsets, min_seqlen=shortest, max_seqlen=longest
+            ).transpose(1, 2)
+            for x in (q, k, v)
+        ]
+        mixed = functional.scaled_dot_product_attention(nested[0], nested[1], nested[2], dropout_p=dropout)
+        return mixed.transpose(1, 2).values().flatten(1)
+
+
+def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:
+    """The layout for a batch: dense without padding or while it is traced, else packed.
+
+    Args:
+        lengths_B: int64 on the CPU, number of frames of each utterance.
+        width: int, number of frames of the padded layout.
+        device: torch.device, device of the states.
+    """
+    mask_BF = padding_mask(lengths_B, width, device)
+    if mask_BF is None or is_traced():
+        return Dense(width, mask_BF)
+    return Packed.of(lengths_B, width, device)
