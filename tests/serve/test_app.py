@@ -18,6 +18,7 @@ import soundfile
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.subtitles import render
 from ssl_asr.metrics.report import Prediction
+from ssl_asr.serve import worker
 from ssl_asr.types import Utterance
 from tests.serve.served import ADDRESS, error_of, post, served, serving, until
 
