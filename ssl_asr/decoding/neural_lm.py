@@ -123,8 +123,8 @@ class NeuralLM(WordModel[Tokens]):
         short = {pair: piece for pair, piece in pieces.items() if self._fits(piece)}
         rest = [pair for pair in unknown if pair not in short]
         totals = dict(zip(rest, self._continued([s for s, _ in rest], [pieces[pair] for pair in rest]), strict=True))
-        # Words after the same state are together, so that its keys and values are needed for one batch only.
-        ordered = sorted(short, key=lambda pair: pair[0])
+        # Pieces of equal length need no padding.
+        ordered = sorted(short, key=lambda pair: (len(short[pair]), pair[0]))
         for first in range(0, len(ordered), _BATCH):
             own = ordered[first : first + _BATCH]
             totals.update(zip(own, self._score_words([s for s, _ in own], [short[pair] for pair in own]), strict=True))
