@@ -9,7 +9,7 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # Tests run in parallel processes with one thread each. With more threads, the processes compete for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo notebooks test test-all bench lint format clean
+.PHONY: help setup demo notebooks test test-all bench bench-full lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,7 +47,10 @@ test: lint  ## lint, types and the fast tests
 test-all: lint $(VENV)/.8bit  ## lint, types and all tests, also on real weights and speech
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal -m "not benchmark"
 
-bench: $(VENV)/.bench  ## speed against other libraries (hours on two cores)
+bench: $(VENV)/.bench  ## speed against other libraries (half an hour on two cores)
+	HF_HUB_OFFLINE=1 BENCH_PEERS=$(CURDIR)/$(VENV)/peers/bin/python $(PY) -m tests.benchmarks.suite
+
+bench-full: $(VENV)/.bench  ## speed against other libraries on whole test sets (hours on two cores)
 	BENCH_PEERS=$(CURDIR)/$(VENV)/peers/bin/python $(PY) -m pytest -s -m benchmark tests/benchmarks
 
 # pyctcdecode needs numpy 1, so it gets its own environment.

@@ -4,8 +4,9 @@ Let ``t[1..n]`` be the tokens of the words so far, after the model's start token
 
     log p(word | t[1..n]) = sum of log p(t[n+i] | start, t[1..n+i-1]) over the tokens t[n+1..n+m] of the word
 
-A state is the tuple of all tokens read so far. Every forward pass starts at the beginning of the text, without a cache
-of keys and values: a search returns to earlier states in any order. Only the results are kept.
+A state is the tuple of all tokens read so far. A forward pass reads the tokens after the longest prefix whose keys and
+values are known (see `ssl_asr.decoding.prefix_cache`). It reads whole texts, and all texts if the model has no keys and
+values, from their beginning.
 
 If a text is longer than the context of the model, its last tokens are read: half of the context, the start token
 included, so that there is room for a word.
@@ -22,16 +23,17 @@ from torch.nn.utils.rnn import pad_sequence
 from ssl_asr.console import silent
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton, name_missing_labels
+from ssl_asr.decoding.prefix_cache import PrefixCache, Tokens
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
-
-Tokens = tuple[int, ...]
 
 # Texts per forward pass.
 _BATCH = 64
 # Results that are kept at most: words after states, and cells of rows.
 _KEPT_WORDS = 200_000
 _KEPT_CELLS = 50_000_000
+# Keys and values that are kept at most.
+_KEPT_BYTES = 512 * 2**20
 
 
 class NeuralLM(WordModel[Tokens]):
@@ -49,7 +51,10 @@ class NeuralLM(WordModel[Tokens]):
     batched = True
 
     def __init__(self, model: Any, tokenizer: Any, *, source: str) -> None:
+        from transformers import DynamicCache
+
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
+        self.prefixes = PrefixCache(self.model, DynamicCache, max_bytes=_KEPT_BYTES)
         end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
         if start is None and end is None:
             what = "its tokenizer has neither a start nor an end token"
@@ -114,12 +119,38 @@ class NeuralLM(WordModel[Tokens]):
     def prefetch(self, pairs: Sequence[tuple[Tokens, str]]) -> None:
         """Compute the scores of words after states in batches."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._words]
-        pieces = [self.spell(word, first=len(state) == 1) for state, word in unknown]
-        totals = self._continued([state for state, _ in unknown], pieces)
-        for (state, word), tokens, total in zip(unknown, pieces, totals, strict=True):
-            self._words[state, word] = (total, state + tokens)
+        pieces = {pair: self.spell(pair[1], first=len(pair[0]) == 1) for pair in unknown}
+        short = {pair: piece for pair, piece in pieces.items() if self._fits(piece)}
+        rest = [pair for pair in unknown if pair not in short]
+        totals = dict(zip(rest, self._continued([s for s, _ in rest], [pieces[pair] for pair in rest]), strict=True))
+        # Pieces of equal length need no padding.
+        ordered = sorted(short, key=lambda pair: (len(short[pair]), pair[0]))
+        for first in range(0, len(ordered), _BATCH):
+            own = ordered[first : first + _BATCH]
+            totals.update(zip(own, self._score_words([s for s, _ in own], [short[pair] for pair in own]), strict=True))
+            self._trim(rows=0)
+        for state, word in unknown:
+            self._words[state, word] = (totals[state, word], state + pieces[state, word])
         while len(self._words) > max(_KEPT_WORDS, len(pairs)):
             self._words.popitem(last=False)
+
+    def _fits(self, piece: Tokens) -> bool:
+        """Whether a word is scored after the keys and values of its state."""
+        return self.prefixes.works and len(piece) > 0 and (self._most is None or len(piece) <= self._most)
+
+    def _score_words(self, states: Sequence[Tokens], pieces: Sequence[Tokens]) -> list[float]:
+        """Log-probabilities of the tokens of words after states. The first token has the row of its state."""
+        read = [self._recent(state) for state in states]
+        longer = [at for at, piece in enumerate(pieces) if len(piece) > 1]
+        lacking = {states[at] for at in longer if read[at] not in self.prefixes}
+        self._read_rows([state for state in dict.fromkeys(states) if state in lacking or state not in self._rows])
+        totals = [float(self._rows[state][piece[0]]) for state, piece in zip(states, pieces, strict=True)]
+        if longer:
+            log_probs_BUV = self.prefixes.continued([read[at] for at in longer], [pieces[at][:-1] for at in longer])
+            for row_UV, at in zip(log_probs_BUV, longer, strict=True):
+                targets_U1 = torch.tensor(pieces[at][1:], device=row_UV.device)[:, None]
+                totals[at] += float(row_UV[: len(targets_U1)].gather(1, targets_U1).double().sum())
+        return totals
 
     def end(self, state: Tokens) -> float:
         """Log-probability of the end of the text. 0 if the model has no end token."""
@@ -147,14 +178,28 @@ class NeuralLM(WordModel[Tokens]):
         """Compute the rows of states in batches."""
         unknown = [state for state in dict.fromkeys(states) if state not in self._rows]
         for first in range(0, len(unknown), _BATCH):
-            own = unknown[first : first + _BATCH]
-            read = [self._recent(state) for state in own]
-            log_probs_BUV = self._log_probs(read)
-            for row, (state, recent) in enumerate(zip(own, read, strict=True)):
-                self._rows[state] = log_probs_BUV[row, len(recent) - 1].cpu()
-        most = max(len(states), _KEPT_CELLS // len(next(iter(self._rows.values())))) if self._rows else 0
+            self._read_rows(unknown[first : first + _BATCH])
+            self._trim(rows=len(states))
+
+    def _trim(self, *, rows: int) -> None:
+        """Remove the oldest rows, keys and values. At least ``rows`` rows stay."""
+        self.prefixes.trim()
+        most = max(rows, _KEPT_CELLS // len(next(iter(self._rows.values())))) if self._rows else 0
         while len(self._rows) > most:
             self._rows.popitem(last=False)
+
+    def _read_rows(self, states: Sequence[Tokens]) -> None:
+        """Compute the rows of states in one forward pass."""
+        if not states:
+            return
+        read = [self._recent(state) for state in states]
+        if self.prefixes.works:
+            rows = self.prefixes.extend(read).cpu()
+        else:
+            log_probs_BUV = self._log_probs(read)
+            rows = log_probs_BUV[torch.arange(len(read)), torch.tensor([len(recent) - 1 for recent in read])].cpu()
+        # Copies, so that a row does not hold the memory of its batch.
+        self._rows.update((state, row.clone()) for state, row in zip(states, rows, strict=True))
 
     def _recent(self, state: Tokens) -> Tokens:
         """The tokens that the model reads: all of a text, or its start token and its last tokens."""
@@ -170,7 +215,8 @@ class NeuralLM(WordModel[Tokens]):
         lengths_B1 = torch.tensor([len(state) for state in states])[:, None]
         mask_BU = (torch.arange(tokens_BU.shape[1]) < lengths_B1).to(device, torch.int64)
         logits_BUV = self.model(input_ids=tokens_BU, attention_mask=mask_BU, use_cache=False).logits
-        log_probs_BUV: Tensor = logits_BUV.float().log_softmax(-1)
+        dtype = torch.promote_types(logits_BUV.dtype, torch.float32)
+        log_probs_BUV: Tensor = logits_BUV.to(dtype).log_softmax(-1)
         return log_probs_BUV
 
     def _continued(self, states: Sequence[Tokens], tokens: Sequence[Tokens]) -> list[float]:

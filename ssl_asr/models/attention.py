@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
+from ssl_asr.models.gru_recurrence import AttentionWeights, GruLayer, gru_with_attention
 from ssl_asr.models.heads import CtcHead, DnnHead, FrameWise
 from ssl_asr.models.transformer import TransformerDecoder, beam_rows
 from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
@@ -64,11 +65,19 @@ class LocationAttention(nn.Module):
         """
         location_BFD = self.location(self.where(weights_BF[:, None]).transpose(1, 2))
         hidden_BFD = torch.tanh(keys_BFD + self.query(query_BD)[:, None] + location_BFD)
-        energy_BF = self.energy(hidden_BFD)[..., 0].float()
+        energy_BF = self.energy(hidden_BFD)[..., 0]
+        energy_BF = energy_BF.to(torch.promote_types(energy_BF.dtype, torch.float32))
         if mask_BF is not None:
             energy_BF = energy_BF.masked_fill(~mask_BF, -torch.inf)
         weights_BF = energy_BF.softmax(-1).to(h_BFD.dtype)
         return torch.einsum("bf,bfd->bd", weights_BF, h_BFD), weights_BF
+
+    def doubled(self, dtype: torch.dtype) -> AttentionWeights:
+        """The weights for `gru_with_attention`, which has sigmoids in place of tanh."""
+        where_CK, energy_A = self.where.weight[:, 0].to(dtype), 2 * self.energy.weight[0].to(dtype)
+        return AttentionWeights(
+            2 * self.query.weight.to(dtype), where_CK, 2 * self.location.weight.t().to(dtype), energy_A
+        )
 
 
 @dataclass(slots=True)
@@ -180,9 +189,32 @@ class GruDecoder(nn.Module):
 
     def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
         """Runs the decoder with teacher forcing; see `TransformerDecoder.forward`."""
-        state = self.begin(h_BFD, context_lengths_B, tokens_BU.shape[1])
-        embedded_BUD = self.dropout(self.embed(tokens_BU))
-        return torch.stack([self._next(x_BD, state) for x_BD in embedded_BUD.unbind(1)], dim=1)
+        # The loop sums many small terms, so it runs in float32 even if the weights or autocast are bfloat16.
+        dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
+        context_UBD, state_UBD = gru_with_attention(
+            h_BFD.to(dtype),
+            (2 * self.attention.keys(h_BFD)).to(dtype),
+            padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device),
+            self.attention.doubled(dtype),
+            self._layers(self.dropout(self.embed(tokens_BU.t())), dtype),
+        )
+        joined_UBD: Tensor = self.join(torch.cat([context_UBD, state_UBD], dim=-1).to(self.join.weight.dtype))
+        return joined_UBD.transpose(0, 1)
+
+    def _layers(self, embedded_UBD: Tensor, dtype: torch.dtype) -> list[GruLayer]:
+        """The GRU's layers, with the part of the gates that depends on the embeddings alone."""
+        tokens, batch, embedding = embedded_UBD.shape
+        layers = []
+        for at, weights in enumerate(self.gru.all_weights):
+            inputs_GD, memory_GW, inputs_G, memory_G = (weight.to(dtype) for weight in weights)
+            if at == 0:
+                base_UBG = functional.linear(embedded_UBD.to(dtype), inputs_GD[:, :embedding], inputs_G).to(dtype)
+                layers.append(GruLayer(base_UBG, inputs_GD[:, embedding:], memory_GW, memory_G, None))
+                continue
+            ones_UBW = inputs_GD.new_ones(tokens, batch, self.gru.hidden_size)
+            dropout_UBW = functional.dropout(ones_UBW, self.gru.dropout) if self.training else None
+            layers.append(GruLayer(inputs_G.expand(tokens, batch, -1), inputs_GD, memory_GW, memory_G, dropout_UBW))
+        return layers
 
     def logits(self, states: Tensor) -> Tensor:
         """Computes logits from states of shape (…, width)."""

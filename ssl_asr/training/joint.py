@@ -4,6 +4,7 @@ loss = w * CTC + (1 - w) * cross-entropy        each the mean over the labels of
 """
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,7 +17,7 @@ from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import transcript
 from ssl_asr.decoding.seq2seq import AttentionDecoder
-from ssl_asr.decoding.step_model import Constraints, Decoded
+from ssl_asr.decoding.step_model import Constraints
 from ssl_asr.models.attention import JointHead, attention_loss
 from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
@@ -157,7 +158,17 @@ class JointModule(CTCModule):
         if options.align or decoder is None:
             return super().transcribe(batch, out, options)
         h_BFD, frame_lengths_B = self._trunk(batch, out)
-        found = self._decode(decoder, h_BFD, frame_lengths_B, self._token_limits(decoder, batch, frame_lengths_B))
+        # Beam search and word times both read the CTC layer, and neither always does.
+        ctc_log_probs = cache(lambda: self._ctc_log_probs(h_BFD))
+        scorers = decoder.scorers(ctc_log_probs, frame_lengths_B, self._fusion_on(h_BFD.device))
+        found = decoder.search(
+            self.head.decoder,
+            h_BFD,
+            frame_lengths_B,
+            [[BLANK_ID]] * len(h_BFD),
+            constraints=Constraints(end_id=BLANK_ID, limits=self._token_limits(decoder, batch, frame_lengths_B)),
+            scorers=scorers,
+        )
         hypotheses = to_hypotheses(
             batch,
             found,
@@ -169,8 +180,7 @@ class JointModule(CTCModule):
         timer = self._timer(options)
         if timer is None:
             return hypotheses
-        log_probs_BFV = self._ctc_log_probs(h_BFD)
-        rows = zip(hypotheses, log_probs_BFV, frame_lengths_B.tolist(), batch.utterances, strict=True)
+        rows = zip(hypotheses, ctc_log_probs(), frame_lengths_B.tolist(), batch.utterances, strict=True)
         return [
             transcript(replace(one, words=timer.words(one.tokens, row_FV[:frames])), duration=utterance.duration)
             for one, row_FV, frames, utterance in rows
@@ -183,20 +193,6 @@ class JointModule(CTCModule):
         if by_length is None:
             return limits
         return [min(pair) for pair in zip(limits, by_length, strict=True)]
-
-    def _decode(
-        self, decoder: AttentionDecoder, h_BFD: Tensor, frame_lengths_B: Tensor, limits: list[int]
-    ) -> list[list[Decoded]]:
-        """Texts of each utterance, best first."""
-        scorers = decoder.scorers(lambda: self._ctc_log_probs(h_BFD), frame_lengths_B, self._fusion_on(h_BFD.device))
-        return decoder.search(
-            self.head.decoder,
-            h_BFD,
-            frame_lengths_B,
-            [[BLANK_ID]] * len(h_BFD),
-            constraints=Constraints(end_id=BLANK_ID, limits=limits),
-            scorers=scorers,
-        )
 
     def _fusion_on(self, device: torch.device) -> Fusion | None:
         """The tables of shallow fusion, kept between batches with the scores computed so far."""

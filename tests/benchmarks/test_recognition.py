@@ -1,6 +1,6 @@
 """Transcription speed against other libraries: same weights, speech and machine, in one run.
 
-    make bench        (hours on two cores; BENCH_UTTERANCES=32 for a quick look)
+    make bench-full      (hours on two cores; BENCH_UTTERANCES=32 for a quick look)
 
 Whisper is compared with transformers' ``generate`` and faster-whisper. CTC search is compared with pyctcdecode (in its
 own environment, BENCH_PEERS, since it needs numpy 1), torchaudio's decoder (flashlight) and SpeechBrain's. The CTC

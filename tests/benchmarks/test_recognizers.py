@@ -1,4 +1,4 @@
-"""The recognizers of the speed comparison work on toy models, so that `make bench` does not fail after hours."""
+"""The recognizers of the speed comparison work on toy models, so that `make bench-full` does not fail after hours."""
 
 import numpy as np
 import pytest

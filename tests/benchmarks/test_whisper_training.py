@@ -1,6 +1,6 @@
 """Training speed of Whisper against Hugging Face's ``Seq2SeqTrainer``: same model, data, batches and labels.
 
-make bench        (BENCH_BATCHES=53 for a whole epoch; needs SSL_ASR_DATA and tens of minutes on two cores)
+make bench-full      (BENCH_BATCHES=53 for a whole epoch; needs SSL_ASR_DATA and tens of minutes on two cores)
 """
 
 import json

@@ -38,13 +38,14 @@ CTC_VOCABULARY = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Where the rows run, and whether with tiny shapes."""
+    """Where the rows run, whether with tiny shapes, and whether in bf16 autocast."""
 
     device: str
     tiny: bool
+    bf16: bool = True
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device, dtype=torch.bfloat16)
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
 
     def create(self, make: Callable[[], nn.Module]) -> nn.Module:
         """A module, with its random weights drawn on the device."""
@@ -120,6 +121,7 @@ _TINY = {
 _SSL = {
     "wav2vec2_base": (transformers.Wav2Vec2Config, {}),
     "wav2vec2_large": (transformers.Wav2Vec2Config, _LARGE),
+    "wavlm_base": (transformers.WavLMConfig, {}),
     "wavlm_large": (transformers.WavLMConfig, _LARGE),
 }
 
@@ -139,13 +141,11 @@ def ctc_batch(setup: Setup, durations: Sequence[Seconds]) -> Batch:
     return make_batch(durations, labels=labels, vocabulary=CTC_VOCABULARY, device=setup.device)
 
 
-def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False, compiled=False) -> Step:
-    """Our `CTCModule` with a linear head."""
-    config = ssl_config(name, tiny=setup.tiny)
-    kind = transformers.WavLMModel if name.startswith("wavlm") else transformers.Wav2Vec2Model
-    encoder = SSLEncoder(net=setup.create(lambda: kind(config)), normalize=True)
+def ssl_module(net: nn.Module, *, frozen: bool) -> CTCModule:
+    """Our `CTCModule` with a linear head on an encoder of transformers."""
+    encoder = SSLEncoder(net=net, normalize=True)
     states = LastLayer(stride=1).build(encoder)
-    module = CTCModule(
+    return CTCModule(
         encoder=encoder,
         states=states,
         head=LinearHead(dropout=0.1).build(dim=states.dim, vocab_size=CTC_VOCABULARY),
@@ -155,32 +155,49 @@ def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=Fa
         optim=None,
         normalizers={},
     )
+
+
+def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False, compiled=False) -> Step:
+    """A step of our module."""
+    config = ssl_config(name, tiny=setup.tiny)
+    kind = transformers.WavLMModel if name.startswith("wavlm") else transformers.Wav2Vec2Model
+    module = ssl_module(setup.create(lambda: kind(config)), frozen=frozen)
     return train_ours(setup, module, ctc_batch(setup, durations), compiled=compiled)
 
 
-def ssl_hf(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False) -> Step:
-    """transformers' ``ForCTC`` model."""
-    config, batch = ssl_config(name, tiny=setup.tiny), ctc_batch(setup, durations)
+def ssl_net_hf(setup: Setup, name: str, *, frozen: bool) -> nn.Module:
+    """transformers' ``ForCTC`` model, with its fastest attention."""
+    config = ssl_config(name, tiny=setup.tiny)
     if name.startswith("wavlm"):
         model = setup.create(lambda: transformers.WavLMForCTC(config))
     else:
         model = setup.create(lambda: transformers.Wav2Vec2ForCTC._from_config(config, attn_implementation="sdpa"))
-    model = model.float().train()
     model.freeze_feature_encoder()
     if frozen:
         model.freeze_base_model()
+    return model.float().train()
+
+
+def ssl_hf(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=False) -> Step:
+    """A step of transformers' model."""
+    model, batch = ssl_net_hf(setup, name, frozen=frozen), ctc_batch(setup, durations)
     samples_T = torch.arange(batch.waveform_BT.shape[1])
     mask_BT = (samples_T[None] < batch.lengths_B[:, None]).long().to(setup.device)
     # Models with a group norm are used without an attention mask, as their model cards say.
     inputs = {"input_values": batch.waveform_BT, "labels": batch.tokens_BU}
-    if config.feat_extract_norm == "layer":
+    if model.config.feat_extract_norm == "layer":
         inputs["attention_mask"] = mask_BT
     return training_step(setup, model, lambda: model(**inputs).loss)
 
 
 # Whisper.
 
-_WHISPER = {"tiny": (32, 2, 2, 80), "whisper_small": (768, 12, 12, 80), "whisper_large_v3": (1280, 32, 20, 128)}
+_WHISPER = {
+    "tiny": (32, 2, 2, 80),
+    "whisper_tiny": (384, 4, 6, 80),
+    "whisper_small": (768, 12, 12, 80),
+    "whisper_large_v3": (1280, 32, 20, 128),
+}
 
 
 def whisper_config(name: str, *, tiny: bool) -> transformers.WhisperConfig:
@@ -208,18 +225,25 @@ def whisper_batch(setup: Setup, durations: Sequence[Seconds], *, labels: int = 4
     return make_batch(durations, labels=labels, vocabulary=250, device=setup.device)
 
 
-def whisper_module(setup: Setup, name: str, window: str) -> Seq2SeqModule:
-    """Our module, with the tokenizer of a toy checkpoint."""
+def whisper_module(
+    setup: Setup, name: str, window: str, *, net: nn.Module | None = None, frozen=False
+) -> Seq2SeqModule:
+    """Our module, with the tokenizer of a toy checkpoint.
+
+    Args:
+        net: A ``WhisperModel`` of transformers. None for random weights.
+        frozen: Whether the encoder is frozen.
+    """
     folder = Path(tempfile.mkdtemp())
     save_checkpoint("whisper", folder)
-    net = setup.create(lambda: transformers.WhisperModel(whisper_config(name, tiny=setup.tiny)))
+    net = net or setup.create(lambda: transformers.WhisperModel(whisper_config(name, tiny=setup.tiny)))
     encoder = WhisperEncoder(net=net.encoder, window=window, tail_s=1.0, train_tail_s=None)
     return Seq2SeqModule(
         model=WhisperSeq2Seq(encoder=encoder, net=net.decoder, generation={}),
         decoder=WhisperGreedy(suppress=True, max_tokens_per_s=None),
         label_smoothing=0.0,
         tokenizer=WhisperTokenizer.from_folder(folder, language=None, task="transcribe", normalizer="none"),
-        policy=TrainAll(),
+        policy=FreezeEncoder() if frozen else TrainAll(),
         optim=None,
         normalizers={},
     ).to(setup.device)

@@ -1,6 +1,7 @@
 """Joint CTC-attention and Whisper with auxiliary CTC: losses, restored runs, and options that conflict."""
 
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ssl_asr.build.restore import restore_module
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.training.checkpoint_files import read_checkpoint
+from ssl_asr.training.module import TranscribeOptions
 from ssl_asr.training.tasks import Joint
 from tests.training.toy_runs import build, config_of, toy_overrides
 
@@ -71,6 +73,41 @@ def test_loss_is_the_weighted_sum_of_ctc_and_attention_losses(toy_checkpoints, t
         found = module.loss(batch)
     assert float(found.total) == pytest.approx(total, rel=1e-4)
     assert int(found.count) == len(batch)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "confidence", "calls"),
+    [
+        ("attention_beam", "max_prob", 1),
+        ("attention_beam", None, 1),
+        ("attention_greedy", "max_prob", 1),
+        ("attention_greedy", None, 0),
+    ],
+)
+def test_decoder_and_word_times_share_one_pass_through_the_ctc_layer(
+    toy_checkpoints, toy_corpus, tmp_path, decoder, confidence, calls
+):
+    overrides = [o for o in joint(toy_checkpoints, toy_corpus) if not o.startswith("decoder=")]
+    run = build(tmp_path, *overrides, f"decoder={decoder}")
+    run.data.setup("fit")
+    module, batch = run.module.eval(), next(iter(run.data.val_dataloader()[0]))
+    options, seen = TranscribeOptions(confidence=confidence), []
+    # The untrained decoder would write empty texts.
+    torch.nn.init.constant_(module.head.decoder.out.bias[:1], -1e3)
+    with torch.no_grad(), mock.patch.object(module.head.ctc, "forward", wraps=module.head.ctc.forward) as forward:
+        found = module.transcribe(batch, None, options)
+        assert forward.call_count == calls
+        expected = [row.tokens for row in module.transcribe(batch)]
+        log_probs_BFV, frame_lengths_B = module.log_probs(batch)
+    assert [row.tokens for row in found] == expected
+    if confidence is None:
+        return
+    timer = module._timer(options)
+    for row, log_probs_FV, frames in zip(found, log_probs_BFV, frame_lengths_B.tolist(), strict=True):
+        words = timer.words(row.tokens, log_probs_FV[:frames])
+        assert [(word.text, word.confidence) for word in row.words] == [(word.text, word.confidence) for word in words]
+        seen += words
+    assert seen
 
 
 def test_ctc_decoder_transcribes_and_takes_no_token_cap(toy_checkpoints, toy_corpus, tmp_path):

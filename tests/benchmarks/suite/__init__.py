@@ -1,0 +1,1 @@
+"""The CPU benchmarks in one command: ``python -m tests.benchmarks.suite``."""

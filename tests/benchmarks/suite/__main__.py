@@ -1,0 +1,118 @@
+"""The CPU benchmarks: one run, one JSON file, and the table in tests/benchmarks/README.md.
+
+    make bench                                              (all, under half an hour on two cores)
+    python -m tests.benchmarks.suite --only B14,B15         (some; the table is not written)
+    python -m tests.benchmarks.suite --quick --only B3      (small shapes and one turn: checks that it runs)
+
+Both sides of a comparison take turns in one run, and each has an equality check. BENCH_PEERS is the interpreter of the
+environment that has pyctcdecode.
+"""
+
+import argparse
+import datetime
+import gc
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.benchmarks.suite import parts, recognition, training
+from tests.benchmarks.suite.rows import Options, Row
+
+FOLDER = Path(__file__).parent.parent
+BEGIN, END = "<!-- suite: begin -->", "<!-- suite: end -->"
+PARTS = {
+    "B1": training.b1,
+    "B2": training.b2,
+    "B3": training.b3,
+    "B5": training.b5,
+    "B6": training.b6,
+    "B7": training.b7,
+    "B8": training.b8,
+    "B10": parts.b10,
+    "B11": parts.b11,
+    "B13": parts.b13,
+    "B14": parts.b14,
+    "B15": parts.b15,
+    "B16": recognition.b16,
+    "B17": recognition.b17,
+    "B18": recognition.b18,
+    "B22": training.b22,
+}
+
+
+def machine() -> str:
+    """Name of the machine in file names: its processor and the number of threads."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return "-".join([*name.lower().replace("(r)", "").split(), str(torch.get_num_threads()), "threads"])
+
+
+def commit() -> str:
+    """Short hash of the checkout."""
+    command = ["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The rows as a table of Markdown."""
+    lines = ["| | what | against | ours | theirs | ratio (least to most) | check |", "| --- " * 7 + "|"]
+    for row in rows:
+        spread = "" if row.spread is None else f" ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
+        figures = f"{row.ours:,.4g} {row.unit} | {row.theirs:,.4g} {row.unit} | {row.ratio:.2f}{spread}"
+        lines.append(f"| {row.id} | {row.what} | {row.peer} | {figures} | {row.check} |")
+    return lines
+
+
+def write_table(path: Path, lines: list[str]) -> None:
+    """Replace the marked section of a file.
+
+    Raises:
+        AssertionError: The file has no marked section.
+    """
+    text = path.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1, f"{path} has no section between {BEGIN} and {END}"
+    before, rest = text.split(BEGIN)
+    path.write_text("\n".join([before + BEGIN, *lines, END]) + rest.split(END)[1], encoding="utf-8")
+
+
+def main() -> None:
+    """Run the parts, and write what they found."""
+    parser = argparse.ArgumentParser(description="CPU benchmarks against other libraries.")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, for example B14,B15")
+    parser.add_argument("--quick", action="store_true", help="small shapes and one turn; writes nothing")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",")
+    unknown = sorted(set(chosen) - set(PARTS))
+    if unknown:
+        parser.error(f"unknown parts: {', '.join(unknown)}. The parts are {', '.join(PARTS)}")
+    transformers.logging.set_verbosity_error()
+    options = Options(pairs=1 if arguments.quick else 5, quick=arguments.quick)
+    rows: list[Row] = []
+    for name in chosen:
+        torch.manual_seed(0)
+        began = time.perf_counter()
+        found = PARTS[name](options)
+        print("\n".join(table(found)[2:]), f"\n{name} took {time.perf_counter() - began:.0f} s", flush=True)
+        rows += found
+        gc.collect()
+    if arguments.quick:
+        return
+    today, commit_id = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", commit()
+    path = FOLDER / "results" / f"{today}-{machine()}-{commit_id}.json"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "commit": commit_id}
+    content = {**versions, "date": today, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if set(chosen) == set(PARTS):
+        heading = f"[{machine()}, {today}, {commit_id}](results/{path.name})"
+        write_table(FOLDER / "README.md", ["", f"{heading}:", "", *table(rows), ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The suite of CPU benchmarks: turns, memory, checks and the table. Its smaller parts run on small shapes."""
+
+import pytest
+import torch
+
+from tests.benchmarks.suite.__main__ import BEGIN, END, FOLDER, PARTS, table, write_table
+from tests.benchmarks.suite.rows import Options, Row, closeness, in_turns, saved_mb
+
+ROW = Row(id="B1", what="a", peer="b", ours=2.0, theirs=3.0, unit="ms", ratio=1.5, spread=(1.25, 1.75), check="equal")
+
+
+def test_sides_take_turns_in_changing_order_after_one_turn_that_does_not_count(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr("tests.benchmarks.suite.rows.time.perf_counter", lambda: clock[0])
+
+    def side(name, seconds):
+        durations = iter(seconds)
+
+        def step():
+            order.append(name)
+            clock[0] += next(durations)
+
+        return step
+
+    found = in_turns(side("ours", [100.0, 1.0, 2.0, 4.0]), side("theirs", [100.0, 2.0, 6.0, 4.0]), 3)
+    assert "".join(name[0] for name in order) == "ottootto"
+    assert found == (2.0, 4.0, 2.0, (1.0, 3.0))
+
+
+def test_saved_tensors_are_counted_once_and_without_parameters():
+    weight = torch.nn.Parameter(torch.ones(1000, 1000))
+    x = torch.ones(250, 1000)
+    # exp keeps its result, and so does the product that reads it.
+    assert saved_mb(lambda: (x @ weight).exp() @ weight) == pytest.approx(2.0)
+
+
+def test_results_that_differ_are_an_error():
+    assert closeness("loss", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), limit=0.5).endswith("5.0e-01")
+    with pytest.raises(AssertionError, match="loss differs by 0.5"):
+        closeness("loss", torch.tensor([2.0]), torch.tensor([2.5]), limit=0.1)
+    with pytest.raises(AssertionError, match="nan"):
+        closeness("loss", torch.tensor([torch.nan]), torch.tensor([2.5]), limit=0.1)
+
+
+def test_table_replaces_the_marked_section_only(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        write_table(readme, table([ROW]))
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["before", BEGIN]
+    assert lines[-3:] == ["| B1 | a | b | 2 ms | 3 ms | 1.50 (1.25 to 1.75) | equal |", END, "after"]
+    with pytest.raises(AssertionError, match="no section"):
+        write_table(tmp_path / "other.md", []) if (tmp_path / "other.md").write_text("text") else None
+
+
+def test_the_results_have_a_marked_section():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+
+
+@pytest.mark.parametrize("name", ["B2", "B3", "B10", "B11", "B15", "B22"])
+def test_part_runs_on_small_shapes(name):
+    rows = PARTS[name](Options(pairs=1, quick=True))
+    assert {row.id for row in rows} == {name}
+    assert all(row.ours > 0 and row.theirs > 0 for row in rows)
