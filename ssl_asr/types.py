@@ -120,6 +120,7 @@ NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_eng
 Downmix = Literal["mean", "first", "refuse"]
 """What several channels become: their mean, the first channel, or an error."""
 Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
+RecognitionPrecision = Literal["auto", "32-true", "16-true", "bf16-true"]
 
 SAMPLE_RATE: Hertz = 16_000
 

@@ -183,6 +183,10 @@ class SpeechEncoder(nn.Module, ABC):
         """
         return durations_N
 
+    def as_weights(self, features: Tensor) -> Tensor:
+        """Casts the input of ``net``, which is computed in float32, to the dtype of the weights."""
+        return features.to(next(self.net.parameters()).dtype)
+
     def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
         """Changes the input window. None leaves a value as it is.
 

@@ -196,7 +196,7 @@ class SSLEncoder(SpeechEncoder):
         """The input of the transformer, ``h_BFD``, and its number of frames per utterance."""
         if self.normalize:
             waveform_BT = normalize_waveform(waveform_BT, lengths_B)
-        x_BFD = self._convolve(waveform_BT, lengths_B).transpose(1, 2)
+        x_BFD = self._convolve(self.as_weights(waveform_BT), lengths_B).transpose(1, 2)
         projected = self.net.feature_projection(x_BFD)
         h_BFD = projected[0] if isinstance(projected, tuple) else projected
         return h_BFD, self.frame_lengths(lengths_B)
