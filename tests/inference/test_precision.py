@@ -123,7 +123,7 @@ def speech(data_root):
     ],
 )
 def test_every_search_of_whisper_writes_nearly_the_texts_of_float32(whisper_tiny_en, speech, decoder, options):
-    """Real weights and real speech. Letters are spelled with or without hyphens, which are near ties."""
+    """Real weights and real speech. Capitals and hyphens of spelled letters are near ties."""
     # Timestamps need the window of pretraining.
     window, tail_s, files = ("30s", None, speech[:1]) if "timestamps" in options else ("real", 2.0, speech)
     given = {"decoder": decoder, "decoder_options": options, "times": "max_prob", "window": window, "tail_s": tail_s}
@@ -132,15 +132,20 @@ def test_every_search_of_whisper_writes_nearly_the_texts_of_float32(whisper_tiny
         ssl_asr.load(whisper_tiny_en, device="cpu", precision=one, **given).transcribe(files, vad=False)
         for one in ("bf16-true", "32-true")
     )
-    distances = [char_edits(one.text, other.text) for one, other in zip(found, expected, strict=True)]
-    assert sum(edits.errors for edits in distances) <= 0.25 * sum(edits.ref for edits in distances)
+    pairs = [[_letters(one.text) for one in pair] for pair in zip(found, expected, strict=True)]
+    distances = [char_edits(*pair) for pair in pairs]
+    assert sum(edits.errors for edits in distances) <= 0.1 * sum(edits.ref for edits in distances)
     assert sum(edits.errors == 0 for edits in distances) >= len(files) / 2
     for one, other in zip(found, expected, strict=True):
-        assert one.score == pytest.approx(other.score, abs=0.1)
         assert len(one.alternatives) == len(other.alternatives)
         if one.text == other.text:
+            assert one.score == pytest.approx(other.score, abs=0.1)
             starts, times = [word.start for word in one.words], [word.start for word in other.words]
             assert starts == pytest.approx(times, abs=0.1)
+
+
+def _letters(text):
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 @pytest.fixture(scope="module")
