@@ -299,8 +299,7 @@ class ExtractConfig(ModelInput, Running):
         layers: ``last``, ``all``, or a list of numbers. 0 is the input of the first layer, n the output of layer n.
         dtype: ``float32``, or ``float16`` for half the space.
         silence: Also write the frames after the speech that Whisper's encoder computes.
-        downmix: What to do with several channels, as ``data.downmix`` of the training that reads the states: ``mean``,
-            ``first`` or ``refuse``.
+        downmix: Several channels, as ``data.downmix`` of the training of the states: ``mean``, ``first`` or ``refuse``.
         precision: As for other commands. By default float32 on every device, so that the states are those of training.
     """
 

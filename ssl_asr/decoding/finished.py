@@ -86,9 +86,7 @@ class _Copy:
             return cls(flags_B.to("cpu", copy=True), None)
         copy_B = torch.empty(flags_B.shape, dtype=flags_B.dtype, pin_memory=True)
         copy_B.copy_(flags_B, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        return cls(copy_B, event)
+        return cls(copy_B, torch.cuda.current_stream(flags_B.device).record_event())
 
     def read(self) -> list[int]:
         """The rows of the batch whose flag is not set."""

@@ -24,6 +24,8 @@ _INSTEAD = "Each decoding step launches its kernels one by one, which is slower.
 class StepGraphs:
     """Runs the steps of a decoder, and replays them where that is possible.
 
+    Graphs are recorded anew for each batch, because they read the cache of the batch.
+
     The first replay of a decoder is compared with the same step without a graph. If the results differ, or if a step
     cannot be recorded, a warning says so, and all later steps run without graphs.
 
@@ -73,7 +75,7 @@ class StepGraphs:
         """Records a step that has just run."""
 
         def agrees() -> bool:
-            replay, logits_NV = self.record(lambda: self._step(state))
+            replay, logits_NV = self.record(lambda: self._step(state), expected_NV.device)
             if not self._works:
                 # The same step again. Its beams are in place already.
                 fixed.position_1.fill_(state.filled)
@@ -89,17 +91,17 @@ class StepGraphs:
             fixed.position_1.fill_(state.filled)
             self._step(state)
 
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Records operations on the GPU without running them.
+    def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
+        """Records operations on a GPU without running them.
 
         Returns:
             A function that runs them, and their result, which it overwrites.
         """
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             # Other threads may use the GPU meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -107,7 +109,7 @@ class StepGraphs:
                 out = run()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         self._last = graph
         return graph.replay, out
 

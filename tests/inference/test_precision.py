@@ -134,7 +134,7 @@ def test_every_search_of_whisper_writes_nearly_the_texts_of_float32(whisper_tiny
     )
     pairs = [[_letters(one.text) for one in pair] for pair in zip(found, expected, strict=True)]
     distances = [char_edits(*pair) for pair in pairs]
-    assert sum(edits.errors for edits in distances) <= 0.1 * sum(edits.ref for edits in distances)
+    assert sum(edits.errors for edits in distances) <= 0.2 * sum(edits.ref for edits in distances)
     assert sum(edits.errors == 0 for edits in distances) >= len(files) / 2
     for one, other in zip(found, expected, strict=True):
         assert len(one.alternatives) == len(other.alternatives)

@@ -178,7 +178,7 @@ def test_every_token_of_a_width_makes_the_same_operations_and_none_waits(decoder
 def test_searches_with_replayed_steps_equal_searches_without(decoder, states, growing, monkeypatch, search):
     for limits in ([40] * ROWS, [40, 3, 3, 3], [17, 30, 2, 9]):
         recorder = Recorder()
-        monkeypatch.setattr(StepGraphs, "record", lambda _, run, recorder=recorder: recorder(run))
+        monkeypatch.setattr(StepGraphs, "record", lambda _, run, __, recorder=recorder: recorder(run))
         found = search(decoder, *states, limits)
         _equal(found, growing(lambda limits=limits: search(decoder, *states, limits)))
         assert recorder.replays > recorder.records > 0
@@ -187,7 +187,7 @@ def test_searches_with_replayed_steps_equal_searches_without(decoder, states, gr
 @torch.inference_mode()
 def test_few_tokens_are_not_recorded(decoder, states, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(StepGraphs, "record", lambda _, run: recorder(run))
+    monkeypatch.setattr(StepGraphs, "record", lambda _, run, __: recorder(run))
     monkeypatch.setattr(step_graph, "_LEAST_TOKENS", WIDTH)
     _greedy(decoder, *states, [40] * ROWS)
     # A first step has at least one token in the cache, unless its width follows another one.
@@ -208,7 +208,7 @@ def test_a_graph_that_does_not_work_is_said_once_and_not_used(
     decoder, states, growing, monkeypatch, faults, reason, search
 ):
     recorder = Recorder(**faults)
-    monkeypatch.setattr(StepGraphs, "record", lambda _, run: recorder(run))
+    monkeypatch.setattr(StepGraphs, "record", lambda _, run, __: recorder(run))
     expected = growing(lambda: search(decoder, *states, [40] * ROWS))
     with pytest.warns(Notice, match=f"CUDA graphs do not work \\({reason}") as seen:
         found = [search(decoder, *states, [40] * ROWS) for _ in range(2)]
