@@ -234,3 +234,33 @@ def test_steps_grow_where_shapes_cannot_be_fixed(decoder, states, monkeypatch):
     assert not decoder._graphs.takes(state, tokens)
     monkeypatch.undo()
     assert not decoder._graphs.takes(decoder.begin(*states, 40), tokens), "a CPU"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("search", [_greedy, _beams])
+@torch.inference_mode()
+def test_graphs_on_a_gpu(states, monkeypatch, search):
+    torch.manual_seed(4)
+    decoder = HEAD.build(dim=8, vocab_size=SIZE).decoder.eval().cuda()
+    h, lengths = states[0].cuda(), states[1]
+    found = search(decoder, h, lengths, [50, 50, 3, 20])
+    assert decoder._graphs._works
+    monkeypatch.setattr(StepGraphs, "device_types", frozenset())
+    _equal(found, search(decoder, h, lengths, [50, 50, 3, 20]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_replayed_steps_do_not_wait_on_a_gpu(states):
+    decoder = HEAD.build(dim=8, vocab_size=SIZE).decoder.eval().cuda()
+    tokens = torch.tensor([[1]] * ROWS, device="cuda")
+    state = decoder.begin(states[0].cuda(), states[1], 60)
+    for _ in range(3):
+        decoder.step(tokens, state)
+    assert state.fixed.replay is not None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            decoder.step(tokens, state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
