@@ -100,6 +100,23 @@ def notify(message: str) -> None:
     warnings.warn(message, Notice, stacklevel=2)
 
 
+def verified(agrees: Callable[[], bool], *, what: str, instead: str) -> bool:
+    """Whether a fast path runs on this machine and agrees with the slow one. If not, warns the user.
+
+    Args:
+        agrees: Runs both and compares them. Errors count as a difference.
+        what: Start of the warning: what does not work.
+        instead: End of the warning: what is done instead, and what to check.
+    """
+    try:
+        problem = None if agrees() else "its results differ from those of torch"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    if problem is not None:
+        notify(f"{what} ({problem}). {instead}")
+    return problem is None
+
+
 def shortened(texts: Sequence[str], shown: int = 20) -> str:
     """A list in a message: the first texts, and the number of all others.
 

@@ -120,6 +120,7 @@ NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_eng
 Downmix = Literal["mean", "first", "refuse"]
 """What several channels become: their mean, the first channel, or an error."""
 Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
+RecognitionPrecision = Literal["auto", "32-true", "16-true", "bf16-true"]
 
 SAMPLE_RATE: Hertz = 16_000
 
@@ -250,6 +251,16 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch with samples and tokens in page-locked memory. The DataLoader calls this method."""
         return replace(self, waveform_BT=self.waveform_BT.pin_memory(), tokens_BU=self.tokens_BU.pin_memory())
+
+
+def on_device(tensor: "Tensor", device: "torch.device") -> "Tensor":
+    """Copies a tensor that is on the CPU to a device, without waiting for the device.
+
+    A copy from pageable memory to a GPU waits for the work before it, so the tensor is copied to pinned memory first.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ssl_asr.types import (
     NormalizerName,
     PositiveFloat,
     PositiveInt,
-    Precision,
+    RecognitionPrecision,
     TailSeconds,
     WorkerCount,
 )
@@ -238,7 +238,8 @@ class Running:
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. Channels that cancel when mixed
             become one of them. null takes the value that a run was trained with, and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
-        precision: Lightning's precision.
+        precision: ``bf16-true`` and ``16-true`` hold the weights in 16 bits, ``32-true`` in float32. auto is bf16-true
+            on an NVIDIA GPU (16-true if the GPU has no bfloat16) and 32-true on other devices.
         root: Folder that all audio of manifests must lie in, symbolic links resolved. null reads any file that a
             manifest names.
         verbose: Show progress bars and tables.
@@ -250,6 +251,6 @@ class Running:
     num_workers: WorkerCount = 2
     downmix: Downmix | None = None
     accelerator: str = "auto"
-    precision: Precision = "32-true"
+    precision: RecognitionPrecision = "auto"
     root: InputPath | None = None
     verbose: bool = True

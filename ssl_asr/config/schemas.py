@@ -56,6 +56,7 @@ from ssl_asr.types import (
     OutputPath,
     PositiveFloat,
     PositiveInt,
+    RecognitionPrecision,
     WorkerCount,
 )
 
@@ -298,8 +299,8 @@ class ExtractConfig(ModelInput, Running):
         layers: ``last``, ``all``, or a list of numbers. 0 is the input of the first layer, n the output of layer n.
         dtype: ``float32``, or ``float16`` for half the space.
         silence: Also write the frames after the speech that Whisper's encoder computes.
-        downmix: What to do with several channels, as ``data.downmix`` of the training that reads the states: ``mean``,
-            ``first`` or ``refuse``.
+        downmix: Several channels, as ``data.downmix`` of the training of the states: ``mean``, ``first`` or ``refuse``.
+        precision: As for other commands. By default float32 on every device, so that the states are those of training.
     """
 
     section: ClassVar[str] = "Extraction"
@@ -311,6 +312,7 @@ class ExtractConfig(ModelInput, Running):
     dtype: Literal["float32", "float16"] = "float32"
     silence: bool = False
     downmix: Downmix = "mean"
+    precision: RecognitionPrecision = "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from annotated_types import Interval, MinLen
 
 from ssl_asr.config.parts import Decoding, LongRecordings, ModelInput, SubtitleStyle
 from ssl_asr.errors import ConfigError, missing_extra
-from ssl_asr.types import Downmix, ModelName, PositiveFloat, PositiveInt
+from ssl_asr.types import Downmix, ModelName, PositiveFloat, PositiveInt, RecognitionPrecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
         downmix: What to do with several channels: ``mean``, ``first`` or ``refuse``. null takes the value of training,
             and mean for a pretrained model.
         accelerator: Lightning's accelerator: auto, cpu, gpu and others.
+        precision: ``bf16-true`` and ``16-true`` hold the weights in 16 bits, ``32-true`` in float32. auto is bf16-true
+            on an NVIDIA GPU (16-true if the GPU has no bfloat16) and 32-true on other devices.
         shutdown_s: Seconds that running requests have after SIGTERM. Unfinished ones get status 503 then.
         verbose: Print a line for each request.
     """
@@ -56,6 +58,7 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
     readers: PositiveInt = 2
     downmix: Downmix | None = None
     accelerator: str = "auto"
+    precision: RecognitionPrecision = "auto"
     shutdown_s: PositiveFloat = 30.0
     verbose: bool = True
 

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.finished import FinishedRows
 from ssl_asr.decoding.step_model import Constraints, Decoded, DecoderState, Rule, Scorer, StepModel, start_search
+from ssl_asr.types import on_device
 
 # Score of a hypothesis that does not exist. Minus infinity would turn into NaN in sums.
 _NEVER = -1e30
@@ -41,6 +43,7 @@ def beam_search(
     n_best: int,
     decoder_weight: float = 1.0,
     scorers: Sequence[Scorer] = (),
+    check_every: int | None = None,
 ) -> list[list[Decoded]]:
     """The ``n_best`` finished hypotheses of each utterance, best first.
 
@@ -56,6 +59,8 @@ def beam_search(
         n_best: Number of hypotheses returned per utterance, at most ``beam_size``.
         decoder_weight: Weight of the decoder's log-probabilities.
         scorers: Their scores are added to the log-probabilities. They have weights of their own.
+        check_every: Tokens between two checks for utterances that are done, see `FinishedRows`. It does not change
+            results.
     """
     device = h_BFD.device
     start = start_search(model, h_BFD, context_lengths_B, prompts, constraints.limits)
@@ -71,7 +76,11 @@ def beam_search(
         length_penalty=length_penalty,
         running=_Hypotheses.initial(batch, beam_size, longest, device),
         finished=_Hypotheses.none(batch, beam_size, longest, device),
-        limit_B=start.limit_B.to(device),
+        limit_B=on_device(start.limit_B, device),
+        results=_Hypotheses.none(batch, beam_size, longest, device),
+        active=torch.arange(batch, device=device),
+        done_B=torch.zeros(batch, dtype=torch.bool, device=device),
+        watch=FinishedRows(device, share=1.0, every=check_every),
     )
     return search.run(start.prompt_BU, n_best)
 
@@ -102,16 +111,27 @@ class _Hypotheses:
     def keep(self, rows: Tensor) -> "_Hypotheses":
         return _Hypotheses(self.scores_BK[rows], self.tokens_BKU[rows], self.lengths_BK[rows])
 
-    def decoded(self, row: int, end_id: int, n_best: int) -> list[Decoded]:
-        """The best of one utterance. At least one, even if no hypothesis was possible."""
-        scores, lengths = self.scores_BK[row].tolist(), self.lengths_BK[row].tolist()
-        found: list[Decoded] = []
-        for score, length, tokens in zip(scores, lengths, self.tokens_BKU[row].tolist(), strict=True):
-            if len(found) == n_best or (score <= _NEVER / 2 and found):
-                break
-            own = tokens[:length]
-            found.append(Decoded(own[:-1] if own and own[-1] == end_id else own, score))
-        return found
+    def put(self, rows: Tensor, other: "_Hypotheses") -> None:
+        """Replace those of the utterances ``rows``."""
+        self.scores_BK[rows], self.tokens_BKU[rows] = other.scores_BK, other.tokens_BKU
+        self.lengths_BK[rows] = other.lengths_BK
+
+    def decoded(self, end_id: int, n_best: int) -> list[list[Decoded]]:
+        """The best of each utterance. At least one, even if no hypothesis was possible."""
+        rows = zip(self.scores_BK.tolist(), self.lengths_BK.tolist(), self.tokens_BKU.tolist(), strict=True)
+        return [_decoded(*row, end_id=end_id, n_best=n_best) for row in rows]
+
+
+def _decoded(
+    scores: list[float], lengths: list[int], texts: list[list[int]], *, end_id: int, n_best: int
+) -> list[Decoded]:
+    found: list[Decoded] = []
+    for score, length, tokens in zip(scores, lengths, texts, strict=True):
+        if len(found) == n_best or (score <= _NEVER / 2 and found):
+            break
+        own = tokens[:length]
+        found.append(Decoded(own[:-1] if own and own[-1] == end_id else own, score))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +146,14 @@ class _Candidates:
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """The state of one search over the utterances that are not done yet."""
+    """The state of one search over the utterances in the batch.
+
+    Attributes:
+        results: Finished hypotheses of all utterances. Up to date after `_store`.
+        active: Places in ``results`` of the utterances in the batch.
+        done_B: Whether each utterance in the batch is done. Its finished hypotheses do not change any more.
+        watch: Finds the utterances that leave the batch.
+    """
 
     model: StepModel
     state: DecoderState
@@ -139,13 +166,14 @@ class _Search:
     running: _Hypotheses
     finished: _Hypotheses
     limit_B: Tensor
+    results: _Hypotheses
+    active: Tensor
+    done_B: Tensor
+    watch: FinishedRows
 
     def run(self, prompt_BU: Tensor, n_best: int) -> list[list[Decoded]]:
         """The search, step by step as in the module's docstring."""
-        batch, beams, longest = self.running.tokens_BKU.shape
-        results: list[list[Decoded]] = [[] for _ in range(batch)]
-        # Utterances in the batch, by their place in the results.
-        active = list(range(batch))
+        longest = self.running.tokens_BKU.shape[-1]
         inputs_NU = prompt_BU
         for length in range(1, longest + 1):
             best = self._candidates(self._logits(inputs_NU, length - 1), length)
@@ -154,21 +182,16 @@ class _Search:
             tokens_BCU[..., length - 1] = best.tokens_BC
             self._finish(best, tokens_BCU, length)
             chosen_BK = self._continue(best, tokens_BCU)
-            done_B = self._done(length)
-            done = done_B.tolist()
-            if any(done):
-                for row, utterance in enumerate(active):
-                    if done[row]:
-                        results[utterance] = self.finished.decoded(row, self.end_id, n_best)
-                active = [utterance for utterance, is_done in zip(active, done, strict=True) if not is_done]
-                if not active:
-                    break
+            self.done_B = self.done_B | self._done(length)
+            left = self.watch.left(self.done_B)
+            if left == []:
+                break
             tokens_N = self._reorder(best.beams_BC.gather(1, chosen_BK), best.tokens_BC.gather(1, chosen_BK))
-            # Indexing the cache copies it, so it is left alone while all utterances go on.
-            if any(done):
-                tokens_N = tokens_N[self._keep((~done_B).nonzero()[:, 0], beams)]
+            if left is not None:
+                tokens_N = tokens_N[self._keep(left)]
             inputs_NU = tokens_N[:, None]
-        return results
+        self._store()
+        return self.results.decoded(self.end_id, n_best)
 
     def _logits(self, inputs_NU: Tensor, position: int) -> Tensor:
         """Logits of the next token of every running hypothesis, after the rules."""
@@ -213,11 +236,14 @@ class _Search:
         new_BC = (best.scores_BC / length**self.length_penalty).masked_fill(~(best.ended_BC & among_C), _NEVER)
         # The length penalty would make an impossible score look better.
         new_BC = new_BC.masked_fill(best.scores_BC <= _NEVER / 2, _NEVER)
-        kept = torch.cat([finished.scores_BK, new_BC], dim=1).topk(beams, dim=1)
+        scores_BN = torch.cat([finished.scores_BK, new_BC], dim=1)
+        # An utterance that is done keeps what it has.
+        own_K = torch.arange(beams, device=scores_BN.device)
+        kept_BK = torch.where(self.done_B[:, None], own_K, scores_BN.topk(beams, dim=1).indices)
         tokens_BNU = torch.cat([finished.tokens_BKU, tokens_BCU], dim=1)
         lengths_BN = torch.cat([finished.lengths_BK, torch.full_like(new_BC, length, dtype=torch.int64)], dim=1)
-        tokens_BKU = tokens_BNU.gather(1, kept.indices[..., None].expand(-1, -1, tokens_BNU.shape[-1]))
-        self.finished = _Hypotheses(kept.values, tokens_BKU, lengths_BN.gather(1, kept.indices))
+        tokens_BKU = tokens_BNU.gather(1, kept_BK[..., None].expand(-1, -1, tokens_BNU.shape[-1]))
+        self.finished = _Hypotheses(scores_BN.gather(1, kept_BK), tokens_BKU, lengths_BN.gather(1, kept_BK))
 
     def _continue(self, best: _Candidates, tokens_BCU: Tensor) -> Tensor:
         """Step 3. Returns the indices of the candidates that go on, ``(B, K)``."""
@@ -244,12 +270,18 @@ class _Search:
             scorer.select(rows_N, tokens_N)
         return tokens_N
 
-    def _keep(self, left: Tensor, beams: int) -> Tensor:
+    def _store(self) -> None:
+        """Copy the finished hypotheses of the batch to the results."""
+        self.results.put(self.active, self.finished)
+
+    def _keep(self, left: list[int]) -> Tensor:
         """Remove all utterances but ``left`` from the batch. Returns the rows of their beams."""
-        left_N = (left[:, None] * beams + torch.arange(beams, device=left.device)).flatten()
-        self.state.keep(left)
+        self._store()
+        beams, rows = self.running.scores_BK.shape[1], self.watch.keep(left)
+        rows_N = (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
+        self.state.keep(rows)
         for scorer in self.scorers:
-            scorer.keep(left_N)
-        self.running, self.finished = self.running.keep(left), self.finished.keep(left)
-        self.limit_B = self.limit_B[left]
-        return left_N
+            scorer.keep(rows_N)
+        self.running, self.finished = self.running.keep(rows), self.finished.keep(rows)
+        self.limit_B, self.active, self.done_B = self.limit_B[rows], self.active[rows], self.done_B[rows]
+        return rows_N

@@ -65,8 +65,9 @@ class CoverageScorer:
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
         """Score of the frames that the last step newly covered, equal for every token, ``scores_NV``."""
-        weights_NF = self._state.weights_NF
-        assert weights_NF is not None
+        assert self._state.weights_NF is not None
+        # Sums over many steps, which 16 bits would round.
+        weights_NF = self._state.weights_NF.float()
         # The first step runs before the beams are spread.
         if len(weights_NF) != len(log_probs_NV):
             weights_NF = weights_NF.repeat_interleave(self.beams, dim=0)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_asr.decoding.finished import FinishedRows
 from ssl_asr.decoding.step_model import Constraints, Decoded, StepModel, start_search
+from ssl_asr.types import on_device
 
-# On a GPU, the check for finished utterances waits for the device, so it runs once per this number of tokens.
-_GPU_CHECK_EVERY = 8
-# The batch shrinks when at most this share of it is left: copying the cache costs as much as several steps.
+# The batch shrinks on a CPU when at most this share of it is left.
 _SHRINK_AT = 0.75
 
 
@@ -35,6 +35,7 @@ def greedy_decode(
     constraints: Constraints,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    check_every: int | None = None,
 ) -> list[Decoded]:
     """Decodes all utterances of a batch at once. Results are independent of the batch composition.
 
@@ -45,6 +46,7 @@ def greedy_decode(
         constraints: End token, suppressed tokens, limits and rules.
         temperature: Divides the logits before sampling. 0 for the most probable token.
         generator: Random generator for sampling, on the device. None for torch's default.
+        check_every: Tokens between two checks for finished utterances, see `FinishedRows`. It does not change results.
     """
     start = start_search(model, h_BFD, context_lengths_B, prompts, constraints.limits)
     device, state, inputs_BU = h_BFD.device, start.state, start.prompt_BU
@@ -52,8 +54,9 @@ def greedy_decode(
     end_id = constraints.end_id
     texts = _Texts.empty(len(inputs_BU), int(start.limit_B.max()), end_id, device)
     # Rows of `texts` that are still in the batch, with their limits, and whether each is finished.
-    active, limit_B = torch.arange(len(inputs_BU), device=device), start.limit_B.to(device)
+    active, limit_B = torch.arange(len(inputs_BU), device=device), on_device(start.limit_B, device)
     ended = torch.zeros(len(inputs_BU), dtype=torch.bool, device=device)
+    watch = FinishedRows(device, share=_SHRINK_AT, every=check_every)
     for position in range(texts.tokens_BU.shape[1]):
         logits_BV = _suppressed(model.step(inputs_BU, state), always, first if position == 0 else None)
         for rule in constraints.rules:
@@ -62,13 +65,14 @@ def greedy_decode(
         texts.append(position, active, tokens_B, log_probs_B, ~ended)
         ended = ended | (tokens_B == end_id) | (limit_B[active] <= position + 1)
         inputs_BU = tokens_B[:, None]
-        if device.type == "cpu" or position % _GPU_CHECK_EVERY == _GPU_CHECK_EVERY - 1:
-            rows = (~ended).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            if len(rows) <= _SHRINK_AT * len(active):
-                state.keep(rows)
-                active, ended, inputs_BU = active[rows], ended[rows], inputs_BU[rows]
+        left = watch.left(ended)
+        if left is None:
+            continue
+        if not left:
+            break
+        rows = watch.keep(left)
+        state.keep(rows)
+        active, ended, inputs_BU = active[rows], ended[rows], inputs_BU[rows]
     return texts.decoded(start.limit_B.tolist())
 
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ssl_asr.types import on_device
+
 
 class DecoderState(Protocol):
     """The cache of an autoregressive decoder. Rows are utterances, or after `spread` beams of utterances."""
@@ -66,7 +68,7 @@ class Suppression:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``always`` and ``first`` as int64 tensors on a device."""
-        always, first = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (self.always, self.first))
+        always, first = (on_device(torch.tensor(ids, dtype=torch.int64), device) for ids in (self.always, self.first))
         return always, first
 
 
@@ -138,7 +140,7 @@ def start_search(
         prompts: Token ids, one list per utterance, of equal length.
         limits: Maximum number of tokens after the prompt, per utterance. None for the limit of the model.
     """
-    prompt_BU = torch.tensor(prompts, device=h_BFD.device)
+    prompt_BU = on_device(torch.tensor(prompts), h_BFD.device)
     batch, prompt_length = prompt_BU.shape
     room = model.max_tokens - prompt_length
     limit_B = torch.tensor([room] * batch if limits is None else [min(room, limit) for limit in limits])

@@ -46,7 +46,6 @@ class RunOptions:
             `SpeechEncoder.budget_s`.
         num_workers: Number of processes that read audio; 0 reads in the main process.
         accelerator: Lightning's accelerator.
-        precision: Lightning's precision.
         downmix: What several channels become: their ``mean``, the ``first``, or an error (``refuse``).
         on_bad_audio: ``skip`` counts and names files that cannot be read, ``error`` stops at the first.
         max_skip_fraction: A manifest that loses a larger fraction of its utterances is an error.
@@ -55,7 +54,6 @@ class RunOptions:
     max_batch_s: Seconds | None
     num_workers: int
     accelerator: str
-    precision: str
     downmix: Downmix = "mean"
     on_bad_audio: Literal["skip", "error"] = "skip"
     max_skip_fraction: float = 1.0
@@ -229,7 +227,7 @@ def transcribe_manifests(
             short, tokenizer=module.tokenizer, limits=module.limits(), encoder=encoder, run=run, console=shown
         )
         done.batching = data.batching()
-        trainer = make_inference_trainer(accelerator=run.accelerator, precision=run.precision, console=console)
+        trainer = make_inference_trainer(accelerator=run.accelerator, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
         noticed = data.notices
     if long_form is not None:

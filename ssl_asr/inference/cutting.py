@@ -262,7 +262,7 @@ def cut_long(
     module = inference_model.load_model(model, InferenceOptions(extensions=tuple(extensions)))
     options = TranscribeOptions(confidence=module.confidence_measure("max_prob", required=True))
     manifest = pack_rows([_line(row, number) for number, row in enumerate(long)], Path())
-    run = RunOptions(max_batch_s=None, num_workers=0, accelerator="auto", precision="32-true", downmix="mean")
+    run = RunOptions(max_batch_s=None, num_workers=0, accelerator="auto", downmix="mean")
     long_form = LongForm(chunk_s=30.0, stride_s=4.0, batch_s=None)
     done = transcribe_manifests(
         module, {"all": manifest}, run=run, options=options, long_form=long_form, console=console, tables=False

@@ -34,9 +34,7 @@ def extract_states(cache: StateCache, manifest: Manifest, *, run: RunOptions, co
     extraction = Extraction(cache)
     if missing:
         selection.kept = selection.kept.select(missing)
-        trainer = make_inference_trainer(
-            accelerator=run.accelerator, precision=run.precision, console=console, verb="Encoding"
-        )
+        trainer = make_inference_trainer(accelerator=run.accelerator, console=console, verb="Encoding")
         trainer.test(extraction, datamodule=data, verbose=False)
         data.print_notices()
     if console is not None:

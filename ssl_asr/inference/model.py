@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ssl_asr.build.environment import check_torchaudio
 from ssl_asr.build.restore import (
     Speech,
@@ -24,6 +26,7 @@ from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import Say
 from ssl_asr.models.ctc_checkpoints import has_ctc_head
 from ssl_asr.models.encoder import SpeechEncoder, Window, one_frame_length
+from ssl_asr.models.precision import cast_weights
 from ssl_asr.training.checkpoint_files import KEY, read_checkpoint
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, LabelTokenizer, Seconds, Tokenizer, Utterance
@@ -41,6 +44,7 @@ class InferenceOptions:
         max_tokens_per_s: Limit on the tokens of a hypothesis, for each second of its utterance.
         decoder: A ``decoder`` option.
         detect_language: Detect the language of every utterance.
+        weights: Dtype of the weights, see `ssl_asr.inference.precision`.
         extensions: Packages besides this one whose classes the model may use.
     """
 
@@ -51,6 +55,7 @@ class InferenceOptions:
     max_tokens_per_s: float | None = None
     decoder: DecoderOption | None = None
     detect_language: bool = False
+    weights: torch.dtype = torch.float32
     extensions: tuple[str, ...] = ()
 
     def speech(self) -> Speech:
@@ -100,6 +105,7 @@ def load_model(name: str, options: InferenceOptions, say: Say = no_message) -> A
     if options.max_tokens_per_s is not None:
         module.cap_tokens(options.max_tokens_per_s)
     module.speech_encoder.set_window(options.window, options.tail_s)
+    cast_weights(module, options.weights)
     return module.eval()
 
 
@@ -118,6 +124,7 @@ def load_encoder(name: str, options: InferenceOptions, say: Say = no_message) ->
         module = restore_module(saved, options.speech(), extensions=options.extensions, where=str(checkpoint))
         encoder = module.speech_encoder
     encoder.set_window(options.window, options.tail_s)
+    cast_weights(encoder, options.weights)
     return encoder.requires_grad_(False).eval()
 
 

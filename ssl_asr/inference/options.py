@@ -4,10 +4,12 @@ from typing import Any
 
 from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput, Running
 from ssl_asr.config.schemas import EvaluateConfig, TranscribeConfig
+from ssl_asr.config.serving import ServeConfig
 from ssl_asr.data.languages import language_code, language_tag
-from ssl_asr.inference.batches import RunOptions
+from ssl_asr.inference.batches import RunOptions, inference_device
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
+from ssl_asr.inference.precision import weights_dtype
 from ssl_asr.metrics.evaluation import Detail
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator
@@ -20,9 +22,10 @@ def inference_options(config: ModelInput) -> InferenceOptions:
     Raises:
         ConfigError: This machine does not have the accelerator.
     """
-    if isinstance(config, Running):
-        check_accelerator(config.accelerator, 1)
     options: dict[str, Any] = {"window": config.window, "tail_s": config.tail_s, "extensions": tuple(config.extensions)}
+    if isinstance(config, Running | ServeConfig):
+        check_accelerator(config.accelerator, 1)
+        options |= {"weights": weights_dtype(config.precision, inference_device(config.accelerator))}
     if isinstance(config, Languages):
         options |= {"language": config.language, "whisper_task": config.whisper_task}
     if isinstance(config, Decoding):
@@ -43,7 +46,6 @@ def run_options(config: Running, module: ASRModule | None = None) -> RunOptions:
         max_batch_s=config.max_batch_s,
         num_workers=config.num_workers,
         accelerator=config.accelerator,
-        precision=config.precision,
         downmix=trained if config.downmix is None else config.downmix,
         **skipping,
     )

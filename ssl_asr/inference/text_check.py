@@ -109,7 +109,7 @@ def add_mismatches(
 ) -> None:
     """Add the texts that do not go with their audio to a report. Lines that are left out anyway are not transcribed."""
     options = InferenceOptions(extensions=tuple(config.extensions))
-    run = RunOptions(max_batch_s=None, num_workers=0, accelerator="auto", precision="32-true", downmix=config.downmix)
+    run = RunOptions(max_batch_s=None, num_workers=0, accelerator="auto", downmix=config.downmix)
     checked = check_texts(
         inference_model.load_model(str(config.model), options),
         {name: report.kept(name, manifest) for name, manifest in manifests.items()},

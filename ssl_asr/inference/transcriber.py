@@ -25,11 +25,22 @@ from ssl_asr.decoding.alignment import Measure
 from ssl_asr.inference.long_form import LongForm, check_detection
 from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.model import InferenceOptions, load_model
+from ssl_asr.inference.precision import weights_dtype
 from ssl_asr.inference.recording import Recording
 from ssl_asr.inference.voice import batches, transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
-from ssl_asr.types import SAMPLE_RATE, Downmix, Example, Hertz, Hypothesis, Notice, Seconds, Utterance
+from ssl_asr.types import (
+    SAMPLE_RATE,
+    Downmix,
+    Example,
+    Hertz,
+    Hypothesis,
+    Notice,
+    RecognitionPrecision,
+    Seconds,
+    Utterance,
+)
 
 Audio = str | Path | np.ndarray | torch.Tensor
 """A file, or samples of shape ``(samples,)``, ``(channels, samples)`` or ``(samples, channels)``: floats from -1 to 1,
@@ -126,6 +137,7 @@ def load(
     model: str | Path,
     *,
     device: str | torch.device | None = None,
+    precision: RecognitionPrecision = "auto",
     decoder: str | Path | None = None,
     decoder_options: dict[str, Any] | None = None,
     times: Measure | None = None,
@@ -140,6 +152,8 @@ def load(
     Args:
         model: Run directory, checkpoint file, backbone option, or name of a pretrained model.
         device: Where it runs; None takes an accelerator if there is one.
+        precision: ``bf16-true`` and ``16-true`` hold the weights in 16 bits, ``32-true`` in float32. auto is bf16-true
+            on an NVIDIA GPU (16-true if the GPU has no bfloat16) and 32-true on other devices.
         decoder: A ``decoder`` option such as ``ctc_beam``, or a file that ``tune_decoding`` wrote; None takes the
             model's own.
         decoder_options: Settings of the decoder option.
@@ -152,6 +166,8 @@ def load(
         CheckpointError: There is no such model.
         ConfigError: The decoder or an option does not go with the model.
     """
+    found = torch.device(device) if device is not None else torch.accelerator.current_accelerator(check_available=True)
+    place = found or torch.device("cpu")
     node = None if decoder is None else option_node("decoder", str(decoder), decoder_options or {})
     options = InferenceOptions(
         window=window,
@@ -159,11 +175,11 @@ def load(
         language=language,
         whisper_task=task,
         decoder=None if node is None else build_option(node, "decoder", extensions=extensions),
+        weights=weights_dtype(precision, place),
         extensions=tuple(extensions),
     )
     module = load_model(str(model), options)
     transcribe = TranscribeOptions()
     if times is not None:
         transcribe = replace(transcribe, confidence=module.confidence_measure(times, required=True))
-    found = torch.device(device) if device is not None else torch.accelerator.current_accelerator(check_available=True)
-    return Transcriber(module, device=found or torch.device("cpu"), options=transcribe)
+    return Transcriber(module, device=place, options=transcribe)

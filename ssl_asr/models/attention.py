@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.devices import on_device
+from ssl_asr.models.decoding_state import beam_rows
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.gru_recurrence import AttentionWeights, GruLayer, gru_with_attention
 from ssl_asr.models.heads import CtcHead, DnnHead, FrameWise
-from ssl_asr.models.transformer import TransformerDecoder, beam_rows
-from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
+from ssl_asr.models.transformer import TransformerDecoder
+from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt, on_device
 
 
 class LocationAttention(nn.Module):

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.spec_augment import SpecAugment
-from ssl_asr.types import Samples, Seconds
+from ssl_asr.types import Samples, Seconds, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -181,6 +180,10 @@ class SpeechEncoder(nn.Module, ABC):
             durations_N: float64, duration of each utterance in seconds.
         """
         return durations_N
+
+    def as_weights(self, features: Tensor) -> Tensor:
+        """Casts the input of ``net``, which is computed in float32, to the dtype of the weights."""
+        return features.to(next(self.net.parameters()).dtype)
 
     def set_window(self, window: Window | None, tail_s: Seconds | None) -> None:
         """Changes the input window. None leaves a value as it is.

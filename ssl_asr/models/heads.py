@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
-from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt
+from ssl_asr.types import Dropout, NonNegativeInt, PositiveInt, on_device
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig

@@ -197,7 +197,7 @@ class ParakeetEncoder(SpeechEncoder):
         if self.training and self.augment is not None:
             mel_BMF, self.masked_share = self.augment.mask_spectrogram(mel_BMF, mel_lengths_B)
         mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)
-        subsampled_BFD: Tensor = self.net.subsampling(mel_BMF.transpose(1, 2).to(waveform_BT.dtype), mel_mask)
+        subsampled_BFD: Tensor = self.net.subsampling(self.as_weights(mel_BMF).transpose(1, 2), mel_mask)
         scale: float = self.net.input_scale
         return subsampled_BFD * scale
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import is_traced, padding_mask
 from ssl_asr.models.relative_attention import relative_attention
 from ssl_asr.models.transformer import split_heads
+from ssl_asr.types import on_device
 
 
 @dataclass(frozen=True, slots=True)

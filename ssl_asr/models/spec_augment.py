@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.devices import on_device
-from ssl_asr.types import Fraction, PositiveInt
+from ssl_asr.types import Fraction, PositiveInt, on_device
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig

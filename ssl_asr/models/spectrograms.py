@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
-from ssl_asr.types import SAMPLE_RATE, Samples
+from ssl_asr.types import SAMPLE_RATE, Samples, on_device
 
 
 def slaney_filters(n_mels: int, *, n_fft: Samples) -> Tensor:

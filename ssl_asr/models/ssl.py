@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.checkpoints import language_adapter, read_json
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import (
     EncoderOutput,
     LayerGroup,
@@ -32,7 +31,7 @@ from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.models.ssl_layers import layer_norm_first, layer_norm_last, positions, without_padding
 from ssl_asr.models.ssl_stem import conv_length, conv_stem, normalize_waveform
 from ssl_asr.models.transformer import run_layer
-from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples
+from ssl_asr.types import Dropout, ModelName, PositiveInt, RecommendedFreeze, Samples, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.transformer import run_layer
+from ssl_asr.types import on_device
 
 
 def normalize_waveform(waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ The layers have the form of Whisper and BART, with normalization first:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ssl_asr.models.decoding_state import WIDTH, DecodingState
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.layers import by_method, with_methods
+from ssl_asr.models.step_graph import StepGraphs
 
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 # For these numbers of rows, MKL computes (W x^T)^T in half the time of x W^T.
@@ -164,69 +165,6 @@ def run_layer(layer: Callable[..., Any], *inputs: object, recompute: bool) -> An
     return checkpoint(layer, *inputs, use_reentrant=False)
 
 
-@dataclass(slots=True)
-class DecodingState:
-    """Key-value cache of a decoding run.
-
-    Self-attention: preallocated, with one row per beam; the beams of an utterance are consecutive rows.
-    Cross-attention: computed once, with one row per utterance; the beams are queries of that row, so nothing is copied.
-
-    Attributes:
-        self_k, self_v: For each layer, tensor of shape (batch * beams, heads, max_tokens, features).
-        cross_k, cross_v: For each layer, tensor of shape (batch, heads, frames, features).
-        cross_mask: Bool tensor of shape (batch, 1, 1, frames), False at padding; None without padding.
-        filled: int, number of tokens in the cache.
-        beams: int, number of beams per utterance.
-        watch: bool, store ``weights_NF`` at each step.
-        weights_NF: Tensor of shape (batch * beams, frames), cross-attention weights of the last layer at the last step,
-            averaged over heads; None if ``watch`` is False.
-    """
-
-    self_k: list[Tensor]
-    self_v: list[Tensor]
-    cross_k: list[Tensor]
-    cross_v: list[Tensor]
-    cross_mask: Tensor | None
-    filled: int = 0
-    beams: int = 1
-    watch: bool = False
-    weights_NF: Tensor | None = None
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps these utterances with all their beams and removes the others.
-
-        Args:
-            rows: int64 tensor on the device, indices of utterances.
-        """
-        for name in ("cross_k", "cross_v"):
-            setattr(self, name, [tensor[rows] for tensor in getattr(self, name)])
-        if self.cross_mask is not None:
-            self.cross_mask = self.cross_mask[rows]
-        own = beam_rows(rows, self.beams)
-        self.self_k, self.self_v = ([tensor[own] for tensor in cache] for cache in (self.self_k, self.self_v))
-
-    def spread(self, beams: int) -> None:
-        """Repeats the single beam of each utterance ``beams`` times."""
-        assert self.beams == 1
-        self.beams = beams
-        for name in ("self_k", "self_v"):
-            setattr(self, name, [tensor.repeat_interleave(beams, dim=0) for tensor in getattr(self, name)])
-
-    def select(self, rows: Tensor) -> None:
-        """Replaces each beam by another beam of the same utterance.
-
-        Args:
-            rows: int64 tensor of shape (batch * beams,), the row that each beam continues.
-        """
-        for cache in (*self.self_k, *self.self_v):
-            cache[:, :, : self.filled] = cache[:, :, : self.filled].index_select(0, rows)
-
-
-def beam_rows(rows: Tensor, beams: int) -> Tensor:
-    """Returns the rows of all beams of these utterances."""
-    return (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
-
-
 def _cross_mask(h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor | None:
     """Returns the padding mask of encoder states, shape (batch, 1, 1, frames); None without padding."""
     mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
@@ -253,6 +191,7 @@ class TransformerDecoder(nn.Module):
         config: Any = net.config
         self.max_tokens: int = config.max_target_positions
         self.vocab_size: int = config.vocab_size
+        self._graphs = StepGraphs(self.fixed_step)
 
     def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
         """Runs the decoder with teacher forcing.
@@ -354,7 +293,9 @@ class TransformerDecoder(nn.Module):
         """
         cross = [keys_values(layer.encoder_attn, h_BFD) for layer in self.net.layers]
         batch, heads, _, dim = cross[0][0].shape
-        room = (batch, heads, max_tokens, dim)
+        # Whole widths on a GPU, where a mask of any other width would be copied.
+        columns = max_tokens if h_BFD.device.type == "cpu" else -(-max_tokens // WIDTH) * WIDTH
+        room = (batch, heads, columns, dim)
         return DecodingState(
             self_k=[k.new_zeros(room) for k, _ in cross],
             self_v=[v.new_zeros(room) for _, v in cross],
@@ -374,6 +315,9 @@ class TransformerDecoder(nn.Module):
         Returns:
             ``logits_BV``, shape (batch * beams, vocabulary).
         """
+        if self._graphs.takes(state, tokens_BU):
+            return self._graphs.step(state, tokens_BU)
+        state.grow()
         start, end = state.filled, state.filled + tokens_BU.shape[1]
         assert start == 0 or tokens_BU.shape[1] == 1
         x_BUD = self._embed(tokens_BU, start)
@@ -383,12 +327,43 @@ class TransformerDecoder(nn.Module):
             state.self_k[i][:, :, start:end], state.self_v[i][:, :, start:end] = k, v
             k, v = state.self_k[i][:, :, :end], state.self_v[i][:, :, :end]
             x_BUD = x_BUD + attend(layer.self_attn, y_BUD, k, v, None, causal=start == 0)
-            # The beams of an utterance become queries of one row of the cross-attention cache.
-            if state.beams > 1:
-                x_BUD = x_BUD.view(-1, state.beams, x_BUD.shape[-1])
-            if state.watch and i == len(self.net.layers) - 1:
-                state.weights_NF = self._mean_weights(layer, x_BUD, state, i)
-            x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
-            x_BUD = x_BUD.reshape(len(tokens_BU), -1, x_BUD.shape[-1])
+            x_BUD = self._cross_step(layer, x_BUD, state, i)
         state.filled = end
         return self.logits(self.net.layer_norm(x_BUD[:, -1]))
+
+    def fixed_step(self, state: DecodingState) -> Tensor:
+        """Computes a step of fixed shapes, see `ssl_asr.models.decoding_state`. Nothing in it waits for the device.
+
+        Args:
+            state: DecodingState with ``fixed``. Its cache and its position are updated, ``filled`` is not.
+
+        Returns:
+            ``logits_NV``, shape (batch * beams, vocabulary).
+        """
+        fixed = state.fixed
+        assert fixed is not None
+        state.reorder()
+        x_N1D = self.net.embed_tokens(fixed.tokens_N1)
+        x_N1D = x_N1D + self.net.embed_positions.weight.index_select(0, fixed.position_1)
+        mask = (fixed.columns_W <= fixed.position_1)[None, None, None]
+        for i, layer in enumerate(self.net.layers):
+            y_N1D = layer.self_attn_layer_norm(x_N1D)
+            k, v = keys_values(layer.self_attn, y_N1D)
+            state.self_k[i].index_copy_(2, fixed.position_1, k)
+            state.self_v[i].index_copy_(2, fixed.position_1, v)
+            k, v = state.self_k[i][:, :, : fixed.width], state.self_v[i][:, :, : fixed.width]
+            x_N1D = x_N1D + attend(layer.self_attn, y_N1D, k, v, mask, causal=False)
+            x_N1D = self._cross_step(layer, x_N1D, state, i)
+        fixed.position_1.add_(1)
+        return self.logits(self.net.layer_norm(x_N1D[:, -1]))
+
+    def _cross_step(self, layer: Any, x_BUD: Tensor, state: DecodingState, i: int) -> Tensor:
+        """Cross-attention and feed-forward of layer ``i``, for the tokens of a step."""
+        shape = x_BUD.shape
+        # The beams of an utterance become queries of one row of the cross-attention cache.
+        if state.beams > 1:
+            x_BUD = x_BUD.view(-1, state.beams, shape[-1])
+        if state.watch and i == len(self.net.layers) - 1:
+            state.weights_NF = self._mean_weights(layer, x_BUD, state, i)
+        x_BUD = self._cross_and_feed(layer, x_BUD, state.cross_k[i], state.cross_v[i], state.cross_mask)
+        return x_BUD.reshape(shape)

@@ -130,7 +130,7 @@ class W2vBertEncoder(SSLEncoder):
 
     def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         features_BFM = self.filter_banks(waveform_BT, lengths_B)
-        h_BFD, _ = self.net.feature_projection(features_BFM.to(waveform_BT.dtype))
+        h_BFD, _ = self.net.feature_projection(self.as_weights(features_BFM))
         return h_BFD, self.frame_lengths(lengths_B)
 
     def _states(self, h_BFD: Tensor, frame_lengths_B: Tensor, *, keep: bool) -> list[Tensor]:

@@ -192,7 +192,7 @@ class WhisperEncoder(SpeechEncoder):
         samples_B = self._context_samples(lengths_B)
         mel_lengths_B = (samples_B + HOP - 1).div(HOP, rounding_mode="floor")
         context_lengths_B = (mel_lengths_B + 1).div(2, rounding_mode="floor")
-        mel_BMF = self.log_mel.of_lengths(waveform_BT, mel_lengths_B)
+        mel_BMF = self.as_weights(self.log_mel.of_lengths(waveform_BT, mel_lengths_B))
         if self.training and self.augment is not None:
             mel_BMF = self._hide(mel_BMF, lengths_B)
         mel_mask = padding_mask(mel_lengths_B, mel_BMF.shape[-1], mel_BMF.device)

@@ -23,7 +23,6 @@ from ssl_asr.inference.options import inference_options, long_form
 from ssl_asr.serve.app import make_app
 from ssl_asr.serve.models import ServedModel, load_models
 from ssl_asr.serve.service import Service, Settings
-from ssl_asr.training.trainer import check_accelerator
 from ssl_asr.types import Seconds
 
 _TICK_S: Seconds = 0.1
@@ -77,7 +76,6 @@ def make_service(config: ServeConfig, keys: list[str], console: Console | None) 
         CheckpointError: There is no such model.
         ConfigError: An option does not go with a model.
     """
-    check_accelerator(config.accelerator, 1)
     models = load_models(
         [config.model] if isinstance(config.model, str) else config.model,
         replace(inference_options(config), language=config.language),

@@ -24,7 +24,6 @@ from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import in_order, transcript
 from ssl_asr.decoding.text_alignment import Encode, Written, align_text, spell, written_words
 from ssl_asr.errors import CheckpointError, ConfigError
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup, SpeechEncoder, one_frame_length
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.heads import only_linear
@@ -47,6 +46,7 @@ from ssl_asr.types import (
     Tokenizer,
     Utterance,
     Word,
+    on_device,
     text_of,
 )
 

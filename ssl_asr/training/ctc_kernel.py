@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ssl_asr.models.devices import on_device
 from ssl_asr.training.ctc_triton import lattice_kernel, normalizer_kernel, occupancy_kernel, softmax_kernel
+from ssl_asr.types import on_device
 
 _LARGEST_CHUNK = 1024
 """Vocabulary entries that a program reads at a time."""

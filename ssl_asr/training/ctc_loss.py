@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_asr.console import notify
-from ssl_asr.models.devices import on_device
-from ssl_asr.types import BLANK_ID
+from ssl_asr.console import verified
+from ssl_asr.types import BLANK_ID, on_device
 
 
 def ctc_losses(logits_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
@@ -39,16 +38,12 @@ def has_kernel(device: torch.device) -> bool:
     """
     if device.type != "cuda" or find_spec("triton") is None:
         return False
-    try:
-        problem = None if kernel_agrees(device) else "its results differ from those of torch"
-    except Exception as error:
-        problem = f"{type(error).__name__}: {str(error).strip()[:300]}"
-    if problem is not None:
-        notify(
-            f"CTC loss: the Triton kernel does not run on {device} ({problem}). torch's loss is used, which is slower "
-            "and waits for the GPU. Check that a C compiler is installed and that triton supports the GPU."
-        )
-    return problem is None
+    return verified(
+        lambda: kernel_agrees(device),
+        what=f"CTC loss: the Triton kernel does not run on {device}",
+        instead="torch's loss is used, which is slower and waits for the GPU. Check that a C compiler is installed and "
+        "that triton supports the GPU.",
+    )
 
 
 def kernel_agrees(device: torch.device) -> bool:

@@ -19,7 +19,6 @@ from ssl_asr.decoding.segments import transcript
 from ssl_asr.decoding.seq2seq import AttentionDecoder
 from ssl_asr.decoding.step_model import Constraints
 from ssl_asr.models.attention import JointHead, attention_loss
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.states import States
@@ -29,7 +28,7 @@ from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import Joint
 from ssl_asr.training.updates import Loss
-from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer, Normalizer
+from ssl_asr.types import BLANK_ID, Batch, Hypothesis, LabelTokenizer, Normalizer, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -27,7 +27,6 @@ from ssl_asr.decoding.seq2seq import WhisperDecoder
 from ssl_asr.decoding.timestamps import Phrase, phrases_of, segments_of, text_tokens
 from ssl_asr.decoding.word_times import words_of_tokens
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, LayerGroup
 from ssl_asr.models.freezing import FreezePolicy
 from ssl_asr.models.whisper import SAMPLES_PER_FRAME, WhisperSeq2Seq
@@ -48,6 +47,7 @@ from ssl_asr.types import (
     Segment,
     Utterance,
     Word,
+    on_device,
 )
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ssl_asr.data.state_store import StateStore, state_digest
 from ssl_asr.errors import ConfigError
-from ssl_asr.models.devices import on_device
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.trainer import FSDP2
-from ssl_asr.types import Batch, OutputPath
+from ssl_asr.types import Batch, OutputPath, on_device
 
 if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig

@@ -340,16 +340,14 @@ def _profiler(name: str | None, folder: Path) -> "Profiler | None":
 def make_inference_trainer(
     *,
     accelerator: str,
-    precision: str,
     console: Console | None,
     verb: str = "Transcribing",
     callbacks: "Sequence[Callback]" = (),
 ) -> "Trainer":
-    """A Trainer that only runs test loops, on one device.
+    """A Trainer that only runs test loops, on one device. It leaves the dtypes of the model as they are.
 
     Args:
         accelerator: Lightning's accelerator.
-        precision: Lightning's precision.
         console: Shows the progress. None shows nothing.
         verb: What the loop does, for the progress bar.
         callbacks: Lightning callbacks.
@@ -362,7 +360,6 @@ def make_inference_trainer(
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,
-        precision=precision,  # type: ignore[arg-type]
         logger=False,
         callbacks=[*callbacks, *bar],
         enable_progress_bar=console is not None,

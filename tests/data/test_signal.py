@@ -168,7 +168,7 @@ def stereo(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_notices_of_workers_reach_the_data_module(stereo, workers, capsys):
-    run = RunOptions(max_batch_s=4.0, num_workers=workers, accelerator="cpu", precision="32-true")
+    run = RunOptions(max_batch_s=4.0, num_workers=workers, accelerator="cpu")
     data = inference_data(
         {"input": stereo}, tokenizer=None, limits=Limits(), encoder=SpeechCost(), run=run, console=None
     )
@@ -180,7 +180,7 @@ def test_notices_of_workers_reach_the_data_module(stereo, workers, capsys):
 
 
 def test_downmix_of_a_command_reaches_the_audio(stereo):
-    run = RunOptions(max_batch_s=4.0, num_workers=0, accelerator="cpu", precision="32-true", downmix="refuse")
+    run = RunOptions(max_batch_s=4.0, num_workers=0, accelerator="cpu", downmix="refuse")
     data = inference_data(
         {"input": stereo}, tokenizer=None, limits=Limits(), encoder=SpeechCost(), run=run, console=None
     )

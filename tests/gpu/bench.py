@@ -107,11 +107,20 @@ def _transcription_rows() -> dict[str, Row]:
     for dtype, window in (("autocast", "30s"), ("bf16", "30s"), ("bf16", "real")):
         build = partial(transcribe_ours, name="whisper_small", window=window, bf16=dtype == "bf16")
         rows[f"whisper_small/greedy/{dtype}_{window}"] = Row(build=build, durations=[12.0] * 64, warmup=2, steps=4)
-    build = partial(transcribe_hf, name="whisper_small")
-    rows["whisper_small/greedy/hf"] = Row(build=build, durations=[12.0] * 64, warmup=2, steps=4)
     for name in ("whisper_small", "whisper_large_v3"):
-        ours = partial(transcribe_ours, name=name, window="30s", bf16=True, beams=5)
-        rows[f"{name}/beam5/bf16_30s"] = Row(build=ours, durations=[12.0] * 16, warmup=2, steps=4)
+        if name == "whisper_large_v3":
+            build = partial(transcribe_ours, name=name, window="real", bf16=True)
+            rows[f"{name}/greedy/bf16_real"] = Row(build=build, durations=[12.0] * 64, warmup=2, steps=4)
+        # Without CUDA graphs.
+        build = partial(transcribe_ours, name=name, window="real", bf16=True, graphs=False)
+        rows[f"{name}/greedy/eager_real"] = Row(build=build, durations=[12.0] * 64, warmup=2, steps=4)
+        build = partial(transcribe_hf, name=name)
+        rows[f"{name}/greedy/hf"] = Row(build=build, durations=[12.0] * 64, warmup=2, steps=4)
+        for kind, window in (("bf16_30s", "30s"), ("bf16_real", "real"), ("eager_real", "real")):
+            ours = partial(
+                transcribe_ours, name=name, window=window, bf16=True, beams=5, graphs=not kind.startswith("eager")
+            )
+            rows[f"{name}/beam5/{kind}"] = Row(build=ours, durations=[12.0] * 16, warmup=2, steps=4)
         theirs = partial(transcribe_hf, name=name, beams=5)
         rows[f"{name}/beam5/hf"] = Row(build=theirs, durations=[12.0] * 16, warmup=2, steps=4)
     return rows

@@ -1,10 +1,11 @@
 """One training step, or one transcribed batch: ours and transformers', with random weights of the true shapes."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -18,11 +19,14 @@ from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.seq2seq import WhisperGreedy
 from ssl_asr.decoding.step_model import Constraints, Suppression
 from ssl_asr.models.compiling import compile_layers
+from ssl_asr.models.decoding_state import DecodingState
 from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.models.freezing import FreezeEncoder, FreezeFeatureEncoder, TrainAll
 from ssl_asr.models.heads import LinearHead
+from ssl_asr.models.precision import cast_weights
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.states import LastLayer
+from ssl_asr.models.step_graph import StepGraphs
 from ssl_asr.models.whisper import WhisperEncoder, WhisperSeq2Seq
 from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule
@@ -276,14 +280,25 @@ def whisper_hf(setup: Setup, durations: Sequence[Seconds], *, name: str) -> Step
 
 
 def transcribe_ours(
-    setup: Setup, durations: Sequence[Seconds], *, name: str, window: str, bf16: bool, beams: int = 1
+    setup: Setup,
+    durations: Sequence[Seconds],
+    *,
+    name: str,
+    window: str,
+    bf16: bool,
+    beams: int = 1,
+    graphs: bool = True,
 ) -> Step:
-    """Encoder, log-mel and search, 44 tokens per utterance: in bf16 autocast, or with weights in bf16."""
+    """Encoder, log-mel and search, 44 tokens per utterance: in bf16 autocast, or with weights in bf16.
+
+    With weights in bf16, the logits of steps of fixed shapes are compared with those of steps that grow first. Without
+    ``graphs``, steps grow.
+    """
     batch, tokens = whisper_batch(setup, durations, labels=1), 5 if setup.tiny else 44
     module = whisper_module(setup, name, window).eval()
     if bf16:
-        module = module.to(torch.bfloat16)
-        _log_mel_in_float32(module.model.encoder)
+        cast_weights(module, torch.bfloat16)
+        check_steps(module.model, batch, beams)
     # The end of the text is never chosen, so that every utterance has all its tokens.
     suppression = Suppression(always=(END,))
     constraints = Constraints(end_id=END, suppression=suppression, limits=[tokens] * len(durations))
@@ -296,17 +311,65 @@ def transcribe_ours(
         return beam_search(module.model, out.h_BFD, out.context_lengths_B, prompts, constraints=constraints, **own)
 
     def step() -> None:
-        with torch.inference_mode(), nullcontext() if bf16 else setup.autocast():
+        with (
+            torch.inference_mode(),
+            nullcontext() if bf16 else setup.autocast(),
+            nullcontext() if graphs else growing(),
+        ):
             search(module.model.encoder(batch.waveform_BT, batch.lengths_B))
 
     return step
 
 
-def _log_mel_in_float32(encoder: WhisperEncoder) -> None:
-    """Compute the features in float32, and cast them for weights in bf16."""
-    log_mel = encoder.log_mel.float()
-    compute = log_mel.forward
-    log_mel.forward = lambda *inputs: compute(*inputs).to(torch.bfloat16)
+@contextmanager
+def growing() -> Iterator[None]:
+    """Decoding steps grow with the text: no CUDA graphs."""
+    with patch.object(StepGraphs, "device_types", frozenset()):
+        yield
+
+
+@torch.inference_mode()
+def check_steps(model: WhisperSeq2Seq, batch: Batch, beams: int) -> None:
+    """Compare the logits of steps of fixed shapes, replayed on a GPU, with those of steps that grow.
+
+    Raises:
+        AssertionError: They differ by more than the rounding of bf16.
+    """
+    out = model.encoder(batch.waveform_BT[:4], batch.lengths_B[:4])
+    rows = len(out.h_BFD) * beams
+    fixed, grown = (model.begin(out.h_BFD, out.context_lengths_B, 80) for _ in range(2))
+    draw = torch.Generator().manual_seed(2)
+    prompt_BU = torch.full((len(out.h_BFD), 3), START, device=out.h_BFD.device)
+    for state in (fixed, grown):
+        model.step(prompt_BU, state)
+        state.spread(beams)
+    for _ in range(70):
+        tokens_N1 = torch.randint(250, (rows, 1), generator=draw).to(prompt_BU.device)
+        with growing():
+            expected_NV = model.step(tokens_N1, grown).float()
+        found_NV = _fixed_step(model, tokens_N1, fixed).float()
+        error = (found_NV - expected_NV).abs().max() / expected_NV.abs().max()
+        assert error < 0.05, f"logits after {grown.filled} tokens differ by {float(error):.3f} of the largest"
+        own_BK = torch.randint(beams, (len(out.h_BFD), beams), generator=draw)
+        parents_N = (torch.arange(len(own_BK))[:, None] * beams + own_BK).flatten().to(prompt_BU.device)
+        for state in (fixed, grown):
+            state.select(parents_N)
+    if prompt_BU.device.type == "cuda":
+        assert fixed.fixed is not None
+        assert fixed.fixed.replay is not None, "steps are not replayed"
+
+
+def _fixed_step(model: WhisperSeq2Seq, tokens_N1: torch.Tensor, state: DecodingState) -> torch.Tensor:
+    """A step of fixed shapes: on a GPU as searches run it, elsewhere without a graph."""
+    if tokens_N1.device.type == "cuda":
+        return model.step(tokens_N1, state)
+    fixed = state.fixed
+    if fixed is None or fixed.width == state.filled:
+        fixed = state.fix()
+    fixed.tokens_N1.copy_(tokens_N1)
+    logits_NV = model.fixed_step(state)
+    state.filled += 1
+    return logits_NV
 
 
 def transcribe_hf(setup: Setup, durations: Sequence[Seconds], *, name: str, beams: int = 1) -> Step:

@@ -25,7 +25,6 @@ def test_options_of_the_run_and_of_the_model():
     config = _config(max_batch_s=33.0, num_workers=3, accelerator="cpu", downmix="first", language="nl")
     run = run_options(config)
     assert (run.max_batch_s, run.num_workers, run.accelerator, run.downmix) == (33.0, 3, "cpu", "first")
-    assert run.precision == config.precision
     module = SimpleNamespace(downmix="refuse")
     assert run_options(config, module).downmix == "first"
     assert run_options(_config(), module).downmix == "refuse", "as the model was trained"

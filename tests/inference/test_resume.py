@@ -20,7 +20,7 @@ from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
 
 OPTIONS = {
-    "run": RunOptions(max_batch_s=2.0, num_workers=0, accelerator="cpu", precision="32-true"),
+    "run": RunOptions(max_batch_s=2.0, num_workers=0, accelerator="cpu"),
     "options": TEXT_ONLY,
     "console": None,
     "long_form": NO_VAD,

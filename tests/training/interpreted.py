@@ -5,9 +5,8 @@ import multiprocessing
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +14,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-# Operations and methods that wait for a GPU, if their tensor is on a GPU.
-_WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2")
-_METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
 
 
 class Interpreter:
@@ -71,24 +64,3 @@ def _prepare() -> None:
     torch.set_num_threads(1)
     # Logarithms of zero, and differences of infinities in entries that are masked.
     np.seterr(all="ignore")
-
-
-class _NoWaits(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        assert name not in _WAITING, f"{name} waits for the GPU"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waits() -> Iterator[None]:
-    """Fail where the host would wait for a GPU."""
-
-    def refuse(name: str) -> Callable[..., Any]:
-        def method(*_: Any, **__: Any) -> Any:
-            raise AssertionError(f"Tensor.{name} waits for the GPU")
-
-        return method
-
-    with patch.multiple(Tensor, **{name: refuse(name) for name in _METHODS}), _NoWaits():
-        yield

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from ssl_asr.console import Notice
 from ssl_asr.training import ctc_loss
-from tests.training.interpreted import Interpreter, no_waits
+from tests.training.interpreted import Interpreter
+from tests.waits import no_waits
 
 
 @pytest.fixture(scope="module")
