@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.models.ragged import Bias, Frames
-from ssl_asr.models.ssl_stem import compute_type
-from ssl_asr.models.transformer import project
+from ssl_asr.models.transformer import compute_type, project
 
 
 def layer_norm_first(layer: Any, x: Tensor, frames: Frames, relative_HR: Tensor | None) -> tuple[Tensor, Tensor | None]:

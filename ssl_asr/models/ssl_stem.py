@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_asr.models.encoder import padding_mask
-from ssl_asr.models.transformer import run_layer
+from ssl_asr.models.transformer import compute_type, run_layer
 from ssl_asr.types import on_device
 
 
@@ -158,12 +158,6 @@ def in_own_type(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         weight, bias = (None if p is None else p.to(x.dtype) for p in (norm.weight, norm.bias))
         return functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
-
-
-def compute_type(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The type in which matrix products of ``x`` and ``weight`` are computed: that of autocast, or of the weight."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def conv_stem(

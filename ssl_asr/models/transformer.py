@@ -85,6 +85,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out_NV.view(*x.shape[:-1], -1)
 
 
+def compute_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type in which matrix products of ``x`` and ``weight`` are computed: that of autocast, or of the weight."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """Applies a linear layer, or the module that replaces it, to ``x``."""
     # Subclasses and replacements (peft's LoRA layers) and layers with hooks must be called as modules.
@@ -269,8 +275,14 @@ class TransformerDecoder(nn.Module):
         return mean_BUF[:, -1] if state.beams == 1 else mean_BUF.flatten(0, 1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Computes logits from states of shape (…, features). The output layer is the token embedding, transposed."""
-        return linear(states, self.net.embed_tokens.weight)
+        """Computes logits from states of shape (…, features)."""
+        return linear(states, self.output_VD)
+
+    @property
+    def output_VD(self) -> Tensor:
+        """The output layer, shape (vocabulary, features): it is the token embedding."""
+        weight_VD: Tensor = self.net.embed_tokens.weight
+        return weight_VD
 
     def _embed(self, tokens_BU: Tensor, first: int) -> Tensor:
         """Embeds tokens. The first token has the position ``first``."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ssl_asr.data.characters import CharTokenizer
 from ssl_asr.data.filters import Limits
@@ -36,6 +35,7 @@ from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
 from ssl_asr.training.pictures import Picture, attention
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.tasks import DetectLanguage
+from ssl_asr.training.token_loss import token_losses
 from ssl_asr.training.updates import Loss
 from ssl_asr.training.whisper_search import WhisperSearch, language_probabilities
 from ssl_asr.types import (
@@ -162,12 +162,11 @@ class Seq2SeqModule(ASRModule):
         first = tokens_BU.shape[1] - batch.tokens_BU.shape[1] - 1
         rows_N = _target_rows(batch.token_lengths_B, first, inputs_BU.shape[1])
         rows_N = on_device(rows_N, states_BUD.device)
-        logits_NV = self.model.logits(states_BUD.flatten(0, 1)[rows_N])
-        loss_N = functional.cross_entropy(
-            logits_NV.float(),
+        loss_N = token_losses(
+            states_BUD.flatten(0, 1)[rows_N],
+            self.model.output_VD,
             targets_BU.flatten()[rows_N],
-            reduction="none",
-            label_smoothing=self.label_smoothing if self.training else 0.0,
+            smoothing=self.label_smoothing if self.training else 0.0,
         )
         if self.auxiliary is not None:
             loss_N = self._with_ctc(self.auxiliary, loss_N, batch, out)
