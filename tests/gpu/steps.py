@@ -32,6 +32,7 @@ from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.seq2seq import Seq2SeqModule
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
+from tests.gpu.encoder import check_attention, check_states
 from tests.toys import save_checkpoint
 
 Step = Callable[[], object]
@@ -166,7 +167,10 @@ def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=Fa
     config = ssl_config(name, tiny=setup.tiny)
     kind = transformers.WavLMModel if name.startswith("wavlm") else transformers.Wav2Vec2Model
     module = ssl_module(setup.create(lambda: kind(config)), frozen=frozen)
-    return train_ours(setup, module, ctc_batch(setup, durations), compiled=compiled)
+    batch = ctc_batch(setup, durations)
+    check_attention(setup.device, torch.bfloat16)
+    check_states(module.encoder.to(setup.device), batch)
+    return train_ours(setup, module, batch, compiled=compiled)
 
 
 def ssl_net_hf(setup: Setup, name: str, *, frozen: bool) -> nn.Module:
