@@ -147,9 +147,9 @@ class NeuralLM(WordModel[Tokens]):
         totals = [float(self._rows[state][piece[0]]) for state, piece in zip(states, pieces, strict=True)]
         if longer:
             log_probs_BUV = self.prefixes.continued([read[at] for at in longer], [pieces[at][:-1] for at in longer])
-            for row_UV, at in zip(log_probs_BUV, longer, strict=True):
-                targets_U1 = torch.tensor(pieces[at][1:], device=row_UV.device)[:, None]
-                totals[at] += float(row_UV[: len(targets_U1)].gather(1, targets_U1).double().sum())
+            chosen_BU = _chosen(log_probs_BUV, [pieces[at][1:] for at in longer])
+            for row_U, at in zip(chosen_BU, longer, strict=True):
+                totals[at] += float(row_U[: len(pieces[at]) - 1].sum())
         return totals
 
     def end(self, state: Tokens) -> float:
@@ -167,7 +167,7 @@ class NeuralLM(WordModel[Tokens]):
         return self._continued([self.begin] * len(texts), tokens)
 
     def row(self, state: Tokens) -> Tensor:
-        """Log-probabilities of all tokens after a state, float32 on the CPU, shape (V,)."""
+        """Log-probabilities of all tokens after a state, on the CPU, shape (V,)."""
         found = self._rows.get(state)
         if found is None:
             self.prefetch_rows([state])
@@ -240,12 +240,11 @@ class NeuralLM(WordModel[Tokens]):
         texts = [state + own for state, own in pieces]
         # The last token of a text is a target only.
         log_probs_BUV = self._log_probs([text[:-1] for text in texts])
-        targets_BU = pad_sequence([torch.tensor(text[1:]) for text in texts], batch_first=True)
-        chosen_BU = log_probs_BUV.gather(2, targets_BU.to(log_probs_BUV.device)[..., None])[..., 0].cpu()
+        chosen_BU = _chosen(log_probs_BUV, [text[1:] for text in texts])
         totals = []
         for row, (state, own) in enumerate(pieces):
             first = len(state) - 1
-            totals.append(float(chosen_BU[row, first : first + len(own)].double().sum()))
+            totals.append(float(chosen_BU[row, first : first + len(own)].sum()))
         return totals
 
     def tokens_like(self, labels: Sequence[str | None]) -> list[int]:
@@ -274,6 +273,12 @@ class NeuralLM(WordModel[Tokens]):
             return [str(self.tokenizer.convert_tokens_to_string([name])) for name in names]
         # Vocabularies of words or of sentencepiece mark spaces with these characters.
         return [" " if name == "|" else name.replace("▁", " ") for name in names]
+
+
+def _chosen(log_probs_BUV: Tensor, targets: Sequence[Tokens]) -> Tensor:
+    """Log-probability of each target, ``chosen_BU`` in float64 on the CPU. Values beyond the last are arbitrary."""
+    targets_BU = pad_sequence([torch.tensor(own) for own in targets], batch_first=True)
+    return log_probs_BUV.gather(2, targets_BU.to(log_probs_BUV.device)[..., None])[..., 0].cpu().double()
 
 
 class LabelNeural(Automaton[Tokens]):
