@@ -183,6 +183,7 @@ class _Search:
             self._finish(best, tokens_BCU, length)
             chosen_BK = self._continue(best, tokens_BCU)
             self.done_B = self.done_B | self._done(length)
+            # Utterances that are done stay in the batch until a check finds them. `_finish` leaves them as they are.
             left = self.watch.left(self.done_B)
             if left == []:
                 break

@@ -65,6 +65,7 @@ def greedy_decode(
         texts.append(position, active, tokens_B, log_probs_B, ~ended)
         ended = ended | (tokens_B == end_id) | (limit_B[active] <= position + 1)
         inputs_BU = tokens_B[:, None]
+        # Finished rows stay in the batch until a check finds enough of them. `ended` keeps their texts as they are.
         left = watch.left(ended)
         if left is None:
             continue
