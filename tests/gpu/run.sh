@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is measured and tested on a GPU, in thirteen minutes, from a bare checkout.
+# Everything that is measured and tested on a GPU, in nine minutes, from a bare checkout.
 #
 #   tests/gpu/run.sh [--wheels FOLDER] [OPTIONS OF tests/gpu/run.py]
 #   tests/gpu/run.sh --tiny                     tiny shapes, as on a CPU in CI (under two minutes)
