@@ -83,10 +83,7 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
     batch = longest.to(device)
     with _saved_bytes() as saved:
         _update(run, batch, optimizers)
-    start = _now(device)
-    for _ in range(_TIMED):
-        _update(run, batch, optimizers)
-    batch_step_s = (_now(device) - start) / _TIMED
+    batch_step_s = _timed(run, batch, optimizers)
     batch_s = sampler.cost_s(by_length[-1])
     epoch_s = sum(map(sampler.cost_s, sampler.batches))
     accumulate = run.config.trainer.accumulate_grad_batches
@@ -110,6 +107,24 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
         checkpoint=weights + optimizer_bytes,
         peak=peak_gb(device),
     )
+
+
+def time_epoch(run: TrainingRun) -> Seconds:
+    """Seconds of the training batches of an epoch, from timed updates on the largest one. Changes the weights."""
+    run.module.to(run.trainer.strategy.root_device).train()
+    sampler = run.data.train_sampler(0)
+    largest = max(sampler.batches, key=sampler.cost_s)
+    batch, optimizers = run.data.train_batch(largest).to(run.module.device), _optimizers(run)
+    _update(run, batch, optimizers)
+    return _timed(run, batch, optimizers) * sum(map(sampler.cost_s, sampler.batches)) / sampler.cost_s(largest)
+
+
+def _timed(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> Seconds:
+    """Mean seconds of an update on a batch."""
+    start = _now(run.module.device)
+    for _ in range(_TIMED):
+        _update(run, batch, optimizers)
+    return (_now(run.module.device) - start) / _TIMED
 
 
 def _optimizers(run: TrainingRun) -> list[Optimizer]:
@@ -188,10 +203,11 @@ def print_trial(trial: Trial, console: Console) -> None:
     times.add_column("", justify="right")
     times.add_row("an update, longest batch", f"{trial.update_s:.2f} s")
     times.add_row("updates", f"{trial.updates:,}")
-    times.add_row("all updates", _duration(trial.run_s))
+    times.add_row("all updates", duration(trial.run_s))
     console.print(times)
 
 
-def _duration(seconds: Seconds) -> str:
+def duration(seconds: Seconds) -> str:
+    """Hours, minutes or seconds as text."""
     hours, minutes = int(seconds // 3600), seconds % 3600 / 60
     return f"{hours} h {minutes:.0f} min" if hours else f"{minutes:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
