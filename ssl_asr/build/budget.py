@@ -5,6 +5,7 @@ number is then proven by a forward and backward pass over the largest batch that
 """
 
 import gc
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -91,9 +92,13 @@ class Budgets:
         self._data.config = replace(self._data.config, max_batch_s=budget_s)
         self._planned = Planned.of(self._data, self._ranks)
 
+    def seconds(self, rows: int) -> Seconds:
+        """The budget of a number of the longest utterances, rounded up to hundredths."""
+        return math.ceil(rows * self.longest_s * 100) / 100
+
     def peak(self, rows: int) -> float:
         """Estimated bytes of the peak of the largest batch whose budget is ``rows`` of the longest utterance."""
-        self._plan(rows * self.longest_s)
+        self._plan(self.seconds(rows))
         return float(self._memory.of(self._planned.shapes)[1].max())
 
     def estimated(self, room: int) -> int:
@@ -104,7 +109,7 @@ class Budgets:
         """The same, where the largest batch makes a forward and backward pass in ``room`` bytes."""
 
         def fits(rows: int) -> bool:
-            self._plan(rows * self.longest_s)
+            self._plan(self.seconds(rows))
             planned = self._planned
             largest = planned.sampler.batches[int(self._memory.of(planned.shapes)[1].argmax())]
             seconds, tokens = planned.sampler.durations_N[largest], planned.tokens_N[largest]
@@ -215,7 +220,7 @@ def with_budget(
             what = f"is auto, and not even one utterance of {budgets.longest_s:.1f} s fits {room / _GB:.2f} GB"
             remedy = "use a smaller model, backbone.gradient_checkpointing=true, or a smaller data.max_s"
             raise ConfigError("data.max_batch_s", what, remedy)
-        found_s = rows * budgets.longest_s
+        found_s = budgets.seconds(rows)
         os.environ[_CHOSEN] = repr(found_s)
         if console is not None:
             of = f"{100 * share:.0f} % of the {available / _GB:.1f} GB that are available on {device}"

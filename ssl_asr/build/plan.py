@@ -32,7 +32,7 @@ class MemoryEstimate:
         parameters: Weights and buffers.
         gradients: Gradients of all that trains.
         optimizer: States of the optimizers.
-        activations: What the backward pass of the largest batch keeps.
+        activations: The largest batch, and what its backward pass keeps.
         peak: Largest sum at any time of an update. Gradients grow while activations are freed, so that it is not the
             sum of the above; it also has temporary results, and copies of weights and gradients.
         largest: The batch that needs most.
@@ -129,7 +129,7 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
     if room is not None:
         standing = weights_bytes(run.module) + standing_bytes(run.module, run.config, ranks)
         rows = budgets.estimated(int(SHARE * room) - standing)
-    best_s = None if rows is None else rows * budgets.longest_s
+    best_s = None if rows is None else budgets.seconds(rows)
     budget_s = (best_s or budgets.longest_s) if config.data.max_batch_s == "auto" else run.config.data.batch_s
     run.data.config = replace(run.data.config, max_batch_s=budget_s)
     estimate = MemoryEstimate.of(run, memory, ranks)
@@ -173,8 +173,7 @@ def _ranks(config: PlanConfig) -> int:
 def _epoch_flops(run: TrainingRun) -> float:
     planned = Planned.of(run.data)
     used = np.concatenate([np.asarray(batch) for batch in planned.sampler.batches])
-    with run.trainer.precision_plugin.forward_context():
-        flops = TrainingFlops(run.module, run.data.train_kept[0])
+    flops = TrainingFlops(run.module, run.data.train_kept[0])
     return flops.of(planned.sampler.durations_N[used].tolist(), planned.tokens_N[used].tolist())
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssl_asr.data.dataset import Example, collate
+from ssl_asr.data.dataset import collate
 from ssl_asr.training.checkpointing import random_state, restore_random_state
 from ssl_asr.training.module import ASRModule
-from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
+from ssl_asr.types import SAMPLE_RATE, Batch, Example, Seconds, Utterance
 
 
 def silent_batch(module: ASRModule, utterance: Utterance, seconds: Sequence[Seconds], tokens: Sequence[int]) -> Batch:

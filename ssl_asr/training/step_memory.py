@@ -10,13 +10,13 @@ gradients, and copies of weights in another precision. All rows share relative p
 batches run the same operations, so that each operation has its own ten coefficients. They are found from the steps of
 ten short batches:
 
-    operation          1      2      3     …    last of the forward pass     …     last
+    operation          1      2      3     …    end of the forward pass      …     last
     2 rows of 2 s     ▁      ▂      ▃                    ▆                          ▂
     2 rows of 4 s     ▂      ▃      ▅                    █                          ▂
     …
 
-The peak of any other batch is the largest ``m`` of all operations. What the backward pass keeps is ``m`` after the last
-operation of the forward pass.
+The peak of any other batch is the largest ``m`` of all operations. What the backward pass keeps is ``m`` at the end of
+the forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,12 +42,12 @@ from ssl_asr.types import SAMPLE_RATE, Batch, Seconds
 
 # Rows, seconds of the longest row and tokens of each batch that is measured. Convolutions round frames down; at even
 # numbers of seconds, all families round by the same amount.
-_MEASURED = ((2, 2, 4), (2, 4, 4), (2, 6, 4), (3, 2, 4), (3, 4, 4), (3, 6, 4))
-_MEASURED += ((2, 2, 16), (2, 2, 32), (2, 4, 32), (3, 2, 32))
+_MEASURED = [(2, 2, 4), (2, 4, 4), (2, 6, 4), (3, 2, 4), (3, 4, 4), (3, 6, 4)]
+_MEASURED += [(2, 2, 16), (2, 2, 32), (2, 4, 32), (3, 2, 32)]
 _AT_A_TIME = 256
 # Operations that autocast computes in float32 on CUDA, and not on the CPU.
-_SINGLE = (functional.layer_norm, functional.group_norm, functional.softmax, functional.log_softmax)
-_SINGLE += (torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax)
+_SINGLE: list[Any] = [functional.layer_norm, functional.group_norm, functional.softmax, functional.log_softmax]
+_SINGLE += [torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax]
 _DROPOUT = (functional.dropout, torch.dropout)
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -127,7 +127,7 @@ class StepMemory:
             lengths_s = [max(least_s, scale * length) for length in (seconds, *[seconds / 2] * (rows - 1))]
             batch = silent_batch(module, train[0], lengths_s, [tokens, *[tokens // 2] * (rows - 1)])
             terms.append(Shape.of(module, batch).terms())
-            steps.append(step_timeline(module, batch, autocast, as_cuda=as_cuda))
+            steps.append(step_timeline(module, batch, autocast, as_cuda=as_cuda, computes=False))
         if len({(len(timeline), end) for timeline, end in steps}) > 1:
             # The operations depend on the batch, as those of a recurrent decoder. Two numbers are left of a step.
             steps = [([timeline[end], max(timeline)], 0) for timeline, end in steps]
@@ -136,14 +136,20 @@ class StepMemory:
         self._coefficients, *_ = np.linalg.lstsq(np.array(terms), timelines_MO, rcond=None)
 
     def of(self, shapes: Sequence[Shape]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The bytes that the backward pass of each batch keeps, and those of its peak, gradients included."""
+        """The bytes of each batch and what its backward pass keeps, and those of the peak, gradients included."""
         terms_N = np.array([shape.terms() for shape in shapes])
         parts = [terms_N[i : i + _AT_A_TIME] @ self._coefficients for i in range(0, len(terms_N), _AT_A_TIME)]
         return np.concatenate([part[:, self._end] for part in parts]), np.concatenate([p.max(1) for p in parts])
 
 
 def step_timeline(
-    module: ASRModule, batch: Batch, autocast: Autocast, *, as_cuda: bool = False, limit: int | None = None
+    module: ASRModule,
+    batch: Batch,
+    autocast: Autocast,
+    *,
+    as_cuda: bool = False,
+    limit: int | None = None,
+    computes: bool = True,
 ) -> tuple[list[int], int]:
     """Bytes of live tensors after each operation of a forward and backward pass in train mode.
 
@@ -152,21 +158,23 @@ def step_timeline(
     Args:
         module, autocast, as_cuda: See `StepMemory`.
         batch: A batch on the model's device.
-        limit: Bytes of tensors that are allowed, without the batch. Default: None (no limit).
+        limit, computes: See `LiveMemory`. The limit is without the batch.
 
     Returns:
-        The bytes, and the index of the last operation of the forward pass.
+        The bytes, and the index of the end of the forward pass.
 
     Raises:
         torch.OutOfMemoryError: More than ``limit`` is needed.
     """
     own = [batch.waveform_BT, batch.tokens_BU]
     existing = [*module.parameters(), *module.buffers(), *own]
-    with probing(module), LiveMemory(existing, limit) as live, _MostCostly():
+    with probing(module), LiveMemory(existing, limit, computes=computes) as live, _MostCostly():
         module.train()
         with autocast(), _LikeCuda() if as_cuda else nullcontext():
             loss = module.loss(batch).total
-            end = len(live.timeline) - 1
+            # What the loss held in variables is free now.
+            end = len(live.timeline)
+            live.timeline.append(live.now)
             torch.autograd.backward(loss)
     before = sum(tensor_bytes(tensor) for tensor in own)
     return [before + bytes_ for bytes_ in live.timeline], end
@@ -195,7 +203,7 @@ class _LikeCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG001
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
     dropped: Tensor = torch.native_dropout(x, p, True)[0] if training and p > 0 else x
     return dropped
 
