@@ -1,5 +1,6 @@
 """The memory and the time of a training run, estimated before it starts."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from ssl_asr.build.training import TrainingRun, build_training
 from ssl_asr.build.trial import duration, time_epoch
 from ssl_asr.config.schemas import PlanConfig
 from ssl_asr.console import TitledTable
-from ssl_asr.errors import ConfigError
-from ssl_asr.training.flops import CARDS, TrainingFlops, card_named, peak_flops
+from ssl_asr.training.flops import TrainingFlops, planned_card
 from ssl_asr.training.loggers import NoLog
 from ssl_asr.training.memory import total_bytes
 from ssl_asr.training.state_cache import NoStateCache
@@ -98,11 +98,9 @@ def planned_run(config: PlanConfig, console: Console | None) -> TrainingRun:
     Raises:
         ConfigError: The GPU has a name that is unknown.
     """
-    if isinstance(config.gpu, str) and card_named(config.gpu) is None:
-        what = f"is {config.gpu!r}, whose memory is unknown"
-        raise ConfigError("gpu", what, f"give its memory in GB, such as gpu=24, or one of {', '.join(CARDS)}")
     trainer = replace(config.trainer, profiler=None, compile=None)
     if config.gpu is not None:
+        planned_card(config.gpu)
         trainer = replace(trainer, accelerator="cpu", devices=1, num_nodes=1, strategy="auto")
     data = config.data
     if data.max_batch_s == "auto":
@@ -118,13 +116,12 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
         run: The run, as `planned_run` returns it.
         config: Its configuration.
     """
-    ranks = _ranks(config) if config.gpu is not None else run.trainer.world_size
+    ranks = config.trainer.ranks if config.gpu is not None else run.trainer.world_size
     device = run.trainer.strategy.root_device
     memory = step_memory(run, as_cuda=config.gpu is not None)
     budgets = Budgets(run.module, run.data, memory, ranks)
-    card = card_named(config.gpu) if isinstance(config.gpu, str) else None
-    gb = card.memory_gb if card is not None else config.gpu
-    room = total_bytes(device) if gb is None else int(float(gb) * _GB)
+    card = None if config.gpu is None else planned_card(config.gpu)
+    room = total_bytes(device) if card is None else int(card.memory_gb * _GB)
     rows = None
     if room is not None:
         standing = weights_bytes(run.module) + standing_bytes(run.module, run.config, ranks)
@@ -134,18 +131,17 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
     run.data.config = replace(run.data.config, max_batch_s=budget_s)
     estimate = MemoryEstimate.of(run, memory, ranks)
     flops = _epoch_flops(run)
-    if config.gpu is None:
-        epoch_s, because = time_epoch(run), "from two timed updates on the largest batch"
-    elif card is not None:
+    if card is None:
+        name, epoch_s, because = str(device), time_epoch(run), "from two timed updates on the largest batch"
+    else:
         # torch does not use TF32 by default.
-        peak = peak_flops(str(config.gpu), run.config.trainer.precision, tf32=False)
-        assert peak is not None
+        name, peak = f"a GPU, gpu={config.gpu}", card.flops(config.trainer.precision, tf32=False)
         epoch_s = flops / (config.mfu * peak * ranks)
         because = f"at mfu={config.mfu:g} of {peak / _TERA:g} TFLOP/s, which is assumed"
-    else:
-        epoch_s, because = None, "unknown: name the card, as in gpu='RTX 4090'"
+        if math.isnan(peak):
+            epoch_s, because = None, "unknown: name the card, as in gpu='RTX 4090'"
     return Plan(
-        device=str(device) if config.gpu is None else f"a GPU of {gb:g} GB" if card is None else str(config.gpu),
+        device=name,
         room=room,
         memory=estimate,
         budget_s=budget_s,
@@ -161,13 +157,6 @@ def step_memory(run: TrainingRun, *, as_cuda: bool = False) -> StepMemory:
     plugin, device = run.trainer.precision_plugin, run.trainer.strategy.root_device
     plugin.convert_module(run.module).to(device)
     return StepMemory(run.module, run.data.train_kept, plugin.forward_context, as_cuda=as_cuda)
-
-
-def _ranks(config: PlanConfig) -> int:
-    """Number of ranks on machines that are not this one."""
-    devices = config.trainer.devices
-    own = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    return max(1, own) * config.trainer.num_nodes
 
 
 def _epoch_flops(run: TrainingRun) -> float:

@@ -9,6 +9,7 @@ operations of six short utterances with torch's `FlopCounterMode`, so that every
 adapters are counted as they run. An update counts the real seconds and tokens of its utterances: padding is no use.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import shown
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.probing import probing, silent_batch
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
@@ -41,6 +44,10 @@ class Card(NamedTuple):
     tf32: float
     single: float
     memory_gb: float
+
+    def flops(self, precision: str, *, tf32: bool) -> float:
+        """Floating-point operations per second in a precision of Lightning. ``tf32`` says whether float32 uses TF32."""
+        return _TERA * (self.half if "16" in precision else self.tf32 if tf32 else self.single)
 
 
 # The first name that is part of a device's name counts. In names of devices, spaces may be missing.
@@ -82,9 +89,20 @@ def peak_flops(device: str, precision: str, *, tf32: bool) -> float | None:
         tf32: Whether float32 matrix products use TF32.
     """
     card = card_named(device)
+    return None if card is None else card.flops(precision, tf32=tf32)
+
+
+def planned_card(gpu: str | float) -> Card:
+    """The card with a name; or one with a memory in GB, whose peaks are NaN.
+
+    Raises:
+        ConfigError: There is no card with this name.
+    """
+    card = card_named(gpu) if isinstance(gpu, str) else Card(math.nan, math.nan, math.nan, gpu)
     if card is None:
-        return None
-    return _TERA * (card.half if "16" in precision else card.tf32 if tf32 else card.single)
+        remedy = f"give its memory in GB, such as gpu=24, or one of {', '.join(CARDS)}"
+        raise ConfigError("gpu", f"is {shown(gpu)}, whose memory is unknown", remedy)
+    return card
 
 
 class TrainingFlops:
