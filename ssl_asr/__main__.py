@@ -25,6 +25,7 @@ COMMANDS = {
     "corpus": "synthesize a small corpus for smoke tests",
     "dashboard": "write a W&B workspace with panels for speech recognition",
     "doctor": "check this machine, and the time and memory of a training run",
+    "plan": "estimate the memory and the time of a training run before it starts",
     "demo": "synthesize a corpus, evaluate, fine-tune and transcribe",
 }
 

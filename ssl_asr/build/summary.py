@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssl_asr.build.plan import MemoryEstimate, step_memory
 from ssl_asr.build.training import TrainingRun
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import TitledTable
@@ -17,6 +18,8 @@ from ssl_asr.metrics.evaluation import Evaluation
 from ssl_asr.metrics.provenance import Clock
 from ssl_asr.training.checkpointing import best_checkpoint
 from ssl_asr.training.sides import GroupRow
+from ssl_asr.training.step_memory import gradients_bytes, weights_bytes
+from ssl_asr.training.trainer import FSDP2
 
 _GB, _MILLION, _HOUR_S = 1e9, 1e6, 3600
 
@@ -48,7 +51,7 @@ def _updates(total: int, batches: int, config: TrainConfig) -> str:
     text = f"{total:,} in {most}{epochs} epoch{'' if epochs == 1 else 's'}{' (fast_dev_run)' if is_short else ''}"
     used, per_update = next(iter(options.train_batches([batches]))), options.accumulate_grad_batches
     has = f"has {batches:,}" if used == batches else f"uses {used:,} of {batches:,}"
-    text += f". The first epoch {has} batches of up to {config.data.max_batch_s:g} s"
+    text += f". The first epoch {has} batches of up to {config.data.batch_s:g} s"
     text += f", {per_update} in an update" if per_update > 1 else ""
     if not most and total != epochs * math.ceil(used / per_update):
         text += ". Each epoch forms its own batches, so their number may differ"
@@ -82,11 +85,18 @@ def _split(selection: Selection) -> str:
 
 
 def _memory(run: TrainingRun) -> str:
-    """Weights and gradients, which are known before training."""
-    both = [(p.numel() * p.element_size(), p.requires_grad) for p in run.module.parameters()]
-    weights, gradients = sum(size for size, _ in both), sum(size for size, trains in both if trains)
-    known = f"weights {weights / _GB:.2f} GB, gradients {gradients / _GB:.2f} GB"
-    return f"{known}; more in training: ssl-asr doctor measures it"
+    """The estimate of `ssl_asr.build.plan`. Sizes of weights and gradients if it does not hold for the run."""
+    device, options = run.trainer.strategy.root_device, run.config.trainer
+    is_plain = options.compile is None and options.strategy != FSDP2 and not run.module.caches_states
+    if not is_plain or device.type not in ("cpu", "cuda"):
+        sizes = {"weights": weights_bytes(run.module), "gradients": gradients_bytes(run.module)}
+        known = ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in sizes.items())
+        return f"{known}; more in training: ssl-asr doctor measures it"
+    one = MemoryEstimate.of(run, step_memory(run), run.trainer.world_size)
+    sizes = {"weights": one.parameters, "gradients": one.gradients, "optimizers": one.optimizer}
+    sizes |= {"largest batch": one.activations}
+    parts = ", ".join(f"{name} {size / _GB:.2f}" for name, size in sizes.items())
+    return f"about {one.peak / _GB:.2f} GB at its peak ({parts})"
 
 
 def print_end(

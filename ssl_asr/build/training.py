@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ssl_asr.build.budget import with_budget
 from ssl_asr.build.environment import check_start
 from ssl_asr.build.job import job_record
 from ssl_asr.build.parts import PretrainedCheckpoint
@@ -94,6 +95,7 @@ def build_training(config: TrainConfig, folder: Path, console: Console | None) -
         console=console,
     )
     data.select()
+    config = with_budget(config, module, data, folder, console)
     module.skips = LateSkips(data.selections, max_fraction=config.data.max_skip_fraction)
     cache = config.state_cache.build(
         module.speech_encoder,
@@ -213,7 +215,7 @@ def _build_trainer(
         RunFacts(data.selections),
         # Compiled layers hide what they compute from the count of operations.
         Throughput(options.precision if options.compile is None else None),
-        BatchFigures(module.speech_encoder, config.data.max_batch_s),
+        BatchFigures(module.speech_encoder, config.data.batch_s),
         Samples(folder=folder, console=console, count=config.samples),
         DevScores(console),
         *logger_callbacks,

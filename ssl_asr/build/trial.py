@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_asr.build.training import TrainingRun
 from ssl_asr.console import TitledTable, tracked
 from ssl_asr.errors import TrainingError
 from ssl_asr.training.memory import peak_gb
+from ssl_asr.training.step_memory import tensor_bytes
 from ssl_asr.types import Batch, Seconds
 
 # Updates on one batch, in which its loss must fall, and the number of its utterances.
@@ -81,20 +82,19 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
         what += f"in {_UPDATES} updates, so nothing is learned"
         raise TrainingError("doctor", what, "check the texts, what is frozen, and optimizers.*.lr")
     batch = longest.to(device)
-    with _saved_bytes() as saved:
+    with saved_bytes(module) as saved:
         _update(run, batch, optimizers)
-    start = _now(device)
-    for _ in range(_TIMED):
-        _update(run, batch, optimizers)
-    batch_step_s = (_now(device) - start) / _TIMED
+    batch_step_s = _timed(run, batch, optimizers)
     batch_s = sampler.cost_s(by_length[-1])
     epoch_s = sum(map(sampler.cost_s, sampler.batches))
     accumulate = run.config.trainer.accumulate_grad_batches
     batches = run.module.total_updates * accumulate
     parameters = list(module.parameters())
-    weights = sum(_bytes(p) for p in parameters)
+    weights = sum(tensor_bytes(p) for p in parameters)
     states = [state for one in optimizers for state in one.state.values()]
-    optimizer_bytes = sum(_bytes(value) for state in states for value in state.values() if isinstance(value, Tensor))
+    optimizer_bytes = sum(
+        tensor_bytes(value) for state in states for value in state.values() if isinstance(value, Tensor)
+    )
     return Trial(
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -104,12 +104,30 @@ def measure(run: TrainingRun, console: Console | None) -> Trial:
         updates=run.module.total_updates,
         run_s=batch_step_s * batches * (epoch_s / len(sampler.batches)) / batch_s,
         parameters=weights,
-        gradients=sum(_bytes(p) for p in parameters if p.requires_grad),
+        gradients=sum(tensor_bytes(p) for p in parameters if p.requires_grad),
         optimizer=optimizer_bytes,
         activations=sum(saved.values()),
         checkpoint=weights + optimizer_bytes,
         peak=peak_gb(device),
     )
+
+
+def time_epoch(run: TrainingRun) -> Seconds:
+    """Seconds of the training batches of an epoch, from timed updates on the largest one. Changes the weights."""
+    run.module.to(run.trainer.strategy.root_device).train()
+    sampler = run.data.train_sampler(0)
+    largest = max(sampler.batches, key=sampler.cost_s)
+    batch, optimizers = run.data.train_batch(largest).to(run.module.device), _optimizers(run)
+    _update(run, batch, optimizers)
+    return _timed(run, batch, optimizers) * sum(map(sampler.cost_s, sampler.batches)) / sampler.cost_s(largest)
+
+
+def _timed(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> Seconds:
+    """Mean seconds of an update on a batch."""
+    start = _now(run.module.device)
+    for _ in range(_TIMED):
+        _update(run, batch, optimizers)
+    return (_now(run.module.device) - start) / _TIMED
 
 
 def _optimizers(run: TrainingRun) -> list[Optimizer]:
@@ -140,22 +158,22 @@ def _update(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> floa
 
 
 @contextmanager
-def _saved_bytes() -> Iterator[dict[int, int]]:
-    """Sizes of the tensors that are kept for the backward pass, by their place in memory. Weights are not counted."""
+def saved_bytes(module: nn.Module) -> Iterator[dict[int, int]]:
+    """Sizes of the tensors that are kept for the backward pass, by their place in memory.
+
+    Weights of the module and views of them are not counted.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     found: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield found
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _now(device: torch.device) -> Seconds:
@@ -188,10 +206,11 @@ def print_trial(trial: Trial, console: Console) -> None:
     times.add_column("", justify="right")
     times.add_row("an update, longest batch", f"{trial.update_s:.2f} s")
     times.add_row("updates", f"{trial.updates:,}")
-    times.add_row("all updates", _duration(trial.run_s))
+    times.add_row("all updates", duration(trial.run_s))
     console.print(times)
 
 
-def _duration(seconds: Seconds) -> str:
+def duration(seconds: Seconds) -> str:
+    """Hours, minutes or seconds as text."""
     hours, minutes = int(seconds // 3600), seconds % 3600 / 60
     return f"{hours} h {minutes:.0f} min" if hours else f"{minutes:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_asr.config.schemas import LmConfig
+from ssl_asr.config.tools import LmConfig
 
 if TYPE_CHECKING:
     from ssl_asr.types import Utterance

@@ -1,6 +1,7 @@
 """Configs as plain data: where they are read from, and what is folded before options are built. Imports no torch."""
 
 from dataclasses import MISSING, Field, asdict, fields, make_dataclass
+from dataclasses import field as new_field
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -56,19 +57,24 @@ def _simple(annotation: Any) -> Any:
     return Any if origin is dict else annotation
 
 
-def _hydra_schema(schema: type) -> type:
-    """A dataclass for Hydra: the fields of a command, options as Any."""
+def _hydra_schema(schema: type, parent: type | None) -> type:
+    """A dataclass for Hydra: the fields of a command, options as Any.
+
+    Args:
+        schema: Config class of the command.
+        parent: The dataclass of the command whose config ``schema`` extends, or None. A config of ``parent`` can become
+            one of the result, and keeps its values.
+    """
+    inherited = {f.name for f in fields(parent)} if parent is not None else set()
     made: list[tuple[str, Any, Field[Any]]] = []
     for field in fields(schema):
         kind = Any if "group" in field.metadata else _simple(annotation_of(field))
-        own: Any = _copy_default(field, NOT_GIVEN)
+        own: Any = new_field(default=NOT_GIVEN) if field.name in inherited else _copy_default(field, NOT_GIVEN)
         made.append((field.name, kind, own))
-    return make_dataclass(schema.__name__, made, kw_only=True)
+    return make_dataclass(schema.__name__, made, bases=() if parent is None else (parent,), kw_only=True)
 
 
 def _copy_default(field: Field[Any], missing: Any) -> Any:
-    from dataclasses import field as new_field
-
     if field.default_factory is dict:
         # Hydra would accept no new names in an empty dict.
         return new_field(default=None)
@@ -79,9 +85,10 @@ def _copy_default(field: Field[Any], missing: Any) -> Any:
 
 def register_schemas() -> None:
     """Register the schema of every command with Hydra, as ``NAME_schema``."""
-    store = ConfigStore.instance()
+    store, made = ConfigStore.instance(), dict[type, type]()
     for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=_hydra_schema(schema))
+        made[schema] = _hydra_schema(schema, made.get(schema.__bases__[0]))
+        store.store(name=f"{name}_schema", node=made[schema])
 
 
 # From a composed config to plain data --------------------------------------------------------------------------------
@@ -155,7 +162,7 @@ def prepare(name: str, cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigErro
     assert isinstance(composed, dict)
     errors = [ConfigError(key, "is missing", f"give {key}=…") for key in missing]
     config = {str(key): value for key, value in composed.items()}
-    if name in ("train", "doctor"):
+    if name in ("train", "doctor", "plan"):
         config["freeze_policy"] = fold_freeze(config)
         if isinstance(config["data"], dict):
             errors += _name_manifests(config["data"], "test", "data.test")

@@ -186,6 +186,30 @@ class DoctorConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainConfig):
+    """Estimate the memory and the time of a training run before it starts, also for a GPU that is not at hand.
+
+    Takes every key of ``train``. Short batches are run, and the memory of the largest batch is extrapolated from them.
+
+    Attributes:
+        gpu: The GPU of the run: its memory in GB (gpu=24), or its name (gpu="RTX 4090"), which also tells the time of
+            an epoch. null plans for the device of the trainer on this machine, and measures the time.
+        mfu: Fraction of the peak of the GPU that training is assumed to reach, for the time of an epoch.
+    """
+
+    section: ClassVar[str] = "Plan"
+
+    gpu: PositiveFloat | str | None = None
+    mfu: Annotated[float, Interval(gt=0, le=1)] = 0.3
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Sharded weights, which are not counted. Nothing is written to ``run_dir``."""
+        if self.trainer.strategy.startswith("fsdp"):
+            what = f"is {self.trainer.strategy}, and the memory of sharded weights is not estimated"
+            yield ConfigError("trainer.strategy", what, "plan with trainer.strategy=auto, which needs more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ModelInput, Languages, Decoding, LongRecordings, Scoring, Writing, Running):
     """Score a run, a checkpoint or a pretrained model on manifests.
 
@@ -355,51 +379,10 @@ class TuneDecodingConfig(ModelInput, Writing, Running):
     max_skip_fraction: Fraction = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class LmConfig(Writing, Extended):
-    """Estimate an n-gram language model (interpolated modified Kneser-Ney) and write it as ARPA.
-
-    Attributes:
-        input: Manifests (.jsonl) and text files (.txt, .txt.gz) with one sentence a line.
-        output: ARPA file. A name that ends in .gz is compressed.
-        order: Length of the longest n-grams.
-        unit: ``word``, ``char``, or ``label`` for the labels of a model.
-        model: For unit=label, run directory or checkpoint with the labels.
-        normalizer: Text normalizer that is applied first.
-        prune: For each order, n-grams that occur at most this often are removed. The last number holds for all longer
-            n-grams. Unigrams are kept. An empty list prunes nothing.
-        check: Manifests and text files to measure the perplexity of.
-        verbose: Show tables.
-    """
-
-    section: ClassVar[str] = "Language model"
-    positional: ClassVar[tuple[str, ...]] = ("input",)
-
-    input: list[InputPath]
-    output: OutputPath
-    order: Annotated[int, Interval(ge=1, le=100)] = 4
-    unit: Literal["word", "char", "label"] = "word"
-    model: ModelName | None = None
-    normalizer: NormalizerName = "lower"
-    prune: list[NonNegativeInt] = field(default_factory=list)
-    check: list[InputPath] = field(default_factory=list)
-    verbose: bool = True
-
-    def conflicts(self) -> Iterator[ConfigError]:
-        """Values that do not go together."""
-        if self.unit == "label" and self.model is None:
-            yield ConfigError(
-                "model", "is missing, and unit=label needs its labels", "give model=RUN, or use unit=word"
-            )
-        if self.unit != "label" and self.model is not None:
-            yield ConfigError("model", f"is not used with unit={self.unit}", "use unit=label, or remove model")
-        if sorted(self.prune) != self.prune:
-            yield ConfigError("prune", f"is {self.prune}", "list the numbers in rising order, such as [0,0,1]")
-
-
 Command = (
     TrainConfig
     | DoctorConfig
+    | PlanConfig
     | EvaluateConfig
     | TranscribeConfig
     | AlignConfig
@@ -409,7 +392,7 @@ Command = (
     | PrepareConfig
     | CompareConfig
     | tools.ReportConfig
-    | LmConfig
+    | tools.LmConfig
     | TuneDecodingConfig
     | ServeConfig
     | CheckConfig
@@ -420,6 +403,7 @@ Command = (
 SCHEMAS: dict[str, type[Command]] = {
     "train": TrainConfig,
     "doctor": DoctorConfig,
+    "plan": PlanConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
@@ -429,7 +413,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "prepare": PrepareConfig,
     "compare": CompareConfig,
     "report": tools.ReportConfig,
-    "lm": LmConfig,
+    "lm": tools.LmConfig,
     "tune_decoding": TuneDecodingConfig,
     "serve": ServeConfig,
     "check": CheckConfig,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 
 from ssl_asr.config.parts import Extended, Named, Normalizers, Scoring, Writing
 from ssl_asr.config.run_folder import training_run
@@ -208,6 +208,48 @@ class ReportConfig(Extended, Writing):
     pictures: bool = False
     details: NonNegativeInt = 4
     verbose: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmConfig(Writing, Extended):
+    """Estimate an n-gram language model (interpolated modified Kneser-Ney) and write it as ARPA.
+
+    Attributes:
+        input: Manifests (.jsonl) and text files (.txt, .txt.gz) with one sentence a line.
+        output: ARPA file. A name that ends in .gz is compressed.
+        order: Length of the longest n-grams.
+        unit: ``word``, ``char``, or ``label`` for the labels of a model.
+        model: For unit=label, run directory or checkpoint with the labels.
+        normalizer: Text normalizer that is applied first.
+        prune: For each order, n-grams that occur at most this often are removed. The last number holds for all longer
+            n-grams. Unigrams are kept. An empty list prunes nothing.
+        check: Manifests and text files to measure the perplexity of.
+        verbose: Show tables.
+    """
+
+    section: ClassVar[str] = "Language model"
+    positional: ClassVar[tuple[str, ...]] = ("input",)
+
+    input: list[InputPath]
+    output: OutputPath
+    order: Annotated[int, Interval(ge=1, le=100)] = 4
+    unit: Literal["word", "char", "label"] = "word"
+    model: ModelName | None = None
+    normalizer: NormalizerName = "lower"
+    prune: list[NonNegativeInt] = field(default_factory=list)
+    check: list[InputPath] = field(default_factory=list)
+    verbose: bool = True
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """Values that do not go together."""
+        if self.unit == "label" and self.model is None:
+            yield ConfigError(
+                "model", "is missing, and unit=label needs its labels", "give model=RUN, or use unit=word"
+            )
+        if self.unit != "label" and self.model is not None:
+            yield ConfigError("model", f"is not used with unit={self.unit}", "use unit=label, or remove model")
+        if sorted(self.prune) != self.prune:
+            yield ConfigError("prune", f"is {self.prune}", "list the numbers in rising order, such as [0,0,1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,10 @@ def say_over_budgets(selections: Mapping[str, Selection], cost: BatchCost, confi
     """
     for name, selection in selections.items():
         trains = name == "train" and bool(config.train)
-        budget_s = config.max_batch_s if trains else cost.budget_s(config.eval_batch_s)
+        if trains and config.max_batch_s == "auto":
+            # A batch of the longest utterance is the least that auto chooses.
+            continue
+        budget_s = config.batch_s if trains else cost.budget_s(config.eval_batch_s)
         costs_N = cost.encoded_s(selection.kept.durations_N)
         if over := int((costs_N > budget_s).sum()):
             key = f"{prefix}{'max_batch_s' if trains or not prefix else 'eval_batch_s'}"

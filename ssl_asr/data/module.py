@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import TypedDict, Unpack
 
 import lightning as L
 import numpy as np
@@ -16,8 +15,9 @@ from torch.utils.data import DataLoader
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.batching import Batching, say_over_budgets
 from ssl_asr.data.concatenation import Concatenation
-from ssl_asr.data.dataset import Item, SpeechDataset, collate
+from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
+from ssl_asr.data.loaders import LoaderOptions, NoticingLoader, ResumableLoader
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, mixture_of
 from ssl_asr.data.options import DataConfig
@@ -31,87 +31,6 @@ from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, naming, raise_all
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
-
-
-class _LoaderOptions(TypedDict):
-    """Options that the loaders of all splits share."""
-
-    collate_fn: Callable[[Sequence[Item]], Batch]
-    num_workers: int
-    pin_memory: bool
-    worker_init_fn: Callable[[int], None]
-    generator: torch.Generator
-
-
-class NoticingLoader(DataLoader["Batch"]):
-    """A DataLoader that keeps the notices of its batches, which worker processes made.
-
-    Args:
-        dataset: A split.
-        sampler: Its batches.
-        notices: Notices are added as keys, in the order of the batches.
-        options: Further options of the DataLoader.
-    """
-
-    def __init__(
-        self,
-        *,
-        dataset: SpeechDataset,
-        sampler: TrainBatchSampler | EvalBatchSampler,
-        notices: dict[Notice, None],
-        **options: Unpack[_LoaderOptions],
-    ) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)  # type: ignore[arg-type]
-        self._notices = notices
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            self._notices.update(dict.fromkeys(batch.notices))
-            yield batch
-
-
-class ResumableLoader(NoticingLoader):
-    """A loader of one epoch that can resume after any batch.
-
-    Lightning stores its ``state_dict`` in the checkpoint. After ``load_state_dict``, iteration starts after the last
-    batch of the saved run. Its length is always that of the whole epoch.
-
-    Args:
-        dataset: The training split.
-        sampler: Batches of the epoch.
-        epoch: Number of the epoch.
-        notices: See `NoticingLoader`.
-        options: Further options of the DataLoader.
-    """
-
-    def __init__(
-        self,
-        *,
-        dataset: SpeechDataset,
-        sampler: TrainBatchSampler,
-        epoch: int,
-        notices: dict[Notice, None],
-        **options: Unpack[_LoaderOptions],
-    ) -> None:
-        super().__init__(dataset=dataset, sampler=sampler, notices=notices, **options)
-        self._sampler, self._epoch, self._yielded = sampler, epoch, 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._yielded = self._sampler.start
-        for batch in super().__iter__():
-            self._yielded += 1
-            yield batch
-        # The next iteration starts at the first batch.
-        self._sampler.start = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and the number of its batches that were yielded."""
-        return {"epoch": self._epoch, "batches": self._yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume within the epoch. The state of another epoch, or of a finished one, is ignored."""
-        if state["epoch"] == self._epoch and state["batches"] < len(self._sampler):
-            self._sampler.start = state["batches"]
 
 
 def read_manifests(config: DataConfig) -> dict[str, Manifest]:
@@ -333,7 +252,7 @@ class ASRDataModule(L.LightningDataModule):
             draw=draw,
         )
 
-    def _options(self) -> _LoaderOptions:
+    def _options(self) -> LoaderOptions:
         return {
             "collate_fn": collate,
             "num_workers": self.config.num_workers,
@@ -354,7 +273,7 @@ class ASRDataModule(L.LightningDataModule):
             durations_N = np.array([durations_N[list(unit)].sum() for unit in units])
         return TrainBatchSampler(
             durations_N,
-            max_batch_s=self.config.max_batch_s,
+            max_batch_s=self.config.batch_s,
             max_batch_size=self.config.max_batch_size,
             seed=self.seed,
             epoch=epoch,

@@ -17,6 +17,7 @@ from ssl_asr.types import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Seconds,
     WorkerCount,
 )
 
@@ -37,6 +38,7 @@ class DataConfig:
         test: Manifests of test splits by name. A config may also give a path, or a list of paths.
         max_batch_s: Seconds that the encoder computes for a training batch, padding included. A Whisper with
             window=30s computes 30 seconds for each utterance, one with window=real the longest tail of silence.
+            ``auto`` takes the most that fits the memory of the device, see `ssl_asr.build.budget`.
         max_batch_size: Utterances in a training batch, or None for no limit.
         eval_batch_s: The same for a dev or test batch. null is 120; or, with Whisper, 480 with window=30s and 180 with
             window=real.
@@ -73,7 +75,7 @@ class DataConfig:
     train: Annotated[dict[str, str], IsPath("manifest")]
     dev: ManifestPath | None
     test: Annotated[dict[str, str], IsPath("manifest")]
-    max_batch_s: PositiveFloat
+    max_batch_s: PositiveFloat | Literal["auto"]
     max_batch_size: PositiveInt | None
     eval_batch_s: PositiveFloat | None
     min_s: NonNegativeFloat
@@ -95,10 +97,20 @@ class DataConfig:
     root: InputPath | None = None
     resample: bool = True
 
+    @property
+    def batch_s(self) -> Seconds:
+        """``max_batch_s``, after `ssl_asr.build.budget` has replaced ``auto`` by a number."""
+        assert self.max_batch_s != "auto"
+        return self.max_batch_s
+
     def conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
         """A run without a train split."""
         if not self.train and run.needs_data:
             yield ConfigError("data.train", "has no manifest", "give data.train=…")
+        if self.max_batch_s == "auto":
+            what, remedy = "is auto, which does not work with", "give a number of seconds"
+            if run.trainer.strategy.startswith("fsdp"):
+                yield ConfigError("data.max_batch_s", f"{what} trainer.strategy={run.trainer.strategy}", remedy)
 
     def prepare(self) -> None:
         """Called before the manifests are read. A corpus of your own may download or create its files here.

@@ -219,13 +219,13 @@ class TrainBatchSampler(PlannedBatches, Sampler[list[int] | list[Unit]]):
             costs_N=costs_N,
         )
         super().__init__(plan, durations_N, costs_N, max_batch_s=max_batch_s, rank=rank, world_size=world_size)
-        self.start, self._units = start, units
+        self.start, self.units = start, units
 
     def __iter__(self) -> Iterator[list[int] | list[Unit]]:
         batches = self.batches[self.start :]
-        if self._units is None:
+        if self.units is None:
             return iter(batches)
-        units = self._units
+        units = self.units
         return iter([[units[index] for index in batch] for batch in batches])
 
 

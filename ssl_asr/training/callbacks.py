@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_asr.console import TitledTable
 from ssl_asr.data.batching import Batching
+from ssl_asr.data.loaders import NoticingLoader
 from ssl_asr.data.sampler import BatchCost
 from ssl_asr.metrics.report import print_samples, write_predictions
 from ssl_asr.training.averaging import BestCheckpoints
@@ -71,6 +72,9 @@ def print_groups(rows: list[GroupRow], policy: str, console: Console) -> None:
 class Throughput(Callback):
     """Logs seconds per epoch and seconds of audio per second, without validation, and the peak memory so far.
 
+    ``train/loader_wait`` is the share of these seconds in which the loader had no batch ready. With
+    ``data.num_workers=0``, this is the time that reading takes.
+
     On a card whose peak is known, also logs ``train/mfu``: the useful floating-point operations of the epoch, as a
     fraction of those that the card could have made.
 
@@ -86,10 +90,13 @@ class Throughput(Callback):
         self._audio_s = 0.0
         self._busy_s = 0.0
         self._began = 0.0
+        self._waited_s = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._prepare_flops(trainer, pl_module)
+        # The first batch of the epoch is already there.
+        self._waited_s = _waited_s(trainer)
         self._audio_s, self._busy_s, self._began = 0.0, 0.0, time.monotonic()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,6 +127,7 @@ class Throughput(Callback):
         busy_s = max(1e-9, self._busy_s + time.monotonic() - self._began)
         pl_module.log("train/epoch_s", busy_s)
         pl_module.log("train/audio_s_per_s", self._audio_s / busy_s)
+        pl_module.log("train/loader_wait", (_waited_s(trainer) - self._waited_s) / busy_s)
         peak = peak_gb(pl_module.device)
         if peak is not None:
             pl_module.log("train/peak_gb", peak)
@@ -139,6 +147,13 @@ class Throughput(Callback):
         if self._peak is not None and not any(is_sharded(p) for p in module.parameters()):
             with module.without_sync(), trainer.precision_plugin.forward_context():
                 self._flops = TrainingFlops(module, trainer.datamodule.train_kept[0])  # type: ignore[attr-defined]
+
+
+def _waited_s(trainer: L.Trainer) -> Seconds:
+    """Seconds for which the trainer has waited for the loader of this epoch."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, NoticingLoader)
+    return loader.waited_s
 
 
 class BatchFigures(Callback):

@@ -84,7 +84,7 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks. In a validation, which will be done again, those before it."""
-        own = self._at_validation or _random_state()
+        own = self._at_validation or random_state()
         states = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [{} for _ in range(torch.distributed.get_world_size())]
@@ -99,7 +99,7 @@ class RandomStates(Callback):
         """Restore the states before a validation that is done again."""
         if not trainer.sanity_checking:
             self._restore(trainer)
-            self._at_validation = _random_state()
+            self._at_validation = random_state()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The validation is complete."""
@@ -115,10 +115,11 @@ class RandomStates(Callback):
         if self._restored is not None:
             states, self._restored = self._restored["ranks"], None
             if trainer.global_rank < len(states):
-                _restore_random_state(states[trainer.global_rank])
+                restore_random_state(states[trainer.global_rank])
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """The random states of Python, NumPy, torch and the current CUDA device, as plain types."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -137,7 +138,8 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the random states that `random_state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

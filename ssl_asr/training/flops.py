@@ -9,43 +9,75 @@ operations of six short utterances with torch's `FlopCounterMode`, so that every
 adapters are counted as they run. An update counts the real seconds and tokens of its utterances: padding is no use.
 """
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_asr.data.dataset import silence
+from ssl_asr.errors import ConfigError
+from ssl_asr.textfiles import shown
 from ssl_asr.training.module import ASRModule
+from ssl_asr.training.probing import probing, silent_batch
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
 
 # Seconds and tokens of the utterances whose operations are counted.
 _COUNTED = ((1.0, 4), (3.0, 4), (6.0, 4), (1.0, 32), (1.0, 64), (6.0, 64))
 _TERA = 1e12
-# Dense peak of known cards in TFLOP/s, from their data sheets: bf16 and fp16, TF32, and fp32 without tensor cores.
-# The first name that is part of a device's name counts.
-_PEAKS = {
-    "B200": (2250.0, 1125.0, 75.0),
-    "H200": (989.4, 494.7, 66.9),
-    "H100 PCIe": (756.0, 378.0, 51.2),
-    "H100 NVL": (835.0, 417.5, 60.0),
-    "H100": (989.4, 494.7, 66.9),
-    "A100": (312.0, 156.0, 19.5),
-    "A40": (149.7, 74.8, 37.4),
-    "A10G": (70.0, 35.0, 31.5),
-    "A10": (125.0, 62.5, 31.2),
-    "L40S": (362.0, 183.0, 91.6),
-    "L40": (181.0, 90.5, 90.5),
-    "L4": (121.0, 60.0, 30.3),
-    "RTX 6000 Ada": (364.2, 182.1, 91.1),
-    "RTX A6000": (154.8, 77.4, 38.7),
-    "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 3090": (71.0, 35.6, 35.6),
-    "V100": (125.0, 15.7, 15.7),
-    "T4": (65.0, 8.1, 8.1),
+
+
+class Card(NamedTuple):
+    """A kind of GPU, from its data sheet: dense peaks in TFLOP/s, and memory.
+
+    Attributes:
+        half: bf16 and fp16.
+        tf32: TF32.
+        single: fp32 without tensor cores.
+        memory_gb: Memory in GB. The smallest size, if there are several and the name has none.
+    """
+
+    half: float
+    tf32: float
+    single: float
+    memory_gb: float
+
+    def flops(self, precision: str, *, tf32: bool) -> float:
+        """Floating-point operations per second in a precision of Lightning. ``tf32`` says whether float32 uses TF32."""
+        return _TERA * (self.half if "16" in precision else self.tf32 if tf32 else self.single)
+
+
+# The first name that is part of a device's name counts. In names of devices, spaces may be missing.
+CARDS = {
+    "B200": Card(2250.0, 1125.0, 75.0, 180.0),
+    "H200": Card(989.4, 494.7, 66.9, 141.0),
+    "H100 PCIe": Card(756.0, 378.0, 51.2, 80.0),
+    "H100 NVL": Card(835.0, 417.5, 60.0, 94.0),
+    "H100": Card(989.4, 494.7, 66.9, 80.0),
+    "A100 80GB": Card(312.0, 156.0, 19.5, 80.0),
+    "A100": Card(312.0, 156.0, 19.5, 40.0),
+    "A40": Card(149.7, 74.8, 37.4, 48.0),
+    "A10G": Card(70.0, 35.0, 31.5, 24.0),
+    "A10": Card(125.0, 62.5, 31.2, 24.0),
+    "L40S": Card(362.0, 183.0, 91.6, 48.0),
+    "L40": Card(181.0, 90.5, 90.5, 48.0),
+    "L4": Card(121.0, 60.0, 30.3, 24.0),
+    "RTX 6000 Ada": Card(364.2, 182.1, 91.1, 48.0),
+    "RTX A6000": Card(154.8, 77.4, 38.7, 48.0),
+    "RTX 4090": Card(165.2, 82.6, 82.6, 24.0),
+    "RTX 3090": Card(71.0, 35.6, 35.6, 24.0),
+    "V100": Card(125.0, 15.7, 15.7, 16.0),
+    "T4": Card(65.0, 8.1, 8.1, 16.0),
 }
+
+
+def card_named(device: str) -> Card | None:
+    """The card with a name such as ``NVIDIA A100-SXM4-40GB``, ``RTX 4090`` or ``rtx4090``. None if it is unknown."""
+    patterns = {r"[\s_-]*".join(name.split()) + r"(?!\d)": card for name, card in CARDS.items()}
+    return next((card for pattern, card in patterns.items() if re.search(pattern, device, re.IGNORECASE)), None)
 
 
 def peak_flops(device: str, precision: str, *, tf32: bool) -> float | None:
@@ -56,11 +88,21 @@ def peak_flops(device: str, precision: str, *, tf32: bool) -> float | None:
         precision: Lightning's precision.
         tf32: Whether float32 matrix products use TF32.
     """
-    peaks = next((peaks for name, peaks in _PEAKS.items() if name in device), None)
-    if peaks is None:
-        return None
-    place = 0 if "16" in precision else 1 if tf32 else 2
-    return peaks[place] * _TERA
+    card = card_named(device)
+    return None if card is None else card.flops(precision, tf32=tf32)
+
+
+def planned_card(gpu: str | float) -> Card:
+    """The card with a name; or one with a memory in GB, whose peaks are NaN.
+
+    Raises:
+        ConfigError: There is no card with this name.
+    """
+    card = card_named(gpu) if isinstance(gpu, str) else Card(math.nan, math.nan, math.nan, gpu)
+    if card is None:
+        remedy = f"give its memory in GB, such as gpu=24, or one of {', '.join(CARDS)}"
+        raise ConfigError("gpu", f"is {shown(gpu)}, whose memory is unknown", remedy)
+    return card
 
 
 class TrainingFlops:
@@ -74,7 +116,7 @@ class TrainingFlops:
     def __init__(self, module: ASRModule, utterance: Utterance) -> None:
         limit = module.speech_encoder.max_s or np.inf
         points = [(min(seconds, limit), tokens) for seconds, tokens in _COUNTED]
-        counts = [count_flops(module, _silent(module, utterance, *point)) for point in points]
+        counts = [count_flops(module, silent_batch(module, utterance, [s], [u])) for s, u in points]
         terms = _terms(np.array([s for s, _ in points]), np.array([u for _, u in points], dtype=np.float64))
         self._coefficients, *_ = np.linalg.lstsq(terms, np.array(counts, dtype=np.float64), rcond=None)
 
@@ -89,36 +131,12 @@ def _terms(seconds_N: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> NDA
     return np.stack([ones_N, seconds_N, seconds_N**2, tokens_N, tokens_N**2, seconds_N * tokens_N], axis=1)
 
 
-def _silent(module: ASRModule, utterance: Utterance, seconds: Seconds, tokens: int) -> Batch:
-    """A batch of one utterance of silence with a number of target tokens."""
-    batch = silence(replace(utterance, duration=seconds, weight=1.0), module.tokenizer)
-    own_U = batch.tokens_BU[0]
-    repeated_BU = own_U.repeat(tokens // len(own_U) + 1)[:tokens][None]
-    return replace(batch, tokens_BU=repeated_BU, token_lengths_B=torch.tensor([tokens])).to(module.device)
-
-
 def count_flops(module: ASRModule, batch: Batch) -> int:
     """The operations of a forward and backward pass over a batch, counted by torch in eval mode."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    gradients, was_training = [parameter.grad for parameter in trained], module.training
-    for parameter in trained:
-        parameter.grad = None
-    # What a loss logs belongs to training steps.
-    module.log_train = _no_log  # type: ignore[method-assign]
-    module.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            torch.autograd.backward(module.loss(batch).total)
-        return int(counter.get_total_flops())
-    finally:
-        del module.log_train
-        module.train(was_training)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient
-
-
-def _no_log(name: str, value: torch.Tensor, batch_size: int) -> None:
-    """In place of `ASRModule.log_train`."""
+    with probing(module), FlopCounterMode(display=False) as counter:
+        module.eval()
+        torch.autograd.backward(module.loss(batch).total)
+    return int(counter.get_total_flops())
 
 
 def batch_lengths(batch: Batch) -> tuple[list[Seconds], list[int]]:

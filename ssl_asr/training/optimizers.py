@@ -64,6 +64,27 @@ def parameter_groups(
     return [{"params": params, "lr": rate, "weight_decay": decay} for (_, rate, decay), params in ordered]
 
 
+def state_bytes(optimizer: Optimizer) -> int:
+    """Size of the states that an optimizer has after an update. The parameters and the optimizer are not changed.
+
+    For each shape of parameters, an optimizer of the same class updates a parameter of zeros.
+    """
+    sizes: dict[tuple[int, torch.Size, torch.dtype], int] = {}
+    total = 0
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            key = (number, parameter.shape, parameter.dtype)
+            if key not in sizes:
+                alike = torch.zeros_like(parameter, requires_grad=True)
+                alike.grad = torch.zeros_like(alike)
+                twin = type(optimizer)([{**group, "params": [alike]}])  # type: ignore[call-arg]
+                twin.step()
+                states = [value for value in twin.state[alike].values() if isinstance(value, torch.Tensor)]
+                sizes[key] = sum(value.numel() * value.element_size() for value in states)
+            total += sizes[key]
+    return total
+
+
 class OptimizerConfig(Protocol):
     """An ``optimizer`` option: a frozen dataclass with the settings of an optimizer.
 

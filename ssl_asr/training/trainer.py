@@ -92,6 +92,13 @@ class TrainerConfig:
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
     fast_dev_run: bool | PositiveInt = False
 
+    @property
+    def ranks(self) -> int:
+        """Number of processes that are asked for, on all machines. ``auto`` counts as one device."""
+        devices = self.devices
+        own = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+        return own * self.num_nodes
+
     def train_batches(self, batches_per_epoch: Iterable[int]) -> Iterable[int]:
         """The number of training batches that each epoch uses, from the number that it has."""
         if self.fast_dev_run is not False:

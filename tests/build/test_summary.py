@@ -40,7 +40,7 @@ def test_start_names_data_model_updates_memory_and_folder(run, tmp_path):
         f"{run.module.total_updates} in 2 epochs",
         "batches of up to 3 s, 2 in an update",
         "cpu, 32-true",
-        "weights 0.00 GB",
+        "at its peak (weights 0.00, gradients",
     ):
         assert part in text
     assert "[my] run" in text.replace(" ", "").replace("[my]run", "[my] run")

@@ -3,7 +3,7 @@
 import pytest
 
 from ssl_asr.commands.lm import lm
-from ssl_asr.config.schemas import LmConfig
+from ssl_asr.config.tools import LmConfig
 from ssl_asr.decoding.ngram import NGram
 from ssl_asr.errors import LanguageModelError
 

@@ -42,8 +42,10 @@ def test_speed_counts_training_without_validation(monkeypatch):
     seconds = iter([100.0, 103.0, 107.0, 110.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(seconds))
     monkeypatch.setattr(callbacks, "peak_gb", lambda device: 1.5)
-    logged = {}
+    logged, waited = {}, iter([0.5, 2.0])
     module = SimpleNamespace(log=logged.__setitem__, device=torch.device("cpu"))
+    # The loader has waited 1.5 s in this epoch.
+    monkeypatch.setattr(callbacks, "_waited_s", lambda _: next(waited))
     callback = Throughput()
     callback._audio_s = callback._busy_s = 99.0  # of the last epoch
     callback.on_train_epoch_start(None, module)
@@ -56,6 +58,7 @@ def test_speed_counts_training_without_validation(monkeypatch):
     assert logged == {
         "train/epoch_s": pytest.approx(6.0),
         "train/audio_s_per_s": pytest.approx(5.0),
+        "train/loader_wait": pytest.approx(0.25),
         "train/peak_gb": 1.5,
     }
 

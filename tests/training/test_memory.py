@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ssl_asr.training.memory import keep_freed_memory, peak_gb
+from ssl_asr.training.memory import LiveMemory, available_bytes, keep_freed_memory, peak_gb, total_bytes
 
 _PAGES_OF = """
 import resource, sys, torch
@@ -72,3 +72,37 @@ def test_peak_includes_memory_that_was_freed():
 
 def test_peak_is_none_for_other_devices():
     assert peak_gb(torch.device("meta")) is None
+
+
+def test_live_memory_follows_storages_and_not_views():
+    known = torch.ones(1000)
+    with LiveMemory([known]) as live:
+        known.mul_(2.0)
+        known[:10].view(5, 2)
+        made = torch.ones(100)
+        view = made[:50]
+        doubled = view * 2
+        del made
+        assert live.now == 400 + 200
+        del view
+        assert live.now == 200
+        del doubled
+        assert live.now == 0
+    assert max(live.timeline) == 600
+
+
+def test_live_memory_has_a_limit():
+    with LiveMemory([], limit=400):
+        torch.zeros(100)
+        with pytest.raises(torch.OutOfMemoryError, match="404 bytes of tensors are more than the 400 bytes"):
+            torch.zeros(101)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_available_memory_is_part_of_all():
+    total, available = total_bytes(torch.device("cpu")), available_bytes(torch.device("cpu"))
+    assert total is not None
+    assert available is not None
+    assert 0 < available < total
+    assert available_bytes(torch.device("meta")) is None
+    assert total_bytes(torch.device("meta")) is None

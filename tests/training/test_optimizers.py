@@ -9,7 +9,16 @@ from torch import nn
 
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import LayerGroup
-from ssl_asr.training.optimizers import SGD, Adadelta, Adam, AdamW, AdamW8bit, layer_scales, parameter_groups
+from ssl_asr.training.optimizers import (
+    SGD,
+    Adadelta,
+    Adam,
+    AdamW,
+    AdamW8bit,
+    layer_scales,
+    parameter_groups,
+    state_bytes,
+)
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e '.[8bit]'"
@@ -65,6 +74,28 @@ def test_every_setting_reaches_the_optimizer(kind):
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.5, 0.0}
     assert max(g["lr"] for g in optimizer.param_groups) == pytest.approx(0.1)
     assert min(g["lr"] for g in optimizer.param_groups) == pytest.approx(0.1 * 0.81)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        AdamW(lr=0.1, betas=[0.9, 0.98], eps=1e-8, weight_decay=0.01, layer_decay=1.0),
+        Adadelta(lr=1.0, rho=0.9, eps=1e-8, weight_decay=0.0, layer_decay=1.0),
+        SGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0, layer_decay=0.5),
+        SGD(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0, layer_decay=1.0),
+    ],
+)
+def test_size_of_states_is_known_before_an_update(option):
+    groups = _groups()
+    optimizer = option.build(groups)
+    before, expected = [p.clone() for group in groups for p in group.parameters()], state_bytes(optimizer)
+    assert all(torch.equal(p, old) for p, old in zip((p for g in groups for p in g.parameters()), before, strict=True))
+    assert not optimizer.state
+    for parameter in (p for group in groups for p in group.parameters()):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert expected == sum(value.numel() * value.element_size() for value in states)
 
 
 def test_nesterov_without_momentum_raises_config_error():

@@ -86,7 +86,10 @@ SCORES = ("wer", "cer", "wer/lower", "wer/whisper_english", "cer/lower", "cer/wh
 PROMISED = {
     *(f"data/{split}_{what}" for split in ("train", "dev", "test") for what in ("hours", "utterances", "dropped")),
     *("model/parameters", "model/trainable", "train/loss", "train/grad_norm", "train/grad_norm/rest", "lr/rest"),
-    *(f"train/{name}" for name in ("epoch_s", "audio_s_per_s", "peak_gb", "fill", "padding", "rank_balance")),
+    *(
+        f"train/{name}"
+        for name in ("epoch_s", "audio_s_per_s", "loader_wait", "peak_gb", "fill", "padding", "rank_balance")
+    ),
     *("train/nonfinite_updates", "val/loss", "val/wer_low", "val/wer_high", "val/wer_best", "trainer/global_step"),
     *(f"val/{name}" for name in SCORES),
     *(f"{split}/{name}" for split in ("dev", "test") for name in SCORES),

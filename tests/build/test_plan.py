@@ -1,0 +1,96 @@
+"""Plans of training runs: their memory and time, and whether they fit."""
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from ssl_asr.build.plan import make_plan, planned_run, print_plan, verdict
+from ssl_asr.config.folders import config_folder
+from ssl_asr.config.nodes import register_schemas
+from ssl_asr.config.resolve import resolve_command
+from ssl_asr.errors import ConfigError
+from ssl_asr.training.flops import TrainingFlops
+from ssl_asr.training.step_memory import step_timeline
+from tests.training.toy_runs import toy_overrides
+
+
+@pytest.fixture
+def overrides(toy_checkpoints, toy_corpus):
+    return [*toy_overrides(toy_checkpoints["whisper"], toy_corpus, "seq2seq"), "freeze=false"]
+
+
+def plan_config(*overrides):
+    register_schemas()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return resolve_command("plan", compose("plan", overrides=[*overrides]))
+
+
+def test_plan_of_a_named_card(overrides):
+    """Sizes are those of the model, the peak is that of the largest batch, and the time follows from operations."""
+    config = plan_config(*overrides, "gpu=rtx 4090", "mfu=0.25", "trainer=gpu", "trainer.ema_decay=0.9")
+    run = planned_run(config, None)
+    plan = make_plan(run, config)
+    trained = sum(p.numel() * 4 for p in run.module.parameters() if p.requires_grad)
+    count = sum(p.requires_grad for p in run.module.parameters())
+    tensors = [*run.module.parameters(), *run.module.buffers()]
+    assert plan.memory.parameters == sum(each.numel() * each.element_size() for each in tensors)
+    assert plan.memory.gradients == trained
+    assert plan.memory.optimizer == 2 * trained + 4 * count
+    largest = run.data.train_batch(max(run.data.train_sampler(0).batches, key=run.data.train_sampler(0).cost_s))
+    timeline, _ = step_timeline(run.module, largest, run.trainer.precision_plugin.forward_context, as_cuda=True)
+    # The average of the weights is one more copy of them.
+    needed = 2 * plan.memory.parameters + plan.memory.optimizer + max(timeline)
+    assert plan.memory.peak == pytest.approx(needed, rel=0.05)
+    flops = TrainingFlops(run.module, run.data.train_kept[0])
+    tokens = run.data.selections["train"].targets.tokens_N
+    assert plan.epoch_flops == pytest.approx(flops.of(run.data.train_kept.durations_N.tolist(), tokens.tolist()))
+    assert plan.epoch_s == pytest.approx(plan.epoch_flops / (0.25 * 165.2e12))
+    assert plan.room == 24e9
+    assert plan.budget_s == 3.0
+    written = StringIO()
+    print_plan(plan, "bf16-mixed", Console(file=written, width=120))
+    for words in ("optimizer states", "mfu=0.25 of 165.2 TFLOP/s, which is assumed", "It fits: about 0.0"):
+        assert words in written.getvalue()
+
+
+def test_largest_budget_is_on_the_border_of_the_memory(overrides):
+    """The memory of a made-up card is what batches of 12 s need, and a tenth is left free."""
+    config = plan_config(*overrides, "gpu=1", "data.max_batch_s=12")
+    run = planned_run(config, None)
+    needed_gb = make_plan(run, config).memory.peak / 0.9e9
+    made = make_plan(run, replace(config, gpu=needed_gb * 1.02, data=replace(config.data, max_batch_s="auto")))
+    assert made.budget_s == made.largest_budget_s
+    assert 8.0 < made.budget_s < 13.0
+    assert made.memory.peak <= 0.9 * made.room
+    assert made.epoch_s is None
+    assert "It fits" in verdict(made)
+    full = replace(made, room=int(made.memory.peak * 1.01))
+    assert verdict(full).startswith("It may fit: about")
+    small = replace(made, room=made.memory.peak // 2, largest_budget_s=0.0)
+    assert verdict(small).startswith("It does not fit: about")
+    assert "Not even one utterance fits" in verdict(small)
+
+
+def test_several_devices_share_an_epoch_and_copy_gradients(overrides):
+    one, two = (plan_config(*overrides, "gpu=T4", f"trainer.devices={number}") for number in (1, 2))
+    alone, shared = (make_plan(planned_run(config, None), config) for config in (one, two))
+    assert shared.epoch_s == pytest.approx(alone.epoch_s / 2)
+    assert shared.memory.peak == pytest.approx(alone.memory.peak + alone.memory.gradients, rel=0.1)
+
+
+def test_unknown_card_and_sharding_are_errors(overrides):
+    with pytest.raises(ConfigError, match=r"gpu: is 'abacus', whose memory is unknown. Give its memory in GB"):
+        planned_run(plan_config(*overrides, "gpu=abacus"), None)
+    with pytest.raises(ConfigError, match=r"trainer.strategy: is fsdp2, and the memory of sharded weights"):
+        plan_config(*overrides, "trainer.strategy=fsdp2")
+
+
+def test_command_measures_this_machine_and_writes_nothing(overrides, run_command, tmp_path):
+    done = run_command("plan", *overrides, "logger=csv", "trainer.profiler=simple", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("Memory of cpu, 32-true", "from two timed updates on the largest batch", "It fits"):
+        assert words in done.stdout
+    assert not list(tmp_path.iterdir())
