@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.benchmarks.suite import recognition
 from tests.benchmarks.suite.__main__ import BEGIN, END, FOLDER, PARTS, table, write_table
 from tests.benchmarks.suite.rows import Options, Row, closeness, in_turns, saved_mb
 
@@ -64,3 +65,12 @@ def test_part_runs_on_small_shapes(name):
     rows = PARTS[name](Options(pairs=1, quick=True))
     assert {row.id for row in rows} == {name}
     assert all(row.ours > 0 and row.theirs > 0 for row in rows)
+
+
+def test_recognizers_have_equal_texts_and_error_rates_as_check():
+    ours, peer = (recognition.Runner(name, "ours_ctc", {}) for name in ("ours", "peer"))
+    ours.seconds, ours.texts = 1.0, ["a b", "c d"]
+    peer.seconds, peer.texts = 3.0, [" a b ", "c"]
+    [row] = recognition._rows("B16", "search", [ours, peer], ["a b", "c d"], "lower")
+    assert (row.peer, row.ratio) == ("peer", 3.0)
+    assert row.check == "1 of 2 texts equal, WER 0.00 and 25.00 %"
