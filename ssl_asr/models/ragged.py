@@ -150,8 +150,6 @@ class Packed:
         flat = h.new_zeros(len(self.lengths) * self.width, h.shape[-1]).index_copy(0, self.rows_N, h)
         return flat.view(len(self.lengths), self.width, -1)
 
-    # The sizes of the parts differ from batch to batch, so a compiler would compile them again for each batch.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
     ) -> Tensor:
@@ -195,6 +193,18 @@ class Packed:
         ]
         mixed = functional.scaled_dot_product_attention(nested[0], nested[1], nested[2], dropout_p=dropout)
         return mixed.transpose(1, 2).values().flatten(1)
+
+
+_attend = Packed.attend
+
+
+def leave_out_of_graphs() -> None:
+    """Makes compilers call the attention of packed rows as it is.
+
+    The sizes of its parts differ from batch to batch, so they would be compiled again for each batch. Called before
+    layers are compiled, because importing the compiler takes seconds.
+    """
+    setattr(Packed, "attend", torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]  # noqa: B010
 
 
 def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:

@@ -26,7 +26,7 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.loading import ctc_model, load_pretrained, new_net, non_null, read_weights
-from ssl_asr.models.ragged import Frames, frames_of
+from ssl_asr.models.ragged import Frames, frames_of, leave_out_of_graphs
 from ssl_asr.models.spec_augment import SpecAugment, masked_share
 from ssl_asr.models.ssl_layers import layer_norm_first, layer_norm_last, positions, without_padding
 from ssl_asr.models.ssl_stem import conv_length, conv_stem, normalize_waveform
@@ -233,6 +233,7 @@ class SSLEncoder(SpeechEncoder):
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""
+        leave_out_of_graphs()
         self._layer = torch.compile(self._layer, backend=backend, dynamic=True)
 
 

@@ -118,7 +118,7 @@ def normalized_convolution(
     """Convolution over samples and group norm with statistics over the frames of each utterance.
 
     Args:
-        x_BFK: float32, windows of the waveform.
+        x_BFK: float32, windows of the waveform, zero where an utterance has no frames.
         frame_lengths_B: int64 on the CPU, number of frames of each utterance.
         conv: One input channel, no bias.
         norm: One channel per group.
@@ -129,9 +129,9 @@ def normalized_convolution(
     """
     assert conv.bias is None, "the statistics are those of a convolution without bias"
     assert norm.num_groups == norm.num_channels, "base models normalize each channel separately"
-    exact = torch.float32 if x_BFK.device.type == "mps" else torch.float64
+    mean_BK, covariance_BKK = _moments(x_BFK, frame_lengths_B)
+    exact = mean_BK.dtype
     weight_CK = conv.weight[:, 0].to(exact)
-    mean_BK, covariance_BKK = _moments(x_BFK.to(exact), frame_lengths_B)
     mean_BC = mean_BK @ weight_CK.T
     variance_BC = ((weight_CK @ covariance_BKK) * weight_CK).sum(-1)
     scale_BC = norm.weight.to(exact) * (variance_BC + norm.eps).rsqrt()
@@ -141,16 +141,15 @@ def normalized_convolution(
 
 
 def _moments(x_BFK: Tensor, frame_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the windows of each utterance, shapes (batch, kernel) and (batch, kernel, kernel)."""
-    mask_BF = padding_mask(frame_lengths_B, x_BFK.shape[1], x_BFK.device)
-    if mask_BF is None:
-        mean_BK = x_BFK.mean(1)
-        centered_BFK = x_BFK - mean_BK[:, None]
-        return mean_BK, centered_BFK.transpose(1, 2) @ centered_BFK / x_BFK.shape[1]
-    count_B11 = on_device(frame_lengths_B, x_BFK.device)[:, None, None]
-    mean_B1K = (x_BFK * mask_BF[..., None]).sum(1, keepdim=True) / count_B11
-    centered_BFK = (x_BFK - mean_B1K) * mask_BF[..., None]
-    return mean_B1K[:, 0], centered_BFK.transpose(1, 2) @ centered_BFK / count_B11
+    """Mean and covariance of the windows of each utterance, shapes (batch, kernel) and (batch, kernel, kernel).
+
+    ``S = sum of x x^T / n - m m^T``. In float64, this loses nothing that float32 has, and no centered copy is made.
+    """
+    count_B1 = on_device(frame_lengths_B, x_BFK.device)[:, None]
+    exact_BFK = x_BFK.to(torch.float32 if x_BFK.device.type == "mps" else torch.float64)
+    mean_BK = exact_BFK.sum(1) / count_B1
+    second_BKK = exact_BFK.transpose(1, 2) @ exact_BFK / count_B1[..., None]
+    return mean_BK, second_BKK - mean_BK[:, :, None] * mean_BK[:, None]
 
 
 def in_own_type(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -176,7 +175,11 @@ def conv_stem(
     """
     first = layers[0].conv
     dtype = compute_type(waveform_BT, first.weight)
-    x_BFC = windows(waveform_BT, first.kernel_size[0], first.stride[0])
+    [kernel], [stride] = first.kernel_size, first.stride
+    x_BFC = windows(waveform_BT, kernel, stride)
+    mask_BF = padding_mask(conv_length(lengths_B, kernel, stride), x_BFC.shape[1], x_BFC.device)
+    if mask_BF is not None:
+        x_BFC.masked_fill_(~mask_BF[..., None], 0.0)
     for index, layer in enumerate(layers):
         [kernel], [stride] = layer.conv.kernel_size, layer.conv.stride
         lengths_B = conv_length(lengths_B, kernel, stride)

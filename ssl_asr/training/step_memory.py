@@ -3,12 +3,13 @@
 A batch of ``B`` utterances is padded to ``s`` computed seconds and ``u`` target tokens, and has ``n`` tokens in all. At
 a given operation of the step, the tensors that are alive take
 
-    m(B, s, u, n) = a + b s + c s² + B (d + e s + f s² + g u + h u² + i s u) + j n        bytes
+    m(B, s, u, n) = a + b s + c s² + B (d + e s + f s² + g u + h u² + i s u) + j n + k r + l q        bytes
 
-since layers are linear in positions and attention is at most quadratic. ``a`` has what does not depend on the batch:
+since layers are linear in positions and attention is at most quadratic. ``r`` and ``q`` are the sums of the seconds of
+the utterances and of their squares, for layers that compute no padding. ``a`` has what does not depend on the batch:
 gradients, and copies of weights in another precision. All rows share relative positions, ``b s + c s²``. Steps of all
-batches run the same operations, so that each operation has its own ten coefficients. They are found from the steps of
-ten short batches:
+batches run the same operations, so that each operation has its own twelve coefficients. They are found from the steps
+of thirteen short batches:
 
     operation          1      2      3     …    end of the forward pass      …     last
     2 rows of 2 s     ▁      ▂      ▃                    ▆                          ▂
@@ -40,10 +41,11 @@ from ssl_asr.training.optimizers import state_bytes
 from ssl_asr.training.probing import probing, silent_batch
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds
 
-# Rows, seconds of the longest row and tokens of each batch that is measured. Convolutions round frames down; at even
-# numbers of seconds, all families round by the same amount.
-_MEASURED = [(2, 2, 4), (2, 4, 4), (2, 6, 4), (3, 2, 4), (3, 4, 4), (3, 6, 4)]
-_MEASURED += [(2, 2, 16), (2, 2, 32), (2, 4, 32), (3, 2, 32)]
+# Rows, seconds of the longest row and tokens of each measured batch, and the length of its other rows as a share of the
+# longest. Convolutions round frames down; at even numbers of seconds, all families round by the same amount.
+_MEASURED = [(2, 2, 4, 0.5), (2, 4, 4, 0.5), (2, 6, 4, 0.5), (3, 2, 4, 0.5), (3, 4, 4, 0.5), (3, 6, 4, 0.5)]
+_MEASURED += [(2, 2, 16, 0.5), (2, 2, 32, 0.5), (2, 4, 32, 0.5), (3, 2, 32, 0.5)]
+_MEASURED += [(2, 2, 4, 0.75), (3, 4, 4, 0.75), (2, 6, 4, 0.75)]
 _AT_A_TIME = 256
 # Operations that autocast computes in float32 on CUDA, and not on the CPU.
 _SINGLE: list[Any] = [functional.layer_norm, functional.group_norm, functional.softmax, functional.log_softmax]
@@ -63,12 +65,16 @@ class Shape:
         computed_s: Seconds that the encoder computes for each row, padding included.
         width: Number of tokens of the longest target.
         tokens: Number of tokens of all targets.
+        sum_s: Seconds that the encoder computes for all rows without padding.
+        sum_s2: Sum of the squares of these seconds.
     """
 
     rows: int
     computed_s: Seconds
     width: int
     tokens: int
+    sum_s: Seconds
+    sum_s2: float
 
     @classmethod
     def planned(cls, sampler: TrainBatchSampler, tokens_N: NDArray[np.int64]) -> list["Shape"]:
@@ -78,24 +84,28 @@ class Shape:
             sampler: The batches.
             tokens_N: Number of target tokens of each utterance, or of each unit of the sampler.
         """
-        made = []
-        for batch in sampler.batches:
-            computed_s, counts = float(sampler.costs_N[batch].max()), tokens_N[batch]
-            made.append(cls(len(batch), computed_s, int(counts.max()), int(counts.sum())))
-        return made
+        return [
+            cls._made(sampler.costs_N[batch], int(tokens_N[batch].max()), int(tokens_N[batch].sum()))
+            for batch in sampler.batches
+        ]
 
     @classmethod
     def of(cls, module: ASRModule, batch: Batch) -> "Shape":
         """The shape of a batch."""
         computed_s = module.speech_encoder.encoded_s(batch.lengths_B.numpy() / SAMPLE_RATE)
-        tokens = int(batch.token_lengths_B.sum())
-        return cls(len(batch), float(computed_s.max()), batch.tokens_BU.shape[1], tokens)
+        return cls._made(computed_s, batch.tokens_BU.shape[1], int(batch.token_lengths_B.sum()))
+
+    @classmethod
+    def _made(cls, computed_s: NDArray[np.float64], width: int, tokens: int) -> "Shape":
+        sums = float(computed_s.sum()), float((computed_s**2).sum())
+        return cls(len(computed_s), float(computed_s.max()), width, tokens, *sums)
 
     def terms(self) -> list[float]:
-        """The factors of the ten coefficients."""
+        """The factors of the twelve coefficients."""
         rows, seconds, width = self.rows, self.computed_s, self.width
         row = [1.0, seconds, seconds**2, width, width**2, seconds * width]
-        return [1.0, seconds, seconds**2, *(rows * value for value in row), self.tokens]
+        sums = [self.sum_s, self.sum_s2]
+        return [1.0, seconds, seconds**2, *(rows * value for value in row), self.tokens, *sums]
 
 
 class StepMemory:
@@ -120,11 +130,11 @@ class StepMemory:
         *,
         as_cuda: bool,
     ) -> None:
-        scale = min(1.0, float(train.durations_N.max()) / max(seconds for _, seconds, _ in _MEASURED))
+        scale = min(1.0, float(train.durations_N.max()) / max(seconds for _, seconds, *_ in _MEASURED))
         least_s = 2 * module.speech_encoder.min_samples / SAMPLE_RATE
         terms, steps = [], []
-        for rows, seconds, tokens in _MEASURED:
-            lengths_s = [max(least_s, scale * length) for length in (seconds, *[seconds / 2] * (rows - 1))]
+        for rows, seconds, tokens, share in _MEASURED:
+            lengths_s = [max(least_s, scale * length) for length in (seconds, *[seconds * share] * (rows - 1))]
             batch = silent_batch(module, train[0], lengths_s, [tokens, *[tokens // 2] * (rows - 1)])
             terms.append(Shape.of(module, batch).terms())
             steps.append(step_timeline(module, batch, autocast, as_cuda=as_cuda, computes=False))

@@ -104,6 +104,7 @@ def test_a_value_is_refused_in_one_line_or_is_right(key):
 NEEDED = {
     "train": ["data.train=t.jsonl", "run_dir=r"],
     "doctor": [],
+    "plan": ["data.train=t.jsonl"],
     "evaluate": ["model=m", "manifest=m.jsonl", "output_dir=o", "decoder=ctc_beam"],
     "transcribe": ["model=m", "input=[a.wav]", "decoder=whisper_beam"],
     "align": ["model=m", "manifest=m.jsonl", "output=o.srt"],

@@ -134,6 +134,7 @@ def test_plain_data_has_every_key_of_a_command(name):
         "import": ["source=a.pt", "output_dir=o"],
         "prepare": ["input=[a]", "output_dir=o"],
         "doctor": [],
+        "plan": ["data.train=t.jsonl"],
         "serve": ["model=m"],
         "compare": ["first=a", "second=b"],
         "report": ["runs=[a]"],
