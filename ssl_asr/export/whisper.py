@@ -60,7 +60,8 @@ class WhisperParts:
         spelled |= {token["id"]: token["content"] for token in content["added_tokens"]}
         begin = self.tokenizer.timestamp_begin_id
         size: int = self.net.config.vocab_size
-        return [spelled.get(i) or f"<|{(i - begin) * 0.02:.2f}|>" for i in range(size)]
+        # Multilingual models have an empty token, by which CTranslate2 knows them.
+        return [spelled[i] if i in spelled else f"<|{(i - begin) * 0.02:.2f}|>" for i in range(size)]
 
     def suppressed(self) -> tuple[list[int], list[int]]:
         """Ids that are never generated, and ids that are not generated first."""

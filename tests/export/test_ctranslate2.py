@@ -1,5 +1,7 @@
 """CTranslate2: the written files in faster-whisper give the texts of the module."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tests.export.models import examples_of, noise, pretrained_whisper, read, sp
 from tests.toys import END, NO_TIMESTAMPS, START
 
 pytest.importorskip("faster_whisper", reason="the extra ctranslate2 is not installed")
+ctranslate2 = pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,23 @@ def test_settings_and_vocabulary_are_those_of_the_checkpoint(toy_whisper, folder
     ]
     assert [vocabulary[NO_TIMESTAMPS + i] for i in (1, 2, 1501)] == ["<|0.00|>", "<|0.02|>", "<|30.00|>"]
     assert read(folder / "preprocessor_config.json")["feature_size"] == 80
+
+
+@pytest.mark.parametrize("multilingual", [False, True])
+def test_multilingual_models_keep_the_empty_token_by_which_they_are_known(
+    toy_whisper, tmp_path, monkeypatch, multilingual
+):
+    """Without it, faster-whisper takes a model for an English one and does not detect languages."""
+    content = json.loads(WhisperParts.of(toy_whisper).tokenizer_json)
+    if multilingual:
+        unused = toy_whisper.net.config.vocab_size - 1
+        content["added_tokens"].append({"id": unused, "content": ""})
+    monkeypatch.setattr(WhisperParts, "tokenizer_json", json.dumps(content))
+    CTranslate2().write(toy_whisper, tmp_path, quantization="float32")
+    vocabulary = read(tmp_path / "vocabulary.json")
+    assert vocabulary.count("") == multilingual
+    assert len(set(vocabulary)) == toy_whisper.net.config.vocab_size
+    assert ctranslate2.models.Whisper(str(tmp_path), device="cpu").is_multilingual is multilingual
 
 
 def both(checkpoint, folder):
