@@ -54,10 +54,9 @@ def relative_attention(
         Tensor of the shape and type of ``v_BHTD``.
     """
     inputs = (q_BHTD, k_BHTD, v_BHTD, gate_BHT, relative_HR)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if dropout > 0 or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
         out_BHTD: Tensor = _RelativeAttention.apply(*inputs, mask_BT, dropout)  # type: ignore[no-untyped-call]
         return out_BHTD
-    assert dropout == 0, "dropout is for training"
     return _without_dropout(*inputs, mask_BT)
 
 

@@ -62,6 +62,17 @@ def test_dropout_keeps_the_expected_output():
     assert not torch.equal(relative_attention(*inputs, dropout=0.3), relative_attention(*inputs, dropout=0.3))
 
 
+def test_dropout_needs_no_gradient():
+    """Adapters may train in a layer whose attention is frozen, and train mode may run without gradients."""
+    frozen = [x.detach() for x in random_inputs()]
+    outs = []
+    for inputs in (frozen, random_inputs()):
+        torch.manual_seed(3)
+        outs.append(relative_attention(*inputs, dropout=0.3))
+    torch.testing.assert_close(*outs)
+    assert [out.requires_grad for out in outs] == [False, True]
+
+
 def test_no_table_of_pairs_is_kept_for_backward():
     sizes = [(2, 2, 300, 8)] * 3 + [(2, 2, 300), (2, 599)]
     inputs = [torch.randn(size, requires_grad=True) for size in sizes]
