@@ -50,6 +50,10 @@ class Frames(Protocol):
     def width(self) -> int:
         """Number of frames of the padded layout."""
 
+    @property
+    def mask_BF(self) -> Tensor | None:
+        """Mask of the padded layout, False at padding. None if there is none."""
+
     def enter(self, h_BFD: Tensor) -> Tensor:
         """States in this layout."""
 
@@ -124,12 +128,14 @@ class Packed:
     Attributes:
         lengths: list of int, number of frames of each utterance.
         width: int, number of frames of the padded layout.
+        mask_BF: bool, False at padding; None if there is none.
         rows_N: int64 on the device, place of each frame in the flattened padded layout.
         offsets: int32 on the device, shape (batch + 1,), place of the first frame of each utterance, and of the end.
     """
 
     lengths: list[int]
     width: int
+    mask_BF: Tensor | None
     rows_N: Tensor
     offsets: Tensor
 
@@ -139,7 +145,8 @@ class Packed:
         places_BF = torch.arange(len(lengths_B) * width).view(-1, width)
         rows_N = places_BF[torch.arange(width) < lengths_B[:, None]]
         offsets = functional.pad(lengths_B.cumsum(0), (1, 0)).to(torch.int32)
-        return cls(lengths_B.tolist(), width, on_device(rows_N, device), on_device(offsets, device))
+        mask_BF = padding_mask(lengths_B, width, device)
+        return cls(lengths_B.tolist(), width, mask_BF, on_device(rows_N, device), on_device(offsets, device))
 
     def enter(self, h_BFD: Tensor) -> Tensor:
         """Removes the padding."""
@@ -178,9 +185,8 @@ class Packed:
     ) -> Tensor:
         """Attention in the padded layout, with a mask."""
         own = None if bias is None else Bias(self.leave(bias.gate), bias.relative_HR)
-        mask_BF = self.leave(torch.ones_like(q[:, :1])) > 0
         padded = [self.leave(x) for x in (q, k, v)]
-        return self.enter(dense_attention(*padded, heads=heads, dropout=dropout, bias=own, mask_BF=mask_BF[..., 0]))
+        return self.enter(dense_attention(*padded, heads=heads, dropout=dropout, bias=own, mask_BF=self.mask_BF))
 
     def attend_at_once(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float) -> Tensor:
         """Attention by a kernel for rows of unequal lengths."""
@@ -215,7 +221,6 @@ def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:
         width: int, number of frames of the padded layout.
         device: torch.device, device of the states.
     """
-    mask_BF = padding_mask(lengths_B, width, device)
-    if mask_BF is None or is_traced():
-        return Dense(width, mask_BF)
+    if is_traced() or bool((lengths_B >= width).all()):
+        return Dense(width, padding_mask(lengths_B, width, device))
     return Packed.of(lengths_B, width, device)

@@ -21,7 +21,6 @@ from ssl_asr.models.encoder import (
     SpeechEncoder,
     class_path,
     frozen_conflicts,
-    padding_mask,
     run_layers,
 )
 from ssl_asr.models.layers import by_method, with_methods
@@ -157,7 +156,7 @@ class SSLEncoder(SpeechEncoder):
             x, relative_HR = run_layer(self._layer, layer, x, frames, relative_HR, recompute=self._recomputes)
             return x
 
-        x = frames.enter(self._with_positions(h_BFD, frame_lengths_B, frames))
+        x = frames.enter(self._with_positions(h_BFD, frames))
         states = run_layers(
             self.net.encoder.layers,
             x,
@@ -170,12 +169,11 @@ class SSLEncoder(SpeechEncoder):
             states[-1] = self.net.encoder.layer_norm(states[-1])
         return [frames.leave(state) for state in states]
 
-    def _with_positions(self, h_BFD: Tensor, frame_lengths_B: Tensor, frames: Frames) -> Tensor:
+    def _with_positions(self, h_BFD: Tensor, frames: Frames) -> Tensor:
         """The input of the first layer, padded."""
         encoder = self.net.encoder
-        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
-        h_BFD = without_padding(h_BFD, mask_BF)
-        h_BFD = h_BFD + positions(encoder.pos_conv_embed, h_BFD, mask_BF, frames)
+        h_BFD = without_padding(h_BFD, frames.mask_BF)
+        h_BFD = h_BFD + positions(encoder.pos_conv_embed, h_BFD, frames)
         if not self._norm_first:
             h_BFD = encoder.layer_norm(h_BFD)
         dropped: Tensor = encoder.dropout(h_BFD)

@@ -93,22 +93,21 @@ def without_padding(x_BFD: Tensor, mask_BF: Tensor | None) -> Tensor:
     return x_BFD if mask_BF is None else x_BFD.masked_fill(~mask_BF[..., None], 0.0)
 
 
-def positions(embed: Any, x_BFD: Tensor, mask_BF: Tensor | None, frames: Frames) -> Tensor:
+def positions(embed: Any, x_BFD: Tensor, frames: Frames) -> Tensor:
     """The convolutional position embedding of padded states. Padding is zero before every convolution.
 
     Args:
         embed: ``pos_conv_embed`` of transformers. That of data2vec has five convolutions, that of mHuBERT a batch norm,
             whose statistics in training are those of all frames without padding.
         x_BFD: Tensor of shape (batch, frames, features), zero at padding.
-        mask_BF: bool, False at padding; None if there is none.
         frames: Frames, the layout of the layers.
     """
     if getattr(embed, "batch_norm", None) is not None:
         rows = frames.enter(x_BFD)
-        x_BFD = without_padding(frames.leave(embed.batch_norm(rows.flatten(0, -2)).view_as(rows)), mask_BF)
+        x_BFD = without_padding(frames.leave(embed.batch_norm(rows.flatten(0, -2)).view_as(rows)), frames.mask_BF)
     if not hasattr(embed, "layers"):
         x_BDF: Tensor = embed.activation(embed.padding(embed.conv(x_BFD.transpose(1, 2))))
         return x_BDF.transpose(1, 2)
     for layer in embed.layers:
-        x_BFD = without_padding(layer(x_BFD.transpose(1, 2)).transpose(1, 2), mask_BF)
+        x_BFD = without_padding(layer(x_BFD.transpose(1, 2)).transpose(1, 2), frames.mask_BF)
     return x_BFD
