@@ -1,7 +1,7 @@
 """Operations that wait for a GPU, found on a CPU."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -69,3 +69,52 @@ def count_waits() -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
     with _watching(lambda name: found.update([name])):
         yield found
+
+
+class OnDevice(TorchDispatchMode):
+    """Follows the tensors that would be on a GPU, and counts operations that wait for their values.
+
+    `count_waits` finds every look at a value. This finds those at values that are computed from ``tensors``, so other
+    tensors, such as lengths, may be looked at.
+
+    Args:
+        tensors: Those that would be on the GPU.
+        refuse: Whether a wait is an error.
+
+    Attributes:
+        waits: Number of waits by the name of the operation.
+        seen: Number of operations on the device.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], *, refuse: bool = True) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.seen = 0
+        self._refuse = refuse
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        for tensor in tensors:
+            self._mark(tensor)
+
+    def _mark(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        # The reference keeps its address from being used again.
+        self._storages[storage.data_ptr()] = storage
+
+    def _is_on_device(self, value: object) -> bool:
+        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self._storages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+        on_device = any(map(self._is_on_device, flat))
+        name = func._schema.name.removeprefix("aten::")
+        masks = name in _INDEXING and any(self._is_on_device(one) and one.dtype == torch.bool for one in flat[1:])
+        if on_device and (name in _WAITING or masks):
+            assert not self._refuse, f"{name} waits for the device"
+            self.waits[name] += 1
+        out = func(*args, **(kwargs or {}))
+        self.seen += on_device
+        if on_device:
+            for one in torch.utils._pytree.tree_leaves(out):
+                if isinstance(one, Tensor) and one.numel() > 0:
+                    self._mark(one)
+        return out

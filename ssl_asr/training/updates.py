@@ -394,8 +394,14 @@ class UpdateLoop(L.LightningModule):
     # Logging ---------------------------------------------------------------------------------------------------
 
     def log_train(self, name: str, value: Tensor, batch_size: int) -> None:
-        """Log a number of a training batch or update."""
-        self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
+        """Log a number of a training batch or update, if loggers write after this update or the epoch ends.
+
+        Lightning takes some tenths of a millisecond for each number, so other updates leave it out.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # An update that is not finite is not counted, so this update or the next one has the number that is logged.
+        if every <= 1 or self.trainer.is_last_batch or (self.trainer.global_step + 1) % every <= 1:
+            self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""

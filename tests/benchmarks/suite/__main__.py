@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.benchmarks.suite import parts, recognition, training
+from tests.benchmarks.suite import loops, parts, recognition, training
 from tests.benchmarks.suite.rows import Options, Row
 
 FOLDER = Path(__file__).parent.parent
@@ -34,15 +34,21 @@ PARTS = {
     "B6": training.b6,
     "B7": training.b7,
     "B8": training.b8,
+    "B9": parts.b9,
     "B10": parts.b10,
     "B11": parts.b11,
+    "B12": loops.b12,
     "B13": parts.b13,
     "B14": parts.b14,
     "B15": parts.b15,
     "B16": recognition.b16,
     "B17": recognition.b17,
     "B18": recognition.b18,
+    "B19": parts.b19,
+    "B21": loops.b21,
     "B22": training.b22,
+    "B23": loops.b23,
+    "B24": loops.b24,
 }
 
 

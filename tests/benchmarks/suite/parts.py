@@ -1,18 +1,22 @@
 """Parts of a run, each against the same part of another library."""
 
+import importlib.util
 import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Wav2Vec2CTCTokenizer, WhisperFeatureExtractor
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2Model, WhisperFeatureExtractor
 
 from ssl_asr.decoding.ctc import greedy_search
+from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
+from ssl_asr.models.ssl_stem import conv_stem
 from ssl_asr.models.whisper import LogMel
 from ssl_asr.training.ctc_loss import ctc_losses
 from ssl_asr.training.seq2seq import _target_rows
@@ -20,6 +24,31 @@ from ssl_asr.types import SAMPLE_RATE
 from tests.benchmarks.suite.rows import Options, Row, closeness, saved_mb, timed
 from tests.benchmarks.test_batching import SAMPLERS, figures, librispeech_lengths
 from tests.gpu.ctc import make_case
+
+
+def b9(options: Options) -> list[Row]:
+    """The convolutions of a base model, whose first layer has a group norm, and their gradients."""
+    config = Wav2Vec2Config(conv_dim=[16] * 7) if options.quick else Wav2Vec2Config()
+    stem = Wav2Vec2Model(config).feature_extractor.train()
+    batch, samples = (2, 16_000) if options.quick else (4, 12 * SAMPLE_RATE)
+    waveform_BT, lengths_B = torch.randn(batch, samples), torch.full((batch,), samples)
+    parameters = list(stem.parameters())
+
+    def ours() -> Tensor:
+        return conv_stem(stem.conv_layers, waveform_BT, lengths_B, recompute=False)[0]
+
+    def theirs() -> Tensor:
+        return stem(waveform_BT).transpose(1, 2)
+
+    def gradients(side: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(side().sum(), parameters)
+
+    rows = []
+    check = closeness("output", ours(), theirs(), limit=1e-4)
+    for name, sides in (("forward", (ours, theirs)), ("forward and backward", (gradients(ours), gradients(theirs)))):
+        what = f"convolutions of wav2vec2 base, {batch} x {samples / SAMPLE_RATE:g} s, {name}"
+        rows.append(timed(options, "B9", what, "transformers", *sides, check=check))
+    return rows
 
 
 def b10(options: Options) -> list[Row]:
@@ -148,3 +177,44 @@ def b15(options: Options) -> list[Row]:
     what = f"CTC greedy search to text, {batch} x {frames} frames"
     check = f"{batch} of {batch} texts equal"
     return [timed(options, "B15", what, "Wav2Vec2CTCTokenizer.batch_decode", ours, theirs, check=check)]
+
+
+def b19(options: Options) -> list[Row]:
+    """CTC scores of the prefixes of a joint beam search: the same random tokens on both sides."""
+    if importlib.util.find_spec("speechbrain") is None:
+        return []
+    batch, beams, frames, size, steps = (2, 3, 20, 30, 3) if options.quick else (4, 10, 150, 5000, 8)
+    draw = torch.Generator().manual_seed(0)
+    log_probs_BFV = torch.randn(batch, frames, size, generator=draw).mul_(3).log_softmax(-1)
+    lengths_B, end = torch.full((batch,), frames), size - 1
+    tokens_SN = torch.stack([torch.randperm(size - 2, generator=draw)[: batch * beams] + 1 for _ in range(steps)])
+    rows_N = torch.arange(batch * beams)
+    # Both score the candidates of the decoder and the end.
+    candidates = 2 * beams
+    decoder_SNV = torch.randn(steps, batch * beams, size, generator=draw)
+    decoder_SNV.scatter_(2, tokens_SN[..., None], 100.0)
+
+    def ours() -> Tensor:
+        scorer = CtcPrefixScorer(log_probs_BFV, lengths_B, beams=beams, blank=0, weight=1.0, candidates=candidates)
+        found = []
+        for tokens_N, decoder_NV in zip(tokens_SN, decoder_SNV, strict=True):
+            found.append(scorer.scores(decoder_NV, end)[rows_N, tokens_N])
+            scorer.select(rows_N, tokens_N)
+        return torch.stack(found)
+
+    def theirs() -> Tensor:
+        from speechbrain.decoders.ctc import CTCPrefixScore
+
+        scorer, state = CTCPrefixScore(log_probs_BFV.clone(), lengths_B, 0, end), None
+        found, last_N = [], torch.zeros(batch * beams, dtype=torch.int64)
+        for tokens_N, decoder_NV in zip(tokens_SN, decoder_SNV, strict=True):
+            candidates_NC = decoder_NV.topk(candidates, dim=1).indices
+            scores_NV, memory = scorer.forward_step(last_N, state, candidates_NC)
+            found.append(scores_NV[rows_N, tokens_N])
+            chosen_BK = (rows_N % beams * size + tokens_N).view(batch, beams)
+            state, last_N = scorer.permute_mem(memory, chosen_BK), tokens_N
+        return torch.stack(found)
+
+    check = closeness("score", ours(), theirs(), limit=1e-3)
+    what = f"CTC scores of joint decoding, {batch} x {beams} beams, {frames} frames, V={size}, {steps} tokens"
+    return [timed(options, "B19", what, "SpeechBrain's CTCPrefixScore", ours, theirs, check=check)]
