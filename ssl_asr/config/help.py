@@ -52,7 +52,7 @@ def help_text(name: str, folders: Sequence[Path] = (), width: int | None = None)
 def _word(schema: type[Command], key: str) -> str:
     """A word without a key, as the usage shows it."""
     field = next(each for each in fields(schema) if each.name == key)
-    return f"[{key.upper()} …]" if str(field.type).startswith(("list[", "Annotated[list[")) else key.upper()
+    return f"[{key.upper()} …]" if "list[" in str(field.type) else key.upper()
 
 
 def _short_flags(schema: type[Command]) -> dict[str, str]:

@@ -44,6 +44,7 @@ class ServeConfig(ModelInput, Decoding, LongRecordings, SubtitleStyle):
     """
 
     section: ClassVar[str] = "Server"
+    positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: ModelName | Annotated[list[ModelName], MinLen(1)]  # type: ignore[assignment]
     language: str | None = None

@@ -350,6 +350,9 @@ def test_names_of_a_command_with_two_or_more():
     assert read("compare", "a", "b", "c", "d e") == {"first": "a", "second": "b", "others": ["c", "d e"]}
     assert read("compare", "second=b", "a", "c") == {"first": "a", "second": "b", "others": ["c"]}
     assert read("compare", "others=[c]", "a", "b") == {"first": "a", "second": "b", "others": ["c"]}
+    assert read("serve", "outputs/a") == {"model": ["outputs/a"]}
+    assert read("serve", "outputs/a", "b", "port=1") == {"model": ["outputs/a", "b"], "port": 1}
+    assert read("serve", "model=outputs/a") == {"model": "outputs/a"}
 
 
 def test_help_after_two_dashes_is_a_name():
