@@ -2,7 +2,8 @@
 
 import torch
 
-from ssl_asr.models.ragged import Bias, Packed
+from ssl_asr.models.position_bias import GatedBias
+from ssl_asr.models.ragged import Packed
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.ssl_stem import normalize_waveform
 from ssl_asr.types import Batch
@@ -41,7 +42,7 @@ def check_attention(device: str, dtype: torch.dtype) -> None:
     total = int(lengths_B.sum())
     states = [random(total, dim) for _ in range(3)]
     gate, relative_HR = random(total, heads), random(heads, 2 * layout.width - 1)
-    for bias, inputs in ((None, states), (Bias(gate, relative_HR), [*states, gate, relative_HR])):
+    for bias, inputs in ((None, states), (GatedBias(gate, relative_HR), [*states, gate, relative_HR])):
         ways = [layout.attend, layout.attend_in_turn, layout.attend_padded]
         found = []
         for way in ways:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ssl_asr.models.ragged import Bias, Dense, Packed, frames_of
+from ssl_asr.models.position_bias import GatedBias
+from ssl_asr.models.ragged import Dense, Packed, frames_of
 
 LENGTHS = [5, 9, 3, 9, 1]
 WIDTH, HEADS, DIM = 9, 2, 8
@@ -31,7 +32,7 @@ def _inputs(biased):
         return states, None
     gate = torch.randn(total, HEADS, dtype=torch.float64, requires_grad=True)
     relative = torch.randn(HEADS, 2 * WIDTH - 1, dtype=torch.float64, requires_grad=True)
-    return states, Bias(gate, relative)
+    return states, GatedBias(gate, relative)
 
 
 def _alone(states, bias):
@@ -72,7 +73,7 @@ def test_dense_rows_with_a_mask_equal_packed_rows(biased):
     states, bias = _inputs(biased)
     layout = packed()
     dense = Dense(WIDTH, torch.arange(WIDTH)[None] < torch.tensor(LENGTHS)[:, None])
-    own = None if bias is None else Bias(layout.leave(bias.gate), bias.relative_HR)
+    own = None if bias is None else GatedBias(layout.leave(bias.gate), bias.relative_HR)
     out = dense.attend(*(layout.leave(x) for x in states), heads=HEADS, dropout=0.0, bias=own)
     torch.testing.assert_close(layout.enter(out), layout.attend(*states, heads=HEADS, dropout=0.0, bias=bias))
 
