@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from tests.models.test_ssl_forward import kept_numbers
+from tests.models.whisper_reference import states_alone
 from tests.toys import toy_encoder
 
 LENGTHS = [8001, 16000, 160, 12345]
@@ -24,29 +25,11 @@ def _batch(lengths, **kind):
     return waveform_BT, torch.tensor(lengths)
 
 
-def _theirs(encoder, waveform_BT, lengths_B):
-    """States of all layers of each utterance alone, by transformers' layers without masks.
-
-    transformers' encoder itself takes windows of 30 s only.
-    """
-    net = encoder.net
-    mel_lengths_B = -(-encoder._context_samples(lengths_B) // 160)
-    mel_BMF = encoder.log_mel.of_lengths(waveform_BT, mel_lengths_B).to(net.conv1.weight.dtype)
-    for row, frames in enumerate(mel_lengths_B.tolist()):
-        x = functional.gelu(net.conv1(mel_BMF[row : row + 1, :, :frames]))
-        h_BFD = functional.gelu(net.conv2(x)).transpose(1, 2)
-        states = [h_BFD + net.embed_positions.weight[: h_BFD.shape[1]]]
-        for layer in net.layers:
-            states.append(layer(states[-1], None))
-        states[-1] = net.layer_norm(states[-1])
-        yield [state[0] for state in states]
-
-
 def _assert_equal_states_and_gradients(encoder, waveform_BT, lengths_B, **tolerance):
     out = encoder(waveform_BT, lengths_B, layers=True)
     weights = {key: p for key, p in encoder.named_parameters() if "embed_positions" not in key}
     ours, theirs = 0.0, 0.0
-    for row, states in enumerate(_theirs(encoder, waveform_BT, lengths_B)):
+    for row, states in enumerate(states_alone(encoder, waveform_BT, lengths_B)):
         assert len(out.layers) == len(states)
         frames = int(out.context_lengths_B[row])
         for one, other in zip(out.layers, states, strict=True):
