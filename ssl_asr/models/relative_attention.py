@@ -185,8 +185,8 @@ def sums_by_distance(table_BHTT: Tensor, left: int, right: int) -> Tensor:
     width = wide.shape[-1]
     strides = (heads * frames * width, frames * width, width + 1, 1)
     sums_BHTR = wide.as_strided((batch, heads, frames, left + 1 + right), strides).contiguous()
-    sums_BHTR[..., 0] = table_BHTT.tril(-left).sum(-1)
-    sums_BHTR[..., -1] = table_BHTT.triu(right).sum(-1)
+    sums_BHTR[..., 0] += table_BHTT.tril(-left - 1).sum(-1)
+    sums_BHTR[..., -1] += table_BHTT.triu(right + 1).sum(-1)
     return sums_BHTR
 
 
