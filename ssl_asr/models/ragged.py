@@ -13,34 +13,16 @@ whose graph must not depend on the lengths; its attention has a mask.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ssl_asr.models.encoder import is_traced, padding_mask
-from ssl_asr.models.relative_attention import relative_attention
-from ssl_asr.models.transformer import split_heads
+from ssl_asr.models.position_bias import Bias
+from ssl_asr.models.transformer import AttentionModule, compute_type, project, split_heads
 from ssl_asr.types import on_device
-
-
-@dataclass(frozen=True, slots=True)
-class Bias:
-    """WavLM's gated position bias, which is added to the scores of attention.
-
-    Attributes:
-        gate: Tensor in the layout of the states, with one factor for each head in the last dimension.
-        relative_HR: Tensor of shape (heads, 2 * width - 1), bias of the distances ``1 - width`` to ``width - 1``.
-    """
-
-    gate: Tensor
-    relative_HR: Tensor
-
-    def shorter(self, frames: int) -> Tensor:
-        """The bias of the distances in an utterance of this number of frames."""
-        middle = self.relative_HR.shape[1] // 2
-        return self.relative_HR[:, middle - frames + 1 : middle + frames]
 
 
 class Frames(Protocol):
@@ -89,8 +71,7 @@ def dense_attention(
         mask = None if mask_BF is None else mask_BF[:, None, None]
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     else:
-        gate_BHF = bias.gate.transpose(1, 2)
-        mixed = relative_attention(q, k, v, gate_BHF, bias.relative_HR, mask_BT=mask_BF, dropout=dropout)
+        mixed = bias.attend(q, k, v, mask_BF=mask_BF, dropout=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -172,19 +153,18 @@ class Packed:
     ) -> Tensor:
         """Attention, one utterance after the other."""
         parts = [torch.split(x[None], self.lengths, dim=1) for x in (q, k, v)]
-        gates = None if bias is None else torch.split(bias.gate[None], self.lengths, dim=1)
-        mixed = []
-        for row, frames in enumerate(self.lengths):
-            own = None if bias is None or gates is None else Bias(gates[row], bias.shorter(frames))
-            states = [part[row] for part in parts]
-            mixed.append(dense_attention(*states, heads=heads, dropout=dropout, bias=own, mask_BF=None)[0])
+        biases = [None] * len(self.lengths) if bias is None else bias.split(self.lengths)
+        mixed = [
+            dense_attention(*states, heads=heads, dropout=dropout, bias=own, mask_BF=None)[0]
+            for *states, own in zip(*parts, biases, strict=True)
+        ]
         return torch.cat(mixed)
 
     def attend_padded(
         self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
     ) -> Tensor:
         """Attention in the padded layout, with a mask."""
-        own = None if bias is None else Bias(self.leave(bias.gate), bias.relative_HR)
+        own = None if bias is None else bias.moved(self.leave)
         padded = [self.leave(x) for x in (q, k, v)]
         return self.enter(dense_attention(*padded, heads=heads, dropout=dropout, bias=own, mask_BF=self.mask_BF))
 
@@ -224,3 +204,20 @@ def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:
     if is_traced() or bool((lengths_B >= width).all()):
         return Dense(width, padding_mask(lengths_B, width, device))
     return Packed.of(lengths_B, width, device)
+
+
+def self_attention(attention: AttentionModule, x: Tensor, frames: Frames, bias: Bias | None = None) -> Tensor:
+    """Multi-head attention of each utterance to itself.
+
+    Args:
+        attention: AttentionModule, gives the projections.
+        x: Tensor, states in the layout of ``frames``.
+        frames: Frames, the layout.
+        bias: See `Frames.attend`.
+    """
+    # One cast for queries, keys and values. Autocast would make three.
+    out: Any = attention.out_proj
+    x = x.to(compute_type(x, out.weight))
+    q, k, v = (project(layer, x) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    dropout = attention.dropout if attention.training else 0.0
+    return project(out, frames.attend(q, k, v, heads=attention.num_heads, dropout=dropout, bias=bias))

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_asr.models.ragged import Bias, Frames
+from ssl_asr.models.position_bias import GatedBias
+from ssl_asr.models.ragged import Frames, self_attention
 from ssl_asr.models.transformer import compute_type, project
 
 
@@ -36,7 +37,7 @@ def layer_norm_first(layer: Any, x: Tensor, frames: Frames, relative_HR: Tensor 
     """
     mixed, relative_HR = _self_attention(layer.attention, layer.layer_norm(x), frames, relative_HR)
     x = x + layer.dropout(mixed)
-    x = x + _feed_forward(layer.feed_forward, layer.final_layer_norm(x))
+    x = x + feed_forward(layer.feed_forward, layer.final_layer_norm(x))
     adapter = getattr(layer, "adapter_layer", None)
     return x if adapter is None else x + adapter(x), relative_HR
 
@@ -45,24 +46,18 @@ def layer_norm_last(layer: Any, x: Tensor, frames: Frames, relative_HR: Tensor |
     """Computes a layer with normalization last. See `layer_norm_first`."""
     mixed, relative_HR = _self_attention(layer.attention, x, frames, relative_HR)
     x = layer.layer_norm(x + layer.dropout(mixed))
-    return layer.final_layer_norm(x + _feed_forward(layer.feed_forward, x)), relative_HR
+    return layer.final_layer_norm(x + feed_forward(layer.feed_forward, x)), relative_HR
 
 
 def _self_attention(
     attention: Any, x: Tensor, frames: Frames, relative_HR: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    # One cast for queries, keys and values. Autocast would make three.
-    y = x.to(compute_type(x, attention.out_proj.weight))
-    q, k, v = (project(layer, y) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
-    dropout = attention.dropout if attention.training else 0.0
     if not hasattr(attention, "gru_rel_pos_linear"):
-        mixed = frames.attend(q, k, v, heads=attention.num_heads, dropout=dropout)
-        return project(attention.out_proj, mixed), None
+        return self_attention(attention, x, frames), None
     if relative_HR is None:
         relative_HR = _relative_bias(attention, frames.width)
-    bias = Bias(_gate(attention, y), relative_HR)
-    mixed = frames.attend(q, k, v, heads=attention.num_heads, dropout=dropout, bias=bias)
-    return project(attention.out_proj, mixed), relative_HR
+    x = x.to(compute_type(x, attention.out_proj.weight))
+    return self_attention(attention, x, frames, GatedBias(_gate(attention, x), relative_HR)), relative_HR
 
 
 def _relative_bias(attention: Any, width: int) -> Tensor:
@@ -81,10 +76,11 @@ def _gate(attention: Any, x: Tensor) -> Tensor:
     return gate
 
 
-def _feed_forward(feed_forward: Any, x: Tensor) -> Tensor:
-    h = feed_forward.intermediate_act_fn(project(feed_forward.intermediate_dense, x))
-    h = project(feed_forward.output_dense, feed_forward.intermediate_dropout(h))
-    dropped: Tensor = feed_forward.output_dropout(h)
+def feed_forward(module: Any, x: Tensor) -> Tensor:
+    """Computes ``output(activation(intermediate(x)))``, with dropout."""
+    h = module.intermediate_act_fn(project(module.intermediate_dense, x))
+    h = project(module.output_dense, module.intermediate_dropout(h))
+    dropped: Tensor = module.output_dropout(h)
     return dropped
 
 

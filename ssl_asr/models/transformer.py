@@ -8,7 +8,7 @@ The layers have the form of Whisper and BART, with normalization first:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from ssl_asr.models.decoding_state import WIDTH, DecodingState
 from ssl_asr.models.encoder import padding_mask
 from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.step_graph import StepGraphs
+
+M = TypeVar("M", bound=nn.Module)
 
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 # For these numbers of rows, MKL computes (W x^T)^T in half the time of x W^T.
@@ -91,10 +93,17 @@ def compute_type(x: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def is_plain(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Whether the weights of a layer are all that it computes with.
+
+    Subclasses and replacements (peft's LoRA layers) and layers with hooks must be called as modules.
+    """
+    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """Applies a linear layer, or the module that replaces it, to ``x``."""
-    # Subclasses and replacements (peft's LoRA layers) and layers with hooks must be called as modules.
-    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+    if is_plain(layer, nn.Linear):
         return linear(x, layer.weight, layer.bias)
     out: Tensor = layer(x)
     return out

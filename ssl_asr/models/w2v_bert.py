@@ -1,7 +1,7 @@
 """w2v-BERT 2.0: Kaldi filter banks computed on the device, pairs of frames joined into one, and a conformer.
 
-The layers and the weights come from transformers. The filter banks are our own: they are batched, and padding does
-not change them.
+The weights come from transformers, the forward passes are our own: the filter banks, which are batched and do not
+depend on padding, and the layers (`ssl_asr.models.conformer`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from ssl_asr.models.encoder import LayerGroup, padding_mask, run_layers
+from ssl_asr.models.conformer import conformer_layer, positions_of
+from ssl_asr.models.encoder import LayerGroup, run_layers
 from ssl_asr.models.loading import new_net
+from ssl_asr.models.ragged import frames_of
 from ssl_asr.models.spectrograms import center_bands
 from ssl_asr.models.ssl import SSLBackbone, SSLEncoder
-from ssl_asr.models.ssl_layers import without_padding
 from ssl_asr.models.transformer import run_layer
 from ssl_asr.types import SAMPLE_RATE, Samples
 
@@ -127,6 +128,7 @@ class W2vBertEncoder(SSLEncoder):
     def __init__(self, *, net: nn.Module) -> None:
         super().__init__(net=net, normalize=False)
         self.filter_banks = FilterBanks()
+        self._layer = conformer_layer
 
     def _front(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         features_BFM = self.filter_banks(waveform_BT, lengths_B)
@@ -134,20 +136,16 @@ class W2vBertEncoder(SSLEncoder):
         return h_BFD, self.frame_lengths(lengths_B)
 
     def _states(self, h_BFD: Tensor, frame_lengths_B: Tensor, *, keep: bool) -> list[Tensor]:
-        from transformers.masking_utils import create_bidirectional_mask
+        encoder, frames = self.net.encoder, frames_of(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
+        positions = positions_of(encoder, h_BFD, frames)
 
-        encoder = self.net.encoder
-        mask_BF = padding_mask(frame_lengths_B, h_BFD.shape[1], h_BFD.device)
-        h_BFD = encoder.dropout(without_padding(h_BFD, mask_BF))
-        mask = create_bidirectional_mask(config=self.net.config, inputs_embeds=h_BFD, attention_mask=mask_BF)
-        positions = None if encoder.embed_positions is None else encoder.embed_positions(h_BFD)
-
-        def run(layer: nn.Module, h_BFD: Tensor) -> Tensor:
-            states_BFD: Tensor = run_layer(layer, h_BFD, mask, positions, mask_BF, recompute=self._recomputes)
-            return states_BFD
+        def run(layer: nn.Module, x: Tensor) -> Tensor:
+            states: Tensor = run_layer(self._layer, layer, x, frames, positions, recompute=self._recomputes)
+            return states
 
         layerdrop = self.layerdrop if self.training else 0.0
-        return run_layers(encoder.layers, h_BFD, run, layerdrop=layerdrop, keep=keep)
+        x = encoder.dropout(frames.enter(h_BFD))
+        return [frames.leave(state) for state in run_layers(encoder.layers, x, run, layerdrop=layerdrop, keep=keep)]
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
         """Number of 20 ms frames for each number of samples."""
@@ -164,15 +162,6 @@ class W2vBertEncoder(SSLEncoder):
             LayerGroup("projection", (self.net.feature_projection,), self._mask_vector()),
             *(LayerGroup(f"layers.{i}", (layer,)) for i, layer in enumerate(self.net.encoder.layers)),
         ]
-
-    def separate_layers(self) -> Iterator[tuple[nn.Module, str | None]]:
-        """See `ssl_asr.models.layers.Layered`. Layers are called."""
-        return ((layer, None) for layer in self.net.encoder.layers)
-
-    def compile_layers(self, backend: str) -> None:
-        """See `SpeechEncoder`."""
-        for layer in self.net.encoder.layers:
-            layer.compile(backend=backend, dynamic=True)
 
     def traceable(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         """See `SpeechEncoder`."""

@@ -29,9 +29,10 @@ from ssl_asr.models.encoder import (
 )
 from ssl_asr.models.layers import by_method, with_methods
 from ssl_asr.models.loading import load_pretrained, non_null, refuse_to_save
+from ssl_asr.models.ragged import Frames, frames_of, leave_out_of_graphs, self_attention
 from ssl_asr.models.spec_augment import SpecAugment
 from ssl_asr.models.spectrograms import PowerSpectrum, slaney_filters
-from ssl_asr.models.transformer import TransformerDecoder, attend, drop, feed_forward, keys_values, run_layer
+from ssl_asr.models.transformer import TransformerDecoder, drop, feed_forward, run_layer
 from ssl_asr.types import (
     SAMPLE_RATE,
     Dropout,
@@ -104,7 +105,7 @@ class WhisperEncoder(SpeechEncoder):
     """Whisper's encoder.
 
     With ``window="real"``, it encodes the utterance and a tail of silence, with the positions of the start of the
-    window. Padding after the tail is masked in the convolutions and in the attention, so the states of an utterance do
+    window. Padding is zero before each convolution and is not computed in the layers. So the states of an utterance do
     not depend on the batch. With ``window="30s"``, every utterance gets the window of pretraining. In both cases
     ``frame_lengths_B`` counts the frames of the utterance, 50 per second.
 
@@ -201,20 +202,23 @@ class WhisperEncoder(SpeechEncoder):
         x = functional.gelu(self.net.conv2(_zero_padding(x, mel_mask)))
         h_BFD = x.transpose(1, 2)
         h_BFD = h_BFD + self.net.embed_positions.weight[: h_BFD.shape[1]]
-        h_BFD = drop(self.net, h_BFD)
-        mask_BF = padding_mask(context_lengths_B, h_BFD.shape[1], h_BFD.device)
-        mask = None if mask_BF is None else mask_BF[:, None, None]
-        recompute = self.gradient_checkpointing and self.training
-
-        def run(layer: nn.Module, h_BFD: Tensor) -> Tensor:
-            states_BFD: Tensor = run_layer(self._layer, layer, h_BFD, mask, recompute=recompute)
-            return states_BFD
-
-        layerdrop = self.layerdrop if self.training else 0.0
-        states = run_layers(self.net.layers, h_BFD, run, layerdrop=layerdrop, keep=layers)
-        states[-1] = self.net.layer_norm(states[-1])
+        states = self._states(drop(self.net, h_BFD), context_lengths_B, keep=layers)
         kept = tuple(states) if layers else None
         return EncoderOutput(states[-1], self.frame_lengths(lengths_B), context_lengths_B, kept)
+
+    def _states(self, h_BFD: Tensor, context_lengths_B: Tensor, *, keep: bool) -> list[Tensor]:
+        """Padded states before the first layer and after each layer, or only the last ones. See `run_layers`."""
+        frames = frames_of(context_lengths_B, h_BFD.shape[1], h_BFD.device)
+        recompute = self.gradient_checkpointing and self.training
+
+        def run(layer: nn.Module, x: Tensor) -> Tensor:
+            states: Tensor = run_layer(self._layer, layer, x, frames, recompute=recompute)
+            return states
+
+        layerdrop = self.layerdrop if self.training else 0.0
+        states = run_layers(self.net.layers, frames.enter(h_BFD), run, layerdrop=layerdrop, keep=keep)
+        states[-1] = self.net.layer_norm(states[-1])
+        return [frames.leave(state) for state in states]
 
     def layer_groups(self) -> Sequence[LayerGroup]:
         """``feature_encoder`` (the two convolutions), ``layers.N`` and ``final_norm``.
@@ -294,14 +298,13 @@ class WhisperEncoder(SpeechEncoder):
 
     def compile_layers(self, backend: str) -> None:
         """See `SpeechEncoder`."""
+        leave_out_of_graphs()
         self._layer = torch.compile(self._layer, backend=backend, dynamic=True)
 
 
-def _encoder_layer(layer: Any, h_BFD: Tensor, mask: Tensor | None) -> Tensor:
-    x_BFD = layer.self_attn_layer_norm(h_BFD)
-    k, v = keys_values(layer.self_attn, x_BFD)
-    h_BFD = h_BFD + drop(layer, attend(layer.self_attn, x_BFD, k, v, mask, causal=False))
-    return feed_forward(layer, h_BFD)
+def _encoder_layer(layer: Any, x: Tensor, frames: Frames) -> Tensor:
+    x = x + drop(layer, self_attention(layer.self_attn, layer.self_attn_layer_norm(x), frames))
+    return feed_forward(layer, x)
 
 
 def _zero_padding(x_BMF: Tensor, mask_BF: Tensor | None) -> Tensor:

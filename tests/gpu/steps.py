@@ -32,7 +32,7 @@ from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.seq2seq import Seq2SeqModule
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
-from tests.gpu.encoder import check_attention, check_states
+from tests.gpu.encoder import check_attention, check_states, check_w2v_bert, wav2vec2_states, whisper_states
 from tests.toys import save_checkpoint
 
 Step = Callable[[], object]
@@ -169,7 +169,8 @@ def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=Fa
     module = ssl_module(setup.create(lambda: kind(config)), frozen=frozen)
     batch = ctc_batch(setup, durations)
     check_attention(setup.device, torch.bfloat16)
-    check_states(module.encoder.to(setup.device), batch)
+    check_states(module.encoder.to(setup.device), batch, wav2vec2_states)
+    check_w2v_bert(batch)
     return train_ours(setup, module, batch, compiled=compiled)
 
 
@@ -259,7 +260,9 @@ def whisper_module(
 
 def whisper_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, window: str = "real") -> Step:
     """Our `Seq2SeqModule`, at real frames or at 30 s."""
-    return train_ours(setup, whisper_module(setup, name, window), whisper_batch(setup, durations))
+    module, batch = whisper_module(setup, name, window), whisper_batch(setup, durations)
+    check_states(module.model.encoder, batch, whisper_states)
+    return train_ours(setup, module, batch)
 
 
 def whisper_net_hf(setup: Setup, name: str) -> nn.Module:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ssl_asr.models.ragged import Bias, Dense, Packed, frames_of
+from ssl_asr.models.position_bias import DistanceBias, GatedBias
+from ssl_asr.models.ragged import Dense, Packed, frames_of
 
 LENGTHS = [5, 9, 3, 9, 1]
 WIDTH, HEADS, DIM = 9, 2, 8
@@ -23,63 +24,86 @@ def test_packing_removes_the_padding_and_keeps_the_order():
         assert not row[n:].any()
 
 
-def _inputs(biased):
+LEFT, RIGHT = 3, 1
+
+
+def _inputs(kind):
+    """States, the bias, and the tensors that the bias depends on."""
     torch.manual_seed(0)
+
+    def random(*size):
+        return torch.randn(size, dtype=torch.float64, requires_grad=True)
+
     total = sum(LENGTHS)
-    states = [torch.randn(total, DIM, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    if not biased:
-        return states, None
-    gate = torch.randn(total, HEADS, dtype=torch.float64, requires_grad=True)
-    relative = torch.randn(HEADS, 2 * WIDTH - 1, dtype=torch.float64, requires_grad=True)
-    return states, Bias(gate, relative)
+    states = [random(total, DIM) for _ in range(3)]
+    if kind == "gated":
+        gate, relative = random(total, HEADS), random(HEADS, 2 * WIDTH - 1)
+        return states, GatedBias(gate, relative), [gate, relative]
+    if kind == "distances":
+        scores = random(total, HEADS * (LEFT + 1 + RIGHT))
+        return states, DistanceBias(scores, LEFT, RIGHT), [scores]
+    return states, None, []
 
 
-def _alone(states, bias):
+def _bias_of_pairs(kind, tensors, rows, distance):
+    """The bias of each pair of frames of an utterance with these rows, shape (heads, frames, frames)."""
+    if kind == "gated":
+        gate, relative = tensors
+        return gate[rows].T[..., None] * relative[:, distance + WIDTH - 1]
+    [scores] = tensors
+    of_heads = scores[rows].view(len(distance), HEADS, -1).transpose(0, 1)
+    return of_heads.gather(-1, (distance.clamp(-LEFT, RIGHT) + LEFT).expand(HEADS, -1, -1))
+
+
+def _alone(states, kind, tensors):
     """Attention of each utterance in a batch of its own, by matrix products."""
     out, places = [], torch.tensor(LENGTHS).cumsum(0).tolist()
     for end, n in zip(places, LENGTHS, strict=True):
-        q, k, v = (x[end - n : end].view(n, HEADS, -1).transpose(0, 1) for x in states)
+        rows = slice(end - n, end)
+        q, k, v = (x[rows].view(n, HEADS, -1).transpose(0, 1) for x in states)
         scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-        if bias is not None:
+        if kind is not None:
             distance = torch.arange(n)[None] - torch.arange(n)[:, None]
-            scores = scores + bias.gate[end - n : end].T[..., None] * bias.relative_HR[:, distance + WIDTH - 1]
+            scores = scores + _bias_of_pairs(kind, tensors, rows, distance)
         out.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(n, -1))
     return torch.cat(out)
 
 
+KINDS = [None, "gated", "distances"]
+
+
 @pytest.mark.parametrize(
-    ("way", "biased"),
+    ("way", "kind"),
     [
-        *((way, biased) for way in ("attend_in_turn", "attend_padded", "attend") for biased in (False, True)),
-        ("attend_at_once", False),
+        *((way, kind) for way in ("attend_in_turn", "attend_padded", "attend") for kind in KINDS),
+        ("attend_at_once", None),
     ],
 )
-def test_every_way_of_attention_equals_each_utterance_alone(way, biased):
-    states, bias = _inputs(biased)
-    more = {"bias": bias} if biased else {}
+def test_every_way_of_attention_equals_each_utterance_alone(way, kind):
+    states, bias, tensors = _inputs(kind)
+    more = {} if bias is None else {"bias": bias}
     out = getattr(packed(), way)(*states, heads=HEADS, dropout=0.0, **more)
-    expected = _alone(states, bias)
+    expected = _alone(states, kind, tensors)
     torch.testing.assert_close(out, expected)
     factors = torch.randn_like(out)
-    inputs = states if bias is None else [*states, bias.gate, bias.relative_HR]
-    ours, theirs = (torch.autograd.grad((one * factors).sum(), inputs) for one in (out, expected))
+    ours, theirs = (torch.autograd.grad((one * factors).sum(), [*states, *tensors]) for one in (out, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_dense_rows_with_a_mask_equal_packed_rows(biased):
-    states, bias = _inputs(biased)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_rows_with_a_mask_equal_packed_rows(kind):
+    states, bias, _ = _inputs(kind)
     layout = packed()
     dense = Dense(WIDTH, torch.arange(WIDTH)[None] < torch.tensor(LENGTHS)[:, None])
-    own = None if bias is None else Bias(layout.leave(bias.gate), bias.relative_HR)
+    own = None if bias is None else bias.moved(layout.leave)
     out = dense.attend(*(layout.leave(x) for x in states), heads=HEADS, dropout=0.0, bias=own)
     torch.testing.assert_close(layout.enter(out), layout.attend(*states, heads=HEADS, dropout=0.0, bias=bias))
 
 
 @pytest.mark.parametrize("way", ["attend_in_turn", "attend_at_once", "attend_padded"])
 def test_dropout_changes_the_output(way):
-    states, _ = _inputs(False)
+    states, _, _ = _inputs(None)
     attend = getattr(packed(), way)
     assert not torch.equal(*(attend(*states, heads=HEADS, dropout=0.5) for _ in range(2)))
     assert torch.equal(*(attend(*states, heads=HEADS, dropout=0.0) for _ in range(2)))

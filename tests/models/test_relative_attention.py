@@ -1,10 +1,16 @@
-"""Attention with a gated position bias against its definition, and what it keeps for backward."""
+"""Attention with biases of distances against its definition, and what it keeps for backward."""
 
 import pytest
 import torch
 
 from ssl_asr.models import relative_attention as own
-from ssl_asr.models.relative_attention import gather_distances, relative_attention, spread
+from ssl_asr.models.relative_attention import (
+    distance_attention,
+    gather_distances,
+    relative_attention,
+    spread,
+    sums_by_distance,
+)
 
 BATCH, HEADS, FRAMES, DIM = 3, 2, 7, 4
 MASK_BT = torch.arange(FRAMES)[None] < torch.tensor([7, 4, 5])[:, None]
@@ -16,16 +22,65 @@ def random_inputs():
     return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
-def by_definition(q, k, v, gate, relative, mask):
+def _attention(q, k, v, bias_of, mask):
+    """By the definition. ``bias_of(i, j)`` is the bias of a query and a key, shape (batch, heads)."""
     scores = q @ k.transpose(2, 3) / DIM**0.5
     for i in range(FRAMES):
         for j in range(FRAMES):
             bias = torch.zeros_like(scores)
             bias[:, :, i, j] = 1.0
-            scores = scores + bias * (gate[:, :, i] * relative[:, j - i + FRAMES - 1])[..., None, None]
+            scores = scores + bias * bias_of(i, j)[..., None, None]
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
     return scores.softmax(-1) @ v
+
+
+def by_definition(q, k, v, gate, relative, mask):
+    return _attention(q, k, v, lambda i, j: gate[:, :, i] * relative[:, j - i + FRAMES - 1], mask)
+
+
+# The farthest distances to the left and the right: near ones, none, and more than there are.
+FARTHEST = [(3, 2), (0, 0), (2, 0), (FRAMES - 1, FRAMES - 1), (FRAMES + 2, 1)]
+
+
+def random_scores(left, right):
+    states = random_inputs()[:3]
+    return [*states, torch.randn(BATCH, HEADS, FRAMES, left + 1 + right, dtype=torch.float64, requires_grad=True)]
+
+
+@pytest.mark.parametrize("largest", [1, 1 << 24])
+@pytest.mark.parametrize("mask", [None, MASK_BT])
+@pytest.mark.parametrize(("left", "right"), FARTHEST)
+def test_bias_of_each_distance_equals_the_definition(monkeypatch, mask, largest, left, right):
+    monkeypatch.setattr(own, "_MAX_TABLE", largest)
+    *states, scores = inputs = random_scores(left, right)
+    expected = _attention(*states, lambda i, j: scores[:, :, i, min(max(j - i, -left), right) + left], mask)
+    out = distance_attention(*inputs, left, right, mask_BT=mask)
+    torch.testing.assert_close(out, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(distance_attention(*inputs, left, right, mask_BT=mask), expected)
+    factors = torch.randn_like(out)
+    ours, theirs = (torch.autograd.grad((one * factors).sum(), inputs) for one in (out, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_the_bias_of_each_distance_with_dropout():
+    def seeded(*inputs):
+        torch.manual_seed(3)
+        return distance_attention(*inputs, 3, 2, mask_BT=MASK_BT, dropout=0.4)
+
+    assert torch.autograd.gradcheck(seeded, random_scores(3, 2))
+
+
+@pytest.mark.parametrize(("left", "right"), FARTHEST)
+def test_sums_by_distance(left, right):
+    table = torch.randn(BATCH, HEADS, FRAMES, FRAMES, dtype=torch.float64)
+    expected = torch.zeros(BATCH, HEADS, FRAMES, left + 1 + right, dtype=torch.float64)
+    for i in range(FRAMES):
+        for j in range(FRAMES):
+            expected[..., i, min(max(j - i, -left), right) + left] += table[..., i, j]
+    torch.testing.assert_close(sums_by_distance(table, left, right), expected)
 
 
 @pytest.mark.parametrize("largest", [1, HEADS * FRAMES * FRAMES * 2, 1 << 24])

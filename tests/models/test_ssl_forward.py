@@ -1,4 +1,7 @@
-"""The forward pass of the wav2vec 2.0 family against that of transformers, over the same weights."""
+"""The forward pass of the wav2vec 2.0 family against that of transformers, over the same weights.
+
+Also, that the forward passes of all families with layouts wait for nothing.
+"""
 
 import copy
 import math
@@ -103,7 +106,7 @@ def test_batch_norm_of_positions_trains_on_frames_without_padding():
     assert not torch.equal(means[0], encoder.net.encoder.pos_conv_embed.batch_norm.running_mean)
 
 
-def _kept(forward, weights):
+def kept_numbers(forward, weights):
     """Numbers that a forward pass keeps for backward, without the weights: the sum, and the largest tensor."""
     kept, own = {}, {p.untyped_storage().data_ptr() for p in weights}
 
@@ -125,8 +128,8 @@ def test_wavlm_keeps_no_table_of_pairs_of_frames():
     encoder, waveform_BT = SSLEncoder(net=net, normalize=False).train(), torch.randn(1, 16000)
     ours = encoder(waveform_BT, torch.tensor([16000])).h_BFD
     frames, weights = ours.shape[1], list(net.parameters())
-    total, largest = _kept(lambda: encoder(waveform_BT, torch.tensor([16000])), weights)
-    theirs, table = _kept(lambda: _theirs(net, waveform_BT), weights)
+    total, largest = kept_numbers(lambda: encoder(waveform_BT, torch.tensor([16000])), weights)
+    theirs, table = kept_numbers(lambda: _theirs(net, waveform_BT), weights)
     assert table >= frames * frames * 4, "transformers keeps tables"
     assert largest < frames * frames, (largest, frames)
     assert total < 0.35 * theirs, (total, theirs)
@@ -171,7 +174,7 @@ class _OnDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("lengths", [[SAMPLES, SAMPLES], [SAMPLES, 5000]])
-@pytest.mark.parametrize("name", WAV2VEC2)
+@pytest.mark.parametrize("name", [*WAV2VEC2, "w2v_bert", "whisper"])
 def test_no_step_waits_for_the_device(toy_checkpoints, name, lengths):
     """Lengths are on the CPU. Nothing looks at a value that depends on the waveforms or the weights."""
     encoder = toy_encoder(name, toy_checkpoints).train()
