@@ -6,7 +6,9 @@
 
 Linear layers, norms and activations compute each row by itself, so in the packed layout they compute no padding.
 Attention is computed for each utterance: by kernels for rows of unequal lengths on a GPU, and one utterance after the
-other on a CPU. No attention mask is needed, which fast kernels for attention do not take.
+other on a CPU. No attention mask is needed, which fast kernels for attention do not take. The kernel for WavLM's bias
+is our own, see `ssl_asr.models.relative_kernel`. Where it does not run, GPUs compute this attention in the padded
+layout.
 
 A batch of equal lengths keeps its padded layout, which has no padding then. So does a batch that is traced for ONNX,
 whose graph must not depend on the lengths; its attention has a mask.
@@ -20,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_asr.models.encoder import is_traced, padding_mask
-from ssl_asr.models.relative_attention import relative_attention
+from ssl_asr.models.relative_attention import relative_attention, shortened
+from ssl_asr.models.relative_check import has_kernel
 from ssl_asr.models.transformer import split_heads
 from ssl_asr.types import on_device
 
@@ -36,11 +39,6 @@ class Bias:
 
     gate: Tensor
     relative_HR: Tensor
-
-    def shorter(self, frames: int) -> Tensor:
-        """The bias of the distances in an utterance of this number of frames."""
-        middle = self.relative_HR.shape[1] // 2
-        return self.relative_HR[:, middle - frames + 1 : middle + frames]
 
 
 class Frames(Protocol):
@@ -94,6 +92,13 @@ def dense_attention(
     return mixed.transpose(1, 2).flatten(2)
 
 
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Bias, offsets: Tensor, *, longest: int, dropout: float) -> Tensor:
+    """Attention with a bias by Triton kernels. All tensors but the bias of distances are rows, see `Packed`."""
+    from ssl_asr.models.relative_kernel import packed_attention
+
+    return packed_attention(q, k, v, bias.gate, bias.relative_HR, offsets, longest=longest, dropout=dropout)
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """The padded layout.
@@ -118,7 +123,19 @@ class Dense:
         self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
     ) -> Tensor:
         """See `Frames`."""
+        if q.is_cuda and bias is not None and self.mask_BF is None and not is_traced():
+            return self.attend_on_gpu(q, k, v, heads=heads, dropout=dropout, bias=bias)
         return dense_attention(q, k, v, heads=heads, dropout=dropout, bias=bias, mask_BF=self.mask_BF)
+
+    def attend_on_gpu(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias) -> Tensor:
+        """Attention with a bias: by a kernel for rows, whose lengths are equal here, or by torch."""
+        if not has_kernel(q.device, q.dtype, q.shape[-1] // heads):
+            return dense_attention(q, k, v, heads=heads, dropout=dropout, bias=bias, mask_BF=None)
+        batch, frames, _ = q.shape
+        offsets = frames * torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+        q, k, v, gate = (x.flatten(0, 1) for x in (q, k, v, bias.gate))
+        own = Bias(gate, bias.relative_HR)
+        return _by_kernel(q, k, v, own, offsets, longest=frames, dropout=dropout).view(batch, frames, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +182,8 @@ class Packed:
             return self.attend_in_turn(q, k, v, heads=heads, dropout=dropout, bias=bias)
         if bias is None:
             return self.attend_at_once(q, k, v, heads=heads, dropout=dropout)
+        if has_kernel(q.device, q.dtype, q.shape[-1] // heads):
+            return _by_kernel(q, k, v, bias, self.offsets, longest=max(self.lengths), dropout=dropout)
         return self.attend_padded(q, k, v, heads=heads, dropout=dropout, bias=bias)
 
     def attend_in_turn(
@@ -175,7 +194,7 @@ class Packed:
         gates = None if bias is None else torch.split(bias.gate[None], self.lengths, dim=1)
         mixed = []
         for row, frames in enumerate(self.lengths):
-            own = None if bias is None or gates is None else Bias(gates[row], bias.shorter(frames))
+            own = None if bias is None or gates is None else Bias(gates[row], shortened(bias.relative_HR, frames))
             states = [part[row] for part in parts]
             mixed.append(dense_attention(*states, heads=heads, dropout=dropout, bias=own, mask_BF=None)[0])
         return torch.cat(mixed)
@@ -201,16 +220,17 @@ class Packed:
         return mixed.transpose(1, 2).values().flatten(1)
 
 
-_attend = Packed.attend
+_LEFT_OUT = ((Packed, "attend", Packed.attend), (Dense, "attend_on_gpu", Dense.attend_on_gpu))
 
 
 def leave_out_of_graphs() -> None:
-    """Makes compilers call the attention of packed rows as it is.
+    """Makes compilers call the attention of packed rows, and Triton kernels, as they are.
 
-    The sizes of its parts differ from batch to batch, so they would be compiled again for each batch. Called before
+    The sizes of their parts differ from batch to batch, so they would be compiled again for each batch. Called before
     layers are compiled, because importing the compiler takes seconds.
     """
-    setattr(Packed, "attend", torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]  # noqa: B010
+    for layout, name, method in _LEFT_OUT:
+        setattr(layout, name, torch.compiler.disable(method))  # type: ignore[no-untyped-call]
 
 
 def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:
