@@ -145,15 +145,16 @@ class _Gradients(torch.autograd.Function):
         )
         deltas_HN = torch.empty_like(log_sums_HN)
         blocks = triton.cdiv(longest, block)
-        span = (blocks + 1) * block
         partials = None
         if has_relative:
-            partials = torch.empty((rows // block + batch, heads, span), dtype=torch.float32, device=q_ND.device)
+            # A part for each block of queries of any utterance, with a value for each distance.
+            shape = (rows // block + batch, heads, (blocks + 1) * block)
+            partials = torch.empty(shape, dtype=torch.float32, device=q_ND.device)
         inputs = (q_ND, k_ND, v_ND, q_ND.stride(0), gate_NH, relative_HR, offsets, seed)
         if rows > 0:
             with on_device_of(q_ND):
                 rows_kernel[blocks, heads, batch](
-                    *inputs, out_ND, d_out_ND, log_sums_HN, deltas_HN, d_q, d_gate, partials, span=span, **options
+                    *inputs, out_ND, d_out_ND, log_sums_HN, deltas_HN, d_q, d_gate, partials, **options
                 )
                 # After the first kernel, which writes the deltas.
                 columns_kernel[blocks, heads, batch](*inputs, d_out_ND, log_sums_HN, deltas_HN, d_k, d_v, **options)

@@ -42,14 +42,12 @@ def _utterance(offsets: tl.tensor, row: tl.tensor) -> tuple[tl.tensor, tl.tensor
 
 
 @triton.jit
-def _part(
-    start: tl.tensor, row: tl.tensor, m: tl.tensor, head: tl.tensor, heads: tl.tensor, block: tl.constexpr
-) -> tl.tensor:
-    """Index of the part that a block of queries has in the gradient of the bias, int64.
+def _part(start: tl.tensor, row: tl.tensor, m: tl.tensor, span: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """Place of the sums over diagonals that block ``m`` of an utterance has written for a head, int64.
 
-    Blocks of an utterance start at ``start // block + row``, which leaves room for the blocks of all utterances before.
+    Parts of an utterance start at ``start // block + row``, which leaves room for those of all utterances before.
     """
-    return (start // block + row + m).to(tl.int64) * heads + head
+    return ((start // block + row + m).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * span
 
 
 @triton.jit
@@ -107,12 +105,15 @@ def _kept(
 
 
 @triton.jit
-def _by_distance(table: tl.tensor, block: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Sums over the diagonals of a tile: of the distances ``1 - block`` to ``0``, and of ``1`` to ``block``."""
+def _by_distance(table: tl.tensor, begun: tl.tensor, block: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Sums over the diagonals of a tile that end in it, with what the tile before has begun, and sums that it begins.
+
+    The distances within the tile are ``1 - block`` to ``0``, and ``1`` to ``block``.
+    """
     place = tl.arange(0, block)[:, None] + tl.arange(0, block)[None, :] + 1
     turned = tl.gather(table, place & (block - 1), 1)
-    is_left = place >= block
-    return tl.sum(tl.where(is_left, turned, 0.0), 0), tl.sum(tl.where(is_left, 0.0, turned), 0)
+    ends = place >= block
+    return begun + tl.sum(tl.where(ends, turned, 0.0), 0), tl.sum(tl.where(ends, 0.0, turned), 0)
 
 
 @triton.jit
@@ -217,7 +218,7 @@ def _gradients(
     return dropped, p * (d_weights - delta)
 
 
-@triton.jit(do_not_specialize=["width", "span", "threshold"])
+@triton.jit(do_not_specialize=["width", "threshold"])
 def rows_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -235,7 +236,6 @@ def rows_kernel(
     d_gate: tl.tensor,
     partials: tl.tensor,
     width: tl.tensor,
-    span: tl.tensor,
     threshold: tl.tensor,
     scale: tl.constexpr,
     dim: tl.constexpr,
@@ -251,7 +251,7 @@ def rows_kernel(
         i = tl.program_id(0) * block + c
         at_gates, at_sums = (start + i) * heads + head, head * end + start + i
         gates = tl.load(gate + at_gates, mask=i < frames, other=0.0).to(tl.float32)
-        log_sum = tl.load(log_sums + at_sums, mask=i < frames, other=0.0)
+        log_sum = tl.load(log_sums + at_sums, mask=i < frames, other=0.0)[:, None]
         relative += head * (2 * width - 1) + width - 1
         q_tile = _load_rows(q + head * dim, stride, start, i, frames, dim, block_d)
         d_tile = _load_rows(d_out + head * dim, heads * dim, start, i, frames, dim, block_d)
@@ -259,31 +259,26 @@ def rows_kernel(
         delta = tl.sum(out_tile.to(tl.float32) * d_tile.to(tl.float32), 1)
         tl.store(deltas + at_sums, delta, mask=i < frames)
         into_q = tl.zeros((block, block_d), tl.float32)
-        into_gate, continued = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
+        into_gate, begun = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
         if partials is not None:
-            part = partials + _part(start, row, tl.program_id(0), head, heads, block) * span + c
+            part = partials + c + _part(start, row, tl.program_id(0), (tl.num_programs(0) + 1) * block, block)
         for j0 in range(0, frames, block):
             j = j0 + c
             k_tile = _load_rows(k + head * dim, stride, start, j, frames, dim, block_d)
             v_tile = _load_rows(v + head * dim, stride, start, j, frames, dim, block_d)
             inside, distance = (i < frames)[:, None] & (j < frames)[None, :], j[None, :] - i[:, None]
-            kept = inside
-            if drops:
-                kept = _kept(seed, row * heads + head, i, j0, threshold, block, block)
+            kept = _kept(seed, row * heads + head, i, j0, threshold, block, block) if drops else inside
             s, bias = _scores(q_tile, k_tile, gates[:, None], relative, distance, inside, scale, precision)
-            _, d_s = _gradients(
-                s, log_sum[:, None], delta[:, None], d_tile, v_tile, inside, kept, threshold, drops, precision
-            )
+            _, d_s = _gradients(s, log_sum, delta[:, None], d_tile, v_tile, inside, kept, threshold, drops, precision)
             into_q = tl.dot(d_s.to(k_tile.dtype), k_tile, into_q, input_precision=precision)
             into_gate += tl.sum(d_s * bias, 1)
             if partials is not None:
-                ended, begun = _by_distance(d_s * gates[:, None], block)
-                tl.store(part + j0, continued + ended)
-                continued = begun
+                ended, begun = _by_distance(d_s * gates[:, None], begun, block)
+                tl.store(part + j0, ended)
         _store_rows(d_q + head * dim, heads * dim, start, i, frames, into_q * scale, dim, block_d)
         tl.store(d_gate + at_gates, into_gate.to(d_gate.dtype.element_ty), mask=i < frames)
         if partials is not None:
-            tl.store(part + tl.cdiv(frames, block) * block, continued)
+            tl.store(part + tl.cdiv(frames, block) * block, begun)
 
 
 @triton.jit(do_not_specialize=["width", "threshold"])
@@ -327,9 +322,7 @@ def columns_kernel(
             q_tile = _load_rows(q + head * dim, stride, start, i, frames, dim, block_d)
             d_tile = _load_rows(d_out + head * dim, heads * dim, start, i, frames, dim, block_d)
             inside, distance = (j < frames)[:, None] & (i < frames)[None, :], j[:, None] - i[None, :]
-            kept = inside
-            if drops:
-                kept = tl.trans(_kept(seed, row * heads + head, i, j0, threshold, block, block))
+            kept = tl.trans(_kept(seed, row * heads + head, i, j0, threshold, block, block)) if drops else inside
             s, _ = _scores(k_tile, q_tile, gates[None, :], relative, distance, inside, scale, precision)
             dropped, d_s = _gradients(
                 s, log_sum[None, :], delta[None, :], v_tile, d_tile, inside, kept, threshold, drops, precision
@@ -353,7 +346,7 @@ def distance_kernel(
     block_r: tl.constexpr,
 ) -> None:
     """Gradient of the bias of some distances, from the parts of all blocks of queries in a fixed order."""
-    head, heads = tl.program_id(1), tl.num_programs(1)
+    head = tl.program_id(1)
     r = tl.program_id(0) * block_r + tl.arange(0, block_r)
     total = tl.zeros((block_r,), tl.float32)
     for row in range(batch):
@@ -364,6 +357,6 @@ def distance_kernel(
             # A part begins with the distance from its last query to the first key.
             place = (m * block + block - 1)[:, None] + (r - (width - 1))[None, :]
             inside = (m < blocks)[:, None] & (place >= 0) & (place < (blocks + 1) * block)
-            part = _part(start, row, m, head, heads, block)
-            total += tl.sum(tl.load(partials + part[:, None] * span + place, mask=inside, other=0.0), 0)
+            part = partials + _part(start, row, m, span, block)
+            total += tl.sum(tl.load(part[:, None] + place, mask=inside, other=0.0), 0)
     tl.store(d_relative + head * (2 * width - 1) + r, total, mask=r < 2 * width - 1)

@@ -10,6 +10,7 @@ from ssl_asr.console import Notice
 from ssl_asr.models import ragged, relative_check, triton_kernels
 from ssl_asr.models.ragged import Bias, Dense, Packed, leave_out_of_graphs
 from ssl_asr.models.relative_check import by_kernel, by_torch, kept_by_kernel
+from tests.gpu.encoder import check_kernel
 from tests.waits import no_waits
 
 NAMES = ("out", "q", "k", "v", "gate", "relative")
@@ -114,6 +115,13 @@ def agreements(dim):
     return [*found, torch.equal(state, torch.get_rng_state())]
 
 
+def check_on_a_card(lengths, dtype, dropouts, error):
+    def attend(*inputs, **options):
+        return (1 + error) * by_kernel(*inputs, **options)
+
+    check_kernel("cpu", lengths, dtype=dtype, heads=2, dim=8, attend=attend, dropouts=dropouts)
+
+
 # References ------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +141,7 @@ def results_of(compute, inputs, factors):
 
 def assert_near(found, expected, tolerance):
     for name, one, other in zip(NAMES, found, expected, strict=True):
-        error = (one.double() - other).abs().max() / other.abs().max().clamp(min=1e-3)
+        error = (one.double() - other).abs().max() / other.abs().max().clamp(min=1.0)
         assert error < tolerance, f"{name} differs by {float(error):.1e}"
 
 
@@ -389,6 +397,17 @@ def test_torch_is_used_with_one_warning_where_the_kernel_fails(has_kernel, monke
     with pytest.warns(Notice, match=message) as seen:
         assert [has_kernel(torch.device("cuda", 0), torch.bfloat16, 64) for _ in range(2)] == [False, False]
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("dtype", "dropouts"), [(torch.float32, (0.0, 0.1)), (torch.bfloat16, (0.0,))])
+def test_check_on_a_card_accepts_the_kernel(interpreter, dtype, dropouts):
+    """The check that `tests.gpu` runs, by the interpreter."""
+    interpreter(check_on_a_card, [33, 1, 0, 70], dtype, dropouts, 0.0)
+
+
+def test_check_on_a_card_finds_a_wrong_kernel(interpreter):
+    with pytest.raises(AssertionError, match="differs from torch"):
+        interpreter(check_on_a_card, [5], torch.bfloat16, (0.0,), 0.05)
 
 
 # Compiled --------------------------------------------------------------------------------------------------------
