@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from tests import toys
 from tests.command_runner import REPO, Commands
+from tests.interpreted import Compiled, Interpreter
 
 # Names of the browser, and its flags. Microphones of tests are simulated.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -36,6 +38,24 @@ def memory_folder():
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="ssl_asr_fuzz_", dir=memory) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """Runs functions whose Triton kernels are interpreted, see `Interpreter`."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.stop()
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Triton kernels are compiled for an H200 instead of launched, see `Compiled`."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    if not any(Path(find_spec("triton").origin).parent.glob("backends/nvidia/bin/ptxas*")):
+        pytest.skip("triton came without ptxas, the assembler of CUDA")
+    return Compiled(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="session")

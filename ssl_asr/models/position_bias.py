@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ssl_asr.models.relative_attention import distance_attention, relative_attention
+from ssl_asr.models.relative_attention import distance_attention, relative_attention, shortened
+from ssl_asr.models.relative_check import has_kernel
 from ssl_asr.models.transformer import split_heads
 
 
@@ -37,6 +38,19 @@ class Bias(Protocol):
             dropout: float, probability with which an attention weight is set to zero.
         """
 
+    def attend_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, heads: int, longest: int, dropout: float
+    ) -> Tensor | None:
+        """Attention of packed rows with this bias by a kernel, or None where there is no kernel.
+
+        Args:
+            q, k, v: Tensors of shape (rows, heads * features).
+            offsets: int32 on the device, shape (batch + 1,), first row of each utterance, and the number of rows.
+            heads: int, number of heads.
+            longest: int, number of frames of the longest utterance.
+            dropout: float, probability with which an attention weight is set to zero.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class GatedBias:
@@ -56,10 +70,9 @@ class GatedBias:
 
     def split(self, lengths: list[int]) -> list[Bias]:
         """See `Bias`."""
-        middle, parts = self.relative_HR.shape[1] // 2, torch.split(self.gate[None], lengths, dim=1)
+        parts = torch.split(self.gate[None], lengths, dim=1)
         return [
-            GatedBias(part, self.relative_HR[:, middle - frames + 1 : middle + frames])
-            for part, frames in zip(parts, lengths, strict=True)
+            GatedBias(part, shortened(self.relative_HR, frames)) for part, frames in zip(parts, lengths, strict=True)
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask_BF: Tensor | None, dropout: float) -> Tensor:
@@ -67,6 +80,16 @@ class GatedBias:
         return relative_attention(
             q, k, v, self.gate.transpose(1, 2), self.relative_HR, mask_BT=mask_BF, dropout=dropout
         )
+
+    def attend_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, heads: int, longest: int, dropout: float
+    ) -> Tensor | None:
+        """See `Bias`."""
+        if not has_kernel(q.device, q.dtype, q.shape[-1] // heads):
+            return None
+        from ssl_asr.models.relative_kernel import packed_attention
+
+        return packed_attention(q, k, v, self.gate, self.relative_HR, offsets, longest=longest, dropout=dropout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +118,9 @@ class DistanceBias:
         """See `Bias`."""
         scores_BHTR = split_heads(self.scores, q.shape[1])
         return distance_attention(q, k, v, scores_BHTR, self.left, self.right, mask_BT=mask_BF, dropout=dropout)
+
+    def attend_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, heads: int, longest: int, dropout: float
+    ) -> Tensor | None:
+        """None: there is no kernel for it."""
+        return None

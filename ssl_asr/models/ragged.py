@@ -6,7 +6,9 @@
 
 Linear layers, norms and activations compute each row by itself, so in the packed layout they compute no padding.
 Attention is computed for each utterance: by kernels for rows of unequal lengths on a GPU, and one utterance after the
-other on a CPU. No attention mask is needed, which fast kernels for attention do not take.
+other on a CPU. No attention mask is needed, which fast kernels for attention do not take. The kernel for WavLM's bias
+is our own, see `ssl_asr.models.relative_kernel`. Where it does not run, GPUs compute this attention in the padded
+layout.
 
 A batch of equal lengths keeps its padded layout, which has no padding then. So does a batch that is traced for ONNX,
 whose graph must not depend on the lengths; its attention has a mask.
@@ -99,7 +101,20 @@ class Dense:
         self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
     ) -> Tensor:
         """See `Frames`."""
+        if q.is_cuda and bias is not None and self.mask_BF is None and not is_traced():
+            return self.attend_on_gpu(q, k, v, heads=heads, dropout=dropout, bias=bias)
         return dense_attention(q, k, v, heads=heads, dropout=dropout, bias=bias, mask_BF=self.mask_BF)
+
+    def attend_on_gpu(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias) -> Tensor:
+        """Attention with a bias: by a kernel for rows, whose lengths are equal here, or by torch."""
+        batch, frames, _ = q.shape
+        offsets = frames * torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+        q_ND, k_ND, v_ND = (x.flatten(0, 1) for x in (q, k, v))
+        own = bias.moved(lambda x: x.flatten(0, 1))
+        mixed = own.attend_rows(q_ND, k_ND, v_ND, offsets, heads=heads, longest=frames, dropout=dropout)
+        if mixed is not None:
+            return mixed.view(batch, frames, -1)
+        return dense_attention(q, k, v, heads=heads, dropout=dropout, bias=bias, mask_BF=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +161,9 @@ class Packed:
             return self.attend_in_turn(q, k, v, heads=heads, dropout=dropout, bias=bias)
         if bias is None:
             return self.attend_at_once(q, k, v, heads=heads, dropout=dropout)
-        return self.attend_padded(q, k, v, heads=heads, dropout=dropout, bias=bias)
+        longest = max(self.lengths)
+        mixed = bias.attend_rows(q, k, v, self.offsets, heads=heads, longest=longest, dropout=dropout)
+        return self.attend_padded(q, k, v, heads=heads, dropout=dropout, bias=bias) if mixed is None else mixed
 
     def attend_in_turn(
         self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, dropout: float, bias: Bias | None = None
@@ -181,16 +198,17 @@ class Packed:
         return mixed.transpose(1, 2).values().flatten(1)
 
 
-_attend = Packed.attend
+_LEFT_OUT = ((Packed, "attend", Packed.attend), (Dense, "attend_on_gpu", Dense.attend_on_gpu))
 
 
 def leave_out_of_graphs() -> None:
-    """Makes compilers call the attention of packed rows as it is.
+    """Makes compilers call the attention of packed rows, and Triton kernels, as they are.
 
-    The sizes of its parts differ from batch to batch, so they would be compiled again for each batch. Called before
+    The sizes of their parts differ from batch to batch, so they would be compiled again for each batch. Called before
     layers are compiled, because importing the compiler takes seconds.
     """
-    setattr(Packed, "attend", torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]  # noqa: B010
+    for layout, name, method in _LEFT_OUT:
+        setattr(layout, name, torch.compiler.disable(method))  # type: ignore[no-untyped-call]
 
 
 def frames_of(lengths_B: Tensor, width: int, device: torch.device) -> Frames:

@@ -12,7 +12,8 @@ For one head, with queries ``i`` and keys ``j`` of one utterance:
                                         c_i: scores of the query with a vector of each distance from -l to r
 
 A table of one number per pair of frames, head and layer is far larger than the states themselves. So the forward pass
-keeps only its inputs, and the backward pass computes the tables again, a few utterances at a time:
+keeps only its inputs, and the backward pass computes the tables again, a few utterances at a time. On GPUs, Triton
+kernels compute the same without tables, see `ssl_asr.models.relative_kernel`. The gradients are:
 
     dv_j = sum_i m_ij p_ij do_i         da_ij = m_ij do_i v_j
     ds_ij = p_ij (da_ij - do_i o_i)     do_i o_i = sum_j p_ij da_ij
@@ -154,6 +155,12 @@ def spread(relative_HR: Tensor, frames: int) -> Tensor:
     return relative_HR[:, frames - 1 + places_T - places_T[:, None]]
 
 
+def shortened(relative_HR: Tensor, frames: int) -> Tensor:
+    """The bias of the distances in an utterance of this number of frames, shape (heads, 2 * frames - 1)."""
+    middle = relative_HR.shape[1] // 2
+    return relative_HR[:, middle - frames + 1 : middle + frames]
+
+
 def gather_distances(table_HTT: Tensor) -> Tensor:
     """Sums over the pairs of frames with the same distance: the transpose of `spread`.
 
@@ -244,7 +251,7 @@ class _RelativeAttention(Function):
             generator = _generator(ctx.seed, q.device)
             parts = []
             for part in _parts(q):
-                weights = _softmax(q[part], k[part], bias.table(part), None if mask is None else mask[part])
+                weights = attention_weights(q[part], k[part], bias.table(part), None if mask is None else mask[part])
                 weights *= _kept(weights, dropout, generator)
                 parts.append(weights.to(v.dtype) @ v[part])
             out = torch.cat(parts)
@@ -258,7 +265,7 @@ class _RelativeAttention(Function):
         scale, bias, generator = 1 / math.sqrt(q.shape[-1]), ctx.make(*tensors), _generator(ctx.seed, q.device)
         d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
         for part in _parts(q):
-            weights = _softmax(q[part], k[part], bias.table(part), None if mask is None else mask[part])
+            weights = attention_weights(q[part], k[part], bias.table(part), None if mask is None else mask[part])
             d_scores = (d_out[part] @ v[part].transpose(2, 3)).to(weights.dtype)
             dropped = weights
             if ctx.dropout > 0:
@@ -285,7 +292,7 @@ def _kept(weights: Tensor, dropout: float, generator: torch.Generator) -> Tensor
     return keeps.div_(1 - dropout)
 
 
-def _softmax(q: Tensor, k: Tensor, table: Tensor, mask_BT: Tensor | None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, table: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Attention weights before dropout, in float32 at least."""
     scores = q @ k.transpose(2, 3)
     scores = scores.to(torch.promote_types(torch.float32, scores.dtype))

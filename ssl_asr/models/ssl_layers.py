@@ -64,7 +64,8 @@ def _relative_bias(attention: Any, width: int) -> Tensor:
     """WavLM's bias of each distance between frames, shape (heads, 2 * width - 1)."""
     distances_R = torch.arange(2 * width - 1, device=attention.rel_attn_embed.weight.device) + 1 - width
     bias_RH: Tensor = attention.rel_attn_embed(attention._relative_positions_bucket(distances_R))
-    return bias_RH.T
+    # Kernels read it by distance. One copy for all layers.
+    return bias_RH.T.contiguous()
 
 
 def _gate(attention: Any, x: Tensor) -> Tensor:

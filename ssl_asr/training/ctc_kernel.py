@@ -1,6 +1,5 @@
 """CTC loss by Triton kernels. Importing this module needs triton; `ssl_asr.training.ctc_loss` imports it on GPUs."""
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ssl_asr.models.triton_kernels import on_device_of
 from ssl_asr.training.ctc_triton import lattice_kernel, normalizer_kernel, occupancy_kernel, softmax_kernel
 from ssl_asr.types import on_device
 
@@ -91,7 +91,7 @@ class _CtcLoss(torch.autograd.Function):
         # Direction, utterance, frame, kind of state (blank, label), state.
         lattices = create((2, batch, frames, 2, width) if save else (0,))
         block = triton.next_power_of_2(max(width, 2))
-        with _on_device_of(logits_BFV):
+        with on_device_of(logits_BFV):
             if batch > 0 and frames > 0:
                 normalizer_kernel[frames, batch](
                     logits_BFV,
@@ -158,7 +158,7 @@ class _CtcGradient(torch.autograd.Function):
         grad_loss_B = grad_loss_B.contiguous()
         shared = (logits_BFV, *logits_BFV.stride(), normalizers_BF, frame_lengths_B, losses_NB, grad_loss_B, grad_BFV)
         if grad_BFV.numel() > 0:
-            with _on_device_of(logits_BFV):
+            with on_device_of(logits_BFV):
                 softmax_kernel[frames, batch](*shared, frames, vocabulary, **_chunk(vocabulary))
                 # A kernel of its own, because it replaces values that the first kernel has written.
                 occupancy_kernel[frames, batch](
@@ -180,11 +180,6 @@ class _CtcGradient(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("CTC loss: the Triton kernel has no second derivative. Compute the loss on the CPU.")
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Launch kernels on the tensor's device, which need not be the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _chunk(vocabulary: int) -> dict[str, int]:

@@ -1,13 +1,12 @@
 """CTC loss of a batch: a Triton kernel on GPUs, torch's loss elsewhere."""
 
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_asr.console import verified
+from ssl_asr.models import triton_kernels
 from ssl_asr.types import BLANK_ID, on_device
 
 
@@ -31,18 +30,12 @@ def ctc_losses(logits_BFV: Tensor, frame_lengths_B: Tensor, tokens_BU: Tensor, t
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether the Triton kernel runs on a device. The first call for a GPU compares it with torch's loss.
-
-    The kernel needs triton, which CUDA builds of torch install on Linux, a C compiler, and a GPU that triton supports.
-    A warning tells what is missing.
-    """
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
-    return verified(
+    """Whether the Triton kernel runs on a device. The first call for a GPU compares it with torch's loss."""
+    return triton_kernels.has_kernel(
+        device,
         lambda: kernel_agrees(device),
-        what=f"CTC loss: the Triton kernel does not run on {device}",
-        instead="torch's loss is used, which is slower and waits for the GPU. Check that a C compiler is installed and "
-        "that triton supports the GPU.",
+        what="CTC loss",
+        instead="torch's loss is used, which is slower and waits for the GPU.",
     )
 
 

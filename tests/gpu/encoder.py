@@ -1,6 +1,6 @@
 """Checks of encoders on a device, before they are timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from transformers import AutoModel, Wav2Vec2BertConfig
 from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.position_bias import DistanceBias, GatedBias
 from ssl_asr.models.ragged import Packed
+from ssl_asr.models.relative_check import by_kernel, by_torch, has_kernel, kept_by_kernel
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.ssl_stem import normalize_waveform
 from ssl_asr.models.w2v_bert import W2vBertEncoder
@@ -21,6 +22,9 @@ E = TypeVar("E", bound=SpeechEncoder)
 
 # Largest difference of states, as a share of the largest state: float32 with TF32 products, and bf16.
 _TOLERANCES = {"float32": 5e-3, "bf16": 6e-2}
+
+# The same of WavLM's attention, outputs and gradients, for equal inputs.
+_KERNEL_TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 def wav2vec2_states(encoder: SSLEncoder, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -97,3 +101,81 @@ def check_attention(device: str, dtype: torch.dtype) -> None:
             for one, reference in zip(found[0], other, strict=True):
                 error = (one - reference).abs().max() / reference.abs().max()
                 assert error < 0.05, f"attention of packed rows differs by {float(error):.1e}"
+
+
+def check_kernels(device: str) -> None:
+    """Checks the kernels of WavLM's attention: results, and memory. On a CPU, torch takes their place.
+
+    Raises:
+        AssertionError: The kernels do not run, or a check fails.
+    """
+    if device != "cuda":
+        check_kernel(device, [9, 1, 0, 5], dtype=torch.float32, heads=2, dim=8, attend=by_torch, dropouts=(0.0,))
+        return
+    lengths = [130, 1, 0, 700, 64, 1499, 333]
+    for dtype, dim in ((torch.bfloat16, 64), (torch.float16, 80)):
+        assert has_kernel(torch.zeros((), device=device).device, dtype, dim), "no kernel runs here: see the warning"
+        check_kernel(device, lengths, dtype=dtype, heads=16, dim=dim, attend=by_kernel, dropouts=(0.0, 0.1))
+    check_memory(device)
+
+
+def check_kernel(
+    device: str,
+    lengths: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    heads: int,
+    dim: int,
+    attend: Callable[..., Tensor],
+    dropouts: Sequence[float],
+) -> None:
+    """Compares attention with torch in float64, with a second computation and with the first utterance alone.
+
+    The second computation and the utterance alone must be equal bit by bit. Dropout is compared with the mask of the
+    kernels.
+
+    Args:
+        attend: `by_kernel`, or another function with its parameters.
+        dropouts: Probabilities of dropout.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    rows, width = sum(lengths), max(lengths)
+    sizes = [(rows, heads * dim)] * 4 + [(rows, heads), (heads, 2 * width - 1)]
+    *states, gate, relative = (torch.randn(size, device=device, generator=generator) for size in sizes)
+    inputs, factors = [*(x.to(dtype) for x in states[:3]), gate, relative], states[3].to(dtype)
+
+    def results(compute: Callable[..., Tensor], given: Sequence[Tensor], own: Sequence[int], **options) -> list[Tensor]:
+        given = [x.detach().requires_grad_() for x in given]
+        out = compute(given, own, **options)
+        return [out.detach(), *torch.autograd.grad(out, given, factors[: len(out)].to(out.dtype))]
+
+    for dropout in dropouts:
+        drawn = {"dropout": dropout} if attend is by_torch else {"dropout": dropout, "seed": 3}
+        kept = kept_by_kernel(inputs, lengths, **drawn) if dropout > 0 else None
+        found = results(attend, inputs, lengths, **drawn)
+        exact = results(by_torch, [x.double() for x in inputs], lengths, dropout=dropout, kept=kept)
+        for name, one, other in zip(("out", "q", "k", "v", "gate", "relative"), found, exact, strict=True):
+            error = (one - other).abs().max() / other.abs().max()
+            assert error < _KERNEL_TOLERANCES[dtype], f"{name} of {dtype} differs from torch by {float(error):.1e}"
+        again = results(attend, inputs, lengths, **drawn)
+        assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True)), "two runs differ"
+        first = lengths[0]
+        narrow = relative[:, width - first : width + first - 1]
+        alone = results(attend, [*(x[:first] for x in inputs[:4]), narrow], [first], **drawn)
+        # The gradient of the bias is a sum over all utterances.
+        same = all(torch.equal(one[:first], other) for one, other in list(zip(found, alone, strict=True))[:5])
+        assert same, "an utterance depends on its neighbors"
+
+
+def check_memory(device: str) -> None:
+    """Peak memory of forward and backward is below a third of the smallest table of pairs, which is in bf16."""
+    lengths, heads, dim = [3000] * 8, 16, 64
+    rows = sum(lengths)
+    states = [torch.randn(rows, heads * dim, device=device, dtype=torch.bfloat16) for _ in range(3)]
+    inputs = [*states, torch.randn(rows, heads, device=device), torch.randn(heads, 2 * 3000 - 1, device=device)]
+    inputs = [x.requires_grad_() for x in inputs]
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    by_kernel(inputs, lengths, dropout=0.1, seed=1).sum().backward()
+    used, table = torch.cuda.max_memory_allocated() - before, 2 * heads * sum(frames**2 for frames in lengths)
+    assert used < table / 3, f"attention took {used / 2**20:.0f} MB"

@@ -32,7 +32,14 @@ from ssl_asr.training.ctc import CTCModule
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.seq2seq import Seq2SeqModule
 from ssl_asr.types import SAMPLE_RATE, Batch, Seconds, Utterance
-from tests.gpu.encoder import check_attention, check_states, check_w2v_bert, wav2vec2_states, whisper_states
+from tests.gpu.encoder import (
+    check_attention,
+    check_kernels,
+    check_states,
+    check_w2v_bert,
+    wav2vec2_states,
+    whisper_states,
+)
 from tests.toys import save_checkpoint
 
 Step = Callable[[], object]
@@ -169,6 +176,8 @@ def ssl_ours(setup: Setup, durations: Sequence[Seconds], *, name: str, frozen=Fa
     module = ssl_module(setup.create(lambda: kind(config)), frozen=frozen)
     batch = ctc_batch(setup, durations)
     check_attention(setup.device, torch.bfloat16)
+    if name.startswith("wavlm"):
+        check_kernels(setup.device)
     check_states(module.encoder.to(setup.device), batch, wav2vec2_states)
     check_w2v_bert(batch)
     return train_ours(setup, module, batch, compiled=compiled)
