@@ -39,8 +39,8 @@ def packed_attention(
     pass draws them again. The mask of an utterance depends on the seed and on the row of the utterance in the batch.
 
     The result is deterministic. The gradient of the bias is a sum over all utterances: each block of queries writes its
-    sums over diagonals, one float32 for 64 scores, and a second kernel adds them in a fixed order. Atomic additions
-    would need no memory for the sums, but their order, and with it the gradient, would differ from run to run.
+    sums over diagonals, one float32 for 32 or 64 scores, and a second kernel adds them in a fixed order. Atomic
+    additions would take less memory, but their order, and with it the gradient, would differ from run to run.
 
     Args:
         q_ND, k_ND, v_ND: Tensors of shape (rows, heads * features), all in float32, bfloat16 or float16.

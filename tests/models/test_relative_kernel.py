@@ -213,7 +213,7 @@ def test_output_and_gradients_equal_torch_on_random_batches(interpreter, seed):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_half_precision_is_read_and_written_and_computed_in_float32(interpreter, dtype, tolerance, dropout):
     lengths = [70, 1, 64]  # blocks of 64 keys, 128 queries
-    inputs, factors = random_inputs(lengths, dim=16, dtype=dtype)
+    inputs, factors = random_inputs(lengths, dim=24, dtype=dtype)
     kept = interpreter(kept_by_kernel, inputs, lengths, dropout=dropout, seed=1) if dropout > 0 else None
     expected = results_of(lambda given: by_torch(given, lengths, dropout=dropout, kept=kept), inputs, factors)
     found = interpreter(results, inputs, lengths, factors, dropout=dropout)
@@ -237,7 +237,7 @@ def test_states_may_be_in_half_precision_and_the_bias_in_float32(interpreter):
 
 def test_gradients_with_dropout_are_those_of_the_mask_of_the_forward_pass(interpreter):
     lengths, dropout = [70, 1, 40], 0.3
-    inputs, factors = random_inputs(lengths)
+    inputs, factors = random_inputs(lengths, dim=24)
     kept = interpreter(kept_by_kernel, inputs, lengths, dropout=dropout, seed=7)
     expected = results_of(lambda given: by_torch(given, lengths, dropout=dropout, kept=kept), inputs, factors)
     assert_near(interpreter(results, inputs, lengths, factors, dropout=dropout, seed=7), expected, 2e-5)
@@ -246,7 +246,7 @@ def test_gradients_with_dropout_are_those_of_the_mask_of_the_forward_pass(interp
 @pytest.mark.parametrize("dropout", [0.1, 0.6])
 def test_dropout_drops_its_share_of_weights_independently(interpreter, dropout):
     lengths = [96, 50]
-    inputs, _ = random_inputs(lengths, heads=3)
+    inputs, _ = random_inputs(lengths, dim=32)
     kept = interpreter(kept_by_kernel, inputs, lengths, dropout=dropout, seed=2)
 
     def assert_share(dropped, share):
@@ -254,7 +254,7 @@ def test_dropout_drops_its_share_of_weights_independently(interpreter, dropout):
         limit = 5 * math.sqrt(share * (1 - share) / dropped.numel())
         assert abs(float(dropped.double().mean()) - share) < limit
 
-    tables = [~kept[0][0], ~kept[0][2], ~kept[1][0]]
+    tables = [~kept[0][0], ~kept[0][1], ~kept[1][0]]
     for table in tables:
         assert_share(table, dropout)
     # Pairs of weights: of neighbors, of halves of a word, of a call of Philox, of heads and of utterances.
@@ -403,7 +403,7 @@ def test_torch_is_used_with_one_warning_where_the_kernel_fails(has_kernel, monke
 @pytest.mark.parametrize(("dtype", "dropouts"), [(torch.float32, (0.0, 0.1)), (torch.bfloat16, (0.0,))])
 def test_check_on_a_card_accepts_the_kernel(interpreter, dtype, dropouts):
     """The check that `tests.gpu` runs, by the interpreter."""
-    interpreter(check_on_a_card, [33, 1, 0, 70], dtype, dropouts, 0.0)
+    interpreter(check_on_a_card, [9, 1, 0, 35], dtype, dropouts, 0.0)
 
 
 def test_check_on_a_card_finds_a_wrong_kernel(interpreter):
