@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_asr.console import Notice
-from ssl_asr.models import ragged, relative_check, triton_kernels
+from ssl_asr.models import position_bias, relative_check, triton_kernels
 from ssl_asr.models.position_bias import GatedBias
 from ssl_asr.models.ragged import Dense, Packed, leave_out_of_graphs
 from ssl_asr.models.relative_check import by_kernel, by_torch, kept_by_kernel
@@ -76,10 +76,12 @@ class _OnGpu(torch.Tensor):
 
 def attend_as_on_a_gpu(q, k, v, gate, relative, lengths, width, *, has_kernel, compiled=False, dense=False):
     """The output of a layout that takes its tensors for tensors of a GPU, and how often the kernel was used."""
-    heads, calls, launch = gate.shape[-1], [], ragged._by_kernel
-    asked = ragged.has_kernel
-    ragged.has_kernel = lambda *about: has_kernel
-    ragged._by_kernel = lambda *inputs, **options: calls.append(1) or launch(*inputs, **options)
+    from ssl_asr.models import relative_kernel
+
+    heads, calls, launch = gate.shape[-1], [], relative_kernel.packed_attention
+    asked = position_bias.has_kernel
+    position_bias.has_kernel = lambda *about: has_kernel
+    relative_kernel.packed_attention = lambda *inputs, **options: calls.append(1) or launch(*inputs, **options)
     q = q if compiled else q.as_subclass(_OnGpu)
     try:
         layout = Dense(width, None) if dense else Packed.of(torch.tensor(lengths), width, torch.device("cpu"))
@@ -89,7 +91,7 @@ def attend_as_on_a_gpu(q, k, v, gate, relative, lengths, width, *, has_kernel, c
             attend = torch.compile(layout.attend_on_gpu, backend="eager")
         out = attend(q, k, v, heads=heads, dropout=0.0, bias=GatedBias(gate, relative))
     finally:
-        ragged.has_kernel, ragged._by_kernel = asked, launch
+        position_bias.has_kernel, relative_kernel.packed_attention = asked, launch
     return out.as_subclass(torch.Tensor), len(calls)
 
 
