@@ -27,24 +27,27 @@ class FusionScorer:
 
     def __init__(self, fusion: Fusion, *, rows: int) -> None:
         self.fusion = fusion
-        self._states_N = torch.full((rows,), fusion.begin(), device=fusion.device)
+        self._states_PN = fusion.begin(rows)
+        self._nexts_PNV = self._states_PN[..., None]
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
         """Score of each token and of the end, ``scores_NV``."""
-        scores_NV = self.fusion.rows(self._states_N).clone()
-        scores_NV[:, end_id] = self.fusion.ends(self._states_N)
+        labels_1V = torch.arange(log_probs_NV.shape[1], device=log_probs_NV.device)[None]
+        scores_NV, nexts_PNV = self.fusion.extend(self._states_PN, labels_1V)
+        # A forbidden token has no next state: pruned and finished beams keep their state.
+        self._nexts_PNV = torch.where(scores_NV > -math.inf, nexts_PNV, self._states_PN[..., None])
+        scores_NV = scores_NV.clone()
+        scores_NV[:, end_id] = self.fusion.ends(self._states_PN)
         return scores_NV.to(log_probs_NV.dtype)
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
         """Move each beam to the state of its parent row and one token further."""
-        states_N = self._states_N[rows_N]
-        # Pruned and finished beams keep their state: a forbidden token has no next state.
-        allowed_N = self.fusion.rows(states_N).gather(1, tokens_N[:, None])[:, 0] > -math.inf
-        self._states_N = self.fusion.nexts(states_N, torch.where(allowed_N, tokens_N, -1))
+        self._states_PN = self._nexts_PNV[:, rows_N, tokens_N]
+        self.fusion.arrive(self._states_PN)
 
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
-        self._states_N = self._states_N[rows_N]
+        self._states_PN = self._states_PN[:, rows_N]
 
 
 class CandidateScorer:
