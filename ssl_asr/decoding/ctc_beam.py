@@ -4,8 +4,9 @@ Shape suffixes in addition to `ssl_asr.types`:
 
     K    beams of an utterance; J and I if pairs of beams are compared
     S    steps: frames, or runs of blank frames
-    C    candidate labels of a step
-    N    scored candidates of a step: K beams that stay, K * C extensions, and one dummy entry
+    C    candidate labels of a step, the last one a dummy
+    N    scored candidates of a step: K beams that stay, and K * C extensions
+    F    fields of floats of a beam, G fields of integers, H the two hashes or the two fields of the history
     R    hypotheses of an n-best list
 """
 
@@ -120,15 +121,15 @@ class _Beams:
         self.p_b_BK, self.p_n_BK, *fused = self.floats_FBK.unbind(0)
         self.fused_BK = fused[0] if fused else torch.zeros_like(self.p_b_BK)
         self.last_BK, self.hash_BK, self.parent_hash_BK = self.ints_GBK[:3].unbind(0)
-        self.hashes_2BK, self.states_PBK, self.history_2BK = self.ints_GBK[1:3], self.ints_GBK[3:-2], self.ints_GBK[-2:]
+        self.hashes_HBK, self.states_PBK, self.history_HBK = self.ints_GBK[1:3], self.ints_GBK[3:-2], self.ints_GBK[-2:]
         # Pruned beams get a hash that matches no prefix, so no candidate can have them as a parent.
         no_hash_BK = (-2 - torch.arange(beam_size, device=device)).expand(batch, -1)
-        self.no_hashes_2BK = torch.stack([no_hash_BK, torch.full_like(no_hash_BK, -1)])
+        self.no_hashes_HBK = torch.stack([no_hash_BK, torch.full_like(no_hash_BK, -1)])
         # At first, the empty prefix, and pruned beams.
         self.floats_FBK[:2] = _LOG_ZERO
         self.p_b_BK[:, 0] = 0.0
         self.last_BK.fill_(blank)
-        self.hashes_2BK.copy_(self.no_hashes_2BK)
+        self.hashes_HBK.copy_(self.no_hashes_HBK)
         self.hash_BK[:, 0] = _EMPTY_HASH
         if states_PBK is not None:
             self.states_PBK.copy_(states_PBK)
@@ -157,11 +158,11 @@ class _Fused:
 
     Attributes:
         scores_BKC: Fused score of every extended beam.
-        nexts_PBKC: States of the fusion after every extension, see `Fusion.extend`.
+        nexts: States of the fusion after every extension, a tensor ``nexts_BKC`` for each integer of a state.
     """
 
     scores_BKC: Tensor
-    nexts_PBKC: Tensor
+    nexts: list[Tensor]
 
 
 class _Search:
@@ -196,7 +197,7 @@ class _Search:
         self._list_candidates(labels_BSC[:, 0])
         # Scores of all candidates: K beams that stay, and K * C extensions.
         self._scores_BN = torch.empty(batch, beam_size * (1 + width), device=device)
-        self._stay_scores_BK, self._extensions_BN = self._scores_BN.split([beam_size, beam_size * width], dim=1)
+        self._stay_scores_BK, self._extensions_BN = self._scores_BN[:, :beam_size], self._scores_BN[:, beam_size:]
         extensions_BKC = self._extensions_BN.view(batch, beam_size, width)
         # `p_n` of the extensions. Without fusion it is their score.
         self._extend_p_n_BKC = extensions_BKC if fusion is None else torch.empty_like(extensions_BKC)
@@ -206,12 +207,12 @@ class _Search:
         beam_K, extension_N = torch.arange(beam_size, device=device), torch.arange(beam_size * width, device=device)
         parents_N = torch.cat([beam_K, extension_N.div(width, rounding_mode="floor")])
         columns_N = torch.cat([torch.full_like(beam_K, width - 1), extension_N % width])
-        self._places_3N = torch.stack([parents_N, columns_N, torch.cat([torch.zeros_like(beam_K), extension_N])])
+        self._places_FN = torch.stack([parents_N, columns_N, torch.cat([torch.zeros_like(beam_K), extension_N])])
         self._own_K, self._first_B1 = beam_K, torch.arange(batch, device=device)[:, None] * beam_size
         self._never, self._no_label = torch.tensor(2 * _LOG_ZERO, device=device), torch.tensor(-1, device=device)
         self._dummy = torch.tensor(width - 1, device=device)
         self._log_zero_BK = torch.full_like(self.beams.p_b_BK, _LOG_ZERO)
-        self._history_S2BK = self.beams.history_2BK.new_empty(self.steps, 2, batch, beam_size)
+        self._history_SHBK = self.beams.history_HBK.new_empty(self.steps, 2, batch, beam_size)
 
     def run(self) -> None:
         """All steps. Nothing in a step waits for the device, unless an automaton of the fusion has no table."""
@@ -245,10 +246,10 @@ class _Search:
     def fuse(self, fusion: Fusion, step: int) -> _Fused:
         """Add the scores of shallow fusion to the extensions."""
         beams = self.beams
-        scores_BKC, nexts_PBKC = fusion.extend(beams.states_PBK, self._labels[step][:, None])
+        scores_BKC, nexts = fusion.extend(beams.states_PBK, self._labels[step][:, None])
         scores_BKC = scores_BKC + beams.fused_BK[..., None]
         torch.add(self._extend_p_n_BKC, scores_BKC, out=self._extensions_BN.view_as(scores_BKC))
-        return _Fused(scores_BKC, nexts_PBKC)
+        return _Fused(scores_BKC, nexts)
 
     def merge_duplicates(self, candidates: _Candidates) -> None:
         """Merge duplicates: the parent of a beam, extended by the last label of the beam, is the same prefix.
@@ -263,8 +264,8 @@ class _Search:
         extended_BJ = parent_total_BJ + candidates.last_log_prob_BK
         # The last label begins in this step if the parent's extension is more probable than the beam that stays.
         begins_BJ = extended_BJ > torch.logaddexp(stay_p_b_BJ, stay_p_n_BJ)
-        torch.where(begins_BJ, parent_BJ, self._own_K, out=beams.history_2BK[0])
-        torch.where(begins_BJ, beams.last_BK, self._no_label, out=beams.history_2BK[1])
+        torch.where(begins_BJ, parent_BJ, self._own_K, out=beams.history_HBK[0])
+        torch.where(begins_BJ, beams.last_BK, self._no_label, out=beams.history_HBK[1])
         torch.logaddexp(stay_p_n_BJ, extended_BJ, out=self._stay_FBK[1])
         torch.logaddexp(stay_p_b_BJ, self._stay_FBK[1], out=self._stay_scores_BK)
         if self.fusion is not None:
@@ -279,8 +280,8 @@ class _Search:
         """Replaces the beams by the best candidates, and stores their history."""
         beams = self.beams
         scores_BK, index_BK = self._scores_BN.topk(self.beam_size, dim=1)
-        places_3N = self._places_3N.index_select(1, index_BK.flatten())
-        parent_BK, column_BK, extension_BK = places_3N.view(3, *index_BK.shape).unbind(0)
+        places_FN = self._places_FN.index_select(1, index_BK.flatten())
+        parent_BK, column_BK, extension_BK = places_FN.view(3, *index_BK.shape).unbind(0)
         added_BK = self._labels[step].gather(1, column_BK)
         pruned_BK = scores_BK < self._floor(scores_BK)
         # Whether a label is added. Pruned beams stay as they are, so that the fusion does not follow them.
@@ -293,15 +294,15 @@ class _Search:
         floats, states = [scores_BK], []
         if fused is not None:
             floats = [x.flatten(1).gather(1, extension_BK) for x in (self._extend_p_n_BKC, fused.scores_BKC)]
-            states = [x.flatten(1).gather(1, extension_BK) for x in fused.nexts_PBKC.unbind(0)]
+            states = [x.flatten(1).gather(1, extension_BK) for x in fused.nexts]
         longer_GBK = torch.stack([added_BK, longer_hash_BK, hash_BK, *states, parent_BK, added_BK])
         torch.where(moves_BK, torch.stack([self._log_zero_BK, *floats]), floats_FBK, out=beams.floats_FBK)
         torch.where(moves_BK, longer_GBK, ints_GBK, out=beams.ints_GBK)
         if self.fusion is not None:
             self.fusion.arrive(beams.states_PBK)
         beams.floats_FBK[:2].masked_fill_(pruned_BK, _LOG_ZERO)
-        torch.where(pruned_BK, beams.no_hashes_2BK, beams.hashes_2BK, out=beams.hashes_2BK)
-        self._history_S2BK[step] = beams.history_2BK
+        torch.where(pruned_BK, beams.no_hashes_HBK, beams.hashes_HBK, out=beams.hashes_HBK)
+        self._history_SHBK[step] = beams.history_HBK
 
     def _floor(self, scores_BK: Tensor) -> Tensor | float:
         """Score below which beams are pruned."""
@@ -319,12 +320,12 @@ class _Search:
             may_end_B1 = ((acoustic_BK + fused_at_end_BK) > _LOG_ZERO / 2).any(1, keepdim=True)
             fused_BK = torch.where(may_end_B1, fused_at_end_BK, fused_BK)
         best = (acoustic_BK + fused_BK).clamp(min=_LOG_ZERO).topk(min(n_best, self.beam_size), dim=1)
-        history_S2BK, beam_BR = self._history_S2BK.cpu().numpy(), best.indices.cpu().numpy()
+        history_SHBK, beam_BR = self._history_SHBK.cpu().numpy(), best.indices.cpu().numpy()
         rows_B1 = np.arange(len(beam_BR))[:, None]
         path_SBR = np.empty((self.steps, *beam_BR.shape), dtype=np.int64)
         for step in range(self.steps - 1, -1, -1):
-            path_SBR[step] = history_S2BK[step, 1, rows_B1, beam_BR]
-            beam_BR = history_S2BK[step, 0, rows_B1, beam_BR]
+            path_SBR[step] = history_SHBK[step, 1, rows_B1, beam_BR]
+            beam_BR = history_SHBK[step, 0, rows_B1, beam_BR]
         scores = zip(*(x.gather(1, best.indices).tolist() for x in (acoustic_BK, fused_BK)), strict=True)
         results = []
         for row, (acoustic_R, fused_R) in enumerate(scores):

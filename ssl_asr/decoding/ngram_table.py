@@ -4,10 +4,10 @@ The n-grams of all lengths are one sorted array of keys. A key is ``context node
 Backing off visits a chain of contexts, each a suffix of the one before::
 
     chain of a state           a b c          b c                   c                      (empty)
-    subtracted on the way      0              backoff(a b c)        + backoff(b c)         + backoff(c)
+    back-off weights           0              backoff(a b c)        + backoff(b c)         + backoff(c)
     keys of the word w         (a b c, w)     (b c, w)              (c, w)                 (w)
 
-All keys of a chain are searched together, and the first key that is stored gives the log-probability and the next state.
+All keys of a chain are searched together. The first key that is stored gives the log-probability and the next state.
 So a lookup is a fixed number of operations, and nothing waits for the device.
 """
 

@@ -258,17 +258,6 @@ def test_scores_of_several_automata_add_up_with_word_pieces():
         assert hypothesis.fused == pytest.approx(expected, abs=1e-3), text_words
 
 
-def test_tables_that_are_too_large_are_cleared_between_utterances(monkeypatch):
-    monkeypatch.setattr("ssl_asr.decoding.fusion.tables._MAX_CELLS", 20)
-    model = estimate(SENTENCES, order=2).model
-    words = Words(LABELS, model=model, weight=0.5, word_score=0.0, unknown_score=-3.0, vocabulary=model.vocabulary)
-    fusion = Fusion([words], size=len(LABELS))
-    log_probs = _log_probs(1, 6, len(LABELS), seed=6)
-    options = {"beam_size": 16, "fusion": fusion, "n_best": 4} | EVERYTHING
-    first = prefix_beam_search(log_probs, torch.tensor([6]), **options)
-    assert prefix_beam_search(log_probs, torch.tensor([6]), **options) == first
-
-
 def test_utterances_without_frames_have_one_empty_hypothesis():
     log_probs = torch.zeros(2, 3, len(LABELS))
     found = prefix_beam_search(log_probs, torch.tensor([0, 0]), beam_size=4, fusion=None, n_best=2, **EVERYTHING)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.arpa import Float64s, Int64s
-from ssl_asr.decoding.fusion.state_tables import StateTable, silence
+from ssl_asr.decoding.fusion.state_tables import Extended, StateTable, silence
 
 
 class HotwordTable(StateTable):
@@ -48,13 +48,13 @@ class HotwordTable(StateTable):
         self._columns_UV = torch.tensor(padded, dtype=torch.int64, device=device).T.contiguous()
         self._silence_V = silence(labels, device)
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
         nexts_XC, scores_XC = states_PX[0, ..., None], self._silence_V.take(labels_XC)
         for columns_V in self._columns_UV:
             cells_XC = torch.add(columns_V.take(labels_XC), nexts_XC, alpha=self._scores_NA.shape[1])
             nexts_XC, scores_XC = self._nexts_NA.take(cells_XC), scores_XC + self._scores_NA.take(cells_XC)
-        return scores_XC, nexts_XC[None]
+        return scores_XC, [nexts_XC]
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """See `StateTable`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl_asr.decoding.fusion.state_tables import StateTable, silence
+from ssl_asr.decoding.fusion.state_tables import Extended, StateTable, silence
 from ssl_asr.decoding.ngram_table import NGramTable
 
 
@@ -26,10 +26,10 @@ class LabelNGramTable(StateTable):
         self._ids_V = torch.tensor(list(ids), device=device)
         self._silence_V = silence(labels, device)
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
         log_probs_XC, nexts_XC = self._model.lookup(states_PX[0, ..., None], self._ids_V.take(labels_XC))
-        return log_probs_XC + self._silence_V.take(labels_XC), nexts_XC[None]
+        return log_probs_XC + self._silence_V.take(labels_XC), [nexts_XC]
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """See `StateTable`."""
@@ -48,10 +48,10 @@ class LabelBonusTable(StateTable):
     def __init__(self, scores_V: Tensor) -> None:
         self._scores_V = scores_V
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
         scores_XC = self._scores_V.take(labels_XC).expand(*states_PX.shape[1:], -1)
-        return scores_XC, labels_XC.new_empty(0, *scores_XC.shape)
+        return scores_XC, []
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """Zero."""

@@ -28,21 +28,24 @@ class FusionScorer:
     def __init__(self, fusion: Fusion, *, rows: int) -> None:
         self.fusion = fusion
         self._states_PN = fusion.begin(rows)
-        self._nexts_PNV = self._states_PN[..., None]
+        self._nexts: list[Tensor] = []
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
         """Score of each token and of the end, ``scores_NV``."""
-        labels_1V = torch.arange(log_probs_NV.shape[1], device=log_probs_NV.device)[None]
-        scores_NV, nexts_PNV = self.fusion.extend(self._states_PN, labels_1V)
+        labels_XC = torch.arange(log_probs_NV.shape[1], device=log_probs_NV.device)[None]
+        scores_NV, nexts = self.fusion.extend(self._states_PN, labels_XC)
         # A forbidden token has no next state: pruned and finished beams keep their state.
-        self._nexts_PNV = torch.where(scores_NV > -math.inf, nexts_PNV, self._states_PN[..., None])
+        allowed_NV = scores_NV > -math.inf
+        pairs = zip(nexts, self._states_PN, strict=True)
+        self._nexts = [torch.where(allowed_NV, nexts_NV, own_N[:, None]) for nexts_NV, own_N in pairs]
         scores_NV = scores_NV.clone()
         scores_NV[:, end_id] = self.fusion.ends(self._states_PN)
         return scores_NV.to(log_probs_NV.dtype)
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
         """Move each beam to the state of its parent row and one token further."""
-        self._states_PN = self._nexts_PNV[:, rows_N, tokens_N]
+        if self._nexts:
+            self._states_PN = torch.stack([nexts_NV[rows_N, tokens_N] for nexts_NV in self._nexts])
         self.fusion.arrive(self._states_PN)
 
     def keep(self, rows_N: Tensor) -> None:

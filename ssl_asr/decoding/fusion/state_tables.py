@@ -16,6 +16,10 @@ _MAX_CELLS = 32_000_000
 _CHUNK_CELLS = 1_000_000
 
 
+Extended = tuple[Tensor, list[Tensor]]
+"""The result of `StateTable.extend`."""
+
+
 class StateTable(ABC):
     """Scores of labels after states. See `ssl_asr.decoding.fusion.automata.Automaton`.
 
@@ -32,7 +36,7 @@ class StateTable(ABC):
     begin: tuple[int, ...]
 
     @abstractmethod
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """Score of each label after each state, and the next state.
 
         Args:
@@ -40,8 +44,8 @@ class StateTable(ABC):
             labels_XC: int64 labels. Dimensions before the last may be of size 1.
 
         Returns:
-            ``scores_XC``, float32, minus infinity for forbidden labels, and ``nexts_PXC``. The next state of a
-            forbidden label is arbitrary.
+            ``scores_XC``, float32, minus infinity for forbidden labels, and the next states, a tensor ``nexts_XC`` for
+            each integer of a state. The next state of a forbidden label is arbitrary.
         """
 
     @abstractmethod
@@ -61,10 +65,10 @@ class DenseTable(StateTable):
         self.begin, self._size = (begin,), scores_SV.shape[1]
         self._scores_SV, self._nexts_SV, self._ends_S = scores_SV, nexts_SV, ends_S
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
         cells_XC = torch.add(labels_XC, states_PX[0, ..., None], alpha=self._size)
-        return self._scores_SV.take(cells_XC), self._nexts_SV.take(cells_XC)[None]
+        return self._scores_SV.take(cells_XC), [self._nexts_SV.take(cells_XC)]
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """See `StateTable`."""
@@ -82,12 +86,13 @@ def dense_if_small(table: StateTable, *, states: int, size: int, device: torch.d
     """
     if states * size > _MAX_CELLS:
         return table
-    labels_1V = torch.arange(size, device=device)[None]
-    chunks = torch.arange(states, device=device).split(max(1, _CHUNK_CELLS // size))
-    results = [table.extend(states_N[None], labels_1V) for states_N in chunks]
-    ends_S = torch.cat([table.ends(states_N[None]) for states_N in chunks])
-    scores_SV, nexts_1SV = (torch.cat(parts, dim=-2) for parts in zip(*results, strict=True))
-    return DenseTable(table.begin[0], scores_SV, nexts_1SV[0], ends_S)
+    labels_XC = torch.arange(size, device=device)[None]
+    states_PX, step = torch.arange(states, device=device)[None], max(1, _CHUNK_CELLS // size)
+    results = [table.extend(states_PX[:, first : first + step], labels_XC) for first in range(0, states, step)]
+    ends_S = table.ends(states_PX)
+    scores_SV = torch.cat([scores_NV for scores_NV, _ in results])
+    nexts_SV = torch.cat([nexts_NV for _, (nexts_NV,) in results])
+    return DenseTable(table.begin[0], scores_SV, nexts_SV, ends_S)
 
 
 def silence(labels: Sequence[str | None], device: torch.device) -> Tensor:

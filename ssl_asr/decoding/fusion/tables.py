@@ -10,6 +10,7 @@ numbered as searches reach them, and its rows are stored then::
 
 import math
 from collections.abc import Hashable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
-from ssl_asr.decoding.fusion.state_tables import StateTable
+from ssl_asr.decoding.fusion.state_tables import Extended, StateTable
 from ssl_asr.types import on_device
 
 # The rows are cleared between utterances when they exceed this number of cells (states x labels).
@@ -42,7 +43,8 @@ class Fusion:
         self._reached = ReachedRows(listed, size=size, device=self.device) if listed else None
         if self._reached is not None:
             self._tables.append(self._reached)
-        self._widths = [len(table.begin) for table in self._tables]
+        firsts = list(accumulate((len(table.begin) for table in self._tables), initial=0))
+        self._rows = [slice(first, last) for first, last in pairwise(firsts)]
 
     def begin(self, *shape: int) -> Tensor:
         """States before the first label, ``(P, *shape)``. Clears stored rows that have grown too many."""
@@ -51,17 +53,16 @@ class Fusion:
         begin_P = torch.tensor([i for table in self._tables for i in table.begin], dtype=torch.int64)
         return on_device(begin_P, self.device).view(-1, *(1 for _ in shape)).repeat(1, *shape)
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """Sum of the scores of each label after each state, and the next states. See `StateTable.extend`."""
-        scores, nexts = [], []
-        for table, own_PX in zip(self._tables, states_PX.split(self._widths), strict=True):
-            own_scores_XC, own_nexts_PXC = table.extend(own_PX, labels_XC)
-            scores.append(own_scores_XC)
-            nexts.append(own_nexts_PXC)
-        if not scores:
-            scores_XC = torch.zeros(*states_PX.shape[1:], labels_XC.shape[-1], device=self.device)
-            return scores_XC, states_PX[..., None].expand(-1, *scores_XC.shape)
-        return sum(scores[1:], scores[0]), torch.cat(nexts) if len(nexts) > 1 else nexts[0]
+        if not self._tables:
+            return torch.zeros(*states_PX.shape[1:], labels_XC.shape[-1], device=self.device), []
+        pairs = zip(self._tables, self._rows, strict=True)
+        results = [table.extend(states_PX[own], labels_XC) for table, own in pairs]
+        total_XC = results[0][0]
+        for scores_XC, _ in results[1:]:
+            total_XC = total_XC + scores_XC
+        return total_XC, [nexts_XC for _, nexts in results for nexts_XC in nexts]
 
     def arrive(self, states_PX: Tensor) -> None:
         """Call it with the states of the beams that a search keeps, from the result of `extend`. Changes them in place.
@@ -74,8 +75,8 @@ class Fusion:
     def ends(self, states_PX: Tensor) -> Tensor:
         """Sum of the scores of the end of the text after each state."""
         total_X = torch.zeros(states_PX.shape[1:], device=self.device)
-        for table, own_PX in zip(self._tables, states_PX.split(self._widths), strict=True):
-            total_X = total_X + table.ends(own_PX)
+        for table, own in zip(self._tables, self._rows, strict=True):
+            total_X = total_X + table.ends(states_PX[own])
         return total_X
 
 
@@ -101,12 +102,12 @@ class ReachedRows(StateTable):
         if len(self._keys) * self.size > _MAX_CELLS:
             self._clear()
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`. Forbidden labels keep the state, so that no automaton is asked for what follows them."""
         states_X1 = states_PX[0, ..., None]
         cells_XC = torch.add(labels_XC, states_X1, alpha=self.size)
         scores_XC = self._rows_SV.take(cells_XC)
-        return scores_XC, torch.where(scores_XC > -math.inf, -1 - cells_XC, states_X1)[None]
+        return scores_XC, [torch.where(scores_XC > -math.inf, -1 - cells_XC, states_X1)]
 
     def arrive(self, states_PX: Tensor) -> None:
         """Turn steps into states, in place."""

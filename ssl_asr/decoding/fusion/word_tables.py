@@ -1,8 +1,7 @@
 """Word scores as tables: nodes for the spelling of the unfinished word, and an n-gram model over words.
 
-A node stands for the letters of the unfinished word. Node 0 has none, the last node stands for all spellings with which
-no word continues, and every other node is a prefix of some word. An arc leads from a node by a label that spells letters
-to a longer node::
+A node stands for the letters of the unfinished word. Node 0 has none. The last node stands for all spellings with which
+no word begins. Every other node is a prefix of some word. An arc leads from a node by a label to a longer node::
 
     nodes    0 ("")   1 ("t")   2 ("th")   3 ("the")   4 (other)
     arcs     0 -t-> 1 -h-> 2 -e-> 3,   0 -th-> 2               4 by all other labels without a space
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.arpa import Float64s, Int64s
-from ssl_asr.decoding.fusion.state_tables import StateTable, dense_if_small, silence
+from ssl_asr.decoding.fusion.state_tables import Extended, StateTable, dense_if_small, silence
 from ssl_asr.decoding.ngram_table import NGramTable
 
 
@@ -66,7 +65,7 @@ class SpellingTable(StateTable):
         # Nothing is refunded where a search cannot be: minus infinity from minus infinity is no number.
         self._charged_N, self._refund_N = charged_N, charged_N.masked_fill(charged_N == -torch.inf, 0.0)
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
         nodes_X1 = states_PX[0, ..., None]
         wanted_XC = torch.add(labels_XC, nodes_X1, alpha=self._size)
@@ -75,7 +74,7 @@ class SpellingTable(StateTable):
         nexts_XC = torch.where(is_arc_XC, self._targets_M.take(at_XC), self._after_V.take(labels_XC))
         nexts_XC = torch.where(self._is_empty_V.take(labels_XC), nodes_X1, nexts_XC)
         change_XC = self._charged_N.take(nexts_XC) - self._refund_N.take(nodes_X1)
-        return change_XC + self._silence_V.take(labels_XC), nexts_XC[None]
+        return change_XC + self._silence_V.take(labels_XC), [nexts_XC]
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """What is refunded at the end."""
@@ -99,22 +98,21 @@ class WordTable(StateTable):
         self._spelling = dense_if_small(spelling, states=len(nodes.texts), size=len(labels), device=device)
         self._model = model
         self.begin = (0,) if model is None else (0, model.begin)
-        self._ends_word_V = torch.tensor([bool(label) and label[0] == " " for label in labels], device=device)
+        self._ends_word_V = torch.tensor([(label or "").startswith(" ") for label in labels], device=device)
         self._words_N = torch.from_numpy(nodes.words_N).to(device)
         self._finish_N = torch.from_numpy(nodes.finish_N).to(device, torch.float32)
         # No word ends here, or no word may end here: the state of the language model stays.
         self._keeps_N = torch.from_numpy((nodes.finish_N == -np.inf) | (np.arange(len(nodes.texts)) == 0)).to(device)
 
-    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
-        scores_XC, nexts_PXC = self._spelling.extend(states_PX[:1], labels_XC)
+        scores_XC, nexts = self._spelling.extend(states_PX[:1], labels_XC)
         ends_XC = self._ends_word_V.take(labels_XC)
         finish_X, after_X = self._finish(states_PX)
         scores_XC = torch.where(ends_XC, scores_XC + finish_X[..., None], scores_XC)
         if after_X is None:
-            return scores_XC, nexts_PXC
-        after_XC = torch.where(ends_XC, after_X[..., None], states_PX[1, ..., None])
-        return scores_XC, torch.stack([nexts_PXC[0], after_XC])
+            return scores_XC, nexts
+        return scores_XC, [*nexts, torch.where(ends_XC, after_X[..., None], states_PX[1, ..., None])]
 
     def ends(self, states_PX: Tensor) -> Tensor:
         """See `StateTable`."""

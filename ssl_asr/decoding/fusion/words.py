@@ -239,4 +239,3 @@ class Words(Automaton[WordKey]):
         if not word:
             return 0.0
         return self.word_score + (0.0 if self._is_known(word) else self.unknown_score)
-
