@@ -257,11 +257,11 @@ class _Search:
         The beam that stays absorbs the extension. Stores the scores and the history of the beams that stay.
         """
         beams, stay_p_b_BJ, stay_p_n_BJ = self.beams, self._stay_FBK[0], candidates.stay_p_n_BK
-        is_parent_BJI = beams.parent_hash_BK[..., None] == beams.hash_BK[:, None]
-        repeats_BJI = beams.last_BK[..., None] == beams.last_BK[:, None]
-        totals_BJI = torch.where(repeats_BJI, beams.p_b_BK[:, None], candidates.total_BK[:, None])
-        parent_total_BJ, parent_BJ = torch.where(is_parent_BJI, totals_BJI, self._never).max(-1)
-        extended_BJ = parent_total_BJ + candidates.last_log_prob_BK
+        has_parent_BJ, parent_BJ = (beams.parent_hash_BK[..., None] == beams.hash_BK[:, None]).max(-1)
+        repeats_BJ = beams.last_BK.gather(1, parent_BJ) == beams.last_BK
+        p_b_BJ, total_BJ = beams.p_b_BK.gather(1, parent_BJ), candidates.total_BK.gather(1, parent_BJ)
+        parent_total_BJ = torch.where(repeats_BJ, p_b_BJ, total_BJ)
+        extended_BJ = torch.where(has_parent_BJ, parent_total_BJ + candidates.last_log_prob_BK, self._never)
         # The last label begins in this step if the parent's extension is more probable than the beam that stays.
         begins_BJ = extended_BJ > torch.logaddexp(stay_p_b_BJ, stay_p_n_BJ)
         torch.where(begins_BJ, parent_BJ, self._own_K, out=beams.history_HBK[0])
@@ -273,7 +273,7 @@ class _Search:
             self._stay_scores_BK.add_(beams.fused_BK)
         # Remove absorbed extensions. Beams that absorb nothing overwrite the dummy candidate.
         absorbed_BJ = torch.add(candidates.last_index_BK, parent_BJ, alpha=self.width)
-        absorbed_BJ = torch.where(parent_total_BJ > 1.5 * _LOG_ZERO, absorbed_BJ, self._dummy)
+        absorbed_BJ = torch.where(has_parent_BJ, absorbed_BJ, self._dummy)
         self._extensions_BN.scatter_(1, absorbed_BJ, _LOG_ZERO)
 
     def keep_best(self, fused: _Fused | None, step: int) -> None:
