@@ -387,10 +387,12 @@ def _step_log_probs(log_probs_BFV: Tensor, starts: list[Int64s], frame_lengths_B
 def _step_candidates(inputs_BSV: Tensor, blank: int, max_labels: int | None) -> tuple[Tensor, Tensor]:
     """Labels that extend prefixes at each step, and their log-probabilities. The last one is a blank with log 0."""
     batch, steps, size = inputs_BSV.shape
-    without_blank_BSV = inputs_BSV.clone()
-    without_blank_BSV[..., blank] = 2 * _LOG_ZERO
     if max_labels is not None and max_labels < size - 1:
+        without_blank_BSV = inputs_BSV.clone()
+        without_blank_BSV[..., blank] = 2 * _LOG_ZERO
         best = without_blank_BSV.topk(max_labels, dim=-1)
         return pad(best.indices, (0, 1), value=blank), pad(best.values, (0, 1), value=_LOG_ZERO)
     labels_C = torch.tensor([*(i for i in range(size) if i != blank), blank], device=inputs_BSV.device)
-    return labels_C.expand(batch, steps, -1), without_blank_BSV[..., labels_C]
+    log_probs_BSC = inputs_BSV[..., labels_C]
+    log_probs_BSC[..., -1] = _LOG_ZERO
+    return labels_C.expand(batch, steps, -1), log_probs_BSC

@@ -170,6 +170,15 @@ def test_no_step_of_a_ctc_search_waits_for_the_device(kind, max_labels, monkeypa
         assert [one.score for one in alone] == pytest.approx([one.score for one in expected[row]], abs=1e-4)
 
 
+def test_the_guard_finds_rows_that_are_computed_on_the_host(monkeypatch):
+    monkeypatch.setattr(LabelNGram, "table", lambda self, device: None)
+    scorer = FusionScorer(Fusion(_fused("labels"), size=len(CHARACTERS)), rows=2)
+    log_probs = torch.zeros(2, len(CHARACTERS))
+    scorer.scores(log_probs, 0)
+    with pytest.raises(AssertionError, match="waits for the GPU"), no_waits():
+        scorer.select(torch.tensor([0, 1]), torch.tensor([3, 4]))
+
+
 @pytest.mark.parametrize("kind", ["words", "labels", "bonus"])
 def test_no_step_of_the_scorer_of_a_beam_search_waits_for_the_device(kind):
     generator = torch.Generator().manual_seed(1)
