@@ -4,8 +4,9 @@ Shape suffixes in addition to `ssl_asr.types`:
 
     K    beams of an utterance; J and I if pairs of beams are compared
     S    steps: frames, or runs of blank frames
-    C    candidate labels of a step
-    N    scored candidates of a step: K beams that stay, K * C extensions, and one dummy entry
+    C    candidate labels of a step, the last one a dummy
+    N    scored candidates of a step: K beams that stay, and K * C extensions
+    F    fields of floats of a beam, G fields of integers, H the two hashes or the two fields of the history
     R    hypotheses of an n-best list
 """
 
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ssl_asr.decoding.arpa import Int64s
 from ssl_asr.decoding.fusion.tables import Fusion
 
 # Finite stand-in for log 0, far below any log-probability. Sums of a few stand-ins are finite in float32.
 _LOG_ZERO = -1e30
-_HASH_FACTOR = 1_000_003
+_HASH_FACTOR, _EMPTY_HASH = 6_364_136_223_846_793_005, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +97,42 @@ def prefix_beam_search(
         return [[CtcHypothesis([], [], 0.0, _fused_empty(fusion))] for _ in starts]
     inputs_BSV = _step_log_probs(log_probs_BFV, starts, frame_lengths_B, blank)
     search = _Search(inputs_BSV, beam_size, blank, fusion, max_labels, beam_threshold)
-    beams = search.initial_beams()
-    for step in range(search.steps):
-        candidates = search.score_candidates(beams, step)
-        merged = search.merge_duplicates(beams, candidates)
-        beams = search.keep_best(beams, candidates, merged, step)
-    return search.backtrace(beams, starts, n_best)
+    search.run()
+    return search.backtrace(starts, n_best)
 
 
-@dataclass(slots=True)
 class _Beams:
-    """The prefixes kept after a step.
+    """The prefixes kept after a step. They are replaced in place.
 
     Attributes:
+        floats_FBK: The tensors ``p_b``, ``p_n`` and, with shallow fusion, the fused score.
+        ints_GBK: All other tensors. The last two are the history: see `_Search`.
         p_b_BK, p_n_BK: ``p_b`` and ``p_n`` of each prefix, see `prefix_beam_search`.
-        fused_BK, state_BK: Score of shallow fusion of each prefix, and the state of the fusion after it.
-        last_BK: Last label of each prefix, -1 for the empty prefix.
+        fused_BK, states_PBK: Score of shallow fusion of each prefix, and the state of the fusion after it.
+        last_BK: Last label of each prefix, the blank for the empty prefix.
         hash_BK, parent_hash_BK: Hash of each prefix, and of the prefix without its last label.
     """
 
-    p_b_BK: Tensor
-    p_n_BK: Tensor
-    fused_BK: Tensor
-    last_BK: Tensor
-    hash_BK: Tensor
-    parent_hash_BK: Tensor
-    state_BK: Tensor
+    def __init__(self, batch: int, beam_size: int, blank: int, fusion: Fusion | None, device: torch.device) -> None:
+        states_PBK = None if fusion is None else fusion.begin(batch, beam_size)
+        self.floats_FBK = torch.zeros(2 if fusion is None else 3, batch, beam_size, device=device)
+        fields = 5 if states_PBK is None else 5 + len(states_PBK)
+        self.ints_GBK = torch.zeros(fields, batch, beam_size, dtype=torch.int64, device=device)
+        self.p_b_BK, self.p_n_BK, *fused = self.floats_FBK.unbind(0)
+        self.fused_BK = fused[0] if fused else torch.zeros_like(self.p_b_BK)
+        self.last_BK, self.hash_BK, self.parent_hash_BK = self.ints_GBK[:3].unbind(0)
+        self.hashes_HBK, self.states_PBK, self.history_HBK = self.ints_GBK[1:3], self.ints_GBK[3:-2], self.ints_GBK[-2:]
+        # Pruned beams get a hash that matches no prefix, so no candidate can have them as a parent.
+        no_hash_BK = (-2 - torch.arange(beam_size, device=device)).expand(batch, -1)
+        self.no_hashes_HBK = torch.stack([no_hash_BK, torch.full_like(no_hash_BK, -1)])
+        # At first, the empty prefix, and pruned beams.
+        self.floats_FBK[:2] = _LOG_ZERO
+        self.p_b_BK[:, 0] = 0.0
+        self.last_BK.fill_(blank)
+        self.hashes_HBK.copy_(self.no_hashes_HBK)
+        self.hash_BK[:, 0] = _EMPTY_HASH
+        if states_PBK is not None:
+            self.states_PBK.copy_(states_PBK)
 
 
 @dataclass(slots=True)
@@ -130,41 +142,35 @@ class _Candidates:
     Attributes:
         total_BK: ``logaddexp(p_b, p_n)`` of each beam before the step.
         last_log_prob_BK: Log-probability of each beam's last label in the step.
-        stay_p_b_BK, stay_p_n_BK: ``p_b`` and ``p_n`` of the beams that stay.
-        labels_BC, extend_p_n_BKC: Candidate labels, and ``p_n`` of the beams extended by them.
-        last_index_BK: Index of each beam's last label in the candidate list, C if the label is not a candidate.
-        last_is_candidate_BK: Whether each beam has a last label that is a candidate.
+        last_index_BK: Index of each beam's last label in the candidate list, C - 1 if it is not a candidate.
+        stay_p_n_BK: ``p_n`` of the beams that stay.
     """
 
     total_BK: Tensor
     last_log_prob_BK: Tensor
-    stay_p_b_BK: Tensor
-    stay_p_n_BK: Tensor
-    labels_BC: Tensor
-    extend_p_n_BKC: Tensor
     last_index_BK: Tensor
-    last_is_candidate_BK: Tensor
+    stay_p_n_BK: Tensor
 
 
 @dataclass(slots=True)
-class _Merged:
-    """The beams that stay, each with the duplicate extension that it absorbs.
+class _Fused:
+    """Shallow fusion of a step.
 
     Attributes:
-        stay_p_n_BK: ``p_n`` of the beams that stay, including the absorbed extensions.
-        parent_BK: Parent of each beam. Arbitrary if the parent is no longer a beam.
-        begins_BK: Whether the best time at which the last label of a beam begins is this step.
-        absorbed_BK: Index of the absorbed extension in the K * C extensions, K * C for none.
+        scores_BKC: Fused score of every extended beam.
+        nexts: States of the fusion after every extension, a tensor ``nexts_BKC`` for each integer of a state.
     """
 
-    stay_p_n_BK: Tensor
-    parent_BK: Tensor
-    begins_BK: Tensor
-    absorbed_BK: Tensor
+    scores_BKC: Tensor
+    nexts: list[Tensor]
 
 
 class _Search:
-    """The steps of `prefix_beam_search`, and the tensors that are allocated once per search."""
+    """The steps of `prefix_beam_search`, and the tensors that are allocated once per search.
+
+    The last candidate of each step is a dummy, which is never kept: its log-probability is log 0. The history of a step
+    is the index of each beam's prefix in the beams before the step, and the label that the step adds, or -1.
+    """
 
     def __init__(
         self,
@@ -177,164 +183,149 @@ class _Search:
     ) -> None:
         batch, self.steps, size = inputs_BSV.shape
         device = inputs_BSV.device
-        self.beam_size, self.blank, self.fusion, self.beam_threshold = beam_size, blank, fusion, beam_threshold
-        self._inputs_BSV = inputs_BSV
-        self._labels_BSC, self._log_probs_BSC = _step_candidates(inputs_BSV, blank, max_labels)
-        self.width = width = self._labels_BSC.shape[-1]
-        # Index of each label in the step's candidate list, or `width` if the label is not a candidate.
-        self._candidate_index_BV = torch.empty(batch, size, dtype=torch.int64, device=device)
+        self.beam_size, self.fusion, self.beam_threshold = beam_size, fusion, beam_threshold
+        self.beams = _Beams(batch, beam_size, blank, fusion, device)
+        labels_BSC, log_probs_BSC = _step_candidates(inputs_BSV, blank, max_labels)
+        self.width = width = labels_BSC.shape[-1]
+        # Views of each step, made once.
+        self._inputs, self._blanks = inputs_BSV.unbind(1), inputs_BSV[..., blank, None].unbind(1)
+        self._labels, self._log_probs = labels_BSC.unbind(1), log_probs_BSC.unbind(1)
+        # Index of each label in the candidate list. It is the same at all steps if all labels are candidates.
+        self._lists_all = width == size
         self._positions_BC = torch.arange(width, device=device).expand(batch, -1)
-        # Scores of all candidates: K beams that stay, K * C extensions, and a dummy entry that is always log 0.
-        self._scores_BN = torch.empty(batch, beam_size + beam_size * width + 1, device=device)
-        self._scores_BN[:, -1] = _LOG_ZERO
-        self._extend_scores_BKC = self._scores_BN[:, beam_size:-1].view(batch, beam_size, width)
-        # Pruned beams get a hash that matches no prefix, so no candidate can have them as a parent.
-        self._no_hash_BK = (-2 - torch.arange(beam_size, device=device)).expand(batch, -1)
-        # For the backtrace: parent of each beam in the previous step, and the label added in this step, or -1.
-        self._parents_SBK = torch.empty(self.steps, batch, beam_size, dtype=torch.int64, device=device)
-        self._added_SBK = torch.empty_like(self._parents_SBK)
+        self._index_BV = torch.empty(batch, size, dtype=torch.int64, device=device)
+        self._list_candidates(labels_BSC[:, 0])
+        # Scores of all candidates: K beams that stay, and K * C extensions.
+        self._scores_BN = torch.empty(batch, beam_size * (1 + width), device=device)
+        self._stay_scores_BK, self._extensions_BN = self._scores_BN[:, :beam_size], self._scores_BN[:, beam_size:]
+        extensions_BKC = self._extensions_BN.view(batch, beam_size, width)
+        # `p_n` of the extensions. Without fusion it is their score.
+        self._extend_p_n_BKC = extensions_BKC if fusion is None else torch.empty_like(extensions_BKC)
+        # Beams that stay, in the order of `_Beams.floats_FBK`.
+        self._stay_FBK = torch.zeros_like(self.beams.floats_FBK)
+        # For each candidate: the beam that it continues, its label in the candidate list, and its extension.
+        beam_K, extension_N = torch.arange(beam_size, device=device), torch.arange(beam_size * width, device=device)
+        parents_N = torch.cat([beam_K, extension_N.div(width, rounding_mode="floor")])
+        columns_N = torch.cat([torch.full_like(beam_K, width - 1), extension_N % width])
+        self._places_FN = torch.stack([parents_N, columns_N, torch.cat([torch.zeros_like(beam_K), extension_N])])
+        self._own_K, self._first_B1 = beam_K, torch.arange(batch, device=device)[:, None] * beam_size
+        self._never, self._no_label = torch.tensor(2 * _LOG_ZERO, device=device), torch.tensor(-1, device=device)
+        self._dummy = torch.tensor(width - 1, device=device)
+        self._log_zero_BK = torch.full_like(self.beams.p_b_BK, _LOG_ZERO)
+        self._history_SHBK = self.beams.history_HBK.new_empty(self.steps, 2, batch, beam_size)
 
-    def initial_beams(self) -> _Beams:
-        """The beams before the first step: the empty prefix, and pruned beams."""
-        p_b_BK = torch.full(self._no_hash_BK.shape, _LOG_ZERO, device=self._no_hash_BK.device)
-        p_b_BK[:, 0] = 0.0
-        zeros_BK = torch.zeros_like(self._no_hash_BK)
-        hash_BK = self._no_hash_BK.clone()
-        hash_BK[:, 0] = 0
-        return _Beams(
-            p_b_BK=p_b_BK,
-            p_n_BK=torch.full_like(p_b_BK, _LOG_ZERO),
-            fused_BK=torch.zeros_like(p_b_BK),
-            last_BK=zeros_BK - 1,
-            hash_BK=hash_BK,
-            parent_hash_BK=zeros_BK - 1,
-            state_BK=zeros_BK if self.fusion is None else zeros_BK + self.fusion.begin(),
-        )
+    def run(self) -> None:
+        """All steps. Nothing in a step waits for the device, unless an automaton of the fusion has no table."""
+        for step in range(self.steps):
+            candidates = self.score_candidates(step)
+            fused = None if self.fusion is None else self.fuse(self.fusion, step)
+            self.merge_duplicates(candidates)
+            self.keep_best(fused, step)
 
-    def score_candidates(self, beams: _Beams, step: int) -> _Candidates:
+    def score_candidates(self, step: int) -> _Candidates:
         """Log-probabilities of every beam that stays, and of every beam extended by every candidate label."""
-        inputs_BV, labels_BC = self._inputs_BSV[:, step], self._labels_BSC[:, step]
+        beams, log_probs_BC = self.beams, self._log_probs[step]
         total_BK = torch.logaddexp(beams.p_b_BK, beams.p_n_BK)
-        # The empty prefix has no last label. It reads label 0, and the result is masked.
-        index_BK = beams.last_BK.clamp(min=0)
-        last_log_prob_BK = inputs_BV.gather(1, index_BK)
-        # Case 1, prefix unchanged: emit blank, or repeat the last label.
-        stay_p_b_BK = total_BK + inputs_BV[:, self.blank, None]
-        stay_p_n_BK = torch.where(beams.last_BK < 0, _LOG_ZERO, beams.p_n_BK + last_log_prob_BK)
+        last_log_prob_BK = self._inputs[step].gather(1, beams.last_BK)
+        # Case 1, prefix unchanged: emit blank, or repeat the last label. `p_n` of the empty prefix is log 0.
+        torch.add(total_BK, self._blanks[step], out=self._stay_FBK[0])
+        stay_p_n_BK = beams.p_n_BK + last_log_prob_BK
         # Case 2, prefix extended by one label. A repeated label requires a blank in between.
-        extend_p_n_BKC = total_BK[..., None] + self._log_probs_BSC[:, step, None]
-        last_index_BK = (
-            self._candidate_index_BV.fill_(self.width).scatter_(1, labels_BC, self._positions_BC).gather(1, index_BK)
-        )
-        last_is_candidate_BK = (beams.last_BK >= 0) & (last_index_BK < self.width)
-        # If the last label is not a candidate, column 0 is overwritten with its own value.
-        column_BK1 = last_index_BK.masked_fill(~last_is_candidate_BK, 0)[..., None]
-        after_blank_BK = torch.where(last_is_candidate_BK, beams.p_b_BK + last_log_prob_BK, extend_p_n_BKC[..., 0])
-        extend_p_n_BKC.scatter_(2, column_BK1, after_blank_BK[..., None])
-        return _Candidates(
-            total_BK,
-            last_log_prob_BK,
-            stay_p_b_BK,
-            stay_p_n_BK,
-            labels_BC,
-            extend_p_n_BKC,
-            last_index_BK,
-            last_is_candidate_BK,
-        )
+        torch.add(total_BK[..., None], log_probs_BC[:, None], out=self._extend_p_n_BKC)
+        if not self._lists_all:
+            self._list_candidates(self._labels[step])
+        last_index_BK = self._index_BV.gather(1, beams.last_BK)
+        after_blank_BK = beams.p_b_BK + log_probs_BC.gather(1, last_index_BK)
+        self._extend_p_n_BKC.scatter_(2, last_index_BK[..., None], after_blank_BK[..., None])
+        return _Candidates(total_BK, last_log_prob_BK, last_index_BK, stay_p_n_BK)
 
-    def merge_duplicates(self, beams: _Beams, candidates: _Candidates) -> _Merged:
-        """Merge duplicates: the parent of a beam, extended by the last label of the beam, is the same prefix."""
-        same_BJI = beams.parent_hash_BK[..., None] == beams.hash_BK[:, None]
-        has_parent_BJ, parent_BJ = same_BJI.max(-1)
-        repeated_BJ = beams.last_BK.gather(1, parent_BJ) == beams.last_BK
-        parent_total_BJ = torch.where(
-            repeated_BJ, beams.p_b_BK.gather(1, parent_BJ), candidates.total_BK.gather(1, parent_BJ)
-        )
-        extended_BJ = torch.where(has_parent_BJ, parent_total_BJ + candidates.last_log_prob_BK, 2 * _LOG_ZERO)
+    def _list_candidates(self, labels_BC: Tensor) -> None:
+        """Store the index of each label in the candidate list."""
+        self._index_BV.fill_(self.width - 1).scatter_(1, labels_BC, self._positions_BC)
+
+    def fuse(self, fusion: Fusion, step: int) -> _Fused:
+        """Add the scores of shallow fusion to the extensions."""
+        beams = self.beams
+        scores_BKC, nexts = fusion.extend(beams.states_PBK, self._labels[step][:, None])
+        scores_BKC = scores_BKC + beams.fused_BK[..., None]
+        torch.add(self._extend_p_n_BKC, scores_BKC, out=self._extensions_BN.view_as(scores_BKC))
+        return _Fused(scores_BKC, nexts)
+
+    def merge_duplicates(self, candidates: _Candidates) -> None:
+        """Merge duplicates: the parent of a beam, extended by the last label of the beam, is the same prefix.
+
+        The beam that stays absorbs the extension. Stores the scores and the history of the beams that stay.
+        """
+        beams, stay_p_b_BJ, stay_p_n_BJ = self.beams, self._stay_FBK[0], candidates.stay_p_n_BK
+        has_parent_BJ, parent_BJ = (beams.parent_hash_BK[..., None] == beams.hash_BK[:, None]).max(-1)
+        repeats_BJ = beams.last_BK.gather(1, parent_BJ) == beams.last_BK
+        p_b_BJ, total_BJ = beams.p_b_BK.gather(1, parent_BJ), candidates.total_BK.gather(1, parent_BJ)
+        parent_total_BJ = torch.where(repeats_BJ, p_b_BJ, total_BJ)
+        extended_BJ = torch.where(has_parent_BJ, parent_total_BJ + candidates.last_log_prob_BK, self._never)
         # The last label begins in this step if the parent's extension is more probable than the beam that stays.
-        begins_BJ = extended_BJ > torch.logaddexp(candidates.stay_p_b_BK, candidates.stay_p_n_BK)
-        absorbed_BJ = torch.where(
-            has_parent_BJ & candidates.last_is_candidate_BK,
-            parent_BJ * self.width + candidates.last_index_BK,
-            self.beam_size * self.width,
-        )
-        stay_p_n_BJ = torch.logaddexp(candidates.stay_p_n_BK, extended_BJ)
-        return _Merged(stay_p_n_BJ, parent_BJ, begins_BJ, absorbed_BJ)
-
-    def keep_best(self, beams: _Beams, candidates: _Candidates, merged: _Merged, step: int) -> _Beams:
-        """Returns the best candidates as the next beams. Stores their parents and labels for the backtrace."""
-        extend_fused_BKC = self._fill_scores(beams, candidates, merged)
-        scores_BK, index_BK = self._scores_BN.topk(self.beam_size, dim=1)
-        stays_BK = index_BK < self.beam_size
-        # The index of the dummy entry is clamped. Its score is log 0, so the beam is pruned below.
-        extension_BK = (index_BK - self.beam_size).clamp(min=0, max=self.beam_size * self.width - 1)
-        parent_BK = torch.where(stays_BK, index_BK, extension_BK.div(self.width, rounding_mode="floor"))
-        added_BK = torch.where(stays_BK, -1, candidates.labels_BC.gather(1, extension_BK % self.width))
-        extend_p_n_BK = candidates.extend_p_n_BKC.flatten(1).gather(1, extension_BK)
-        p_b_BK = torch.where(stays_BK, candidates.stay_p_b_BK.gather(1, parent_BK), _LOG_ZERO)
-        p_n_BK = torch.where(stays_BK, merged.stay_p_n_BK.gather(1, parent_BK), extend_p_n_BK)
-        last_BK = torch.where(stays_BK, beams.last_BK.gather(1, parent_BK), added_BK)
-        fused_BK = beams.fused_BK.gather(1, parent_BK)
-        if extend_fused_BKC is not None:
-            fused_BK = torch.where(stays_BK, fused_BK, extend_fused_BKC.flatten(1).gather(1, extension_BK))
-        hash_BK = beams.hash_BK.gather(1, parent_BK)
-        parent_hash_BK = torch.where(stays_BK, beams.parent_hash_BK.gather(1, parent_BK), hash_BK)
-        hash_BK = torch.where(stays_BK, hash_BK, (hash_BK + added_BK + 2) * _HASH_FACTOR)
-        # Prune. A pruned beam loses its hash, so that it cannot be a parent.
-        pruned_BK = scores_BK < self._floor(scores_BK)
-        state_BK = beams.state_BK
+        begins_BJ = extended_BJ > torch.logaddexp(stay_p_b_BJ, stay_p_n_BJ)
+        torch.where(begins_BJ, parent_BJ, self._own_K, out=beams.history_HBK[0])
+        torch.where(begins_BJ, beams.last_BK, self._no_label, out=beams.history_HBK[1])
+        torch.logaddexp(stay_p_n_BJ, extended_BJ, out=self._stay_FBK[1])
+        torch.logaddexp(stay_p_b_BJ, self._stay_FBK[1], out=self._stay_scores_BK)
         if self.fusion is not None:
-            state_BK = self.fusion.nexts(state_BK.gather(1, parent_BK), added_BK.masked_fill(pruned_BK, -1))
-        begins_BK = stays_BK & merged.begins_BK.gather(1, parent_BK)
-        self._parents_SBK[step] = torch.where(begins_BK, merged.parent_BK.gather(1, parent_BK), parent_BK)
-        self._added_SBK[step] = torch.where(begins_BK, last_BK, added_BK)
-        return _Beams(
-            p_b_BK=p_b_BK.masked_fill(pruned_BK, _LOG_ZERO),
-            p_n_BK=p_n_BK.masked_fill(pruned_BK, _LOG_ZERO),
-            fused_BK=fused_BK,
-            last_BK=last_BK,
-            hash_BK=torch.where(pruned_BK, self._no_hash_BK, hash_BK),
-            parent_hash_BK=parent_hash_BK.masked_fill(pruned_BK, -1),
-            state_BK=state_BK,
-        )
+            self._stay_FBK[2].copy_(beams.fused_BK)
+            self._stay_scores_BK.add_(beams.fused_BK)
+        # Remove absorbed extensions. Beams that absorb nothing overwrite the dummy candidate.
+        absorbed_BJ = torch.add(candidates.last_index_BK, parent_BJ, alpha=self.width)
+        absorbed_BJ = torch.where(has_parent_BJ, absorbed_BJ, self._dummy)
+        self._extensions_BN.scatter_(1, absorbed_BJ, _LOG_ZERO)
 
-    def _fill_scores(self, beams: _Beams, candidates: _Candidates, merged: _Merged) -> Tensor | None:
-        """Fills ``_scores_BN``. Returns the fused scores of the extensions, or None without fusion."""
-        stay_BK = torch.logaddexp(candidates.stay_p_b_BK, merged.stay_p_n_BK)
-        torch.add(stay_BK, beams.fused_BK, out=self._scores_BN[:, : self.beam_size])
-        extend_fused_BKC = None
-        if self.fusion is None:
-            torch.add(candidates.extend_p_n_BKC, beams.fused_BK[..., None], out=self._extend_scores_BKC)
-        else:
-            labels_BKC = candidates.labels_BC[:, None].expand(-1, self.beam_size, -1)
-            extend_fused_BKC = self.fusion.rows(beams.state_BK).gather(2, labels_BKC) + beams.fused_BK[..., None]
-            torch.add(candidates.extend_p_n_BKC, extend_fused_BKC, out=self._extend_scores_BKC)
-        # Remove absorbed extensions. Beams that absorb nothing overwrite the dummy entry.
-        self._scores_BN[:, self.beam_size :].scatter_(1, merged.absorbed_BK, _LOG_ZERO)
-        return extend_fused_BKC
+    def keep_best(self, fused: _Fused | None, step: int) -> None:
+        """Replaces the beams by the best candidates, and stores their history."""
+        beams = self.beams
+        scores_BK, index_BK = self._scores_BN.topk(self.beam_size, dim=1)
+        places_FN = self._places_FN.index_select(1, index_BK.flatten())
+        parent_BK, column_BK, extension_BK = places_FN.view(3, *index_BK.shape).unbind(0)
+        added_BK = self._labels[step].gather(1, column_BK)
+        pruned_BK = scores_BK < self._floor(scores_BK)
+        # Whether a label is added. Pruned beams stay as they are, so that the fusion does not follow them.
+        moves_BK = (index_BK >= self.beam_size) > pruned_BK
+        rows_N = (self._first_B1 + parent_BK).flatten()
+        floats_FBK = self._stay_FBK.flatten(1).index_select(1, rows_N).view_as(self._stay_FBK)
+        ints_GBK = beams.ints_GBK.flatten(1).index_select(1, rows_N).view_as(beams.ints_GBK)
+        hash_BK = ints_GBK[1]
+        longer_hash_BK = torch.add(added_BK, hash_BK, alpha=_HASH_FACTOR)
+        floats, states = [scores_BK], []
+        if fused is not None:
+            floats = [x.flatten(1).gather(1, extension_BK) for x in (self._extend_p_n_BKC, fused.scores_BKC)]
+            states = [x.flatten(1).gather(1, extension_BK) for x in fused.nexts]
+        longer_GBK = torch.stack([added_BK, longer_hash_BK, hash_BK, *states, parent_BK, added_BK])
+        torch.where(moves_BK, torch.stack([self._log_zero_BK, *floats]), floats_FBK, out=beams.floats_FBK)
+        torch.where(moves_BK, longer_GBK, ints_GBK, out=beams.ints_GBK)
+        if self.fusion is not None:
+            self.fusion.arrive(beams.states_PBK)
+        beams.floats_FBK[:2].masked_fill_(pruned_BK, _LOG_ZERO)
+        torch.where(pruned_BK, beams.no_hashes_HBK, beams.hashes_HBK, out=beams.hashes_HBK)
+        self._history_SHBK[step] = beams.history_HBK
 
     def _floor(self, scores_BK: Tensor) -> Tensor | float:
         """Score below which beams are pruned."""
         if self.beam_threshold is None:
             return _LOG_ZERO / 2
-        return (scores_BK[:, :1] - self.beam_threshold).clamp(min=_LOG_ZERO / 2)
+        return (scores_BK[:, :1] - self.beam_threshold).clamp_(min=_LOG_ZERO / 2)
 
-    def backtrace(self, beams: _Beams, starts: list[Int64s], n_best: int) -> list[list[CtcHypothesis]]:
+    def backtrace(self, starts: list[Int64s], n_best: int) -> list[list[CtcHypothesis]]:
         """Returns the n-best list of each utterance. Labels are read from the last step to the first."""
+        beams = self.beams
         acoustic_BK, fused_BK = torch.logaddexp(beams.p_b_BK, beams.p_n_BK), beams.fused_BK
         if self.fusion is not None:
-            fused_at_end_BK = fused_BK + self.fusion.ends(beams.state_BK)
+            fused_at_end_BK = fused_BK + self.fusion.ends(beams.states_PBK)
             # If the fusion allows no prefix to end, return unfinished prefixes instead of an empty list.
             may_end_B1 = ((acoustic_BK + fused_at_end_BK) > _LOG_ZERO / 2).any(1, keepdim=True)
             fused_BK = torch.where(may_end_B1, fused_at_end_BK, fused_BK)
         best = (acoustic_BK + fused_BK).clamp(min=_LOG_ZERO).topk(min(n_best, self.beam_size), dim=1)
-        parents_SBK, added_SBK = self._parents_SBK.cpu().numpy(), self._added_SBK.cpu().numpy()
-        beam_BR = best.indices.cpu().numpy()
+        history_SHBK, beam_BR = self._history_SHBK.cpu().numpy(), best.indices.cpu().numpy()
         rows_B1 = np.arange(len(beam_BR))[:, None]
         path_SBR = np.empty((self.steps, *beam_BR.shape), dtype=np.int64)
         for step in range(self.steps - 1, -1, -1):
-            path_SBR[step] = added_SBK[step][rows_B1, beam_BR]
-            beam_BR = parents_SBK[step][rows_B1, beam_BR]
+            path_SBR[step] = history_SHBK[step, 1, rows_B1, beam_BR]
+            beam_BR = history_SHBK[step, 0, rows_B1, beam_BR]
         scores = zip(*(x.gather(1, best.indices).tolist() for x in (acoustic_BK, fused_BK)), strict=True)
         results = []
         for row, (acoustic_R, fused_R) in enumerate(scores):
@@ -351,7 +342,7 @@ class _Search:
 
 def _fused_empty(fusion: Fusion | None) -> float:
     """Fused score of the empty text."""
-    return 0.0 if fusion is None else float(fusion.ends(torch.tensor(fusion.begin(), device=fusion.device)))
+    return 0.0 if fusion is None else float(fusion.ends(fusion.begin()))
 
 
 def _step_starts(blank_log_prob_BF: Tensor, frame_lengths_B: Tensor, threshold: float | None) -> list[Int64s]:
@@ -394,12 +385,14 @@ def _step_log_probs(log_probs_BFV: Tensor, starts: list[Int64s], frame_lengths_B
 
 
 def _step_candidates(inputs_BSV: Tensor, blank: int, max_labels: int | None) -> tuple[Tensor, Tensor]:
-    """Labels that extend prefixes at each step, and their log-probabilities, without the blank."""
+    """Labels that extend prefixes at each step, and their log-probabilities. The last one is a blank with log 0."""
     batch, steps, size = inputs_BSV.shape
     if max_labels is not None and max_labels < size - 1:
         without_blank_BSV = inputs_BSV.clone()
         without_blank_BSV[..., blank] = 2 * _LOG_ZERO
         best = without_blank_BSV.topk(max_labels, dim=-1)
-        return best.indices, best.values
-    labels_C = torch.tensor([i for i in range(size) if i != blank], device=inputs_BSV.device)
-    return labels_C.expand(batch, steps, -1), inputs_BSV[..., labels_C]
+        return pad(best.indices, (0, 1), value=blank), pad(best.values, (0, 1), value=_LOG_ZERO)
+    labels_C = torch.tensor([*(i for i in range(size) if i != blank), blank], device=inputs_BSV.device)
+    log_probs_BSC = inputs_BSV[..., labels_C]
+    log_probs_BSC[..., -1] = _LOG_ZERO
+    return labels_C.expand(batch, steps, -1), log_probs_BSC

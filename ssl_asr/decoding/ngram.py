@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_asr.decoding.arpa import BEGIN, END, LN10, UNKNOWN, Arpa, Float64s, Int64s, find_mark, format_number, is_mark
+from ssl_asr.decoding.ngram_table import NGramArrays
 from ssl_asr.decoding.word_model import WordModel
 from ssl_asr.errors import LanguageModelError
 from ssl_asr.textfiles import read_lines, written_whole
@@ -273,6 +274,34 @@ class NGram(WordModel[int]):
                 low, high = np.searchsorted(keys, [node * size, (node + 1) * size])
                 row_V[keys[low:high] - node * size] = self._orders[level].log_probs_N[low:high]
         return row_V
+
+    def arrays(self) -> NGramArrays:
+        """The model for lookups on a device. The state numbers differ from those of `step`."""
+        size, words = len(self.words), len(self.words) + 1
+        states_S = np.unique(self._contexts_N)
+        chains, sums = [states_S], [np.zeros(len(states_S))]
+        while chains[-1].any():
+            sums.append(sums[-1] + self._backoffs_N[chains[-1]])
+            chains.append(self._suffixes_N[chains[-1]])
+        keys_M = np.concatenate([order.keys_N // size * words + order.keys_N % size for order in self._orders])
+        log_probs_M = np.concatenate([order.log_probs_N for order in self._orders])
+        nexts_M = np.searchsorted(states_S, self._contexts_N[1:])
+        # Without <unk>, an unknown word is one more unigram.
+        if self.unknown < 0:
+            keys_M, nexts_M = np.insert(keys_M, size, size), np.insert(nexts_M, size, 0)
+            log_probs_M = np.insert(log_probs_M, size, _NO_UNKNOWN)
+        return NGramArrays(
+            keys_M=keys_M,
+            log_probs_M=log_probs_M,
+            nexts_M=nexts_M,
+            chains_SR=np.stack(chains, axis=1),
+            backoffs_SR=np.stack(sums, axis=1),
+            words=words,
+            ids=self.index,
+            begin=int(np.searchsorted(states_S, self.begin)),
+            end=None if self._end < 0 else self._end,
+            unknown=size if self.unknown < 0 else self.unknown,
+        )
 
     def sentence_log_prob(self, words: Iterable[str]) -> float:
         """Log-probability of a sentence with its end."""

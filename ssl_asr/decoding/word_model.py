@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import ClassVar, Generic, TypeVar
 
+from ssl_asr.decoding.ngram_table import NGramArrays
+
 StateT = TypeVar("StateT", bound=Hashable)
 
 
@@ -45,6 +47,10 @@ class WordModel(ABC, Generic[StateT]):
     def unknown_log_prob(self) -> float:
         """Log-probability of an out-of-vocabulary word, out of context. 0 if the model does not list its words."""
         return 0.0
+
+    def arrays(self) -> NGramArrays | None:
+        """The model for lookups on a device. None if it is not an n-gram model with a list of its n-grams."""
+        return None
 
     def prefetch(self, pairs: Sequence[tuple[StateT, str]]) -> None:
         """Prefetch hook: called with the states and words that `score` will be asked for next. No-op by default."""

@@ -258,18 +258,6 @@ def test_scores_of_several_automata_add_up_with_word_pieces():
         assert hypothesis.fused == pytest.approx(expected, abs=1e-3), text_words
 
 
-def test_tables_that_are_too_large_are_cleared_between_utterances(monkeypatch):
-    monkeypatch.setattr("ssl_asr.decoding.fusion.tables._MAX_CELLS", 20)
-    model = estimate(SENTENCES, order=2).model
-    words = Words(LABELS, model=model, weight=0.5, word_score=0.0, unknown_score=-3.0, vocabulary=model.vocabulary)
-    fusion = Fusion([words], size=len(LABELS))
-    log_probs = _log_probs(1, 6, len(LABELS), seed=6)
-    options = {"beam_size": 16, "fusion": fusion, "n_best": 4} | EVERYTHING
-    first = prefix_beam_search(log_probs, torch.tensor([6]), **options)
-    assert len(fusion._keys) > 4
-    assert prefix_beam_search(log_probs, torch.tensor([6]), **options) == first
-
-
 def test_utterances_without_frames_have_one_empty_hypothesis():
     log_probs = torch.zeros(2, 3, len(LABELS))
     found = prefix_beam_search(log_probs, torch.tensor([0, 0]), beam_size=4, fusion=None, n_best=2, **EVERYTHING)
@@ -283,6 +271,9 @@ def test_utterances_without_frames_have_one_empty_hypothesis():
 def test_the_most_likely_labels_extend_a_prefix_without_the_blank(most, labels):
     log_probs = torch.tensor([[[0.5, 0.02, 0.3, 0.08, 0.1]]]).log()
     ids, values = _step_candidates(log_probs, 0, most)
-    assert ids.shape == values.shape == (1, 1, labels)
-    assert set(ids.flatten().tolist()) == set([2, 4, 3, 1][:labels])
-    assert torch.equal(values, log_probs.gather(2, ids))
+    assert ids.shape == values.shape == (1, 1, labels + 1)
+    assert set(ids[..., :-1].flatten().tolist()) == set([2, 4, 3, 1][:labels])
+    assert torch.equal(values[..., :-1], log_probs.gather(2, ids[..., :-1]))
+    # The dummy candidate at the end is a blank that is never chosen.
+    assert ids[0, 0, -1] == 0
+    assert values[0, 0, -1] < -1e29

@@ -27,6 +27,7 @@ import transformers
 from ssl_asr.types import Seconds
 from tests.gpu.ctc import ctc_step
 from tests.gpu.rows import add_row
+from tests.gpu.search import search_step
 from tests.gpu.steps import Setup, Step, ssl_hf, ssl_ours, transcribe_hf, transcribe_ours, whisper_hf, whisper_ours
 
 PEAK_FLOPS = float(os.environ.get("GPU_PEAK_TFLOPS", "790")) * 1e12
@@ -139,7 +140,15 @@ def _ctc_rows() -> dict[str, Row]:
     }
 
 
-ROWS = {**_ctc_rows(), **_ssl_rows(), **_whisper_rows(), **_transcription_rows()}
+def _search_rows() -> dict[str, Row]:
+    """CTC beam search with an n-gram model over words and hotwords, with one over labels, and without."""
+    return {
+        f"ctc_search/{kind}": Row(build=partial(search_step, kind=kind), durations=RAGGED, warmup=1, steps=3)
+        for kind in ("words", "labels", "plain")
+    }
+
+
+ROWS = {**_ctc_rows(), **_search_rows(), **_ssl_rows(), **_whisper_rows(), **_transcription_rows()}
 # The tiny shape of large-v3 is that of small.
 TINY_ROWS = [name for name in ROWS if not name.startswith("whisper_large")]
 

@@ -9,9 +9,12 @@ the labels of the hypothesis one by one. Its key is all that it remembers of the
 
     fused(l_1 ... l_n) = sum over automata:  rows(k_0)[l_1] + ... + rows(k_{n-1})[l_n] + end(k_n)
 
-The row of a key holds the score of every label of the vocabulary; minus infinity forbids a label. Keys are hashable and
-finitely many keys are reached, so `tables.Fusion` numbers them as they are reached and keeps all rows in one tensor:
-the fused scores of a whole beam are one gather. The tables are kept between utterances.
+The row of a key holds the score of every label of the vocabulary; minus infinity forbids a label.
+
+N-gram models, lexicons and hotwords have a table: tensors from which `tables.Fusion` takes the scores of all candidates
+of all beams at once, on the device of the search. The keys of neural language models and KenLM binaries are hashable
+and finitely many are reached, so `tables.Fusion` numbers them as they are reached and keeps their rows in one tensor.
+All tables are kept between utterances.
 
 Labels are spelled as text. A space is a word boundary: the label ``" "`` of a character vocabulary, or the first
 character of ``" the"`` in a vocabulary of word pieces.
@@ -19,7 +22,8 @@ character of ``" the"`` in a vocabulary of word pieces.
 - `automata`: the interface, and the automata that score labels one by one.
 - `words`: language models and lexicons over words.
 - `hotwords`: bonuses for expected phrases.
-- `tables`: several automata as tables, for searches over a small vocabulary.
+- `state_tables`: the interface of tables; `label_tables`, `word_tables`, `hotword_tables`: the tables.
+- `tables`: several automata as one, for searches over a small vocabulary.
 - `scorers`: several automata as a `Scorer` of an autoregressive beam search.
 - `options`: the settings of all of them, which decoders inherit.
 """

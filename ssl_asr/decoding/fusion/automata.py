@@ -6,10 +6,14 @@ from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 
 from ssl_asr.console import notify, shortened
 from ssl_asr.decoding.arpa import Float64s
+from ssl_asr.decoding.fusion.label_tables import LabelBonusTable, LabelNGramTable
+from ssl_asr.decoding.fusion.state_tables import StateTable, dense_if_small
 from ssl_asr.decoding.ngram import NGram
+from ssl_asr.decoding.ngram_table import NGramTable
 from ssl_asr.errors import LanguageModelError
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -50,6 +54,10 @@ class Automaton(ABC, Generic[KeyT]):
         """
         return
 
+    def table(self, device: torch.device) -> StateTable | None:
+        """The automaton as tensors on a device, with equal scores. None by default: a search calls `rows` instead."""
+        return None
+
 
 class LabelNGram(Automaton[int]):
     """An n-gram model over labels, weighted. Keys are the states of the model.
@@ -64,7 +72,7 @@ class LabelNGram(Automaton[int]):
     """
 
     def __init__(self, model: NGram, labels: Sequence[str | None], *, weight: float) -> None:
-        self.model, self.weight = model, weight
+        self.model, self.weight, self._labels = model, weight, labels
         self._silent_V = np.array([label is None for label in labels])
         self._ids_V = np.array([-1 if label is None else model.index.get(lm_token(label), -1) for label in labels])
         tokens = [lm_token(label) for label in labels if label]
@@ -95,6 +103,13 @@ class LabelNGram(Automaton[int]):
         """Weighted log-probability of the end of the sentence."""
         return self.weight * self.model.end(key)
 
+    def table(self, device: torch.device) -> StateTable:
+        """See `Automaton`."""
+        model = NGramTable(self.model.arrays(), weight=self.weight, device=device)
+        ids = [model.unknown if i < 0 else i for i in self._ids_V.tolist()]
+        table = LabelNGramTable(model, self._labels, ids, device)
+        return dense_if_small(table, states=model.states, size=len(ids), device=device)
+
 
 class LabelBonus(Automaton[None]):
     """A constant bonus for each label, against hypotheses that are too short.
@@ -123,6 +138,10 @@ class LabelBonus(Automaton[None]):
     def end(self, key: None) -> float:
         """Zero."""
         return 0.0
+
+    def table(self, device: torch.device) -> StateTable:
+        """See `Automaton`."""
+        return LabelBonusTable(torch.from_numpy(self._row_V).to(device, torch.float32))
 
 
 def name_missing_labels(lacking: Sequence[str], labels: int, where: str, effect: str) -> None:

@@ -16,9 +16,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.fusion.hotword_tables import HotwordTable
+from ssl_asr.decoding.fusion.state_tables import StateTable, dense_if_small
 from ssl_asr.errors import LanguageModelError
 
 
@@ -71,6 +74,26 @@ class Hotwords(Automaton[str | None]):
         key, total = self._read(key, " ")
         return total - self._credit(key)
 
+    def table(self, device: torch.device) -> StateTable:
+        """See `Automaton`."""
+        keys: list[str | None] = [*sorted(self._prefixes), None]
+        numbers = {key: number for number, key in enumerate(keys)}
+        characters = sorted({" ", *(character for label in self.labels for character in label or "")})
+        columns = {character: column for column, character in enumerate(characters)}
+        following: dict[str, list[str]] = {}
+        for text in self._prefixes:
+            following.setdefault(text[:-1], []).append(text[-1:])
+        # A character with which no phrase continues leads to None, and takes back what is on credit.
+        nexts_NA = np.full((len(keys), len(characters)), numbers[None])
+        scores_NA = np.tile(np.array([[-self._credit(key)] for key in keys]), len(characters))
+        for number, key in enumerate(keys):
+            for character in {" ", *(c for text in _suffixes(key) for c in following.get(text, []))} & columns.keys():
+                after, scores_NA[number, columns[character]] = self._read(key, character)
+                nexts_NA[number, columns[character]] = numbers[after]
+        ends_N = np.array([self.end(key) for key in keys])
+        table = HotwordTable(scores_NA, nexts_NA, ends_N, self.labels, characters, numbers[self.begin], device)
+        return dense_if_small(table, states=len(keys), size=len(self.labels), device=device)
+
     def _read(self, key: str | None, text: str) -> tuple[str | None, float]:
         """Key after a text, and the score of the text."""
         total = 0.0
@@ -107,3 +130,11 @@ class Hotwords(Automaton[str | None]):
     def _finished(self, text: str) -> int:
         """Length of the longest phrase that a text begins with, 0 for none."""
         return next((n for n in range(len(text), 0, -1) if text[:n] in self._phrases), 0)
+
+
+def _suffixes(key: str | None) -> list[str]:
+    """The key, and what is left of it without its first words. Empty for None."""
+    if key is None:
+        return []
+    words = key.split(" ")
+    return [" ".join(words[first:]) for first in range(len(words))]

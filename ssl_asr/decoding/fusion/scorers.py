@@ -27,24 +27,30 @@ class FusionScorer:
 
     def __init__(self, fusion: Fusion, *, rows: int) -> None:
         self.fusion = fusion
-        self._states_N = torch.full((rows,), fusion.begin(), device=fusion.device)
+        self._states_PN = fusion.begin(rows)
+        self._nexts: list[Tensor] = []
 
     def scores(self, log_probs_NV: Tensor, end_id: int) -> Tensor:
         """Score of each token and of the end, ``scores_NV``."""
-        scores_NV = self.fusion.rows(self._states_N).clone()
-        scores_NV[:, end_id] = self.fusion.ends(self._states_N)
+        labels_XC = torch.arange(log_probs_NV.shape[1], device=log_probs_NV.device)[None]
+        scores_NV, nexts = self.fusion.extend(self._states_PN, labels_XC)
+        # A forbidden token has no next state: pruned and finished beams keep their state.
+        allowed_NV = scores_NV > -math.inf
+        pairs = zip(nexts, self._states_PN, strict=True)
+        self._nexts = [torch.where(allowed_NV, nexts_NV, own_N[:, None]) for nexts_NV, own_N in pairs]
+        scores_NV = scores_NV.clone()
+        scores_NV[:, end_id] = self.fusion.ends(self._states_PN)
         return scores_NV.to(log_probs_NV.dtype)
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
         """Move each beam to the state of its parent row and one token further."""
-        states_N = self._states_N[rows_N]
-        # Pruned and finished beams keep their state: a forbidden token has no next state.
-        allowed_N = self.fusion.rows(states_N).gather(1, tokens_N[:, None])[:, 0] > -math.inf
-        self._states_N = self.fusion.nexts(states_N, torch.where(allowed_N, tokens_N, -1))
+        if self._nexts:
+            self._states_PN = torch.stack([nexts_NV[rows_N, tokens_N] for nexts_NV in self._nexts])
+        self.fusion.arrive(self._states_PN)
 
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
-        self._states_N = self._states_N[rows_N]
+        self._states_PN = self._states_PN[:, rows_N]
 
 
 class CandidateScorer:

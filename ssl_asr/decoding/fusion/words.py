@@ -30,10 +30,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.fusion.state_tables import StateTable
+from ssl_asr.decoding.fusion.word_tables import SpellingNodes, WordTable, prefixes
+from ssl_asr.decoding.ngram_table import NGramTable
 from ssl_asr.decoding.word_model import WordModel
 
 # Both caches are cleared when they exceed these sizes: spelling rows (in cells), and scores of words after states.
@@ -79,12 +83,12 @@ class Words(Automaton[WordKey]):
         self.unknown_alike = unknown_alike and vocabulary is not None
         self._unknown_price = unknown_score + weight * unknown_log_prob
         self._vocabulary = None if vocabulary is None else frozenset(vocabulary)
-        self._prefixes = None if vocabulary is None else _prefixes(vocabulary)
+        self._prefixes = None if vocabulary is None else prefixes(vocabulary)
         listed = None if model is None else model.vocabulary
         # Prefixes of words that the language model knows and the vocabulary lacks.
         self._model_prefixes: frozenset[str] = frozenset()
         if self._vocabulary is not None and listed is not None and unknown_score > -math.inf:
-            self._model_prefixes = _prefixes(listed - self._vocabulary)
+            self._model_prefixes = prefixes(listed - self._vocabulary)
         # Labels that end a word with their first character (" ", " the"), and labels with letters before a space.
         starts_word = [label is not None and label.startswith(" ") for label in labels]
         self._ends_word_V = np.array(starts_word)
@@ -134,6 +138,28 @@ class Words(Automaton[WordKey]):
         state, partial = key
         total, state = self._finish(state, partial)
         return total - self._charged(partial) + (0.0 if self.model is None else self.weight * self.model.end(state))
+
+    def table(self, device: torch.device) -> StateTable | None:
+        """See `Automaton`. None if the model has no table, or if a label has letters before a space."""
+        arrays = None if self.model is None else self.model.arrays()
+        if self._inner_space or (self.model is not None and arrays is None):
+            return None
+        words = frozenset() if self._vocabulary is None else self._vocabulary
+        words_of_model = {} if arrays is None else arrays.ids
+        if not self.unknown_alike and self.unknown_score > -math.inf:
+            words |= frozenset(words_of_model)
+        texts = ["", *sorted(prefixes(words)), _UNKNOWN_PARTIAL]
+        unknown = 0 if arrays is None else arrays.unknown
+        scored = [not self.unknown_alike or self._is_known(text) for text in texts]
+        ids = [words_of_model.get(text, unknown) if own else unknown for text, own in zip(texts, scored, strict=True)]
+        nodes = SpellingNodes(
+            texts=texts,
+            charged_N=np.array([self._charged(text) for text in texts]),
+            finish_N=np.array([self._own_score(text) for text in texts]),
+            words_N=np.array(ids),
+        )
+        model = None if arrays is None else NGramTable(arrays, weight=self.weight, device=device)
+        return WordTable(nodes, self.labels, model, device)
 
     def _is_known(self, word: str) -> bool:
         return (
@@ -202,17 +228,14 @@ class Words(Automaton[WordKey]):
 
     def _score(self, state: Any, word: str) -> tuple[float, Any]:
         """`_finish` without the cache."""
-        if not self._is_allowed(word):
-            return -math.inf, state
-        total = self.word_score
-        if not self._is_known(word):
-            total += self.unknown_score
-        if self.model is not None:
+        total = self._own_score(word)
+        if self.model is not None and total > -math.inf:
             log_prob, state = self.model.score(state, word)
             total += self.weight * log_prob
         return total, state
 
-
-def _prefixes(words: Collection[str]) -> frozenset[str]:
-    """Every prefix of the words, the words included."""
-    return frozenset(word[:length] for word in words for length in range(1, len(word) + 1))
+    def _own_score(self, word: str) -> float:
+        """Score of a finished word without the language model: minus infinity if the word is forbidden."""
+        if not word:
+            return 0.0
+        return self.word_score + (0.0 if self._is_known(word) else self.unknown_score)
