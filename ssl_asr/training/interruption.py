@@ -186,6 +186,9 @@ class LastCheckpoint(MovableCheckpoint):
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether Lightning validates after the current training batch."""
     loop = trainer.fit_loop
+    # Lightning skips a validation without data, and calls none of its hooks.
+    if loop.epoch_loop.val_loop.skip:
+        return False
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
