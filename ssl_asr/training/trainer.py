@@ -321,12 +321,12 @@ def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:
     from lightning.pytorch.plugins.precision import MixedPrecision
     from torch.amp.grad_scaler import GradScaler
 
-    from ssl_asr.training.checkpoint_files import AtomicCheckpointIO
+    from ssl_asr.training.checkpoint_io import BackgroundCheckpointIO
 
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         # On a CPU, Lightning would use bf16 and no scaler.
-        return None, [AtomicCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu"))]
-    return config.precision, [AtomicCheckpointIO()]
+        return None, [BackgroundCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu"))]
+    return config.precision, [BackgroundCheckpointIO()]
 
 
 def _profiler(name: str | None, folder: Path) -> "Profiler | None":
