@@ -38,7 +38,7 @@ from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import is_first_process, make_trainer, seed_everything
+from ssl_asr.training.trainer import BF16_WEIGHTS, is_first_process, make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -181,6 +181,7 @@ def _build_module(config: TrainConfig, train: Manifest, console: Console | None)
             accumulate=config.trainer.accumulate_grad_batches,
             clip_norm=config.trainer.gradient_clip_val,
             max_nonfinite=config.trainer.max_nonfinite,
+            bf16_weights=config.trainer.precision == BF16_WEIGHTS,
         ),
         normalizers=get_normalizers(config.normalizers),
         train=train,
