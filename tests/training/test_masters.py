@@ -1,13 +1,15 @@
 """``trainer.precision=bf16-true``: weights in bfloat16 with float32 masters."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from ssl_asr.build.restore import restore_module
-from ssl_asr.errors import UserError
+from ssl_asr.errors import ConfigError, UserError
 from ssl_asr.training.checkpoint_files import read_checkpoint
+from ssl_asr.training.step_memory import StepMemory
 from tests.training.toy_runs import build, resolved, toy_overrides
 
 BF16 = "trainer.precision=bf16-true"
@@ -146,6 +148,12 @@ def test_resumed_run_equals_the_whole_run(overrides, tmp_path, policy):
     if "frozen" in other:
         fresh = build(tmp_path / "fresh", *overrides)
         fresh.module.load_for_inference(other)
+
+
+def test_memory_is_not_estimated_for_other_weights_than_those_of_training(overrides, tmp_path):
+    run = build(tmp_path, *overrides)
+    with pytest.raises(ConfigError, match=r"trainer\.precision: is bf16-true, .*=bf16-mixed"):
+        StepMemory(run.module, run.data.train_kept, nullcontext, as_cuda=False)
 
 
 @pytest.mark.parametrize(
