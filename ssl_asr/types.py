@@ -119,7 +119,7 @@ RecommendedFreeze = Literal["none", "feature_encoder", "encoder"]
 NormalizerName = Literal["none", "lower", "basic", "whisper_basic", "whisper_english", "by_language"]
 Downmix = Literal["mean", "first", "refuse"]
 """What several channels become: their mean, the first channel, or an error."""
-Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-true", "16-mixed", "bf16-mixed"]
 RecognitionPrecision = Literal["auto", "32-true", "16-true", "bf16-true"]
 
 SAMPLE_RATE: Hertz = 16_000

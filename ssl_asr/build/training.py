@@ -28,6 +28,7 @@ from ssl_asr.models.loading import backbone_folder
 from ssl_asr.textfiles import remove_partial, written_whole
 from ssl_asr.training.averaging import EMA
 from ssl_asr.training.callbacks import BatchFigures, LastValidation, Samples, Throughput, checkpointing
+from ssl_asr.training.checkpoint_io import BackgroundCheckpoints
 from ssl_asr.training.checkpointing import RandomStates, SelfDescription
 from ssl_asr.training.interruption import StopOnSignal
 from ssl_asr.training.module import ASRModule
@@ -37,7 +38,7 @@ from ssl_asr.training.schedulers import total_updates
 from ssl_asr.training.sides import OptimConfig
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.tasks import ModuleParts
-from ssl_asr.training.trainer import is_first_process, make_trainer, seed_everything
+from ssl_asr.training.trainer import BF16_WEIGHTS, is_first_process, make_trainer, seed_everything
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -180,6 +181,7 @@ def _build_module(config: TrainConfig, train: Manifest, console: Console | None)
             accumulate=config.trainer.accumulate_grad_batches,
             clip_norm=config.trainer.gradient_clip_val,
             max_nonfinite=config.trainer.max_nonfinite,
+            bf16_weights=config.trainer.precision == BF16_WEIGHTS,
         ),
         normalizers=get_normalizers(config.normalizers),
         train=train,
@@ -205,10 +207,11 @@ def _build_trainer(
     )
     options = config.trainer
     # In this order: the average is no longer in the place of the weights when training stops, a last validation is
-    # known before, and its results are written after.
+    # known before, the last checkpoint is written, and its results are written after.
     callbacks: list[Callback] = [
         *([] if options.ema_decay is None else [EMA(options.ema_decay)]),
         LastValidation(),
+        BackgroundCheckpoints(current()),
         StopOnSignal(current(), None if options.fast_dev_run else folder / "checkpoints"),
         SelfDescription(config=plain(config), description=module.description(), data=data_description(data.train_kept)),
         RandomStates(),

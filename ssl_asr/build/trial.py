@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ssl_asr.build.training import TrainingRun
 from ssl_asr.console import TitledTable, tracked
 from ssl_asr.errors import TrainingError
+from ssl_asr.training.masters import check_measurable
 from ssl_asr.training.memory import peak_gb
 from ssl_asr.training.step_memory import tensor_bytes
 from ssl_asr.types import Batch, Seconds
@@ -131,7 +132,13 @@ def _timed(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> Secon
 
 
 def _optimizers(run: TrainingRun) -> list[Optimizer]:
-    """The optimizers of the run, at their peak learning rates."""
+    """The optimizers of the run, at their peak learning rates.
+
+    Raises:
+        ConfigError: See `check_measurable`.
+    """
+    assert run.module.optim is not None
+    check_measurable(bf16_weights=run.module.optim.bf16_weights)
     optimizers, _ = run.module.configure_optimizers()
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Weights in 16 bits, for models that only infer."""
+"""Weights in 16 bits, for inference, and for training that keeps float32 masters of them."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     digits in 16 bits. Statistics of a batch norm scale every frame by the same rounding error.
 
     Args:
-        module: nn.Module, not trained afterwards.
+        module: nn.Module. An optimizer that updates its weights needs `ssl_asr.training.masters.MasterWeights`.
         dtype: torch.dtype, float32, bfloat16 or float16.
     """
     for part in module.modules():

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ssl_asr.config.run_folder import AUTO, is_first, resumes
 from ssl_asr.console import notify
@@ -122,14 +121,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged, or was not written by this version of ssl_asr.
     """
-    checkpoint = _loaded(path)
+    checkpoint = read_undamaged(path)
     if checkpoint.get(KEY, {}).get("format") != FORMAT:
         raise CheckpointError(str(path), "was not written by this version of ssl_asr")
     return checkpoint
 
 
-def _loaded(path: Path) -> dict[str, Any]:
-    """The content of a file that is not damaged."""
+def read_undamaged(path: Path) -> dict[str, Any]:
+    """Read a file of `write_checkpoint` and compare its digest. It may hold something else than a run's checkpoint.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
     if path.is_dir():
         raise CheckpointError(str(path), "is a folder", f"give a file, as {path / 'checkpoints' / 'last.ckpt'}")
     if not path.is_file():
@@ -246,24 +249,3 @@ def _fallen_back(found: Resumed | None, faults: list[CheckpointError]) -> Resume
     if found is not None and faults and is_first():
         notify(f"{seen} The run continues from {found.path}, after update {found.updates}.")
     return found
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's interface to `write_checkpoint` and `read_checkpoint`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write atomically."""
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self,
-        path: Any,
-        map_location: Any | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read and compare the digest. Lightning also sends weights between processes this way, without our keys."""
-        return _loaded(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove the file."""
-        Path(path).unlink(missing_ok=True)

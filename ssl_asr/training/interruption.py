@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.config.interruption import Interruption
+from ssl_asr.training.checkpoint_io import finish_checkpoints
 from ssl_asr.training.checkpointing import MovableCheckpoint
 from ssl_asr.training.updates import UpdateLoop
 
@@ -120,9 +121,11 @@ class StopOnSignal(Callback):
             self._leave(trainer, number, save=save)
 
     def _leave(self, trainer: L.Trainer, number: int, *, save: bool) -> NoReturn:
-        if save and self.folder is not None:
-            with self.interruption.unlimited():
+        with self.interruption.unlimited():
+            if save and self.folder is not None:
                 trainer.save_checkpoint(self.folder / "last.ckpt")
+            # All ranks wait, because a launcher ends all processes when the first one ends.
+            finish_checkpoints(trainer)
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started_by_lightning = environment is not None and not environment.creates_processes_externally
         # If a process that Lightning started does not return 0, Lightning kills the first one.
@@ -186,6 +189,9 @@ class LastCheckpoint(MovableCheckpoint):
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether Lightning validates after the current training batch."""
     loop = trainer.fit_loop
+    # Lightning skips a validation without data, and calls none of its hooks.
+    if loop.epoch_loop.val_loop.skip:
+        return False
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 

@@ -103,6 +103,7 @@ class ASRModule(ValidationLoop):
         super().__init__(encoder=encoder, sides=sides, optim=optim, normalizers=normalizers)
         self.tokenizer, self.policy = tokenizer, policy
         self._state_cache: StateCache | None = None
+        self._frozen_digest: str | None = None
         self._gathered: tuple[list[Prediction], list[Prediction]] = ([], [])
 
     # Encoding ------------------------------------------------------------------------------------------------
@@ -136,7 +137,13 @@ class ASRModule(ValidationLoop):
         self._state_cache = cache
 
     def on_fit_start(self) -> None:
-        """Set the rank of the state cache before any batch, those of a sanity validation included."""
+        """Set the rank of the state cache before any batch, those of a sanity validation included.
+
+        The digest of frozen weights that checkpoints leave out is that of the pretrained weights, which are float32.
+        """
+        if self.optim is not None and self.optim.bf16_weights and self.policy.only_trained:
+            self._frozen_digest = state_digest((name, p) for name, p in self.named_parameters() if not p.requires_grad)
+        super().on_fit_start()
         if self._state_cache is not None:
             self._state_cache.store.rank = self.global_rank
 
@@ -251,12 +258,15 @@ class ASRModule(ValidationLoop):
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out frozen weights if the policy says so, and record their digest."""
+        """Save the masters of weights. Leave out frozen weights if the policy says so, and record their digest."""
+        if self.masters is not None:
+            self.masters.replace_in(checkpoint["state_dict"], self)
         if not self.policy.only_trained:
             return
         left_out = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         weights = checkpoint["state_dict"]
-        checkpoint["frozen"] = state_digest((name, weights.pop(name)) for name in left_out)
+        frozen = [(name, weights.pop(name)) for name in left_out]
+        checkpoint["frozen"] = self._frozen_digest or state_digest(frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the weights that the checkpoint left out."""
@@ -272,7 +282,7 @@ class ASRModule(ValidationLoop):
             return weights
         own = {name: whole(value) for name, value in self.state_dict().items() if not name.startswith("_metrics.")}
         left_out = {name: value for name, value in own.items() if name not in weights}
-        if state_digest(left_out.items()) != checkpoint["frozen"]:
+        if (self._frozen_digest or state_digest(left_out.items())) != checkpoint["frozen"]:
             what = "was trained from other pretrained weights than these"
             raise CheckpointError("checkpoint", what, "use the backbone.source and revision it was trained from")
         return {**left_out, **weights}

@@ -24,6 +24,7 @@ class OptimConfig:
         accumulate: Number of batches per update.
         clip_norm: Largest global gradient norm over all parameters of both sides, or None for no limit.
         max_nonfinite: Number of consecutive non-finite updates after which training stops with an error.
+        bf16_weights: Compute with weights in bfloat16, and update float32 masters of them.
     """
 
     optimizers: dict[str, OptimizerConfig]
@@ -31,6 +32,7 @@ class OptimConfig:
     accumulate: int
     clip_norm: float | None
     max_nonfinite: int
+    bf16_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssl_asr.data.state_store import StateStore, state_digest
 from ssl_asr.errors import ConfigError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
-from ssl_asr.training.trainer import FSDP2
+from ssl_asr.training.trainer import BF16_WEIGHTS, FSDP2
 from ssl_asr.types import Batch, OutputPath, on_device
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ class DiskStateCache:
         if run.audio_augment:
             what = f"has {', '.join(run.audio_augment)}, and state_cache needs the same audio in every epoch"
             yield ConfigError("audio_augment", what, "use audio_augment=none, or state_cache=none")
+        if run.trainer.precision == BF16_WEIGHTS:
+            what = "keeps states of an encoder in float32, and trainer.precision=bf16-true computes it in bfloat16"
+            yield ConfigError("state_cache", what, "use trainer.precision=bf16-mixed, or state_cache=none")
         if run.trainer.strategy == FSDP2:
             what = "runs the encoder on some ranks only, and trainer.strategy=fsdp2 needs all ranks to run it"
             yield ConfigError("state_cache", what, "use trainer.strategy=ddp, or state_cache=none")

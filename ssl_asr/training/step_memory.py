@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.sampler import TrainBatchSampler
 from ssl_asr.models.encoder import LayerGroup
+from ssl_asr.training.masters import check_measurable
 from ssl_asr.training.memory import LiveMemory
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.optimizers import state_bytes
@@ -130,6 +131,7 @@ class StepMemory:
         *,
         as_cuda: bool,
     ) -> None:
+        check_measurable(bf16_weights=module.optim is not None and module.optim.bf16_weights)
         scale = min(1.0, float(train.durations_N.max()) / max(seconds for _, seconds, *_ in _MEASURED))
         least_s = 2 * module.speech_encoder.min_samples / SAMPLE_RATE
         terms, steps = [], []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssl_asr.config.schemas import TrainConfig
 
 FSDP2 = "fsdp2"
+BF16_WEIGHTS = "bf16-true"
 # Planning an epoch takes milliseconds.
 _MOST_EPOCHS = 10_000
 _SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
@@ -37,7 +38,10 @@ class TrainerConfig:
         num_nodes: Number of machines.
         strategy: Lightning's strategy: auto, ddp and others. ``fsdp2`` shards parameters, gradients and optimizer
             states over ranks.
-        precision: Lightning's precision, such as 32-true or bf16-mixed.
+        precision: 32-true, bf16-mixed, 16-mixed or bf16-true. The mixed ones compute most operations in 16 bits and
+            keep float32 weights. bf16-true computes with weights in bfloat16, and updates float32 masters of them; on
+            one device. Lightning's 16-true and transformer-engine would round each update to the few digits of the
+            weights, and 64-true has no use, since losses are float32.
         max_epochs: Number of epochs.
         max_steps: Number of updates after which training stops, or -1 for no limit.
         accumulate_grad_batches: Batches in an update. The mean is over everything in them.
@@ -128,9 +132,25 @@ class TrainerConfig:
             what = "needs checkpoints, and fast_dev_run writes none"
             yield ConfigError("trainer.average_best", what, "use trainer.average_best=null")
         yield from self._sharding_conflicts(run)
+        yield from self._bf16_conflicts(run)
         if self.check_val_every_n_epoch is None and not isinstance(self.val_check_interval, int):
             what = f"is null, and val_check_interval={self.val_check_interval} is a fraction of an epoch"
             yield ConfigError("trainer.check_val_every_n_epoch", what, "give val_check_interval a number of batches")
+
+    def _bf16_conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
+        """Settings that do not work with weights in bfloat16 and their masters."""
+        if self.precision != BF16_WEIGHTS:
+            return
+        several = self.ranks > 1 or self.strategy != "auto"
+        found = [
+            (several, "trainer.strategy", "use trainer.devices=1 trainer.strategy=auto"),
+            (self.ema_decay is not None, "trainer.ema_decay", "use trainer.average_best"),
+            (run.data.max_batch_s == "auto", "data.max_batch_s", "give a number"),
+        ]
+        for is_set, key, remedy in found:
+            if is_set:
+                what = f"has a value that does not work with trainer.precision={BF16_WEIGHTS}"
+                yield ConfigError(key, what, f"{remedy}, or trainer.precision=bf16-mixed")
 
     def _sharding_conflicts(self, run: "TrainConfig") -> Iterator[ConfigError]:
         """Settings that do not work with sharded parameters."""
@@ -233,7 +253,7 @@ def check_strategy(config: TrainerConfig) -> None:
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config.strategy, thaws=False),
-            precision=None if config.precision == "16-mixed" else config.precision,
+            precision=None if config.precision in ("16-mixed", BF16_WEIGHTS) else config.precision,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -304,6 +324,9 @@ def make_trainer(
         # Parameters that are gathered in inference mode could not be trained afterwards.
         inference_mode=config.strategy != FSDP2,
     )
+    if config.precision == BF16_WEIGHTS and trainer.world_size > 1:
+        what = f"is {BF16_WEIGHTS}, which trains on one device, and this run has {trainer.world_size}"
+        raise ConfigError("trainer.precision", what, "use trainer.devices=1, or trainer.precision=bf16-mixed")
     return _ready(trainer)
 
 
@@ -321,12 +344,13 @@ def _precision(config: TrainerConfig) -> tuple[Any, list[Any]]:
     from lightning.pytorch.plugins.precision import MixedPrecision
     from torch.amp.grad_scaler import GradScaler
 
-    from ssl_asr.training.checkpoint_files import AtomicCheckpointIO
+    from ssl_asr.training.checkpoint_io import BackgroundCheckpointIO
 
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         # On a CPU, Lightning would use bf16 and no scaler.
-        return None, [AtomicCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu"))]
-    return config.precision, [AtomicCheckpointIO()]
+        return None, [BackgroundCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu"))]
+    # With weights in bfloat16, Lightning would round waveforms, filters and masters too.
+    return None if config.precision == BF16_WEIGHTS else config.precision, [BackgroundCheckpointIO()]
 
 
 def _profiler(name: str | None, folder: Path) -> "Profiler | None":

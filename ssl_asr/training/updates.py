@@ -33,6 +33,7 @@ from ssl_asr.data.dataset import silence
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
+from ssl_asr.training.masters import MasterWeights
 from ssl_asr.training.parts import is_sharded, own_part, whole
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
@@ -80,6 +81,7 @@ class UpdateLoop(L.LightningModule):
     Attributes:
         noted_signal: Returns the number of the signal that this process has received, or 0.
         agreed_signal: The signal that any rank had received at the last update, or 0. Equal on all ranks.
+        masters: Float32 masters of the weights during training with weights in bfloat16, or None.
     """
 
     def __init__(self, *, encoder: SpeechEncoder, sides: Sides, optim: OptimConfig | None) -> None:
@@ -95,6 +97,7 @@ class UpdateLoop(L.LightningModule):
         self._nonfinite_in_a_row = self._overflows_in_a_row = 0
         self._window: list[_Part] = []
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
+        self.masters: MasterWeights | None = None
 
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """The summed loss of a batch, and its count.
@@ -135,6 +138,15 @@ class UpdateLoop(L.LightningModule):
         super().train(mode)
         self.sides.freeze_modes()
         return self
+
+    def on_fit_start(self) -> None:
+        """Cast the weights if they are in bfloat16. A checkpoint's weights are loaded before, its optimizers after."""
+        if self.optim is not None and self.optim.bf16_weights:
+            self.masters = MasterWeights(self, self._bare_optimizers())
+
+    def on_fit_end(self) -> None:
+        """Free the masters. The weights stay in bfloat16."""
+        self.masters = None
 
     def on_train_start(self) -> None:
         """Set modes before the first batch. After a validation, Lightning restores the modes from before it.
@@ -241,9 +253,7 @@ class UpdateLoop(L.LightningModule):
         assert self.optim is not None
         window, self._window = self._window, []
         optimizers, scaler = self._bare_optimizers(), self._scaler
-        if scaler is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
+        self._prepare_gradients(optimizers, scaler)
         gradients = [p.grad for p in self._optimized() if p.grad is not None]
         norms_S = self._side_norms(optimizers)
         own = torch.stack([part.count for part in window]).sum().float()
@@ -278,6 +288,14 @@ class UpdateLoop(L.LightningModule):
             self._has_updated(scaler)
         else:
             self._has_skipped(window, scaler)
+
+    def _prepare_gradients(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
+        """Give the gradients to what the optimizers update, without the loss scale."""
+        if self.masters is not None:
+            self.masters.take_gradients()
+        if scaler is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
 
     def _side_norms(self, optimizers: list[Optimizer]) -> Tensor:
         """Norm of the gradients of each optimizer, before the mean."""
@@ -322,6 +340,8 @@ class UpdateLoop(L.LightningModule):
                 scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
+        if self.masters is not None:
+            self.masters.round()
         counter._on_after_step()
         for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
             self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)

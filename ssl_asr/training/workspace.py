@@ -42,6 +42,7 @@ def make_workspace(*, entity: str, project: str, name: str, splits: Sequence[str
         _lines("Share of the peak of the card (MFU)", "train/mfu"),
         _lines("Padding, and fill of batches", "train/padding", "train/fill"),
         _lines("Share of the time that waits for the loader", "train/loader_wait"),
+        _lines("Seconds that training waits for checkpoints", "train/checkpoint_wait_s"),
         _lines("Memory in GB", "train/peak_gb"),
     ]
     pictures = [f"val/{kind}/{place}" for kind in ("posteriors", "attention") for place in (1, 2)]

@@ -88,9 +88,17 @@ PROMISED = {
     *("model/parameters", "model/trainable", "train/loss", "train/grad_norm", "train/grad_norm/rest", "lr/rest"),
     *(
         f"train/{name}"
-        for name in ("epoch_s", "audio_s_per_s", "loader_wait", "peak_gb", "fill", "padding", "rank_balance")
+        for name in ("epoch_s", "audio_s_per_s", "loader_wait", "checkpoint_wait_s", "peak_gb", "fill", "padding")
     ),
-    *("train/nonfinite_updates", "val/loss", "val/wer_low", "val/wer_high", "val/wer_best", "trainer/global_step"),
+    *(
+        "train/rank_balance",
+        "train/nonfinite_updates",
+        "val/loss",
+        "val/wer_low",
+        "val/wer_high",
+        "val/wer_best",
+        "trainer/global_step",
+    ),
     *(f"val/{name}" for name in SCORES),
     *(f"{split}/{name}" for split in ("dev", "test") for name in SCORES),
     *(f"{split}/{name}" for split in ("dev", "test") for name in ("wer_low", "wer_high", "sub", "ins", "del")),
