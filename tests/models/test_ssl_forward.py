@@ -5,15 +5,14 @@ Also, that the forward passes of all families with layouts wait for nothing.
 
 import copy
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, HubertConfig, WavLMConfig
 
 from ssl_asr.models.ssl import SSLEncoder
 from tests.toys import FAMILIES, GROUP, SMALL, toy_encoder
+from tests.waits import OnDevice
 
 WAV2VEC2 = [name for name, toy in FAMILIES.items() if toy.normalize or "group" in name or name == "data2vec"]
 SAMPLES = 9001
@@ -135,51 +134,13 @@ def test_wavlm_keeps_no_table_of_pairs_of_frames():
     assert total < 0.35 * theirs, (total, theirs)
 
 
-class _OnDevice(TorchDispatchMode):
-    """Follows the tensors that would be on a GPU, and refuses operations that wait for their values."""
-
-    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
-
-    def __init__(self, tensors):
-        super().__init__()
-        self._storages = {}
-        self.seen = 0
-        for tensor in tensors:
-            self._mark(tensor)
-
-    def _mark(self, tensor):
-        storage = tensor.untyped_storage()
-        # The reference keeps its address from being used again.
-        self._storages[storage.data_ptr()] = storage
-
-    def _is_on_device(self, value):
-        return isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self._storages
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
-        on_device = any(map(self._is_on_device, flat))
-        name = func._schema.name.removeprefix("aten::")
-        masks = name.startswith(("index", "_index_put")) and any(
-            self._is_on_device(one) and one.dtype == torch.bool for one in flat[1:]
-        )
-        if on_device and (name in self.waiting or masks):
-            raise AssertionError(f"{name} waits for the device")
-        out = func(*args, **(kwargs or {}))
-        self.seen += on_device
-        if on_device:
-            for one in torch.utils._pytree.tree_leaves(out):
-                if isinstance(one, torch.Tensor) and one.numel() > 0:
-                    self._mark(one)
-        return out
-
-
 @pytest.mark.parametrize("lengths", [[SAMPLES, SAMPLES], [SAMPLES, 5000]])
 @pytest.mark.parametrize("name", [*WAV2VEC2, "w2v_bert", "whisper"])
 def test_no_step_waits_for_the_device(toy_checkpoints, name, lengths):
     """Lengths are on the CPU. Nothing looks at a value that depends on the waveforms or the weights."""
     encoder = toy_encoder(name, toy_checkpoints).train()
     waveform_BT = torch.randn(2, SAMPLES)
-    with _OnDevice([waveform_BT, *encoder.parameters(), *encoder.buffers()]) as mode:
+    with OnDevice([waveform_BT, *encoder.parameters(), *encoder.buffers()]) as mode:
         encoder(waveform_BT, torch.tensor(lengths)).h_BFD.square().sum().backward()
     assert mode.seen > 100
     assert all(math.isfinite(float(p.grad.sum())) for p in encoder.parameters() if p.grad is not None)
@@ -188,5 +149,5 @@ def test_no_step_waits_for_the_device(toy_checkpoints, name, lengths):
 def test_the_check_for_waits_finds_them():
     x = torch.ones(3)
     for wait in (lambda: x.sum().item(), lambda: x[x > 0], lambda: (x > 0).nonzero()):
-        with pytest.raises(AssertionError, match="waits for the device"), _OnDevice([x]):
+        with pytest.raises(AssertionError, match="waits for the device"), OnDevice([x]):
             wait()
