@@ -315,8 +315,7 @@ def make_trainer(
         logger=list(loggers),
         callbacks=[*callbacks, *([] if console is None else [ProgressBar(console, verb="Scoring")])],
         plugins=plugins,
-        # Batches are planned for each epoch, so their number differs.
-        reload_dataloaders_every_n_epochs=1,
+        reload_dataloaders_every_n_epochs=1,  # Batches are planned for each epoch, so their number differs.
         use_distributed_sampler=False,
         enable_progress_bar=console is not None,
         enable_model_summary=False,
@@ -324,10 +323,15 @@ def make_trainer(
         # Parameters that are gathered in inference mode could not be trained afterwards.
         inference_mode=config.strategy != FSDP2,
     )
-    if config.precision == BF16_WEIGHTS and trainer.world_size > 1:
-        what = f"is {BF16_WEIGHTS}, which trains on one device, and this run has {trainer.world_size}"
-        raise ConfigError("trainer.precision", what, "use trainer.devices=1, or trainer.precision=bf16-mixed")
+    _check_ranks(config, trainer.world_size)
     return _ready(trainer)
+
+
+def _check_ranks(config: TrainerConfig, ranks: int) -> None:
+    """Refuse a precision that trains on one device only, now that the number of devices is known."""
+    if config.precision == BF16_WEIGHTS and ranks > 1:
+        what = f"is {BF16_WEIGHTS}, which trains on one device, and this run has {ranks}"
+        raise ConfigError("trainer.precision", what, "use trainer.devices=1, or trainer.precision=bf16-mixed")
 
 
 def _strategy(name: str, *, thaws: bool) -> Any:
