@@ -9,7 +9,7 @@ from torch import Tensor
 from ssl_asr.models import triton_kernels
 from ssl_asr.models.relative_attention import attention_weights, shortened, spread
 
-_TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest difference, as a share of the largest value. float32 may be multiplied as TF32."""
 
 
@@ -22,7 +22,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
         dtype: torch.dtype of the states. There is no kernel for float64.
         dim: int, number of features of a head. Kernels are compiled for a type and a number of features.
     """
-    if dtype not in _TOLERANCES:
+    if dtype not in TOLERANCES:
         return False
     return triton_kernels.has_kernel(
         device,
@@ -56,7 +56,7 @@ def _agrees(device: torch.device, dtype: torch.dtype, dim: int, dropout: float) 
     )
     # False for NaN.
     return all(
-        bool((one.detach().cpu() - other).abs().max() <= _TOLERANCES[dtype] * other.abs().max())
+        bool((one.detach().cpu() - other).abs().max() <= TOLERANCES[dtype] * other.abs().max())
         for one, other in zip(found, expected, strict=True)
     )
 

@@ -10,6 +10,7 @@ from transformers import AutoModel, Wav2Vec2BertConfig
 from ssl_asr.models.encoder import SpeechEncoder
 from ssl_asr.models.position_bias import DistanceBias, GatedBias
 from ssl_asr.models.ragged import Packed
+from ssl_asr.models.relative_check import TOLERANCES as KERNEL_TOLERANCES
 from ssl_asr.models.relative_check import by_kernel, by_torch, has_kernel, kept_by_kernel
 from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.ssl_stem import normalize_waveform
@@ -22,9 +23,6 @@ E = TypeVar("E", bound=SpeechEncoder)
 
 # Largest difference of states, as a share of the largest state: float32 with TF32 products, and bf16.
 _TOLERANCES = {"float32": 5e-3, "bf16": 6e-2}
-
-# The same of WavLM's attention, outputs and gradients, for equal inputs.
-_KERNEL_TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 def wav2vec2_states(encoder: SSLEncoder, waveform_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -156,7 +154,7 @@ def check_kernel(
         exact = results(by_torch, [x.double() for x in inputs], lengths, dropout=dropout, kept=kept)
         for name, one, other in zip(("out", "q", "k", "v", "gate", "relative"), found, exact, strict=True):
             error = (one - other).abs().max() / other.abs().max()
-            assert error < _KERNEL_TOLERANCES[dtype], f"{name} of {dtype} differs from torch by {float(error):.1e}"
+            assert error < KERNEL_TOLERANCES[dtype], f"{name} of {dtype} differs from torch by {float(error):.1e}"
         again = results(attend, inputs, lengths, **drawn)
         assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True)), "two runs differ"
         first = lengths[0]

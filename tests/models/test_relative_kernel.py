@@ -99,7 +99,7 @@ def agreements(dim):
     """The check at first use: in each type, in inference mode, and with a dropout mask that backward does not have."""
     cpu, right = torch.device("cpu"), relative_check.by_kernel
     with torch.inference_mode():
-        found = [relative_check.kernel_agrees(cpu, dtype, dim) for dtype in relative_check._TOLERANCES]
+        found = [relative_check.kernel_agrees(cpu, dtype, dim) for dtype in relative_check.TOLERANCES]
     state = torch.get_rng_state()
 
     def wrong_output(*inputs, **options):
