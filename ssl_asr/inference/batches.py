@@ -4,59 +4,33 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ssl_asr.console import shows_bars
 from ssl_asr.data.batching import Batching
 from ssl_asr.data.filters import Limits, skips_error
 from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
-from ssl_asr.data.signal import notices, print_notices
-from ssl_asr.errors import AudioError, ManifestError
+from ssl_asr.data.signal import print_notices
+from ssl_asr.errors import ManifestError
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
-from ssl_asr.inference.long_recordings import transcribe_long
-from ssl_asr.inference.recording import ProgressCallback, Recording
+from ssl_asr.inference.long_run import LongRun
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.metrics.report import Prediction, write_predictions
 from ssl_asr.models.encoder import SpeechEncoder
-from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions, gathered
 from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.trainer import make_inference_trainer
-from ssl_asr.types import Batch, Downmix, Notice, Seconds, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Notice, Skip, Tokenizer
 
 PredictionsCallback = Callable[[Sequence[Prediction]], None]
 """Called with the predictions of each finished batch, and of each finished long recording."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a model is run over manifests.
-
-    Attributes:
-        max_batch_s: Computed seconds in a batch, padding included. None for the default of the encoder, see
-            `SpeechEncoder.budget_s`.
-        num_workers: Number of processes that read audio; 0 reads in the main process.
-        accelerator: Lightning's accelerator.
-        downmix: What several channels become: their ``mean``, the ``first``, or an error (``refuse``).
-        on_bad_audio: ``skip`` counts and names files that cannot be read, ``error`` stops at the first.
-        max_skip_fraction: A manifest that loses a larger fraction of its utterances is an error.
-    """
-
-    max_batch_s: Seconds | None
-    num_workers: int
-    accelerator: str
-    downmix: Downmix = "mean"
-    on_bad_audio: Literal["skip", "error"] = "skip"
-    max_skip_fraction: float = 1.0
 
 
 @dataclass(slots=True)
@@ -197,7 +171,7 @@ def transcribe_manifests(
     console: Console | None,
     tables: bool = True,
 ) -> Transcripts:
-    """Transcribe manifests: short recordings in batches, long ones one by one.
+    """Transcribe manifests: short recordings in batches, long ones several at once.
 
     Predictions have the order of their manifest. Findings in the audio are printed on standard error at the end.
 
@@ -231,89 +205,19 @@ def transcribe_manifests(
         done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
         noticed = data.notices
     if long_form is not None:
-        long_run = _LongRun(module, run, options, long_form, console)
-        for name, manifest in manifests.items():
-            for i in np.flatnonzero(manifest.durations_N > limit).tolist():
-                result = long_run(manifest[i])
-                if isinstance(result, Skip):
-                    done.skips[name].append(result)
-                else:
-                    done.predictions[name].append(result)
-                    on_predictions([result])
+        long_run = LongRun(module, run, options, long_form, console)
+        for name, result in long_run(manifests, limit):
+            if isinstance(result, Skip):
+                done.skips[name].append(result)
+            else:
+                done.predictions[name].append(result)
+                on_predictions([result])
         noticed |= long_run.notices
     print_notices(noticed)
     for name, manifest in manifests.items():
-        places = {row_key(utterance): place for place, utterance in enumerate(manifest)}
-        done.predictions[name].sort(key=lambda row: places[row_key(row)])
+        ranks = {row_key(utterance): rank for rank, utterance in enumerate(manifest)}
+        done.predictions[name].sort(key=lambda row: ranks[row_key(row)])
     return done
-
-
-class _LongRun:
-    """Transcribes long recordings one by one, each with a progress bar in minutes of audio."""
-
-    def __init__(
-        self,
-        module: ASRModule,
-        run: RunOptions,
-        options: TranscribeOptions,
-        long_form: LongForm,
-        console: Console | None,
-    ) -> None:
-        self._module, self._run, self._options, self._long_form = module, run, options, long_form
-        self._console = console
-        self._ready = False
-        self.notices: dict[Notice, None] = {}
-
-    def __call__(self, utterance: Utterance) -> Prediction | Skip:
-        """The prediction of one recording, or why it could not be read."""
-        self._prepare()
-        recording = Recording(utterance, downmix=self._run.downmix)
-        with _minutes_bar(self._console) as bar:
-            task = bar.add_task(utterance.id, total=utterance.duration / 60)
-            try:
-                hypothesis = transcribe_long(
-                    self._module, recording, self._long_form, self._options, _in_minutes(bar, task)
-                )
-            except AudioError as error:
-                if self._run.on_bad_audio == "error":
-                    raise
-                return Skip(utterance.id, utterance.where, error.reason, str(error), utterance.duration)
-        self.notices |= dict.fromkeys(notices(utterance.id, recording.signals))
-        return Prediction.of(utterance, hypothesis)
-
-    def _prepare(self) -> None:
-        """Move the model to its device before the first recording."""
-        if self._ready:
-            return
-        device = inference_device(self._run.accelerator)
-        if device.type == "cpu":
-            keep_freed_memory()
-        self._module.eval().to(device)
-        self._ready = True
-
-
-def _minutes_bar(console: Console | None) -> Progress:
-    """A progress bar in minutes of a recording, removed at its end."""
-    columns = (
-        # Brackets in file names are not markup.
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:.1f}/{task.total:.1f} min"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=console is None or not shows_bars(console))
-
-
-def _in_minutes(bar: Progress, task: TaskID) -> ProgressCallback:
-    return lambda seconds: bar.update(task, completed=seconds / 60)
-
-
-def inference_device(accelerator: str) -> torch.device:
-    """The device that Lightning would choose."""
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def inference_data(

@@ -28,11 +28,12 @@ from ssl_asr.data.vad import Span
 from ssl_asr.decoding.pauses import sounds
 from ssl_asr.decoding.text_alignment import Written
 from ssl_asr.inference import model as inference_model
-from ssl_asr.inference.batches import RunOptions, transcribe_manifests
+from ssl_asr.inference.batches import transcribe_manifests
 from ssl_asr.inference.formats.cues import ending
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
 from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.edit import align
 from ssl_asr.training.ctc import utterance_words
 from ssl_asr.training.module import TranscribeOptions

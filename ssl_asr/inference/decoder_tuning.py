@@ -24,7 +24,8 @@ from ssl_asr.data.manifest import Manifest
 from ssl_asr.decoding.ctc import CtcBeam, CtcSearch, greedy_search
 from ssl_asr.decoding.ctc_beam import CtcHypothesis
 from ssl_asr.errors import ConfigError, raise_all
-from ssl_asr.inference.batches import RunOptions, transcribe_manifests
+from ssl_asr.inference.batches import transcribe_manifests
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.edit import Edits, Unit, wer_unit, word_edits
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.ctc import CTCModule

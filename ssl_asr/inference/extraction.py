@@ -5,7 +5,8 @@ from rich.console import Console
 from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Limits
 from ssl_asr.data.manifest import Manifest
-from ssl_asr.inference.batches import RunOptions, inference_data
+from ssl_asr.inference.batches import inference_data
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.training.extraction import Extraction
 from ssl_asr.training.state_cache import StateCache
 from ssl_asr.training.trainer import make_inference_trainer

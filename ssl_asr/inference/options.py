@@ -6,10 +6,10 @@ from ssl_asr.config.parts import Decoding, Languages, LongRecordings, ModelInput
 from ssl_asr.config.schemas import EvaluateConfig, TranscribeConfig
 from ssl_asr.config.serving import ServeConfig
 from ssl_asr.data.languages import language_code, language_tag
-from ssl_asr.inference.batches import RunOptions, inference_device
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.model import InferenceOptions
 from ssl_asr.inference.precision import weights_dtype
+from ssl_asr.inference.running import RunOptions, inference_device
 from ssl_asr.metrics.evaluation import Detail
 from ssl_asr.training.module import ASRModule
 from ssl_asr.training.trainer import check_accelerator

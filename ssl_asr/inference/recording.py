@@ -25,14 +25,20 @@ class Recording:
         utterance: The whole recording.
         whole_T: All its samples (float32, 16 kHz) if they are in memory, or None to read the file.
         downmix: What several channels of the file become.
-
-    Attributes:
-        signals: Findings of the check of the samples, of each part that was read.
+        signals: Findings of the check of the samples, to which those of each part that is read are added. None for
+            a new list.
     """
 
-    def __init__(self, utterance: Utterance, whole_T: Tensor | None = None, *, downmix: Downmix = "mean") -> None:
+    def __init__(
+        self,
+        utterance: Utterance,
+        whole_T: Tensor | None = None,
+        *,
+        downmix: Downmix = "mean",
+        signals: list[Signal] | None = None,
+    ) -> None:
         self.utterance, self._whole_T, self._downmix = utterance, whole_T, downmix
-        self.signals: list[Signal] = []
+        self.signals: list[Signal] = [] if signals is None else signals
 
     def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
         """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
@@ -65,6 +71,4 @@ class Recording:
     def with_language(self, lang: str) -> "Recording":
         """The same recording. If it has no language, it gets ``lang``."""
         whole = replace(self.utterance, lang=self.utterance.lang or lang)
-        same = Recording(whole, self._whole_T, downmix=self._downmix)
-        same.signals = self.signals
-        return same
+        return Recording(whole, self._whole_T, downmix=self._downmix, signals=self.signals)

@@ -17,8 +17,9 @@ from ssl_asr.config.schemas import TranscribeConfig
 from ssl_asr.data.identity import Identity, content_digest, identity
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.batches import RunOptions, Transcripts, ignore_predictions, transcribe_manifests
+from ssl_asr.inference.batches import Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_form import LongForm
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.training.module import ASRModule, TranscribeOptions

@@ -15,9 +15,10 @@ from ssl_asr.data.identity import row_key
 from ssl_asr.data.manifest import Manifest
 from ssl_asr.data.text import get_normalizer
 from ssl_asr.inference import model as inference_model
-from ssl_asr.inference.batches import RunOptions, transcribe_manifests
+from ssl_asr.inference.batches import transcribe_manifests
 from ssl_asr.inference.long_form import NO_VAD, LongForm
 from ssl_asr.inference.model import InferenceOptions
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.edit import char_edits
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.module import ASRModule

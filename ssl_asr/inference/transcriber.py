@@ -9,6 +9,7 @@ Example:
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.inference.precision import weights_dtype
 from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.together import run_together
 from ssl_asr.inference.voice import batches, transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
@@ -36,7 +38,6 @@ from ssl_asr.types import (
     Example,
     Hertz,
     Hypothesis,
-    Notice,
     RecognitionPrecision,
     Seconds,
     Utterance,
@@ -100,27 +101,35 @@ class Transcriber:
         downmix = downmix or self.module.downmix
         results: dict[int, Hypothesis] = {}
         short: list[tuple[int, Example]] = []
-        noticed: list[Notice] = []
+        long: list[tuple[int, Recording]] = []
+        heard: list[tuple[str, list[Signal]]] = []
         for place, one in enumerate(given):
             signals: list[Signal] = []
             utterance, samples_T = _read(one, place, sample_rate, given_language(language), downmix, signals)
+            heard.append((utterance.id, signals))
             if utterance.duration > limit:
-                recording = Recording(utterance, samples_T, downmix=downmix)
-                results[place] = transcribe_long(self.module, recording, long_form, self.options)
-                signals += recording.signals
-            else:
-                if samples_T is None:
-                    samples_T = read_waveform(utterance, downmix=downmix, signals=signals)
-                short.append((place, Example(utterance, samples_T, [])))
-            noticed += notices(utterance.id, signals)
-        lengths_s = [len(example.waveform_T) / SAMPLE_RATE for _, example in short]
-        for rows in batches(self.module.speech_encoder, lengths_s, max_batch_s):
-            own = [short[row] for row in rows]
+                long.append((place, Recording(utterance, samples_T, downmix=downmix, signals=signals)))
+                continue
+            if samples_T is None:
+                samples_T = read_waveform(utterance, downmix=downmix, signals=signals)
+            short.append((place, Example(utterance, samples_T, [])))
+        jobs = [partial(transcribe_long, recording=one, long_form=long_form, options=self.options) for _, one in long]
+        for row, hypothesis in run_together(self.module, jobs, max_batch_s=max_batch_s):
+            results[long[row][0]] = hypothesis
+        results |= self._transcribe_short(short, long_form)
+        warn_of([notice for name, signals in heard for notice in notices(name, signals)])
+        return [results[place] for place in range(len(given))]
+
+    def _transcribe_short(self, examples: Sequence[tuple[int, Example]], long_form: LongForm) -> dict[int, Hypothesis]:
+        """Hypotheses of recordings that fit into one pass, by their place."""
+        results: dict[int, Hypothesis] = {}
+        lengths_s = [len(example.waveform_T) / SAMPLE_RATE for _, example in examples]
+        for rows in batches(self.module.speech_encoder, lengths_s, long_form.batch_s):
+            own = [examples[row] for row in rows]
             batch = collate([example for _, example in own]).to(self.device)
             hypotheses = transcribe_short(self.module, batch, long_form, self.options)
             results |= {place: hypothesis for (place, _), hypothesis in zip(own, hypotheses, strict=True)}
-        warn_of(noticed)
-        return [results[place] for place in range(len(given))]
+        return results
 
 
 def _read(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ssl_asr.errors import CheckpointError, ConfigError
 from ssl_asr.models.spec_augment import SpecAugment
@@ -52,6 +53,22 @@ class EncoderOutput:
         width = int(self.context_lengths_B[kept].max())
         layers = None if self.layers is None else tuple(layer[kept, :width] for layer in self.layers)
         return EncoderOutput(self.h_BFD[kept, :width], self.frame_lengths_B[kept], self.context_lengths_B[kept], layers)
+
+    @staticmethod
+    def joined(outs: "Sequence[EncoderOutput]") -> "EncoderOutput":
+        """Returns one batch with the utterances of several ones, padded with zeros to the longest."""
+        width = max(out.h_BFD.shape[1] for out in outs)
+
+        def joined(states: "Iterable[Tensor]") -> Tensor:
+            return torch.cat([functional.pad(one, (0, 0, 0, width - one.shape[1])) for one in states])
+
+        layers = [out.layers for out in outs if out.layers is not None]
+        return EncoderOutput(
+            joined(out.h_BFD for out in outs),
+            torch.cat([out.frame_lengths_B for out in outs]),
+            torch.cat([out.context_lengths_B for out in outs]),
+            tuple(map(joined, zip(*layers, strict=True))) if layers else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

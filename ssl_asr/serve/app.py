@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssl_asr.errors import AudioError, UserError
+from ssl_asr.inference.shared import Gone
 from ssl_asr.serve.forms import FORMATS, GRANULARITIES, INCLUDE, TranscriptionForm, parse_form
 from ssl_asr.serve.guard import Guard, Receive, Scope, Send
 from ssl_asr.serve.jobs import Job, Message, Opened, Order, Segments, TooLong, Transcript
@@ -26,7 +27,6 @@ from ssl_asr.serve.models import Task
 from ssl_asr.serve.replies import Refusal, done_event, event, json_reply, segment_events, segments_of_row, text_reply
 from ssl_asr.serve.service import Service
 from ssl_asr.serve.waiting import unless
-from ssl_asr.serve.worker import Gone
 
 # nginx's status for a client that closed the connection. Nobody receives it; it is counted.
 _CLIENT_GONE = 499

@@ -10,11 +10,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from ssl_asr.inference.shared import Gone
 from ssl_asr.serve.log import Entry
 from ssl_asr.serve.replies import Refusal
 from ssl_asr.serve.service import Settings
 from ssl_asr.serve.waiting import unless
-from ssl_asr.serve.worker import Gone
 from ssl_asr.types import Seconds
 
 Scope = MutableMapping[str, Any]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,11 @@ from ssl_asr.errors import AudioError
 from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.recognizer import SegmentsCallback
 from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.shared import Gone, SharedModel
 from ssl_asr.inference.voice import transcribe_short
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.serve.models import ServedModel, Task
-from ssl_asr.serve.shared import SharedModel
-from ssl_asr.serve.worker import Gone, Ticket, Worker
+from ssl_asr.serve.worker import Ticket, Worker
 from ssl_asr.training.module import TranscribeOptions
 from ssl_asr.types import Example, Hypothesis, Notice, Seconds, Segment, Utterance
 
@@ -193,7 +194,9 @@ class Job:
             raise Gone
         utterance = self._order.utterance(self._pool.max_audio_s)
         self._post(Opened(utterance.duration))
-        shared = SharedModel(self._order.served.module, self._pool.worker, self._ticket, self._pool.readers)
+        shared = SharedModel(
+            self._order.served.module, partial(self._pool.worker.put, self._ticket), self._pool.readers
+        )
         on_segments = self._post_segments if self._order.streamed else None
         hypothesis, signals = transcribe_recording(shared, self._order, utterance, on_segments)
         self._post(Transcript(Prediction.of(utterance, hypothesis), notices(utterance.id, signals)))

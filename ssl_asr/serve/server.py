@@ -18,8 +18,8 @@ from ssl_asr.config.interruption import Interruption, current
 from ssl_asr.config.serving import ServeConfig
 from ssl_asr.console import no_message, notify, say_to
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.batches import inference_device
 from ssl_asr.inference.options import inference_options, long_form
+from ssl_asr.inference.running import inference_device
 from ssl_asr.serve.app import make_app
 from ssl_asr.serve.models import ServedModel, load_models
 from ssl_asr.serve.service import Service, Settings

@@ -19,11 +19,12 @@ from ssl_asr.config.parts import SubtitleStyle
 from ssl_asr.data.audio import AUDIO_SUFFIXES
 from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.inference.formats.text import clean
+from ssl_asr.inference.shared import Gone
 from ssl_asr.serve.figures import Figures
 from ssl_asr.serve.jobs import Job, Order, Pool
 from ssl_asr.serve.models import ServedModel
 from ssl_asr.serve.replies import Refusal
-from ssl_asr.serve.worker import Gone, Worker
+from ssl_asr.serve.worker import Worker
 from ssl_asr.types import Seconds
 
 # Jobs that have a thread. Enough for the largest batch of short recordings; the rest wait with their files on disk.

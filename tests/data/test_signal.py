@@ -27,8 +27,9 @@ from ssl_asr.data.signal import (
     print_notices,
 )
 from ssl_asr.errors import AudioError
-from ssl_asr.inference.batches import RunOptions, inference_data
+from ssl_asr.inference.batches import inference_data
 from ssl_asr.inference.recording import Recording
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.types import Notice, Utterance
 from tests.audio_files import speech_like
 

@@ -12,9 +12,9 @@ from ssl_asr.config.schemas import TranscribeConfig
 from ssl_asr.data.identity import content_digest
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.errors import ConfigError
-from ssl_asr.inference.batches import RunOptions
 from ssl_asr.inference.long_form import NO_VAD, LongForm
 from ssl_asr.inference.resume import ProgressFile, made_by, transcribe_manifest
+from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.module import TEXT_ONLY
 from tests.training.toy_runs import build, toy_overrides
