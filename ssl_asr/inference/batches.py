@@ -18,6 +18,7 @@ from ssl_asr.data.module import ASRDataModule
 from ssl_asr.data.options import DataConfig
 from ssl_asr.data.signal import print_notices
 from ssl_asr.errors import ManifestError
+from ssl_asr.inference.ahead import EncoderAhead, Ready
 from ssl_asr.inference.long_form import NO_VAD, LongForm, check_detection
 from ssl_asr.inference.long_run import LongRun
 from ssl_asr.inference.running import RunOptions
@@ -126,19 +127,32 @@ class TranscriptionLoop(L.LightningModule):
         self._long_form = long_form
         self.module = module
         self._names, self._options, self._on_predictions = list(names), options, on_predictions
+        self._ahead: EncoderAhead[str] = EncoderAhead(module)
         self.predictions: dict[str, list[Prediction]] = {name: [] for name in names}
         self.skipped: dict[str, list[Skip]] = {name: [] for name in names}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Transcribe one batch."""
+        """Transcribe one batch; on a GPU, the one before it, see `EncoderAhead`."""
         name = self._names[dataloader_idx]
         self.skipped[name] += batch.skipped
-        if len(batch):
-            hypotheses = transcribe_short(self.module, batch, self._long_form, self._options)
-            pairs = zip(batch.utterances, hypotheses, strict=True)
-            rows = [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
-            self.predictions[name] += rows
-            self._on_predictions(rows)
+        if not len(batch):
+            return
+        # With ``vad``, parts of the batch are encoded, not the whole.
+        is_whole = self._long_form.vad is not True
+        self._decode(self._ahead.put(name, batch) if is_whole else Ready(name, batch, None))
+
+    def on_test_epoch_end(self) -> None:
+        """Transcribe the last batch."""
+        self._decode(self._ahead.rest())
+
+    def _decode(self, ready: Ready[str] | None) -> None:
+        if ready is None:
+            return
+        hypotheses = transcribe_short(self.module, ready.batch, self._long_form, self._options, ready.out)
+        pairs = zip(ready.batch.utterances, hypotheses, strict=True)
+        rows = [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
+        self.predictions[ready.key] += rows
+        self._on_predictions(rows)
 
 
 def transcribe_splits(

@@ -12,7 +12,7 @@ from ssl_asr.inference.languages import Detected, Encoded, detect, with_language
 from ssl_asr.inference.long_form import LongForm
 from ssl_asr.inference.recognizer import Recognizer, SegmentsCallback
 from ssl_asr.inference.recording import ProgressCallback, Recording, no_progress
-from ssl_asr.models.encoder import SpeechEncoder
+from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.training.module import TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Batch, Example, Hypothesis, Seconds, Segment
 
@@ -216,7 +216,11 @@ def most_in_batch(encoder: SpeechEncoder, longest_s: Seconds, batch_s: Seconds |
 
 
 def transcribe_short(
-    module: Recognizer, batch: Batch, long_form: LongForm, options: TranscribeOptions
+    module: Recognizer,
+    batch: Batch,
+    long_form: LongForm,
+    options: TranscribeOptions,
+    out: EncoderOutput | None = None,
 ) -> list[Hypothesis]:
     """Transcribe recordings that fit into one pass: whole, only if they have speech, or only their speech.
 
@@ -225,16 +229,17 @@ def transcribe_short(
         batch: Recordings on the device of the model.
         long_form: ``vad`` chooses what is transcribed.
         options: What to return besides text.
+        out: The encoder's output for the batch if it is already computed.
     """
     if long_form.vad is False or (long_form.vad is None and not long_form.check_short):
-        return module.transcribe(batch, options=options)
+        return module.transcribe(batch, out, options)
     lengths_s = [samples / SAMPLE_RATE for samples in batch.lengths_B.tolist()]
     longest_s = module.longest_pass_s(long_form.chunk_s)
     spans = batch_parts(batch.waveform_BT, batch.lengths_B, longest_s=longest_s)
     if long_form.vad is None:
         spans = [[(0.0, length)] if own else [] for own, length in zip(spans, lengths_s, strict=True)]
         if all(spans):
-            return module.transcribe(batch, options=options)
+            return module.transcribe(batch, out, options)
     parts = [(row, span) for row, own in enumerate(spans) for span in own]
     found: dict[int, Hypothesis] = {}
     seconds = {place: end - start for place, (_, (start, end)) in enumerate(parts)}
