@@ -115,10 +115,10 @@ class ASRDataModule(L.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage: str) -> None:
-        """Load batches to the GPU of this rank, if the trainer uses one. The trainer calls this method."""
+        """Choose the device of the loaders' batches: the GPU of this rank, or the CPU. Called by the trainer."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        # Lightning moves batches to other devices, to which no copy may be made without waiting.
+        # Lightning moves batches to other devices. Copies to MPS without waiting have a race (pytorch/pytorch#83015).
         self._device = device if device.type == "cuda" else torch.device("cpu")
 
     def select(self) -> None:
