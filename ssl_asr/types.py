@@ -207,6 +207,8 @@ class Example:
 class Batch:
     """Utterances padded with zeros at the end to one length. `ssl_asr.data.dataset.collate` builds it.
 
+    Worker processes send it packed, see `ssl_asr.data.transport`. Loaders yield it unpacked.
+
     Attributes:
         waveform_BT: Float32, 16 kHz.
         lengths_B: Samples of each utterance, int64 on the CPU.

@@ -1,23 +1,22 @@
 """Loaders of batches, which keep what was found in the audio, and can resume within an epoch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypedDict, Unpack
 
 import torch
 from torch.utils.data import DataLoader
 
-from ssl_asr.data.dataset import Item, SpeechDataset
+from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler
+from ssl_asr.data.transport import packed
 from ssl_asr.types import Batch, Notice, Seconds
 
 
 class LoaderOptions(TypedDict):
     """Options that the loaders of all splits share."""
 
-    collate_fn: Callable[[Sequence[Item]], Batch]
     num_workers: int
-    pin_memory: bool
     worker_init_fn: Callable[[int], None]
     generator: torch.Generator
 
@@ -25,10 +24,15 @@ class LoaderOptions(TypedDict):
 class NoticingLoader(DataLoader["Batch"]):
     """A DataLoader that keeps the notices of its batches, which worker processes made.
 
+    Workers send packed batches, see `ssl_asr.data.transport`. The loader unpacks them, so its batches are always of
+    type `Batch`.
+
     Args:
         dataset: A split.
         sampler: Its batches.
         notices: Notices are added as keys, in the order of the batches.
+        device: Device of the samples and tokens. The host does not wait for copies to a GPU, which are made from
+            page-locked memory.
         options: Further options of the DataLoader.
 
     Attributes:
@@ -41,15 +45,23 @@ class NoticingLoader(DataLoader["Batch"]):
         dataset: SpeechDataset,
         sampler: TrainBatchSampler | EvalBatchSampler,
         notices: dict[Notice, None],
+        device: torch.device,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)  # type: ignore[arg-type]
-        self._notices = notices
+        super().__init__(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=packed if options["num_workers"] > 0 else collate,
+            pin_memory=device.type == "cuda",
+            **options,
+        )
+        self._notices, self._device = notices, device
         self.waited_s: Seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches, asked = super().__iter__(), time.monotonic()
-        for batch in batches:
+        for found in batches:
+            batch = found.to(self._device, non_blocking=True)
             self.waited_s += time.monotonic() - asked
             self._notices.update(dict.fromkeys(batch.notices))
             yield batch
@@ -66,7 +78,7 @@ class ResumableLoader(NoticingLoader):
         dataset: The training split.
         sampler: Batches of the epoch.
         epoch: Number of the epoch.
-        notices: See `NoticingLoader`.
+        notices, device: See `NoticingLoader`.
         options: Further options of the DataLoader.
     """
 
@@ -77,9 +89,10 @@ class ResumableLoader(NoticingLoader):
         sampler: TrainBatchSampler,
         epoch: int,
         notices: dict[Notice, None],
+        device: torch.device,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(dataset=dataset, sampler=sampler, notices=notices, **options)
+        super().__init__(dataset=dataset, sampler=sampler, notices=notices, device=device, **options)
         self._sampler, self._epoch, self._yielded = sampler, epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

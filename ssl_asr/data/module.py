@@ -110,8 +110,16 @@ class ASRDataModule(L.LightningDataModule):
         self.mixture: Mixture | None = None
         self.concatenation: Concatenation | None = None
         self.notices: dict[Notice, None] = {}
+        self._device = torch.device("cpu")
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def setup(self, stage: str) -> None:
+        """Choose the device of the loaders' batches: the GPU of this rank, or the CPU. Called by the trainer."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        # Lightning moves batches to other devices. Copies to MPS without waiting have a race (pytorch/pytorch#83015).
+        self._device = device if device.type == "cuda" else torch.device("cpu")
 
     def select(self) -> None:
         """Filter all splits and print the table of kept and dropped utterances.
@@ -254,9 +262,7 @@ class ASRDataModule(L.LightningDataModule):
 
     def _options(self) -> LoaderOptions:
         return {
-            "collate_fn": collate,
             "num_workers": self.config.num_workers,
-            "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": prepare_worker,
             # Without its own generator, the loader would draw from the global random state of the training.
             "generator": torch.Generator().manual_seed(self.seed),
@@ -314,6 +320,7 @@ class ASRDataModule(L.LightningDataModule):
             sampler=sampler,
             epoch=epoch,
             notices=self.notices,
+            device=self._device,
             **self._options(),
         )
 
@@ -335,7 +342,13 @@ class ASRDataModule(L.LightningDataModule):
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = self._eval_sampler(name, rank, world_size)
-        return NoticingLoader(dataset=self._dataset(name), sampler=sampler, notices=self.notices, **self._options())
+        return NoticingLoader(
+            dataset=self._dataset(name),
+            sampler=sampler,
+            notices=self.notices,
+            device=self._device,
+            **self._options(),
+        )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loader of the dev split. Empty list if there is no dev split."""

@@ -1,10 +1,10 @@
 """How long a loader lets its caller wait."""
 
-from types import SimpleNamespace
-
 import pytest
+import torch
 
 from ssl_asr.data import loaders
+from ssl_asr.data.dataset import collate
 from ssl_asr.data.loaders import NoticingLoader
 
 
@@ -18,10 +18,12 @@ def test_waiting_is_what_passes_between_asking_and_getting(monkeypatch):
             clock[0] += 2.0
             return index
 
-    batch = SimpleNamespace(notices=["seen"])
-    options = {"collate_fn": lambda _: batch, "num_workers": 0}
+    batch = collate([])
+    batch.notices.append("seen")
+    monkeypatch.setattr(loaders, "collate", lambda _: batch)
     notices = {}
-    loader = NoticingLoader(dataset=Dataset(), sampler=[[0], [1], [2]], notices=notices, **options)
+    device = torch.device("cpu")
+    loader = NoticingLoader(dataset=Dataset(), sampler=[[0], [1], [2]], notices=notices, device=device, num_workers=0)
     for _ in loader:
         clock[0] += 10.0
     assert loader.waited_s == pytest.approx(6.0)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ssl_asr.console import Notice
 from ssl_asr.data.augment import Augmentation
@@ -176,6 +177,16 @@ def test_files_that_are_not_there_are_named_with_their_keys(config, tmp_path):
             read_manifests(given)
         assert [str(error).split(": ")[0] for error in found.value.errors] == keys
         assert all("jsonl: no such manifest. Give the path" in str(error) for error in found.value.errors)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
+def test_loaders_move_batches_to_the_gpu_of_the_trainer(config, device, expected):
+    data = data_of(config)
+    data.trainer.strategy = SimpleNamespace(root_device=torch.device(device))
+    data.setup("fit")
+    for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        assert loader._device == torch.device(expected)
+        assert loader.pin_memory == (expected != "cpu")
 
 
 def test_too_many_skips_are_refused(config):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import pytest
+
 from tests.command_runner import REPO
 
 LOADER = """
@@ -22,6 +24,29 @@ def loader(batches):
 UNSENDABLE = """
 try:
     list(loader([1, Unsendable(), 1]))
+except RuntimeError as error:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    print(_as_user_error(error))
+"""
+# A worker that may write no file of the size of a batch, or open no more files.
+REFUSED = """
+import os, resource, torch
+from ssl_asr.data.dataset import collate
+from ssl_asr.data.transport import PackedBatch
+from ssl_asr.types import Example, Utterance
+
+class Batches:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            limit = {{"FSIZE": 1000, "NOFILE": len(os.listdir("/proc/self/fd")) - 1}}["{limit}"]
+            resource.setrlimit(resource.RLIMIT_{limit}, (limit, limit))
+        return PackedBatch.of(collate([Example(Utterance("u", "", 1.0), torch.zeros(16000), [1, 2])]))
+
+try:
+    list(loader(Batches()))
 except RuntimeError as error:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     print(_as_user_error(error))
@@ -51,6 +76,14 @@ def test_a_worker_that_cannot_send_its_batch_ends_and_the_error_names_the_option
     assert "exited unexpectedly" in said
     assert "/dev/shm" in said
     assert "a loader worker cannot send a batch: No space left on device" in errors
+
+
+@pytest.mark.parametrize(("limit", "reason"), [("FSIZE", "File too large"), ("NOFILE", "Too many open files")])
+def test_a_batch_without_room_in_shared_memory_or_without_a_file_gives_the_same_error(limit, reason):
+    said, errors, _ = run(REFUSED.format(limit=limit))
+    assert said.startswith("data.num_workers: DataLoader worker")
+    assert "a loader worker cannot send a batch: " in errors
+    assert reason in errors
 
 
 def test_a_process_ends_with_the_workers_of_an_epoch_that_is_not_over():
