@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.concatenation import joined
+from ssl_asr.data.epochs import NO_CHANGES, Changes, InEpoch
 from ssl_asr.data.sampler import Unit
 from ssl_asr.data.signal import Signal, notices
 from ssl_asr.data.speed import stretched
@@ -33,9 +32,7 @@ class SpeechDataset(Dataset[Item]):
         skip_bad_audio: Return a `Skip` for audio that cannot be read, instead of raising AudioError.
         state_store: Cached encoder states. The audio of utterances in the store is not read, and their waveform is
             empty. Default: None (read all audio).
-        factors_N2: float64, speed and tempo factor of each utterance. Default: None (all 1.0).
-        augment: Changes the waveform of an utterance. Default: None (no change).
-        draw: Draws one of the references of an utterance as its target. Default: None (the first one).
+        changes: What each epoch changes, for examples that are asked for by `InEpoch`. Default: None (nothing).
     """
 
     def __init__(
@@ -47,9 +44,7 @@ class SpeechDataset(Dataset[Item]):
         any_rate: bool = True,
         skip_bad_audio: bool = False,
         state_store: StateStore | None = None,
-        factors_N2: NDArray[np.float64] | None = None,
-        augment: Callable[[Tensor, Utterance], Tensor] | None = None,
-        draw: Callable[[Utterance], Utterance] | None = None,
+        changes: Callable[[int], Changes] | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokenizer = tokenizer
@@ -57,20 +52,31 @@ class SpeechDataset(Dataset[Item]):
         self.any_rate = any_rate
         self.skip_bad_audio = skip_bad_audio
         self.state_store = state_store
-        self.factors_N2 = factors_N2
-        self.augment, self.draw = augment, draw
+        self._changes = changes
+        # Those of the last epoch that was asked for.
+        self._drawn: tuple[int, Changes] | None = None
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, index: int | Unit) -> Item:
+    def __getitem__(self, index: int | Unit | InEpoch) -> Item:
         """The example of an utterance; or of several, joined, and the skips of those that cannot be read."""
+        changes = NO_CHANGES
+        if isinstance(index, InEpoch):
+            changes, index = self._changes_of(index.epoch), index.unit
         if isinstance(index, int):
-            return self._single(index)
-        items = [self._single(one) for one in index]
+            return self._single(index, changes)
+        items = [self._single(one, changes) for one in index]
         examples = [item for item in items if isinstance(item, Example)]
         skips = [item for item in items if isinstance(item, Skip)]
         return [*([self._joined(examples)] if examples else []), *skips]
+
+    def _changes_of(self, epoch: int) -> Changes:
+        if self._changes is None:
+            return NO_CHANGES
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._changes(epoch)
+        return self._drawn[1]
 
     def _joined(self, examples: Sequence[Example]) -> Example:
         if len(examples) == 1:
@@ -80,12 +86,12 @@ class SpeechDataset(Dataset[Item]):
         found = tuple(notice for example in examples for notice in example.notices)
         return Example(utterance, torch.cat([example.waveform_T for example in examples]), tokens, found)
 
-    def _single(self, index: int) -> Example | Skip:
+    def _single(self, index: int, changes: Changes) -> Example | Skip:
         utterance = self.utterances[index]
-        utterance = utterance if self.draw is None else self.draw(utterance)
+        utterance = utterance if changes.draw is None else changes.draw(utterance)
         signals: list[Signal] = []
         try:
-            waveform_T = self._waveform(utterance, index, signals)
+            waveform_T = self._waveform(utterance, index, signals, changes)
         except AudioError as error:
             if not self.skip_bad_audio:
                 raise
@@ -93,15 +99,15 @@ class SpeechDataset(Dataset[Item]):
         tokens = [] if self.tokenizer is None else self.tokenizer.encode(utterance)
         return Example(utterance, waveform_T, tokens, notices(utterance.id, signals))
 
-    def _waveform(self, utterance: Utterance, index: int, signals: list[Signal]) -> Tensor:
+    def _waveform(self, utterance: Utterance, index: int, signals: list[Signal], changes: Changes) -> Tensor:
         if self.state_store is not None and utterance.id in self.state_store:
             return torch.zeros(0)
-        speed, tempo = (1.0, 1.0) if self.factors_N2 is None else self.factors_N2[index].tolist()
+        speed, tempo = (1.0, 1.0) if changes.factors_N2 is None else changes.factors_N2[index].tolist()
         waveform_T = read_waveform(
             utterance, downmix=self.downmix, any_rate=self.any_rate, speed=speed, signals=signals
         )
         waveform_T = stretched(waveform_T, tempo)
-        return waveform_T if self.augment is None else self.augment(waveform_T, utterance)
+        return waveform_T if changes.augment is None else changes.augment(waveform_T, utterance)
 
 
 def collate(found: Sequence[Item]) -> Batch:

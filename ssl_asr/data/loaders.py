@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.data.epochs import EpochBatches
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from ssl_asr.data.transport import packed
 from ssl_asr.types import Batch, Notice, Seconds
@@ -33,6 +34,7 @@ class NoticingLoader(DataLoader["Batch"]):
         notices: Notices are added as keys, in the order of the batches.
         device: Device of the samples and tokens. The host does not wait for copies to a GPU, which are made from
             page-locked memory.
+        persistent: Keep workers from one iteration to the next. Default: False.
         options: Further options of the DataLoader.
 
     Attributes:
@@ -43,9 +45,10 @@ class NoticingLoader(DataLoader["Batch"]):
         self,
         *,
         dataset: SpeechDataset,
-        sampler: TrainBatchSampler | EvalBatchSampler,
+        sampler: EpochBatches | EvalBatchSampler,
         notices: dict[Notice, None],
         device: torch.device,
+        persistent: bool = False,
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
@@ -53,14 +56,16 @@ class NoticingLoader(DataLoader["Batch"]):
             batch_sampler=sampler,
             collate_fn=packed if options["num_workers"] > 0 else collate,
             pin_memory=device.type == "cuda",
+            persistent_workers=persistent and options["num_workers"] > 0,
             **options,
         )
         self._notices, self._device = notices, device
         self.waited_s: Seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches, asked = super().__iter__(), time.monotonic()
-        for found in batches:
+        # Workers that go on from the last iteration are waited for, too.
+        asked = time.monotonic()
+        for found in super().__iter__():
             batch = found.to(self._device, non_blocking=True)
             self.waited_s += time.monotonic() - asked
             self._notices.update(dict.fromkeys(batch.notices))
@@ -69,15 +74,16 @@ class NoticingLoader(DataLoader["Batch"]):
 
 
 class ResumableLoader(NoticingLoader):
-    """A loader of one epoch that can resume after any batch.
+    """A loader of one epoch after the other, which can resume after any batch.
 
-    Lightning stores its ``state_dict`` in the checkpoint. After ``load_state_dict``, iteration starts after the last
-    batch of the saved run. Its length is always that of the whole epoch.
+    `begin` starts an epoch, for which the same workers go on. Lightning stores the ``state_dict`` in the checkpoint.
+    After ``load_state_dict``, iteration starts after the last batch of the saved run. Its length is always that of the
+    whole epoch.
 
     Args:
         dataset: The training split.
-        sampler: Batches of the epoch.
-        epoch: Number of the epoch.
+        epoch: Number of the first epoch.
+        sampler: Batches of the first epoch.
         notices, device: See `NoticingLoader`.
         options: Further options of the DataLoader.
     """
@@ -86,28 +92,36 @@ class ResumableLoader(NoticingLoader):
         self,
         *,
         dataset: SpeechDataset,
-        sampler: TrainBatchSampler,
         epoch: int,
+        sampler: TrainBatchSampler,
         notices: dict[Notice, None],
         device: torch.device,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(dataset=dataset, sampler=sampler, notices=notices, device=device, **options)
-        self._sampler, self._epoch, self._yielded = sampler, epoch, 0
+        self._batches = EpochBatches(epoch, sampler)
+        super().__init__(
+            dataset=dataset, sampler=self._batches, notices=notices, device=device, persistent=True, **options
+        )
+        self._yielded = 0
+
+    def begin(self, epoch: int, sampler: TrainBatchSampler) -> None:
+        """The next iteration has the batches of another epoch, or of the same one again."""
+        self._batches.epoch, self._batches.sampler, self._yielded = epoch, sampler, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._yielded = self._sampler.start
+        sampler = self._batches.sampler
+        self._yielded = sampler.start
         for batch in super().__iter__():
             self._yielded += 1
             yield batch
         # The next iteration starts at the first batch.
-        self._sampler.start = 0
+        sampler.start = 0
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and the number of its batches that were yielded."""
-        return {"epoch": self._epoch, "batches": self._yielded}
+        return {"epoch": self._batches.epoch, "batches": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume within the epoch. The state of another epoch, or of a finished one, is ignored."""
-        if state["epoch"] == self._epoch and state["batches"] < len(self._sampler):
-            self._sampler.start = state["batches"]
+        if state["epoch"] == self._batches.epoch and state["batches"] < len(self._batches):
+            self._batches.sampler.start = state["batches"]

@@ -1,27 +1,24 @@
 """The LightningDataModule: from manifests to batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import chain
 
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_asr.data.augment import Augmentation
 from ssl_asr.data.batching import Batching, say_over_budgets
 from ssl_asr.data.concatenation import Concatenation
 from ssl_asr.data.dataset import SpeechDataset, collate
+from ssl_asr.data.epochs import Changes, EpochChanges
 from ssl_asr.data.filters import BY_LIMIT, Limits, Selection, check_skips, print_selections, select
 from ssl_asr.data.loaders import LoaderOptions, NoticingLoader, ResumableLoader
 from ssl_asr.data.manifest import Manifest, read_manifest
 from ssl_asr.data.mixture import Mixture, mixture_of
 from ssl_asr.data.options import DataConfig
-from ssl_asr.data.references import drawn_reference
 from ssl_asr.data.sampler import BatchCost, EvalBatchSampler, SpeechCost, TrainBatchSampler
 from ssl_asr.data.segments import by_segments
 from ssl_asr.data.signal import print_notices
@@ -30,7 +27,7 @@ from ssl_asr.data.state_store import StateStore
 from ssl_asr.data.tokenizer import check_coverage, warn_of_unseen
 from ssl_asr.data.workers import prepare_worker
 from ssl_asr.errors import ConfigError, ManifestError, UserError, collecting, naming, raise_all
-from ssl_asr.types import Batch, Notice, Skip, Tokenizer, Utterance
+from ssl_asr.types import Batch, Notice, Skip, Tokenizer
 
 
 def read_manifests(config: DataConfig) -> dict[str, Manifest]:
@@ -111,6 +108,9 @@ class ASRDataModule(L.LightningDataModule):
         self.concatenation: Concatenation | None = None
         self.notices: dict[Notice, None] = {}
         self._device = torch.device("cpu")
+        # The loaders of the last epoch, and the number of states that their workers know.
+        self._train_loader: tuple[int | None, ResumableLoader] | None = None
+        self._dev_loader: tuple[int | None, NoticingLoader] | None = None
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -120,6 +120,8 @@ class ASRDataModule(L.LightningDataModule):
         device = self.trainer.strategy.root_device
         # Lightning moves batches to other devices. Copies to MPS without waiting have a race (pytorch/pytorch#83015).
         self._device = device if device.type == "cuda" else torch.device("cpu")
+        # Loaders of another trainer may have another rank or device.
+        self._train_loader = self._dev_loader = None
 
     def select(self) -> None:
         """Filter all splits and print the table of kept and dropped utterances.
@@ -231,34 +233,24 @@ class ASRDataModule(L.LightningDataModule):
         left_out = ("train",) if self.test_dev else ("train", "dev")
         return [name for name in self.manifests if name not in left_out]
 
-    def _factors(self, epoch: int) -> NDArray[np.float64] | None:
-        return None if self.speeds is None else self.speeds.draw(epoch)
-
-    def _augment(self, epoch: int) -> Callable[[Tensor, Utterance], Tensor] | None:
-        return None if self._augmentation is None else partial(self._augmentation, epoch=epoch)
-
-    def _dataset(
-        self,
-        name: str,
-        factors_N2: NDArray[np.float64] | None = None,
-        augment: Callable[[Tensor, Utterance], Tensor] | None = None,
-        draw: Callable[[Utterance], Utterance] | None = None,
-    ) -> SpeechDataset:
-        state_store = self.state_store if name in self._with_states(self.state_store) else None
-        if state_store is not None:
-            # Other ranks may have added states in the last epoch.
-            state_store.refresh()
+    def _dataset(self, name: str, changes: Callable[[int], Changes] | None = None) -> SpeechDataset:
         return SpeechDataset(
             self.selections[name].kept,
             tokenizer=self.tokenizer,
             downmix=self.config.downmix,
             any_rate=self.config.resample,
             skip_bad_audio=self.config.on_bad_audio == "skip",
-            state_store=state_store,
-            factors_N2=factors_N2,
-            augment=augment,
-            draw=draw,
+            state_store=self.state_store if name in self._with_states(self.state_store) else None,
+            changes=changes,
         )
+
+    def _states(self, name: str) -> int | None:
+        """Number of states in the store that a split reads from. None if it reads from none."""
+        if self.state_store is None or name not in self._with_states(self.state_store):
+            return None
+        # Other ranks may have added states in the last epoch.
+        self.state_store.refresh()
+        return len(self.state_store)
 
     def _options(self) -> LoaderOptions:
         return {
@@ -270,8 +262,9 @@ class ASRDataModule(L.LightningDataModule):
 
     def train_sampler(self, epoch: int, rank: int | None = 0, world_size: int = 1) -> TrainBatchSampler:
         """Batches of one rank in one epoch, or those of all ranks with ``rank`` None."""
-        durations_N, factors_N2 = self.train_kept.durations_N, self._factors(epoch)
-        durations_N = durations_N if factors_N2 is None else changed_durations(durations_N, factors_N2)
+        durations_N = self.train_kept.durations_N
+        if self.speeds is not None:
+            durations_N = changed_durations(durations_N, self.speeds.draw(epoch))
         drawn_N, units = None if self.mixture is None else self.mixture.draw(epoch), None
         if self.concatenation is not None:
             drawn_N = np.arange(len(durations_N)) if drawn_N is None else drawn_N
@@ -309,20 +302,28 @@ class ASRDataModule(L.LightningDataModule):
         return found
 
     def train_dataloader(self) -> ResumableLoader:
-        """Loader of the current epoch. The trainer calls this method in each epoch."""
+        """Loader of the current epoch. The trainer calls this method in each epoch.
+
+        The workers of the last epoch go on, unless there are states that they do not know.
+        """
         trainer = self.trainer
         assert trainer is not None
-        epoch = trainer.current_epoch
+        epoch, states = trainer.current_epoch, self._states("train")
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
-        draw = partial(drawn_reference, seed=self.seed, epoch=epoch)
-        return ResumableLoader(
-            dataset=self._dataset("train", self._factors(epoch), self._augment(epoch), draw),
-            sampler=sampler,
-            epoch=epoch,
-            notices=self.notices,
-            device=self._device,
-            **self._options(),
-        )
+        if self._train_loader is None or self._train_loader[0] != states:
+            changes = EpochChanges(self.speeds, self._augmentation, self.seed)
+            loader = ResumableLoader(
+                dataset=self._dataset("train", changes),
+                epoch=epoch,
+                sampler=sampler,
+                notices=self.notices,
+                device=self._device,
+                **self._options(),
+            )
+            self._train_loader = states, loader
+        loader = self._train_loader[1]
+        loader.begin(epoch, sampler)
+        return loader
 
     def fewest_eval_batches(self, split: str, world_size: int = 1) -> int | None:
         """Number of batches of the dev split, or of the smallest test split. None if there is no such split.
@@ -339,7 +340,7 @@ class ASRDataModule(L.LightningDataModule):
         budget_s, costs_N = self._cost.budget_s(self.config.eval_batch_s), self._cost.encoded_s(durations_N)
         return EvalBatchSampler(durations_N, max_batch_s=budget_s, rank=rank, world_size=world_size, costs_N=costs_N)
 
-    def _eval_loader(self, name: str) -> DataLoader[Batch]:
+    def _eval_loader(self, name: str, *, persistent: bool = False) -> NoticingLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = self._eval_sampler(name, rank, world_size)
         return NoticingLoader(
@@ -347,12 +348,18 @@ class ASRDataModule(L.LightningDataModule):
             sampler=sampler,
             notices=self.notices,
             device=self._device,
+            persistent=persistent,
             **self._options(),
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Loader of the dev split. Empty list if there is no dev split."""
-        return [self._eval_loader("dev")] if "dev" in self.selections else []
+        """Loader of the dev split. Empty list if there is no dev split. See `train_dataloader` for its workers."""
+        if "dev" not in self.selections:
+            return []
+        states = self._states("dev")
+        if self._dev_loader is None or self._dev_loader[0] != states:
+            self._dev_loader = states, self._eval_loader("dev", persistent=True)
+        return [self._dev_loader[1]]
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders of all test splits, in the order of `test_names`.

@@ -33,10 +33,13 @@ def _end_worker(error: BaseException, _batch: object) -> NoReturn:
 
 @atexit.register
 def end_workers() -> None:
-    """Kill the workers of loaders that were left in the middle of an epoch, when the main process ends.
+    """Kill the workers of loaders that an error has left, when the main process ends.
 
     Python sends each of them one SIGTERM, and waits for it without end.
     """
+    if hasattr(signal, "SIGCHLD"):
+        # Torch's handler would raise an error for each of them.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

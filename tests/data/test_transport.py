@@ -174,7 +174,7 @@ class Items:
         self.items = items
 
     def __getitem__(self, index):
-        return self.items[index]
+        return self.items[getattr(index, "unit", index)]
 
 
 MIXED = [

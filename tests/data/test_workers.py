@@ -89,3 +89,16 @@ def test_a_batch_without_room_in_shared_memory_or_without_a_file_gives_the_same_
 def test_a_process_ends_with_the_workers_of_an_epoch_that_is_not_over():
     # Python's own end sends the workers one SIGTERM, which they take for that of their run, and waits for them.
     assert run(LEFT)[2] == 143
+
+
+PERSISTENT = """
+batches = DataLoader(range(100), batch_size=None, num_workers=2, worker_init_fn=prepare_worker, persistent_workers=True)
+for _ in batches:
+    pass
+raise SystemExit(143)
+"""
+
+
+def test_workers_that_wait_for_the_next_epoch_end_without_a_word():
+    said, errors, status = run(PERSISTENT)
+    assert (said, errors, status) == ("", "", 143)
