@@ -28,8 +28,7 @@ from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.ssl_stem import normalize_waveform
 from ssl_asr.types import SAMPLE_RATE, Batch, Utterance
 from tests.benchmarks.suite.recognition import data_root
-from tests.benchmarks.suite.rows import Options, Row, closeness, timed
-from tests.benchmarks.suite.training import _setup
+from tests.benchmarks.suite.rows import Options, Row, closeness, cpu_setup, timed
 from tests.gpu.steps import ctc_batch, ssl_config
 from tests.toys import save_checkpoint
 from tests.training.toy_runs import build
@@ -81,7 +80,7 @@ def b12(options: Options) -> list[Row]:
 
 def b21(options: Options) -> list[Row]:
     """Points at which the forward and backward pass of an encoder would wait for a GPU, for unequal lengths."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     config = ssl_config("wav2vec2_large", tiny=True)
     net = Wav2Vec2Model._from_config(config, attn_implementation="sdpa").train()
     encoder, batch = SSLEncoder(net=copy.deepcopy(net), normalize=True).train(), ctc_batch(setup, [1.0, 1.5, 2.0])

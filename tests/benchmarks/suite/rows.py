@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.gpu.steps import Setup
+
 Step = Callable[[], object]
 
 
@@ -46,6 +48,11 @@ class Options:
 
     pairs: int
     quick: bool
+
+
+def cpu_setup(options: Options) -> Setup:
+    """Models on the CPU in float32. Their shapes are tiny with ``quick``."""
+    return Setup(device="cpu", tiny=options.quick, bf16=False)
 
 
 def in_turns(ours: Step, theirs: Step, pairs: int) -> tuple[float, float, float, tuple[float, float]]:

@@ -11,9 +11,8 @@ from transformers import WhisperFeatureExtractor
 from ssl_asr.models.heads import only_linear
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, Batch
-from tests.benchmarks.suite.rows import Options, Row, closeness, saved_mb, timed
+from tests.benchmarks.suite.rows import Options, Row, closeness, cpu_setup, saved_mb, timed
 from tests.gpu.steps import (
-    Setup,
     ctc_batch,
     ssl_module,
     ssl_net_hf,
@@ -24,10 +23,6 @@ from tests.gpu.steps import (
 )
 
 Loss = Callable[[], Tensor]
-
-
-def _setup(options: Options) -> Setup:
-    return Setup(device="cpu", tiny=options.quick, bf16=False)
 
 
 def _our_loss(module: ASRModule, batch: Batch, *, cached: bool = False) -> Loss:
@@ -59,7 +54,7 @@ def _eval_check(ours: nn.Module, theirs: nn.Module, our_loss: Loss, their_loss: 
 
 def _ssl_pair(options: Options, name: str, durations: Sequence[float], *, frozen: bool, cached: bool = False):
     """Our module and that of transformers with equal weights, their losses of a batch, and the check."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     theirs = ssl_net_hf(setup, name, frozen=frozen)
     ours = ssl_module(copy.deepcopy(theirs.base_model), frozen=frozen)
     only_linear(ours.head).load_state_dict(theirs.lm_head.state_dict())
@@ -124,7 +119,7 @@ def _memory_row(row_id: str, what: str, our_loss: Loss, their_loss: Loss, check:
 
 def _whisper_pair(options: Options, durations: Sequence[float], *, frozen: bool = False, cached: bool = False):
     """As `_ssl_pair`. The check has 30-s windows on both sides; the losses returned have real frames on ours."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     theirs = whisper_net_hf(setup, "whisper_tiny").float().train()
     theirs.config.use_cache = False
     if frozen:
