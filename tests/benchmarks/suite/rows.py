@@ -17,7 +17,7 @@ class Row:
     """One comparison.
 
     Attributes:
-        id: Number of the benchmark, ``B1`` to ``B25``.
+        id: Number of the benchmark, ``B1`` to ``B25``, ``P1`` or ``P2``.
         what: What is compared.
         peer: The other side.
         ours, theirs: The figures of both sides, with ``unit``.
