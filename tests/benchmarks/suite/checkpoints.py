@@ -1,5 +1,6 @@
 """How long training stops for a checkpoint, against ``Trainer``."""
 
+import gc
 import statistics
 import tempfile
 import time
@@ -144,7 +145,11 @@ def b25(options: Options) -> list[Row]:
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
                 sides = [(_ours, Path(one)), (_theirs, Path(other))]
-                found = {side: side(folder, source, every, saves) for side, folder in sides[:: 1 - 2 * (number % 2)]}
+                found = {}
+                for side, folder in sides[:: 1 - 2 * (number % 2)]:
+                    found[side] = side(folder, source, every, saves)
+                    # Trainers refer to themselves, and each side has gigabytes of weights and states.
+                    gc.collect()
             ours += found[_ours].stalls[1:]
             theirs += found[_theirs].stalls[1:]
             check = _check(found[_ours], found[_theirs])
