@@ -91,11 +91,18 @@ def _padded(paths, last=None):
     return torch.nn.utils.rnn.pad_sequence(each, batch_first=True), lengths_B
 
 
-def ours_ctc(*, labels, options):
-    """`CtcBeam`, or `CtcGreedy` if ``options`` is None. ``labels`` start with the blank and the unknown label."""
+def ours_ctc(*, labels, options, tables=True):
+    """`CtcBeam`, or `CtcGreedy` if ``options`` is None. ``labels`` start with the blank and the unknown label.
+
+    Without ``tables``, the search computes the scores of n-gram models on the host, state by state.
+    """
     from ssl_asr.config.nodes import option_node
     from ssl_asr.config.options import build_option
+    from ssl_asr.decoding.fusion.automata import Automaton, LabelNGram
+    from ssl_asr.decoding.fusion.words import Words
 
+    if not tables:
+        Words.table = LabelNGram.table = Automaton.table
     node = option_node("decoder", "ctc_greedy") if options is None else option_node("decoder", "ctc_beam", options)
     search = build_option(node, "decoder").build([None, None, *labels[2:]])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.benchmarks.suite import recognition
+from tests.benchmarks.suite import checkpoints, recognition
 from tests.benchmarks.suite.__main__ import BEGIN, END, FOLDER, PARTS, table, write_table
 from tests.benchmarks.suite.rows import Options, Row, closeness, in_turns, saved_mb
 
@@ -60,7 +60,31 @@ def test_the_results_have_a_marked_section():
     assert text.count(BEGIN) == text.count(END) == 1
 
 
-@pytest.mark.parametrize("name", ["B2", "B3", "B9", "B10", "B11", "B15", "B21", "B22"])
+def test_stalls_are_gaps_between_updates_less_those_without_a_save(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: clock[0])
+    model, prepared = torch.nn.Linear(1, 1), []
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+
+    def prepare(update):
+        prepared.append(update)
+        clock[0] += 100.0
+
+    with checkpoints._Gaps(model, prepare) as gaps:
+        for gap in (0.0, 1.0, 5.0, 1.5, 6.0):
+            clock[0] += gap
+            model(torch.ones(1)).backward()
+            clock[0] += 10.0
+            for optimizer in optimizers:
+                optimizer.step()
+    optimizers[0].step()
+    assert gaps.seconds == [1.0, 5.0, 1.5, 6.0]
+    assert gaps.stalls(2) == [3.75, 4.75]
+    assert gaps.stalls(1) == [1.0, 5.0, 1.5, 6.0]
+    assert prepared == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["B2", "B3", "B4", "B9", "B10", "B11", "B15", "B21", "B22", "B25", "P1"])
 def test_part_runs_on_small_shapes(name):
     rows = PARTS[name](Options(pairs=1, quick=True))
     assert {row.id for row in rows} == {name}
@@ -72,6 +96,14 @@ def test_part_runs_on_a_few_real_files(data_root, name):
     rows = PARTS[name](Options(pairs=1, quick=True))
     assert {row.id for row in rows} == {name}
     assert all(row.check.startswith(("waveform differs", "4 of 4 texts equal")) for row in rows)
+
+
+@pytest.mark.slow
+def test_fused_searches_write_the_texts_of_the_search_without_tables(data_root, monkeypatch):
+    monkeypatch.delenv("BENCH_PEERS", raising=False)
+    rows = PARTS["P2"](Options(pairs=1, quick=True))
+    assert [row.peer for row in rows] == ["rows on the host"] * 2
+    assert all(row.check.startswith("4 of 4 texts equal") for row in rows)
 
 
 def test_recognizers_have_equal_texts_and_error_rates_as_check():

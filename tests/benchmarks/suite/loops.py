@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
 
 import ssl_asr
+from ssl_asr.build.training import TrainingRun
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import SpeechDataset, collate
 from ssl_asr.data.manifest import read_manifest
@@ -28,8 +29,7 @@ from ssl_asr.models.ssl import SSLEncoder
 from ssl_asr.models.ssl_stem import normalize_waveform
 from ssl_asr.types import SAMPLE_RATE, Batch, Utterance
 from tests.benchmarks.suite.recognition import data_root
-from tests.benchmarks.suite.rows import Options, Row, closeness, timed
-from tests.benchmarks.suite.training import _setup
+from tests.benchmarks.suite.rows import Options, Row, closeness, cpu_setup, timed
 from tests.gpu.steps import ctc_batch, ssl_config
 from tests.toys import save_checkpoint
 from tests.training.toy_runs import build
@@ -81,7 +81,7 @@ def b12(options: Options) -> list[Row]:
 
 def b21(options: Options) -> list[Row]:
     """Points at which the forward and backward pass of an encoder would wait for a GPU, for unequal lengths."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     config = ssl_config("wav2vec2_large", tiny=True)
     net = Wav2Vec2Model._from_config(config, attn_implementation="sdpa").train()
     encoder, batch = SSLEncoder(net=copy.deepcopy(net), normalize=True).train(), ctc_batch(setup, [1.0, 1.5, 2.0])
@@ -120,6 +120,48 @@ def _tones(folder: Path, count: int) -> Path:
     return folder / "train.jsonl"
 
 
+def our_run(folder: Path, checkpoint: Path, updates: int, *overrides: str) -> TrainingRun:
+    """A run of ``train`` on the CPU: wav2vec2 with CTC, all weights, four tones a batch, metrics logged to CSV.
+
+    Args:
+        folder: Folder of the run.
+        checkpoint: Folder of the pretrained weights.
+        updates: Number of updates.
+        overrides: Further settings, as on a command line.
+    """
+    manifest = _tones(folder, 4 * updates)
+    return build(
+        folder / "run",
+        *("backbone=wav2vec2_base", f"backbone.source={checkpoint}", f"data.train={manifest}", "data.dev=null"),
+        *("data.test=null", "data.max_batch_s=1000", "data.max_batch_size=4", "data.num_workers=1", "freeze=false"),
+        *("trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=csv", *overrides),
+    )
+
+
+def their_run(folder: Path, model: nn.Module, updates: int, callbacks: list, **own) -> transformers.Trainer:
+    """The same by ``Trainer``, with data in memory and its progress logged every ten updates.
+
+    Args:
+        folder: Folder of the run.
+        model: A ``Wav2Vec2ForCTC``.
+        updates: Number of updates.
+        callbacks: Callbacks of ``Trainer``.
+        own: Further ``TrainingArguments``.
+    """
+    settings = {"logging_steps": 10, "report_to": [], "use_cpu": True, "disable_tqdm": True, **own}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=4, num_train_epochs=1, **settings
+    )
+    data = [their_row()] * (4 * updates)
+    return transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=callbacks)
+
+
+def their_row() -> dict[str, Tensor]:
+    """A tone with two labels, as the models of transformers take it."""
+    values = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 10).astype(np.float32)
+    return {"input_values": torch.from_numpy(values), "labels": torch.tensor([3, 4])}
+
+
 def _median_gap(moments: list[float]) -> float:
     gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return statistics.median(gaps[WARM_UP:])
@@ -139,14 +181,7 @@ def _bare_loop(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int)
 
 def _our_overhead(folder: Path, steps: int) -> float:
     """CPU seconds that ``train`` adds to each step, without its data worker, with its metrics logged to CSV."""
-    manifest = _tones(folder, 4 * steps)
-    checkpoint = save_checkpoint("wav2vec2_group", folder / "toy")
-    run = build(
-        folder / "run",
-        *("backbone=wav2vec2_base", f"backbone.source={checkpoint}", f"data.train={manifest}", "data.dev=null"),
-        *("data.test=null", "data.max_batch_s=1000", "data.max_batch_size=4", "data.num_workers=1", "freeze=false"),
-        *("trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=csv"),
-    )
+    run = our_run(folder, save_checkpoint("wav2vec2_group", folder / "toy"), steps)
     moments: list[float] = []
 
     class Clock(L.Callback):
@@ -172,29 +207,14 @@ def _their_overhead(folder: Path, steps: int) -> float:
     checkpoint = save_checkpoint("wav2vec2_group", folder / "toy")
     config = transformers.Wav2Vec2Config.from_pretrained(checkpoint, ctc_loss_reduction="mean")
     model = Wav2Vec2ForCTC(config).train()
-    values = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 10).astype(np.float32)
-    row = {"input_values": torch.from_numpy(values), "labels": torch.tensor([3, 4])}
     moments: list[float] = []
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__) -> None:
             moments.append(time.process_time())
 
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=4,
-        num_train_epochs=1,
-        logging_steps=10,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=[row] * (4 * steps), callbacks=[Clock()], data_collator=None
-    )
-    trainer.train()
-    batch = default_collate([row] * 4)
+    their_run(folder, model, steps, [Clock()], save_strategy="no").train()
+    batch = default_collate([their_row()] * 4)
     return _median_gap(moments) - _bare_loop(lambda: model(**batch).loss, list(model.parameters()), steps)
 
 
@@ -218,7 +238,7 @@ def b23(options: Options) -> list[Row]:
 # A whole command.
 
 
-def _ctc_checkpoint(folder: Path, *, tiny: bool) -> Path:
+def ctc_checkpoint(folder: Path, *, tiny: bool) -> Path:
     """A layer-norm wav2vec2 with random weights and the shape of the base model, as transformers saves it."""
     own = {} if tiny else {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     config = ssl_config("wav2vec2_large", tiny=tiny)
@@ -234,7 +254,7 @@ def _ctc_checkpoint(folder: Path, *, tiny: bool) -> Path:
 def b24(options: Options) -> list[Row]:
     """Audio files to texts, with a CTC model."""
     utterances = _speech(options, 16, "flac")
-    folder = _ctc_checkpoint(Path(tempfile.mkdtemp()), tiny=options.quick)
+    folder = ctc_checkpoint(Path(tempfile.mkdtemp()), tiny=options.quick)
     ours = ssl_asr.load(folder, device="cpu")
     net = Wav2Vec2ForCTC.from_pretrained(folder, attn_implementation="sdpa").eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)

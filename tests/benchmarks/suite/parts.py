@@ -6,11 +6,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2Model, WhisperFeatureExtractor
 
@@ -27,28 +28,46 @@ from tests.gpu.ctc import make_case
 
 
 def b9(options: Options) -> list[Row]:
-    """The convolutions of a base model, whose first layer has a group norm, and their gradients."""
-    config = Wav2Vec2Config(conv_dim=[16] * 7) if options.quick else Wav2Vec2Config()
-    stem = Wav2Vec2Model(config).feature_extractor.train()
-    batch, samples = (2, 16_000) if options.quick else (4, 12 * SAMPLE_RATE)
-    waveform_BT, lengths_B = torch.randn(batch, samples), torch.full((batch,), samples)
-    parameters = list(stem.parameters())
-
-    def ours() -> Tensor:
-        return conv_stem(stem.conv_layers, waveform_BT, lengths_B, recompute=False)[0]
-
-    def theirs() -> Tensor:
-        return stem(waveform_BT).transpose(1, 2)
-
-    def gradients(side: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(side().sum(), parameters)
-
+    """The convolutions of wav2vec2 and their gradients: with a group norm, as in base models, and with layer norms."""
+    group, layer = (_convolutions(options, norm) for norm in ("group", "layer"))
     rows = []
-    check = closeness("output", ours(), theirs(), limit=1e-4)
-    for name, sides in (("forward", (ours, theirs)), ("forward and backward", (gradients(ours), gradients(theirs)))):
-        what = f"convolutions of wav2vec2 base, {batch} x {samples / SAMPLE_RATE:g} s, {name}"
-        rows.append(timed(options, "B9", what, "transformers", *sides, check=check))
-    return rows
+    for name, sides in (("forward", (group.ours, group.theirs)), ("forward and backward", group.gradients())):
+        rows.append(timed(options, "B9", f"{group.what}, {name}", "transformers", *sides, check=group.check()))
+    what = f"{layer.what}, forward and backward"
+    return [*rows, timed(options, "B9", what, "transformers", *layer.gradients(), check=layer.check())]
+
+
+@dataclass(frozen=True)
+class _Convolutions:
+    """Both sides of the convolutions of wav2vec2, with equal weights."""
+
+    what: str
+    stem: nn.Module
+    waveform_BT: Tensor
+
+    def ours(self) -> Tensor:
+        batch, samples = self.waveform_BT.shape
+        lengths_B = torch.full((batch,), samples)
+        return conv_stem(self.stem.conv_layers, self.waveform_BT, lengths_B, recompute=False)[0]
+
+    def theirs(self) -> Tensor:
+        return self.stem(self.waveform_BT).transpose(1, 2)
+
+    def gradients(self) -> list[Callable[[], object]]:
+        parameters = list(self.stem.parameters())
+        return [lambda side=side: torch.autograd.grad(side().sum(), parameters) for side in (self.ours, self.theirs)]
+
+    def check(self) -> str:
+        return closeness("output", self.ours(), self.theirs(), limit=1e-4)
+
+
+def _convolutions(options: Options, norm: str) -> _Convolutions:
+    small = {"conv_dim": [16] * 7} if options.quick else {}
+    config = Wav2Vec2Config(feat_extract_norm=norm, conv_bias=norm == "layer", **small)
+    batch, seconds = (2, 1) if options.quick else (4 if norm == "group" else 2, 12)
+    what = f"convolutions of wav2vec2, {norm} norm, {batch} x {seconds} s"
+    stem = Wav2Vec2Model(config).feature_extractor.train()
+    return _Convolutions(what, stem, torch.randn(batch, seconds * SAMPLE_RATE))
 
 
 def b10(options: Options) -> list[Row]:

@@ -9,6 +9,8 @@ import numpy as np
 
 from ssl_asr.data.manifest import read_manifest
 from ssl_asr.data.text import get_normalizer
+from ssl_asr.decoding.fusion.automata import lm_token
+from ssl_asr.decoding.kneser_ney import estimate
 from ssl_asr.metrics.edit import Edits, word_edits
 from ssl_asr.models.checkpoints import resolve_checkpoint
 from tests.benchmarks import test_recognition
@@ -17,6 +19,7 @@ from tests.benchmarks.turns import REPO, Runner, take_turns
 
 LABELS = ["", "⁇", " ", *"abcdefghijklmnopqrstuvwxyz'"]
 BATCH = 8
+BEAM = 10
 
 
 def data_root() -> Path:
@@ -72,7 +75,7 @@ def b16(options: Options) -> list[Row]:
     paths, texts = _posteriors(Path(tempfile.mkdtemp()), 4 if options.quick else 48)
     batches = [paths[first : first + BATCH] for first in range(0, len(paths), BATCH)]
     rows = []
-    for beam in (10, 100):
+    for beam in (BEAM, 10 * BEAM):
         settings = {"labels": LABELS, "beam_size": beam}
         runners = [Runner("ours", "ours_ctc", {"labels": LABELS, "options": {"beam_size": beam}})]
         if importlib.util.find_spec("flashlight"):
@@ -81,11 +84,44 @@ def b16(options: Options) -> list[Row]:
             runners.append(Runner("SpeechBrain", "speechbrain", settings))
         if "BENCH_PEERS" in os.environ:
             runners.append(Runner("pyctcdecode", "pyctcdecode", settings, python=os.environ["BENCH_PEERS"]))
-        for runner in runners:
-            runner.threads = 1
         what = f"CTC beam {beam}, no language model, {len(paths)} utterances, one thread"
-        take_turns(runners, batches)
+        take_turns(_on_one_thread(runners), batches)
         rows += _rows("B16", what, runners, texts, "lower")
+    return rows
+
+
+def _on_one_thread(runners: list[Runner]) -> list[Runner]:
+    for runner in runners:
+        runner.threads = 1
+    return runners
+
+
+def p2(options: Options) -> list[Row]:
+    """CTC beam search with n-gram models, against the same search with rows of the model computed on the host.
+
+    The models are those of the texts of LibriSpeech's train split: words of order 3, also against pyctcdecode, and
+    characters of order 5.
+    """
+    folder = Path(tempfile.mkdtemp())
+    paths, texts = _posteriors(folder, 4 if options.quick else 48)
+    batches = [paths[first : first + BATCH] for first in range(0, len(paths), BATCH)]
+    corpus = [u.text.lower() for u in read_manifest(data_root() / "en_librispeech_mini" / "train.jsonl")]
+    rows = []
+    for unit, order in (("word", 3), ("label", 5)):
+        units = [text.split() if unit == "word" else [lm_token(letter) for letter in text] for text in corpus]
+        model, lm = estimate(units, order=order).model, folder / f"{unit}.arpa"
+        model.write_arpa(lm)
+        fused = {"lm": str(lm), "lm_weight": 0.5, "word_score": 1.0} if unit == "word" else {"lm": str(lm)}
+        ours = {"labels": LABELS, "options": {"beam_size": BEAM, "lm_unit": unit, **fused}}
+        runners = [Runner("ours", "ours_ctc", ours), Runner("rows on the host", "ours_ctc", {**ours, "tables": False})]
+        if "BENCH_PEERS" in os.environ and unit == "word":
+            settings = {"labels": LABELS, "beam_size": BEAM, "words": sorted(model.vocabulary), **fused}
+            runners.append(Runner("pyctcdecode", "pyctcdecode", settings, python=os.environ["BENCH_PEERS"]))
+        take_turns(_on_one_thread(runners), batches)
+        assert runners[0].texts == runners[1].texts
+        name = f"{'words' if unit == 'word' else 'characters'}, order {order}, {sum(model.counts()):,} n-grams"
+        what = f"CTC beam {BEAM}, {name}, {len(paths)} utterances, one thread"
+        rows += _rows("P2", what, runners, texts, "lower")
     return rows
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.gpu.steps import Setup
+
 Step = Callable[[], object]
 
 
@@ -15,7 +17,7 @@ class Row:
     """One comparison.
 
     Attributes:
-        id: Number of the benchmark, ``B1`` to ``B25``.
+        id: Number of the benchmark, ``B1`` to ``B25``, ``P1`` or ``P2``.
         what: What is compared.
         peer: The other side.
         ours, theirs: The figures of both sides, with ``unit``.
@@ -46,6 +48,11 @@ class Options:
 
     pairs: int
     quick: bool
+
+
+def cpu_setup(options: Options) -> Setup:
+    """Models on the CPU in float32. Their shapes are tiny with ``quick``."""
+    return Setup(device="cpu", tiny=options.quick, bf16=False)
 
 
 def in_turns(ours: Step, theirs: Step, pairs: int) -> tuple[float, float, float, tuple[float, float]]:

@@ -1,19 +1,21 @@
 """Training steps against the models of transformers: equal weights and batches, random weights of the true shapes."""
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import WhisperFeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from ssl_asr.models.heads import only_linear
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import SAMPLE_RATE, Batch
-from tests.benchmarks.suite.rows import Options, Row, closeness, saved_mb, timed
+from tests.benchmarks.suite.rows import Options, Row, closeness, cpu_setup, saved_mb, timed
 from tests.gpu.steps import (
-    Setup,
     ctc_batch,
     ssl_module,
     ssl_net_hf,
@@ -24,10 +26,6 @@ from tests.gpu.steps import (
 )
 
 Loss = Callable[[], Tensor]
-
-
-def _setup(options: Options) -> Setup:
-    return Setup(device="cpu", tiny=options.quick, bf16=False)
 
 
 def _our_loss(module: ASRModule, batch: Batch, *, cached: bool = False) -> Loss:
@@ -59,21 +57,28 @@ def _eval_check(ours: nn.Module, theirs: nn.Module, our_loss: Loss, their_loss: 
 
 def _ssl_pair(options: Options, name: str, durations: Sequence[float], *, frozen: bool, cached: bool = False):
     """Our module and that of transformers with equal weights, their losses of a batch, and the check."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     theirs = ssl_net_hf(setup, name, frozen=frozen)
     ours = ssl_module(copy.deepcopy(theirs.base_model), frozen=frozen)
     only_linear(ours.head).load_state_dict(theirs.lm_head.state_dict())
     batch = ctc_batch(setup, durations)
-    waveform_BT = batch.waveform_BT
-    # All utterances are equally long: models with a group norm read no attention mask.
-    mean_B1, variance_B1 = waveform_BT.mean(1, keepdim=True), waveform_BT.var(1, keepdim=True, unbiased=False)
-    inputs = {"input_values": (waveform_BT - mean_B1) / (variance_B1 + 1e-7).sqrt(), "labels": batch.tokens_BU}
+    has_mask = theirs.config.feat_extract_norm == "layer"
+    # Models with a group norm read no attention mask.
+    assert has_mask or len(set(durations)) == 1
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=has_mask)
+    inputs = {**extractor(_audio(batch), sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")}
+    inputs["labels"] = batch.tokens_BU
 
     def their_loss() -> Tensor:
         return theirs(**inputs).loss
 
     our_loss = _our_loss(ours, batch, cached=cached)
     return setup, ours, theirs, our_loss, their_loss, _eval_check(ours, theirs, our_loss, their_loss)
+
+
+def _audio(batch: Batch) -> list[NDArray[np.float32]]:
+    """The samples of each utterance."""
+    return [row_T[:length].numpy() for row_T, length in zip(batch.waveform_BT, batch.lengths_B, strict=True)]
 
 
 def _ssl_row(options: Options, *, row_id: str, name: str, what: str, frozen: bool, cached: bool = False) -> Row:
@@ -86,6 +91,39 @@ def _ssl_row(options: Options, *, row_id: str, name: str, what: str, frozen: boo
 def b3(options: Options) -> list[Row]:
     """wav2vec2 base, CTC, everything but the convolutions trains."""
     return [_ssl_row(options, row_id="B3", name="wav2vec2_base", what="wav2vec2 base + CTC, step", frozen=False)]
+
+
+def b4(options: Options) -> list[Row]:
+    """wav2vec2 large (layer norm, as HuBERT large and XLS-R), CTC, everything but the convolutions trains.
+
+    Without the update, which is the same on both sides: the states of AdamW would take 2.5 GB on each.
+    """
+    rows = []
+    for durations in ([3.0, 3.0], [1.5, 4.5]):
+        rows.append(_large_row(options, durations))
+        # Each row has two models of 1.3 GB.
+        gc.collect()
+    return rows
+
+
+def _large_row(options: Options, durations: Sequence[float]) -> Row:
+    _, ours, theirs, our_loss, their_loss, check = _ssl_pair(options, "wav2vec2_large", durations, frozen=False)
+    sides = [_gradients(net, loss) for net, loss in ((ours, our_loss), (theirs, their_loss))]
+    name = " + ".join(f"{seconds:g}" for seconds in durations)
+    what = f"wav2vec2 large + CTC, forward, backward and clipping, {name} s"
+    return timed(options, "B4", what, "transformers", *sides, check=check)
+
+
+def _gradients(net: nn.Module, loss: Loss) -> Callable[[], None]:
+    """Forward, backward and clipping. The gradients are freed."""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        loss().backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        net.zero_grad(set_to_none=True)
+
+    return step
 
 
 def b5(options: Options) -> list[Row]:
@@ -124,7 +162,7 @@ def _memory_row(row_id: str, what: str, our_loss: Loss, their_loss: Loss, check:
 
 def _whisper_pair(options: Options, durations: Sequence[float], *, frozen: bool = False, cached: bool = False):
     """As `_ssl_pair`. The check has 30-s windows on both sides; the losses returned have real frames on ours."""
-    setup = _setup(options)
+    setup = cpu_setup(options)
     theirs = whisper_net_hf(setup, "whisper_tiny").float().train()
     theirs.config.use_cache = False
     if frozen:
@@ -132,9 +170,8 @@ def _whisper_pair(options: Options, durations: Sequence[float], *, frozen: bool 
     batch = whisper_batch(setup, durations)
     make = partial(whisper_module, setup, "whisper_tiny", frozen=frozen)
     ours, whole = (make(window, net=copy.deepcopy(theirs.model)) for window in ("real", "30s"))
-    audio = [row_T[:length].numpy() for row_T, length in zip(batch.waveform_BT, batch.lengths_B, strict=True)]
     extractor = WhisperFeatureExtractor(feature_size=theirs.config.num_mel_bins)
-    mel_BMF = extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    mel_BMF = extractor(_audio(batch), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     prompt_BP = torch.tensor([ours.tokenizer.prompt(utterance) for utterance in batch.utterances])
     inputs_BU = torch.cat([prompt_BP, batch.tokens_BU[:, :-1]], 1)
     labels_BU = torch.cat([torch.full_like(prompt_BP[:, 1:], -100), batch.tokens_BU], 1)
