@@ -30,8 +30,8 @@ from ssl_asr.errors import UserError, raise_all
 EXIT_USER_ERROR = 2
 # Commands with a folder of results, in which they save what they showed.
 _SAVE_CONSOLE = ("train", "evaluate")
-# Parts of the errors of torch.
-_WORKER_ENDED = "DataLoader worker (pid"
+# Parts of the errors of torch, and of `ssl_asr.data.loaders`.
+_WORKER_ENDED = ("DataLoader worker (pid", "DataLoader worker exited")
 _OUT_OF_MEMORY = ("OutOfMemoryError", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 Job = Callable[[Any, Path], float | None]
@@ -232,7 +232,7 @@ def _as_user_error(error: UserError | OSError | MemoryError | RuntimeError) -> U
     """
     if isinstance(error, UserError):
         return error
-    if _WORKER_ENDED in str(error):
+    if any(sign in str(error) for sign in _WORKER_ENDED):
         remedy = "see the error above. If shared memory is full (df -h /dev/shm), enlarge it or use data.num_workers=0"
         return UserError("data.num_workers", str(error).partition(". ")[0], remedy)
     if not isinstance(error, OSError):

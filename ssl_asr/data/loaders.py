@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeVar, Unpack
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,6 +12,8 @@ from ssl_asr.data.epochs import EpochBatches
 from ssl_asr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from ssl_asr.data.transport import packed
 from ssl_asr.types import Batch, Notice, Seconds
+
+Received = TypeVar("Received")
 
 
 class LoaderOptions(TypedDict):
@@ -65,12 +67,24 @@ class NoticingLoader(DataLoader["Batch"]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # Workers that go on from the last iteration are waited for, too.
         asked = time.monotonic()
-        for found in super().__iter__():
+        for found in _from_workers(super().__iter__()):
             batch = found.to(self._device, non_blocking=True)
             self.waited_s += time.monotonic() - asked
             self._notices.update(dict.fromkeys(batch.notices))
             yield batch
             asked = time.monotonic()
+
+
+def _from_workers(batches: Iterator[Received]) -> Iterator[Received]:
+    """The batches. A worker that has ended before its batch was received is the error that torch has for its end."""
+    while True:
+        try:
+            found = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError("DataLoader worker exited unexpectedly, its batch was not received") from error
+        yield found
 
 
 class ResumableLoader(NoticingLoader):

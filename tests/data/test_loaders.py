@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ssl_asr.config.launch import _as_user_error
 from ssl_asr.data import loaders
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.loaders import NoticingLoader
@@ -28,3 +29,19 @@ def test_waiting_is_what_passes_between_asking_and_getting(monkeypatch):
         clock[0] += 10.0
     assert loader.waited_s == pytest.approx(6.0)
     assert list(notices) == ["seen"]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_batch_of_a_worker_that_has_ended_is_the_error_of_its_end(monkeypatch, error):
+    """What multiprocessing raises if a worker ends between its batch and the memory of the batch."""
+
+    def lost(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(loaders.DataLoader, "__iter__", lost)
+    loader = NoticingLoader(dataset=[0], sampler=[[0]], notices={}, device=torch.device("cpu"), num_workers=0)
+    with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly") as caught:
+        list(loader)
+    said = str(_as_user_error(caught.value))
+    assert said.startswith("data.num_workers: DataLoader worker exited unexpectedly, its batch was not received. See")

@@ -31,22 +31,20 @@ except RuntimeError as error:
 # A worker that may write no file of the size of a batch, or open no more files.
 REFUSED = """
 import os, resource, torch
-from ssl_asr.data.dataset import collate
-from ssl_asr.data.transport import PackedBatch
+from ssl_asr.data.loaders import NoticingLoader
 from ssl_asr.types import Example, Utterance
 
-class Batches:
-    def __len__(self):
-        return 4
-
+class Examples:
     def __getitem__(self, index):
         if index == 2:
             limit = {{"FSIZE": 1000, "NOFILE": len(os.listdir("/proc/self/fd")) - 1}}["{limit}"]
             resource.setrlimit(resource.RLIMIT_{limit}, (limit, limit))
-        return PackedBatch.of(collate([Example(Utterance("u", "", 1.0), torch.zeros(16000), [1, 2])]))
+        return Example(Utterance("u", "", 1.0), torch.zeros(16000), [1, 2])
 
+options = {{"num_workers": 2, "worker_init_fn": prepare_worker, "generator": torch.Generator()}}
+batches = [[index] for index in range(4)]
 try:
-    list(loader(Batches()))
+    list(NoticingLoader(dataset=Examples(), sampler=batches, notices={{}}, device=torch.device("cpu"), **options))
 except RuntimeError as error:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     print(_as_user_error(error))
@@ -81,6 +79,7 @@ def test_a_worker_that_cannot_send_its_batch_ends_and_the_error_names_the_option
 @pytest.mark.parametrize(("limit", "reason"), [("FSIZE", "File too large"), ("NOFILE", "Too many open files")])
 def test_a_batch_without_room_in_shared_memory_or_without_a_file_gives_the_same_error(limit, reason):
     said, errors, _ = run(REFUSED.format(limit=limit))
+    # If the other worker has ended, too, its batch before may be lost.
     assert said.startswith("data.num_workers: DataLoader worker")
     assert "a loader worker cannot send a batch: " in errors
     assert reason in errors
