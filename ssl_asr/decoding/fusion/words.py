@@ -144,11 +144,11 @@ class Words(Automaton[WordKey]):
         arrays = None if self.model is None else self.model.arrays()
         if self._inner_space or (self.model is not None and arrays is None):
             return None
-        words = frozenset() if self._vocabulary is None else self._vocabulary
+        known = frozenset() if self._prefixes is None else self._prefixes
         words_of_model = {} if arrays is None else arrays.ids
         if not self.unknown_alike and self.unknown_score > -math.inf:
-            words |= frozenset(words_of_model)
-        texts = ["", *sorted(prefixes(words)), _UNKNOWN_PARTIAL]
+            known |= prefixes(words_of_model.keys())
+        texts = ["", *sorted(known), _UNKNOWN_PARTIAL]
         unknown = 0 if arrays is None else arrays.unknown
         scored = [not self.unknown_alike or self._is_known(text) for text in texts]
         ids = [words_of_model.get(text, unknown) if own else unknown for text, own in zip(texts, scored, strict=True)]
