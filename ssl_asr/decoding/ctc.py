@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_asr.decoding.ctc_beam import CtcHypothesis, prefix_beam_search
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
-from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.fusion.tables import LazyFusion
 from ssl_asr.decoding.rescoring import Rescorer, n_best_conflicts
 from ssl_asr.errors import ConfigError
 from ssl_asr.types import BLANK_ID, PositiveFloat, PositiveInt
@@ -151,21 +151,17 @@ class BeamSearch:
     """
 
     def __init__(self, options: CtcBeam, parts: Sequence[Automaton[Any]], *, size: int) -> None:
-        self.options, self.parts, self.size = options, parts, size
-        self._fusion: Fusion | None = None
+        self.options, self._fusion = options, LazyFusion(parts, size=size)
 
     def __call__(self, log_probs_BFV: Tensor, frame_lengths_B: Tensor) -> list[list[CtcHypothesis]]:
         """The n-best list of each utterance. See `CtcSearch`."""
-        device = log_probs_BFV.device
-        if self.parts and (self._fusion is None or self._fusion.device != device):
-            self._fusion = Fusion(self.parts, size=self.size, device=device)
         options = self.options
         return prefix_beam_search(
             log_probs_BFV,
             frame_lengths_B,
             beam_size=options.beam_size,
             blank=BLANK_ID,
-            fusion=self._fusion,
+            fusion=self._fusion.on(log_probs_BFV.device),
             max_labels=options.max_labels,
             blank_collapse=options.blank_collapse,
             beam_threshold=options.beam_threshold,

@@ -278,7 +278,10 @@ class NGram(WordModel[int]):
     def arrays(self) -> NGramArrays:
         """The model for lookups on a device. The state numbers differ from those of `step`."""
         size, words = len(self.words), len(self.words) + 1
-        states_S = np.unique(self._contexts_N)
+        # np.unique takes ten times as long.
+        is_state_N = np.zeros(len(self._contexts_N), dtype=bool)
+        is_state_N[self._contexts_N] = True
+        states_S = np.flatnonzero(is_state_N)
         chains, sums = [states_S], [np.zeros(len(states_S))]
         while chains[-1].any():
             sums.append(sums[-1] + self._backoffs_N[chains[-1]])

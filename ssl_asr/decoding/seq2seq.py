@@ -14,7 +14,7 @@ from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.files import LanguageModelName
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.options import FusionOptions
-from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
+from ssl_asr.decoding.fusion.scorers import FusionScorer
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.rescoring import Rescoring, n_best_conflicts
@@ -191,7 +191,7 @@ class WhisperGreedy(_Greedy, _WhisperText):
         """No automata: greedy search has no shallow fusion."""
         return []
 
-    def scorers(self, parts: Sequence[Automaton[Any]], utterances: int) -> list[Scorer]:
+    def scorers(self, fusion: Fusion | None, utterances: int) -> list[Scorer]:
         """No scorers: greedy search has no shallow fusion."""
         return []
 
@@ -279,16 +279,16 @@ class WhisperBeam(_Beam, _WhisperText):
         tokens = [spell([token]) for token in range(vocab_size)]
         return options.parts([fold(token) for token in tokens], tokens, _folded_phrase)
 
-    def scorers(self, parts: Sequence[Automaton[Any]], utterances: int) -> list[Scorer]:
+    def scorers(self, fusion: Fusion | None, utterances: int) -> list[Scorer]:
         """The scorers of one search.
 
         Args:
-            parts: Automata of `parts`.
+            fusion: Tables of `parts`. None for no shallow fusion.
             utterances: Number of utterances in the batch.
         """
-        if not parts:
+        if fusion is None:
             return []
-        return [CandidateScorer(parts, rows=utterances * self.beam_size, candidates=self.max_labels)]
+        return [FusionScorer(fusion, rows=utterances * self.beam_size, candidates=self.max_labels)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_asr.data.filters import Limits
 from ssl_asr.decoding.ctc import CtcDecoder, CtcGreedy
-from ssl_asr.decoding.fusion.tables import Fusion
+from ssl_asr.decoding.fusion.tables import LazyFusion
 from ssl_asr.decoding.hypotheses import to_hypotheses
 from ssl_asr.decoding.option import DecoderOption
 from ssl_asr.decoding.segments import transcript
@@ -130,8 +130,7 @@ class JointModule(CTCModule):
         """
         check_decoder(decoder, self.task_name)
         self._attention: AttentionDecoder | None = None
-        self._parts = []
-        self._fusion: Fusion | None = None
+        self._fusion = LazyFusion([], size=len(self.labels))
         if "ctc" in decoder.tasks:
             super().set_decoder(decoder)
             self.long_form = "windows"
@@ -139,7 +138,7 @@ class JointModule(CTCModule):
         self.decoder = decoder
         self._attention = option = cast(AttentionDecoder, decoder)
         self.long_form = None
-        self._parts = option.parts(self.labels)
+        self._fusion = LazyFusion(option.parts(self.labels), size=len(self.labels))
         self._rescorer = option.rescorer()
 
     def cap_tokens(self, max_tokens_per_s: float) -> None:
@@ -159,7 +158,7 @@ class JointModule(CTCModule):
         h_BFD, frame_lengths_B = self._trunk(batch, out)
         # Beam search and word times both read the CTC layer, and neither always does.
         ctc_log_probs = cache(lambda: self._ctc_log_probs(h_BFD))
-        scorers = decoder.scorers(ctc_log_probs, frame_lengths_B, self._fusion_on(h_BFD.device))
+        scorers = decoder.scorers(ctc_log_probs, frame_lengths_B, self._fusion.on(h_BFD.device))
         found = decoder.search(
             self.head.decoder,
             h_BFD,
@@ -192,14 +191,6 @@ class JointModule(CTCModule):
         if by_length is None:
             return limits
         return [min(pair) for pair in zip(limits, by_length, strict=True)]
-
-    def _fusion_on(self, device: torch.device) -> Fusion | None:
-        """The tables of shallow fusion, kept between batches with the scores computed so far."""
-        if not self._parts:
-            return None
-        if self._fusion is None or self._fusion.device != device:
-            self._fusion = Fusion(self._parts, size=len(self.labels), device=device)
-        return self._fusion
 
 
 def _with_sentence(tokens_BU: Tensor, token_lengths_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssl_asr.data.whisper_tokenizer import WhisperTokenizer
 from ssl_asr.decoding.fusion.automata import Automaton
+from ssl_asr.decoding.fusion.tables import LazyFusion
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.seq2seq import WhisperDecoder
 from ssl_asr.decoding.step_model import AtLeast, Constraints, Decoded, Rule, Suppression
@@ -25,7 +26,7 @@ from ssl_asr.types import Utterance
 
 
 class WhisperSearch:
-    """Decodes batches with a Whisper model.
+    """Decodes batches with a Whisper model. The tables of shallow fusion are kept between batches.
 
     Args:
         model: Encoder and decoder.
@@ -36,7 +37,8 @@ class WhisperSearch:
     def __init__(
         self, model: WhisperSeq2Seq, tokenizer: WhisperTokenizer, parts: Sequence[Automaton[Any]] = ()
     ) -> None:
-        self._model, self._tokenizer, self._parts = model, tokenizer, parts
+        self._model, self._tokenizer = model, tokenizer
+        self._fusion = LazyFusion(parts, size=tokenizer.vocab_size, whole_rows=False)
         self._suppression = Suppression(
             always=tuple(model.generation.get("suppress_tokens") or ()),
             first=tuple(model.generation.get("begin_suppress_tokens") or ()),
@@ -83,7 +85,7 @@ class WhisperSearch:
                 out.context_lengths_B,
                 prompts,
                 constraints=self._constraints(decoder, utterances),
-                scorers=decoder.scorers(self._parts, len(utterances)),
+                scorers=decoder.scorers(self._fusion.on(out.h_BFD.device), len(utterances)),
             )
         else:
             found = [[self._sampled(decoder, out, row, utterances, prompts, first)] for row in range(len(utterances))]

@@ -13,7 +13,7 @@ from ssl_asr.decoding.ctc import collapse
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.fusion.automata import LabelBonus
 from ssl_asr.decoding.fusion.hotwords import Hotwords
-from ssl_asr.decoding.fusion.scorers import CandidateScorer, FusionScorer
+from ssl_asr.decoding.fusion.scorers import FusionScorer
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.greedy import greedy_decode
@@ -319,7 +319,7 @@ def test_candidate_scores_equal_table_scores_and_all_other_tokens_are_impossible
     words = Words(labels, model=model, weight=0.5, word_score=0.4, unknown_score=-2.0, vocabulary=model.vocabulary)
     parts = [words, Hotwords(labels, ["ab a"], bonus=0.7)]
     whole = FusionScorer(Fusion(parts, size=6), rows=4)
-    some = CandidateScorer(parts, rows=4, candidates=3)
+    some = FusionScorer(Fusion(parts, size=6), rows=4, candidates=3)
     generator = torch.Generator().manual_seed(0)
     for step in range(6):
         log_probs = torch.randn(4 if step < 4 else 2, 6, generator=generator).log_softmax(-1)
@@ -328,11 +328,9 @@ def test_candidate_scores_equal_table_scores_and_all_other_tokens_are_impossible
         asked[:, 0] = True
         assert torch.allclose(scores[asked], expected[asked], atol=1e-5)
         assert (scores[~asked] == -torch.inf).all()
-        rows, tokens = (
-            torch.randint(0, len(log_probs), (len(log_probs),), generator=generator),
-            torch.tensor([2, 4, 3, 5]),
-        )
+        rows = torch.randint(0, len(log_probs), (len(log_probs),), generator=generator)
+        tokens = log_probs.topk(3, dim=1).indices[rows, step % 3]
         for scorer in (whole, some):
-            scorer.select(rows, tokens[: len(log_probs)])
+            scorer.select(rows, tokens)
             if step == 3:
                 scorer.keep(torch.tensor([1, 3]))

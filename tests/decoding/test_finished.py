@@ -10,13 +10,17 @@ from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.coverage import CoverageScorer
 from ssl_asr.decoding.ctc_prefix import CtcPrefixScorer
 from ssl_asr.decoding.finished import FinishedRows
+from ssl_asr.decoding.fusion.scorers import FusionScorer
+from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.step_model import AtLeast, Constraints, Suppression
 from ssl_asr.decoding.timestamps import TimestampRules
 from ssl_asr.models.attention import GruAttentionHead, TransformerAttentionHead
+from tests.decoding.automata import every_kind
 from tests.waits import count_waits
 
 SIZE, FRAMES, ROWS = 9, 12, 6
+LABELS = ["", "a", " a", "b", "ab", " ", "", "c", " c"]
 BLOCKS = {"blocks": 0, "width": 6, "norm": "layer", "activation": "relu", "dropout": 0.0, "decoder_dropout": 0.0}
 GRU = {"embedding": 4, "decoder_width": 8, "decoder_layers": 1, "attention_width": 4, "channels": 2, "kernel": 2}
 KINDS = {
@@ -86,6 +90,9 @@ def test_greedy_texts_do_not_depend_on_the_checks(kind, every):
 def _scorers(decoder, h, lengths, beams, kind):
     if kind == "plain":
         return decoder, []
+    if kind == "tables":
+        fusion = Fusion(list(every_kind(LABELS, 0))[-1], size=SIZE)
+        return decoder, [FusionScorer(fusion, rows=ROWS * beams, candidates=5)]
     log_probs = torch.randn(ROWS, FRAMES, SIZE, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
     coverage = CoverageScorer(decoder, beams=beams, weight=0.2, threshold=0.4)
     ctc = CtcPrefixScorer(log_probs, lengths, beams=beams, blank=0, weight=0.3, candidates=5)
@@ -130,7 +137,7 @@ def _counted(monkeypatch):
         yield waits
 
 
-@pytest.mark.parametrize("search", ["greedy", "beam", "beam with scorers"])
+@pytest.mark.parametrize("search", ["greedy", "beam", "beam with scorers", "beam with tables"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_no_token_waits_for_the_device(monkeypatch, kind, search):
@@ -150,7 +157,8 @@ def test_no_token_waits_for_the_device(monkeypatch, kind, search):
         constraints = Constraints(
             end_id=0, limits=limits, rules=rules, suppression=Suppression(always=(2,), first=(3,))
         )
-        model, scorers = _scorers(decoder, h, lengths, 3, "scorers" if search.endswith("scorers") else "plain")
+        scored = search.rpartition(" ")[2]
+        model, scorers = _scorers(decoder, h, lengths, 3, scored if scored in ("scorers", "tables") else "plain")
         with _counted(monkeypatch) as waits:
             if search == "greedy":
                 found = greedy_decode(model, h, lengths, [[0]] * ROWS, constraints=constraints, check_every=4)

@@ -108,7 +108,7 @@ def test_many_states_are_kept_apart():
 
 
 def test_rows_that_are_too_many_are_cleared_at_the_next_begin(monkeypatch):
-    monkeypatch.setattr("ssl_asr.decoding.fusion.tables._MAX_CELLS", 5)
+    monkeypatch.setattr("ssl_asr.decoding.fusion.reached._MAX_CELLS", 5)
     fusion = Fusion([Counter()], size=3)
     state = _steps(fusion, fusion.begin(1), torch.tensor([2]))
     expected = _scores(fusion, state).tolist()

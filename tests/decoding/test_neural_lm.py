@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.ctc_beam import prefix_beam_search
 from ssl_asr.decoding.fusion.options import FusionOptions
-from ssl_asr.decoding.fusion.scorers import CandidateScorer
+from ssl_asr.decoding.fusion.scorers import FusionScorer
 from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.kneser_ney import estimate
@@ -156,7 +156,7 @@ class _Flat:
 def test_autoregressive_beam_with_label_scores_equals_exhaustive_search(model):
     labels = ["a", "b", " ", "ab", " b", ""]
     part = LabelNeural(model, labels, weight=1.0)
-    scorer = CandidateScorer([part], rows=64, candidates=6)
+    scorer = FusionScorer(Fusion([part], size=6, whole_rows=False), rows=64, candidates=6)
     found = beam_search(
         _Flat(),
         torch.zeros(1, 1, 1),

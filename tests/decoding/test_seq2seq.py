@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
+from ssl_asr.decoding.fusion.tables import LazyFusion
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.seq2seq import WhisperBeam, WhisperGreedy
 from ssl_asr.decoding.step_model import Constraints, Suppression
@@ -149,4 +150,5 @@ def test_only_what_has_a_score_is_fused(changes, kinds):
     option = replace(_options("beam"), **changes)
     parts = option.parts(4, lambda tokens: "".join([" ab", "c", " c", "."][token] for token in tokens))
     assert [type(part).__name__ for part in parts] == kinds
-    assert len(option.scorers(parts, 2)) == (1 if kinds else 0)
+    fusion = LazyFusion(parts, size=4, whole_rows=False).on(torch.device("cpu"))
+    assert len(option.scorers(fusion, 2)) == (1 if kinds else 0)

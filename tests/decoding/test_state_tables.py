@@ -13,39 +13,17 @@ from ssl_asr.decoding.ctc_beam import prefix_beam_search
 from ssl_asr.decoding.fusion import state_tables
 from ssl_asr.decoding.fusion.automata import LabelBonus, LabelNGram
 from ssl_asr.decoding.fusion.hotwords import Hotwords
+from ssl_asr.decoding.fusion.reached import ReachedRows
 from ssl_asr.decoding.fusion.scorers import FusionScorer
-from ssl_asr.decoding.fusion.tables import Fusion, ReachedRows
+from ssl_asr.decoding.fusion.tables import Fusion
 from ssl_asr.decoding.fusion.words import Words
 from ssl_asr.decoding.kneser_ney import estimate
-from ssl_asr.decoding.ngram import NGram
 from ssl_asr.decoding.ngram_table import NGramTable
+from tests.decoding.automata import CHARACTERS, PIECES, WORDS, every_kind, random_ngram, word_scores
 from tests.decoding.options import CTC_BEAM, FUSION
 from tests.waits import no_waits
 
 CPU = torch.device("cpu")
-CHARACTERS = [None, "⁇", " ", "a", "b", "c"]
-PIECES = [None, "⁇", " ", "", "a", "b", "ab", " a", " ba", "ca", "bc", " abc"]
-WORDS = ["a", "b", "ab", "ba", "abc", "cab", "bca", "aa", "cc"]
-
-
-def random_ngram(order, seed, *, words=WORDS, unknown=True, end=True, begin=True):
-    """Random n-grams, whose contexts are often missing, with random back-off weights, some of them 0."""
-    draw = random.Random(seed)
-    marks = [mark for mark, own in (("<s>", begin), ("</s>", end), ("<unk>", unknown)) if own]
-    vocabulary = [*marks, *words]
-    sections = [[(word,) for word in vocabulary]]
-    for length in range(2, order + 1):
-        grams = {tuple(draw.choice(vocabulary) for _ in range(length)) for _ in range(5 * length)}
-        # Some continue a stored n-gram, so that long contexts are found.
-        grams |= {(*draw.choice(sections[-1]), draw.choice(vocabulary)) for _ in range(5 * length)}
-        sections.append(sorted(grams))
-    lines = ["\\data\\", *(f"ngram {n}={len(grams)}" for n, grams in enumerate(sections, 1))]
-    for n, grams in enumerate(sections, 1):
-        lines.append(f"\\{n}-grams:")
-        for gram in grams:
-            backoff = "" if n == order else f"\t{draw.choice([0.0, -draw.random(), draw.random()])}"
-            lines.append(f"{-3 * draw.random()}\t{' '.join(gram)}{backoff}")
-    return NGram.from_arpa_lines([*lines, "\\end\\"])
 
 
 @pytest.mark.parametrize("marks", [{}, {"unknown": False}, {"end": False}, {"begin": False, "unknown": False}])
@@ -65,39 +43,6 @@ def test_log_probabilities_are_those_of_the_model(order, marks):
             results = [model.score(state, text[at]) for state, text in zip(theirs, texts, strict=True)]
             assert found.tolist() == pytest.approx([0.7 * score for score, _ in results], rel=1e-6, abs=1e-6)
             theirs = [state for _, state in results]
-
-
-def _words(labels, model, **own):
-    settings = {"weight": 0.6, "word_score": 0.3, "unknown_score": -2.0, "vocabulary": None} | own
-    return Words(labels, model=model, **settings)
-
-
-def _parts(labels, seed):
-    """Every kind of automaton that has a table, alone and together."""
-    model = random_ngram(1 + seed % 5, seed, unknown=seed % 2 == 0, end=seed % 3 > 0)
-    tokens = {label.replace(" ", "▁") for label in labels if label and label != "⁇"}
-    over_labels = random_ngram(1 + seed % 5, seed, words=sorted(tokens)[seed % 2 :], unknown=seed % 2 == 0)
-    known, price = model.vocabulary, model.unknown_log_prob
-    lexicon = {"a", "ab", "bcab", "cc"}
-    yield [LabelNGram(over_labels, labels, weight=0.8)]
-    yield [LabelBonus(labels, bonus=0.4)]
-    yield [Hotwords(labels, ["ab", "ab a", "ab ab c", "ba", "abc ab a"], bonus=0.5)]
-    # Of the language model's words, open and closed.
-    for unknown_score in (-2.0, -math.inf):
-        own = {"vocabulary": known, "unknown_score": unknown_score, "unknown_log_prob": price}
-        yield [_words(labels, model, **own, unknown_alike=True)]
-        # A lexicon that shares some words with the language model, and a lexicon alone.
-        yield [_words(labels, model, **own | {"vocabulary": lexicon})]
-        yield [_words(labels, None, vocabulary=lexicon, unknown_score=unknown_score, unknown_alike=True)]
-    # Words without a vocabulary, and those that only the model lists.
-    yield [_words(labels, None)]
-    yield [_words(labels, model)]
-    yield [
-        _words(labels, model, vocabulary=known, unknown_log_prob=price, unknown_alike=True),
-        Hotwords(labels, ["abc ab"], bonus=1.0),
-        LabelNGram(over_labels, labels, weight=0.2),
-        LabelBonus(labels, bonus=-0.1),
-    ]
 
 
 def _check(parts, labels, seed, steps=12, beams=16):
@@ -129,7 +74,7 @@ def _check(parts, labels, seed, steps=12, beams=16):
 def test_tables_score_as_their_automata(labels, seed, dense, monkeypatch):
     if not dense:
         monkeypatch.setattr(state_tables, "_MAX_CELLS", 0)
-    for parts in _parts(labels, seed):
+    for parts in every_kind(labels, seed):
         _check(parts, labels, seed)
 
 
@@ -139,7 +84,7 @@ def _fused(kind, seed=0):
     hotwords = Hotwords(CHARACTERS, ["ab ba", "cab"], bonus=0.7)
     over_labels = random_ngram(4, seed, words=["a", "b", "c", "▁"])
     return {
-        "words": [_words(CHARACTERS, model, **words), hotwords, LabelBonus(CHARACTERS, bonus=0.1)],
+        "words": [word_scores(CHARACTERS, model, **words), hotwords, LabelBonus(CHARACTERS, bonus=0.1)],
         "labels": [LabelNGram(over_labels, CHARACTERS, weight=0.5)],
         "bonus": [LabelBonus(CHARACTERS, bonus=0.2)],
     }[kind]
@@ -170,9 +115,10 @@ def test_no_step_of_a_ctc_search_waits_for_the_device(kind, max_labels, monkeypa
         assert [one.score for one in alone] == pytest.approx([one.score for one in expected[row]], abs=1e-4)
 
 
-def test_the_guard_finds_rows_that_are_computed_on_the_host(monkeypatch):
+@pytest.mark.parametrize("whole_rows", [True, False])
+def test_the_guard_finds_scores_that_are_computed_on_the_host(whole_rows, monkeypatch):
     monkeypatch.setattr(LabelNGram, "table", lambda self, device: None)
-    scorer = FusionScorer(Fusion(_fused("labels"), size=len(CHARACTERS)), rows=2)
+    scorer = FusionScorer(Fusion(_fused("labels"), size=len(CHARACTERS), whole_rows=whole_rows), rows=2)
     log_probs = torch.zeros(2, len(CHARACTERS))
     scorer.scores(log_probs, 0)
     with pytest.raises(AssertionError, match="waits for the GPU"), no_waits():

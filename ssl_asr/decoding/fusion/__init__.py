@@ -12,9 +12,10 @@ the labels of the hypothesis one by one. Its key is all that it remembers of the
 The row of a key holds the score of every label of the vocabulary; minus infinity forbids a label.
 
 N-gram models, lexicons and hotwords have a table: tensors from which `tables.Fusion` takes the scores of all candidates
-of all beams at once, on the device of the search. The keys of neural language models and KenLM binaries are hashable
-and finitely many are reached, so `tables.Fusion` numbers them as they are reached and keeps their rows in one tensor.
-All tables are kept between utterances.
+of all beams at once, on the device of the search. Tables are kept between utterances. Neural language models, KenLM
+binaries and automata of other packages have none. Their keys are hashable, so `reached` numbers them as searches reach
+them, and asks the automata on the host: for whole rows, which it keeps, or for the candidates of each step if the
+vocabulary is large.
 
 Labels are spelled as text. A space is a word boundary: the label ``" "`` of a character vocabulary, or the first
 character of ``" the"`` in a vocabulary of word pieces.
@@ -23,7 +24,9 @@ character of ``" the"`` in a vocabulary of word pieces.
 - `words`: language models and lexicons over words.
 - `hotwords`: bonuses for expected phrases.
 - `state_tables`: the interface of tables; `label_tables`, `word_tables`, `hotword_tables`: the tables.
-- `tables`: several automata as one, for searches over a small vocabulary.
+- `label_arcs`: next states of labels that are spelled as text, which words and hotwords share.
+- `reached`: automata without a table.
+- `tables`: several automata as one.
 - `scorers`: several automata as a `Scorer` of an autoregressive beam search.
 - `options`: the settings of all of them, which decoders inherit.
 """

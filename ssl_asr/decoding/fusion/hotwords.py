@@ -13,7 +13,7 @@ stops growing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from ssl_asr.decoding.arpa import Float64s
 from ssl_asr.decoding.fusion.automata import Automaton
 from ssl_asr.decoding.fusion.hotword_tables import HotwordTable
+from ssl_asr.decoding.fusion.label_arcs import Arcs, LabelArcs, SplitLabels
 from ssl_asr.decoding.fusion.state_tables import StateTable, dense_if_small
 from ssl_asr.errors import LanguageModelError
 
@@ -78,21 +79,59 @@ class Hotwords(Automaton[str | None]):
         """See `Automaton`."""
         keys: list[str | None] = [*sorted(self._prefixes), None]
         numbers = {key: number for number, key in enumerate(keys)}
-        characters = sorted({" ", *(character for label in self.labels for character in label or "")})
-        columns = {character: column for column, character in enumerate(characters)}
-        following: dict[str, list[str]] = {}
-        for text in self._prefixes:
-            following.setdefault(text[:-1], []).append(text[-1:])
-        # A character with which no phrase continues leads to None, and takes back what is on credit.
-        nexts_NA = np.full((len(keys), len(characters)), numbers[None])
-        scores_NA = np.tile(np.array([[-self._credit(key)] for key in keys]), len(characters))
-        for number, key in enumerate(keys):
-            for character in {" ", *(c for text in _suffixes(key) for c in following.get(text, []))} & columns.keys():
-                after, scores_NA[number, columns[character]] = self._read(key, character)
-                nexts_NA[number, columns[character]] = numbers[after]
-        ends_N = np.array([self.end(key) for key in keys])
-        table = HotwordTable(scores_NA, nexts_NA, ends_N, self.labels, characters, numbers[self.begin], device)
+        split = SplitLabels(self.labels)
+        spaces = [self._followed(key, " ") for key in keys]
+        found = [
+            (numbers[key], column, numbers[after], earned) for key, column, after, earned in self._arcs(split.texts)
+        ]
+        states_M, columns_M, nexts_M, earned_M = np.array(found).reshape(-1, 4).T
+        arcs = LabelArcs(
+            split,
+            np.array([numbers[after] for after, _ in spaces]),
+            Arcs(*(own.astype(np.int64) for own in (states_M, columns_M, nexts_M))),
+            numbers[None],
+            device,
+        )
+        table = HotwordTable(
+            arcs,
+            credit_N=np.array([self._credit(key) for key in keys]),
+            earned_space_N=np.array([earned for _, earned in spaces]),
+            earned_M=earned_M,
+            ends_N=np.array([self.end(key) for key in keys]),
+            labels=self.labels,
+            begin=numbers[self.begin],
+            device=device,
+        )
         return dense_if_small(table, states=len(keys), size=len(self.labels), device=device)
+
+    def _arcs(self, texts: Sequence[str]) -> Iterator[tuple[str | None, int, str | None, float]]:
+        """Keys, places of the texts after them, next keys, and what is earned.
+
+        A text without a space earns nothing. It is left out if it leads to None.
+        """
+        places = {text: place for place, text in enumerate(texts) if text and " " not in text}
+        beginnings = {text[:n] for text in places for n in range(1, len(text) + 1)}
+        spaced = [(place, text) for place, text in enumerate(texts) if " " in text]
+        following: dict[str, set[str]] = {}
+        for text in self._prefixes - {""}:
+            following.setdefault(text[:-1], set()).add(text[-1])
+        for key in (*self._prefixes, None):
+            yield from ((key, place, *self._followed(key, text)) for place, text in spaced)
+            reached = [("", key)]
+            while reached:
+                text, own = reached.pop()
+                # The letters by which a phrase goes on that begins with the key, or with a later word of the key.
+                letters = {letter for suffix in _suffixes(own) for letter in following.get(suffix, ())}
+                for longer in {text + letter for letter in letters} & beginnings:
+                    after, _ = self._read_character(own, longer[-1])
+                    reached.append((longer, after))
+                    if longer in places:
+                        yield key, places[longer], after, 0.0
+
+    def _followed(self, key: str | None, text: str) -> tuple[str | None, float]:
+        """Key after a text, and what the text earns: its score without the change of the credit."""
+        after, total = self._read(key, text)
+        return after, total - self._credit(after) + self._credit(key)
 
     def _read(self, key: str | None, text: str) -> tuple[str | None, float]:
         """Key after a text, and the score of the text."""

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Scores and next states are stored for each state and label up to this number of pairs (12 bytes each).
+# Scores and next states are stored for each state and label up to this number of pairs (12 bytes each), and up to this
+# number of labels: searches over more labels score few of them.
 _MAX_CELLS = 32_000_000
+_MAX_LABELS = 10_000
 # Pairs that are computed at once to store them.
 _CHUNK_CELLS = 1_000_000
 
@@ -84,7 +86,7 @@ def dense_if_small(table: StateTable, *, states: int, size: int, device: torch.d
         size: Number of labels.
         device: Device of the search.
     """
-    if states * size > _MAX_CELLS:
+    if states * size > _MAX_CELLS or size > _MAX_LABELS:
         return table
     labels_XC = torch.arange(size, device=device)[None]
     states_PX, step = torch.arange(states, device=device)[None], max(1, _CHUNK_CELLS // size)

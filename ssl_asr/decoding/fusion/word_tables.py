@@ -1,7 +1,8 @@
 """Word scores as tables: nodes for the spelling of the unfinished word, and an n-gram model over words.
 
 A node stands for the letters of the unfinished word. Node 0 has none. The last node stands for all spellings with which
-no word begins. Every other node is a prefix of some word. An arc leads from a node by a label to a longer node::
+no word begins. Every other node is a prefix of some word. An arc leads from a node by a label to a longer node (see
+`label_arcs`)::
 
     nodes    0 ("")   1 ("t")   2 ("th")   3 ("the")   4 (other)
     arcs     0 -t-> 1 -h-> 2 -e-> 3,   0 -th-> 2               4 by all other labels without a space
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssl_asr.decoding.arpa import Float64s, Int64s
+from ssl_asr.decoding.fusion.label_arcs import LabelArcs, SplitLabels, trie_arcs
 from ssl_asr.decoding.fusion.state_tables import Extended, StateTable, dense_if_small, silence
 from ssl_asr.decoding.ngram_table import NGramTable
 
@@ -24,7 +26,7 @@ class SpellingNodes:
     """What is known about each node.
 
     Attributes:
-        texts: Letters of each node. The last one is a text that no word begins with.
+        texts: Letters of each node, sorted but for the last one: a text that no word begins with.
         charged_N: Price charged in advance. Minus infinity for spellings that are forbidden.
         finish_N: Score of the finished word without the language model. Minus infinity if the word is forbidden.
         words_N: Id of the word in the language model.
@@ -49,17 +51,10 @@ class SpellingTable(StateTable):
     begin = (0,)
 
     def __init__(self, nodes: SpellingNodes, labels: Sequence[str | None], device: torch.device) -> None:
-        ids = {text: node for node, text in enumerate(nodes.texts)}
-        other = len(nodes.texts) - 1
-        keys, targets = _arcs(ids, labels, other)
-        self._size = len(labels)
-        # A search for a key beyond the last one finds this key, which is none of the keys.
-        self._keys_M = torch.tensor([*keys, np.iinfo(np.int64).max], device=device)
-        self._targets_M = torch.tensor([*targets, other], device=device)
-        # Node after a label, if there is no arc: all words end at a space.
-        after = [ids.get(label[1:], other) if label and label[0] == " " else other for label in labels]
-        self._after_V = torch.tensor(after, device=device)
-        self._is_empty_V = torch.tensor([label == "" for label in labels], device=device)
+        split, other = SplitLabels(labels), len(nodes.texts) - 1
+        # A space leads to node 0 from everywhere.
+        after_space_N = np.zeros(len(nodes.texts), dtype=np.int64)
+        self._arcs = LabelArcs(split, after_space_N, trie_arcs(nodes.texts[:-1], split.texts), other, device)
         self._silence_V = silence(labels, device)
         charged_N = torch.from_numpy(nodes.charged_N).to(device, torch.float32)
         # Nothing is refunded where a search cannot be: minus infinity from minus infinity is no number.
@@ -67,13 +62,8 @@ class SpellingTable(StateTable):
 
     def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`."""
-        nodes_X1 = states_PX[0, ..., None]
-        wanted_XC = torch.add(labels_XC, nodes_X1, alpha=self._size)
-        at_XC = torch.searchsorted(self._keys_M, wanted_XC)
-        is_arc_XC = self._keys_M.take(at_XC) == wanted_XC
-        nexts_XC = torch.where(is_arc_XC, self._targets_M.take(at_XC), self._after_V.take(labels_XC))
-        nexts_XC = torch.where(self._is_empty_V.take(labels_XC), nodes_X1, nexts_XC)
-        change_XC = self._charged_N.take(nexts_XC) - self._refund_N.take(nodes_X1)
+        nexts_XC, _ = self._arcs.follow(states_PX[0], labels_XC)
+        change_XC = self._charged_N.take(nexts_XC) - self._refund_N.take(states_PX[0])[..., None]
         return change_XC + self._silence_V.take(labels_XC), [nexts_XC]
 
     def ends(self, states_PX: Tensor) -> Tensor:
@@ -134,27 +124,3 @@ class WordTable(StateTable):
 def prefixes(words: Collection[str]) -> frozenset[str]:
     """Every prefix of the words, the words included."""
     return frozenset(word[:length] for word in words for length in range(1, len(word) + 1))
-
-
-def _arcs(ids: dict[str, int], labels: Sequence[str | None], other: int) -> tuple[Int64s, Int64s]:
-    """Keys ``node * number of labels + label`` of all arcs, sorted, and the nodes that they lead to."""
-    by_text: dict[str, list[int]] = {}
-    for label, text in enumerate(labels):
-        if text and text[0] != " ":
-            by_text.setdefault(text, []).append(label)
-    lengths = sorted({len(text) for text in by_text})
-    keys, targets = [], []
-    for text, node in ids.items():
-        if node == other:
-            continue
-        for length in lengths:
-            if length > len(text):
-                break
-            own = by_text.get(text[-length:])
-            if own:
-                first = ids[text[:-length]] * len(labels)
-                keys += [first + label for label in own]
-                targets += [node] * len(own)
-    keys_M, targets_M = np.array(keys, dtype=np.int64), np.array(targets, dtype=np.int64)
-    order_M = np.argsort(keys_M)
-    return keys_M[order_M], targets_M[order_M]

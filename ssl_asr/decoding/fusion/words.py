@@ -144,18 +144,24 @@ class Words(Automaton[WordKey]):
         arrays = None if self.model is None else self.model.arrays()
         if self._inner_space or (self.model is not None and arrays is None):
             return None
-        words = frozenset() if self._vocabulary is None else self._vocabulary
+        spellings = frozenset() if self._prefixes is None else self._prefixes
         words_of_model = {} if arrays is None else arrays.ids
         if not self.unknown_alike and self.unknown_score > -math.inf:
-            words |= frozenset(words_of_model)
-        texts = ["", *sorted(prefixes(words)), _UNKNOWN_PARTIAL]
+            spellings |= prefixes(words_of_model.keys())
+        texts = ["", *sorted(spellings), _UNKNOWN_PARTIAL]
         unknown = 0 if arrays is None else arrays.unknown
-        scored = [not self.unknown_alike or self._is_known(text) for text in texts]
-        ids = [words_of_model.get(text, unknown) if own else unknown for text, own in zip(texts, scored, strict=True)]
+        known = [self._is_known(text) for text in texts]
+        # Words that are scored alike have one id.
+        ids = [
+            words_of_model.get(text, unknown) if own or not self.unknown_alike else unknown
+            for text, own in zip(texts, known, strict=True)
+        ]
+        finish_N = self.word_score + np.where(known, 0.0, self.unknown_score)
+        finish_N[0] = 0.0
         nodes = SpellingNodes(
             texts=texts,
             charged_N=np.array([self._charged(text) for text in texts]),
-            finish_N=np.array([self._own_score(text) for text in texts]),
+            finish_N=finish_N,
             words_N=np.array(ids),
         )
         model = None if arrays is None else NGramTable(arrays, weight=self.weight, device=device)
