@@ -35,11 +35,11 @@ def test_waiting_is_what_passes_between_asking_and_getting(monkeypatch):
 def test_a_batch_of_a_worker_that_has_ended_is_the_error_of_its_end(monkeypatch, error):
     """What multiprocessing raises if a worker ends between its batch and the memory of the batch."""
 
-    def lost(*_):
-        raise error
-        yield
+    class Lost:
+        def __next__(self):
+            raise error
 
-    monkeypatch.setattr(loaders.DataLoader, "__iter__", lost)
+    monkeypatch.setattr(loaders.DataLoader, "__iter__", lambda _: Lost())
     loader = NoticingLoader(dataset=[0], sampler=[[0]], notices={}, device=torch.device("cpu"), num_workers=0)
     with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly") as caught:
         list(loader)
