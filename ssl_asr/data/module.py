@@ -115,11 +115,13 @@ class ASRDataModule(L.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage: str) -> None:
-        """Choose the device of the loaders' batches: the GPU of this rank, or the CPU. Called by the trainer."""
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
+        """Choose the device of the loaders' batches: the GPU of this rank, or the CPU. The trainer calls this method.
+
+        Without a trainer, batches are on the CPU.
+        """
+        root = None if self.trainer is None else self.trainer.strategy.root_device
         # Lightning moves batches to other devices. Copies to MPS without waiting have a race (pytorch/pytorch#83015).
-        self._device = device if device.type == "cuda" else torch.device("cpu")
+        self._device = root if root is not None and root.type == "cuda" else torch.device("cpu")
         # Loaders of another trainer may have another rank or device.
         self._train_loader = self._dev_loader = None
 
