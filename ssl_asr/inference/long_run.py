@@ -1,6 +1,6 @@
 """All long recordings of manifests, several at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Self
 
@@ -17,7 +17,7 @@ from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.recognizer import Recognizer
 from ssl_asr.inference.recording import Recording
 from ssl_asr.inference.running import RunOptions, inference_device
-from ssl_asr.inference.together import run_together
+from ssl_asr.inference.together import Job, run_together
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.training.memory import keep_freed_memory
 from ssl_asr.training.module import ASRModule, TranscribeOptions
@@ -58,7 +58,10 @@ class LongRun:
             keep_freed_memory()
         self._module.eval().to(device)
         with _MinutesBar(self._console, utterances) as bar:
-            jobs = [partial(self._one, place, bar=bar, utterance=one) for place, one in enumerate(utterances)]
+            jobs = [
+                Job(partial(self._one, place, bar=bar, utterance=one), one.duration)
+                for place, one in enumerate(utterances)
+            ]
             for place, result in run_together(self._module, jobs, max_batch_s=self._long_form.batch_s):
                 bar.end(place)
                 yield names[place], result
@@ -68,8 +71,10 @@ class LongRun:
         """Findings in the audio, in the order of the recordings."""
         return dict.fromkeys(notice for place in sorted(self._noticed) for notice in self._noticed[place])
 
-    def _one(self, place: int, model: Recognizer, *, bar: "_MinutesBar", utterance: Utterance) -> Prediction | Skip:
-        recording = Recording(utterance, downmix=self._run.downmix)
+    def _one(
+        self, place: int, model: Recognizer, check: Callable[[], None], *, bar: "_MinutesBar", utterance: Utterance
+    ) -> Prediction | Skip:
+        recording = Recording(utterance, downmix=self._run.downmix, check=check)
         try:
             hypothesis = transcribe_long(model, recording, self._long_form, self._options, partial(bar.update, place))
         except AudioError as error:

@@ -18,6 +18,10 @@ def no_progress(_: Seconds) -> None:
     """A `ProgressCallback` that does nothing."""
 
 
+def go_on() -> None:
+    """A check before each part of the audio that never gives up."""
+
+
 class Recording:
     """A recording, read part by part from its file or taken from samples in memory.
 
@@ -27,6 +31,7 @@ class Recording:
         downmix: What several channels of the file become.
         signals: Findings of the check of the samples, to which those of each part that is read are added. None for
             a new list.
+        check: Called before each part is read. It can raise an error to give up.
     """
 
     def __init__(
@@ -36,9 +41,11 @@ class Recording:
         *,
         downmix: Downmix = "mean",
         signals: list[Signal] | None = None,
+        check: Callable[[], None] = go_on,
     ) -> None:
         self.utterance, self._whole_T, self._downmix = utterance, whole_T, downmix
         self.signals: list[Signal] = [] if signals is None else signals
+        self._check = check
 
     def part(self, start: Seconds, duration: Seconds, **changes: str | None) -> Example:
         """The samples from ``start`` on, as an example without target; ``changes`` replace fields of the utterance.
@@ -46,6 +53,7 @@ class Recording:
         Raises:
             AudioError: The file cannot be read.
         """
+        self._check()
         whole = self.utterance
         part = replace(whole, offset=whole.offset + start, duration=duration, **changes)  # type: ignore[arg-type]
         if self._whole_T is None:
@@ -71,4 +79,8 @@ class Recording:
     def with_language(self, lang: str) -> "Recording":
         """The same recording. If it has no language, it gets ``lang``."""
         whole = replace(self.utterance, lang=self.utterance.lang or lang)
-        return Recording(whole, self._whole_T, downmix=self._downmix, signals=self.signals)
+        return Recording(whole, self._whole_T, downmix=self._downmix, signals=self.signals, check=self._check)
+
+    def checked(self, check: Callable[[], None]) -> "Recording":
+        """The same recording, with a check before each part is read."""
+        return Recording(self.utterance, self._whole_T, downmix=self._downmix, signals=self.signals, check=check)

@@ -12,10 +12,11 @@ A round begins when every recording has ended or waits for the model. So batches
 and a run gives the same texts every time.
 """
 
-import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -23,28 +24,44 @@ import numpy as np
 import torch
 
 from ssl_asr.inference.recognizer import Recognizer
+from ssl_asr.inference.recording import go_on
 from ssl_asr.inference.shared import AnyTask, Call, Gone, Row, SharedModel, batch_of, transcribed
 from ssl_asr.training.module import ASRModule
 from ssl_asr.types import Seconds
 
 Result = TypeVar("Result")
 
-# Recordings that are started together, and the largest number of recordings at once.
-_WAVE, _MOST = 4, 32
-# Time for which threads that read audio are waited for after an error.
-_LAST_READ_S: Seconds = 2.0
+# Largest number of recordings at once.
+_MOST = 32
+# Time for which threads that read audio are waited for after an error. They look at every block of audio.
+_LAST_READ_S: Seconds = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[Result]):
+    """What is done with a recording.
+
+    Attributes:
+        function: Gets the model, and a function to call before each part of the audio is read. It raises `Gone` when
+            the recording is given up. Called in a thread.
+        seconds: Length of the recording.
+    """
+
+    function: Callable[[Recognizer, Callable[[], None]], Result]
+    seconds: Seconds
 
 
 def run_together(
-    module: ASRModule, jobs: Sequence[Callable[[Recognizer], Result]], *, max_batch_s: Seconds | None
+    module: ASRModule, jobs: Sequence[Job[Result]], *, max_batch_s: Seconds | None
 ) -> Iterator[tuple[int, Result]]:
     """Run a function for each of several recordings, with utterances of all of them in one batch.
 
-    Recordings are started in order, until what waits for the model fills a batch.
+    Recordings are started in order, until what waits for the model fills a batch. A recording that fills batches alone
+    is followed by the next one when its last parts wait, so little is lost by an interruption.
 
     Args:
         module: The model, in eval mode on its device.
-        jobs: Functions that use the model that they are given. Each is called in a thread.
+        jobs: What is done with each recording.
         max_batch_s: Computed seconds in a batch. None for the default of the encoder, see `SpeechEncoder.budget_s`.
 
     Yields:
@@ -54,7 +71,7 @@ def run_together(
         Exception: What the first job raised, or the model.
     """
     if len(jobs) <= 1:
-        yield from ((place, job(module)) for place, job in enumerate(jobs))
+        yield from ((place, job.function(module, go_on)) for place, job in enumerate(jobs))
         return
     rounds = _Rounds(module, jobs, max_batch_s)
     try:
@@ -66,9 +83,7 @@ def run_together(
 class _Rounds(Generic[Result]):
     """The threads of recordings, and the rounds of the model in the thread of the caller. See `run_together`."""
 
-    def __init__(
-        self, module: ASRModule, jobs: Sequence[Callable[[Recognizer], Result]], max_batch_s: Seconds | None
-    ) -> None:
+    def __init__(self, module: ASRModule, jobs: Sequence[Job[Result]], max_batch_s: Seconds | None) -> None:
         self._module, self._jobs, self._max_batch_s = module, jobs, max_batch_s
         self._budget_s = module.speech_encoder.budget_s(max_batch_s)
         self._readers = threading.Semaphore(os.cpu_count() or 1)
@@ -82,12 +97,13 @@ class _Rounds(Generic[Result]):
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Place and result of each job, in the order in which they end."""
-        pending = iter(range(len(self._jobs)))
+        started = 0
         while True:
             self._settle()
             yield from self._take_ended()
-            if self._has_room() and (wave := list(itertools.islice(pending, _WAVE))):
+            if wave := self._next_wave(started):
                 self._start(wave)
+                started += len(wave)
             elif self._waiting:
                 self._run_round()
             else:
@@ -100,8 +116,9 @@ class _Rounds(Generic[Result]):
             left = [task for tasks in self._waiting.values() for task in tasks]
         for task in left:
             task.fail(Gone())
+        until = time.monotonic() + _LAST_READ_S
         for thread in self._threads.values():
-            thread.join(_LAST_READ_S)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _settle(self) -> None:
         """Wait until every job that was started waits for the model or has ended."""
@@ -109,18 +126,29 @@ class _Rounds(Generic[Result]):
             self._changed.wait_for(lambda: not self._running)
 
     def _take_ended(self) -> Iterator[tuple[int, Result]]:
+        """The results. Those of other recordings come before the error of one."""
+        errors = []
         for place in sorted(self._ended):
             result = self._ended.pop(place)
             self._threads.pop(place).join()
             if isinstance(result, BaseException):
-                raise result
-            yield place, result
+                errors.append(result)
+            else:
+                yield place, result
+        if errors:
+            raise errors[0]
 
-    def _has_room(self) -> bool:
-        """Whether what waits is less than a batch."""
+    def _next_wave(self, started: int) -> list[int]:
+        """The recordings to start next: as many as fill a batch with what waits, by their lengths."""
         seconds = [task.seconds for tasks in self._waiting.values() for task in tasks if isinstance(task, Row)]
         computed_s = float(self._module.speech_encoder.encoded_s(np.array(seconds)).sum()) if seconds else 0.0
-        return len(self._waiting) < _MOST and computed_s < self._budget_s
+        wave: list[int] = []
+        for place in range(started, len(self._jobs)):
+            if computed_s >= self._budget_s or len(self._waiting) + len(wave) >= _MOST:
+                break
+            wave.append(place)
+            computed_s += self._jobs[place].seconds
+        return wave
 
     def _start(self, wave: Sequence[int]) -> None:
         self._running |= set(wave)
@@ -133,13 +161,19 @@ class _Rounds(Generic[Result]):
         result: Result | BaseException
         try:
             with torch.inference_mode(), self._readers:
-                result = self._jobs[place](SharedModel(self._module, partial(self._put, place), self._readers))
+                self._check()
+                model = SharedModel(self._module, partial(self._put, place), self._readers)
+                result = self._jobs[place].function(model, self._check)
         except BaseException as error:  # raised in the thread of the caller
             result = error
         with self._changed:
             self._running.discard(place)
             self._ended[place] = result
             self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise Gone
 
     def _put(self, place: int, tasks: Sequence[AnyTask]) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ Example:
     'hello'
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from ssl_asr.inference.long_form import LongForm, check_detection
 from ssl_asr.inference.long_recordings import transcribe_long
 from ssl_asr.inference.model import InferenceOptions, load_model
 from ssl_asr.inference.precision import weights_dtype
+from ssl_asr.inference.recognizer import Recognizer
 from ssl_asr.inference.recording import Recording
-from ssl_asr.inference.together import run_together
+from ssl_asr.inference.together import Job, run_together
 from ssl_asr.inference.voice import batches, transcribe_short
 from ssl_asr.models.encoder import Window
 from ssl_asr.training.module import TEXT_ONLY, ASRModule, TranscribeOptions
@@ -113,12 +114,17 @@ class Transcriber:
             if samples_T is None:
                 samples_T = read_waveform(utterance, downmix=downmix, signals=signals)
             short.append((place, Example(utterance, samples_T, [])))
-        jobs = [partial(transcribe_long, recording=one, long_form=long_form, options=self.options) for _, one in long]
+        jobs = [Job(partial(self._transcribe_long, one, long_form), one.utterance.duration) for _, one in long]
         for row, hypothesis in run_together(self.module, jobs, max_batch_s=max_batch_s):
             results[long[row][0]] = hypothesis
         results |= self._transcribe_short(short, long_form)
         warn_of([notice for name, signals in heard for notice in notices(name, signals)])
         return [results[place] for place in range(len(given))]
+
+    def _transcribe_long(
+        self, recording: Recording, long_form: LongForm, model: Recognizer, check: Callable[[], None]
+    ) -> Hypothesis:
+        return transcribe_long(model, recording.checked(check), long_form, self.options)
 
     def _transcribe_short(self, examples: Sequence[tuple[int, Example]], long_form: LongForm) -> dict[int, Hypothesis]:
         """Hypotheses of recordings that fit into one pass, by their place."""

@@ -1,13 +1,17 @@
 """Several recordings at once: what is in a batch, what they return, and how they end."""
 
+import signal
 import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ssl_asr.data.dataset import collate
-from ssl_asr.inference.together import run_together
+from ssl_asr.inference.recording import go_on
+from ssl_asr.inference.together import Job, run_together
 from ssl_asr.models.encoder import EncoderOutput
 from ssl_asr.training.module import TEXT_ONLY, TranscribeOptions
 from ssl_asr.types import SAMPLE_RATE, Example, Hypothesis, Utterance
@@ -49,14 +53,15 @@ def example(name, seconds, value):
 def job(number, parts, *, encoded=False):
     """A recording whose parts, of these lengths, are transcribed together, and then its first part once more."""
 
-    def run(model):
+    def run(model, check):
+        check()
         batch = collate([example(f"{number}{'abc'[row]}", seconds, number) for row, seconds in enumerate(parts)])
         out = model.encode(batch) if encoded else None
         texts = [one.text for one in model.transcribe(batch, out)]
         again = model.transcribe(collate([example(f"{number}!", parts[0], number)]))
         return texts + [one.text for one in again]
 
-    return run
+    return Job(run, float(sum(parts)))
 
 
 PARTS = [(4, 9), (5,), (6, 7, 8), (4,), (9, 9)]
@@ -71,7 +76,7 @@ def expected(number, parts):
 def test_results_are_those_of_recordings_alone(encoded):
     jobs = [job(number, parts, encoded=encoded) for number, parts in enumerate(PARTS)]
     found = dict(run_together(Model(), jobs, max_batch_s=None))
-    alone = {number: one(Model()) for number, one in enumerate(jobs)}
+    alone = {number: one.function(Model(), go_on) for number, one in enumerate(jobs)}
     assert found == alone == {number: expected(number, parts) for number, parts in enumerate(PARTS)}
 
 
@@ -81,11 +86,12 @@ def test_recordings_share_batches_whatever_the_speed_of_their_threads():
     for slow in range(5):
         gate = threading.Event()
 
-        def late(model, number=slow, gate=gate):
+        def late(model, check, number=slow, gate=gate):
             gate.wait(0.05)
-            return job(number, PARTS[number])(model)
+            return job(number, PARTS[number]).function(model, check)
 
-        jobs = [late if number == slow else job(number, parts) for number, parts in enumerate(PARTS)]
+        jobs = [job(number, parts) for number, parts in enumerate(PARTS)]
+        jobs[slow] = replace(jobs[slow], function=late)
         model = Model()
         results = list(run_together(model, jobs, max_batch_s=None))
         assert [place for place, _ in results] == [0, 1, 2, 3, 4]
@@ -109,7 +115,7 @@ def test_options_are_not_mixed():
     timed = TranscribeOptions(timestamps=True)
 
     def run(number, options):
-        return lambda model: model.transcribe(collate([example(f"{number}", 2.0, 1)]), options=options)
+        return Job(lambda model, _: model.transcribe(collate([example(f"{number}", 2.0, 1)]), options=options), 2.0)
 
     list(run_together(model, [run(0, TEXT_ONLY), run(1, timed), run(2, TEXT_ONLY)], max_batch_s=None))
     assert model.batches == [["0", "2"], ["1"]]
@@ -118,7 +124,8 @@ def test_options_are_not_mixed():
 def test_one_recording_runs_without_a_thread():
     found = []
     model = Model()
-    results = list(run_together(model, [lambda given: found.append((given, threading.get_ident()))], max_batch_s=None))
+    alone = Job(lambda given, _: found.append((given, threading.get_ident())), 1.0)
+    results = list(run_together(model, [alone], max_batch_s=None))
     assert results == [(0, None)]
     assert found == [(model, threading.get_ident())]
     assert list(run_together(model, [], max_batch_s=None)) == []
@@ -136,10 +143,12 @@ def test_an_error_ends_all_threads(where):
                 raise ValueError("the model")
             return super().transcribe(batch, out, options)
 
-    def broken(model):
+    def broken(model, check):
         raise ValueError("the recording")
 
-    jobs = [broken if where == "recording" and number == 2 else job(number, p) for number, p in enumerate(PARTS)]
+    jobs = [job(number, parts) for number, parts in enumerate(PARTS)]
+    if where == "recording":
+        jobs[2] = Job(broken, 1.0)
     with pytest.raises(ValueError, match=where):
         list(run_together(Broken(), jobs, max_batch_s=None))
     assert threads() == []
@@ -152,10 +161,66 @@ def test_a_caller_that_stops_early_ends_all_threads():
     assert threads() == []
 
 
+def test_results_of_other_recordings_come_before_an_error():
+    def broken(model, check):
+        raise ValueError("the first")
+
+    jobs = [Job(broken, 1.0), *(Job(lambda model, check, n=n: n, 1.0) for n in range(3))]
+    results, found = run_together(Model(), jobs, max_batch_s=None), []
+
+    def collect():
+        for result in results:
+            found.append(result)  # noqa: PERF402  # what came before the error is kept
+
+    with pytest.raises(ValueError, match="the first"):
+        collect()
+    assert found == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_an_interruption_ends_recordings_at_the_next_part_that_they_read():
+    """One recording reads 1,000 parts when Ctrl-C is pressed, and another waits for the model."""
+    blocks = []
+
+    def reads(model, check):
+        for block in range(1000):
+            check()
+            blocks.append(block)
+            if block == 3:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.01)
+
+    def waits(model, check):
+        model.encode(collate([example("x", 1.0, 1)]))
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run_together(Model(), [Job(reads, 1.0), Job(waits, 1.0)], max_batch_s=None))
+    assert threads() == []
+    assert 4 <= len(blocks) < 1000
+
+
+def test_a_recording_that_fills_batches_runs_alone_until_its_last_parts():
+    now, most = set(), []
+
+    def run(name):
+        def long(model, check):
+            now.add(name)
+            for part in range(3):
+                seconds = 50 if part < 2 else 10
+                model.transcribe(collate([example(f"{name}{part}", seconds, 1)]))
+                most.append(set(now))
+            now.discard(name)
+
+        return Job(long, 110.0)
+
+    list(run_together(Model(), [run(name) for name in "abc"], max_batch_s=None))
+    assert most[:2] == [{"a"}, {"a"}]
+    assert max(map(len, most)) == 2
+
+
 def test_many_recordings_do_not_all_start_at_once():
     most, now, lock = [0], [0], threading.Lock()
 
-    def run(model):
+    def run(model, check):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
@@ -164,9 +229,9 @@ def test_many_recordings_do_not_all_start_at_once():
             now[0] -= 1
         return True
 
-    found = list(run_together(Model(), [run] * 100, max_batch_s=None))
+    found = list(run_together(Model(), [Job(run, 1.0)] * 100, max_batch_s=None))
     assert [place for place, _ in found] == list(range(100))
-    assert most[0] <= 35
+    assert most[0] <= 32
 
 
 def test_joined_outputs_are_those_of_each():
