@@ -62,7 +62,8 @@ class CtcPrefixScorer:
         # Padding is a sure blank, so the variables of an utterance's last frame hold until the end.
         inputs_BFV = log_probs_BFV.double().clamp(min=_MIN_LOG_PROB).masked_fill(beyond_BF[..., None], _MIN_LOG_PROB)
         inputs_BFV[..., blank] = inputs_BFV[..., blank].masked_fill(beyond_BF, 0.0)
-        self._inputs_BFV = inputs_BFV
+        # The frames of a label side by side, because labels are what is picked at each token.
+        self._inputs_BVF = inputs_BFV.transpose(1, 2).contiguous()
         self._utterance_N = torch.arange(batch, device=device).repeat_interleave(beams)
         # Forward variables p_b and p_n of the empty prefix. Index t is after frame t, index 0 before the first frame.
         blank_BF = inputs_BFV[..., blank].cumsum(1)
@@ -77,10 +78,10 @@ class CtcPrefixScorer:
         """Weighted gain of the prefix log-probability by each token, ``scores_NV``."""
         total_NF = torch.logaddexp(self._label_NF, self._blank_NF)
         psi_NV = torch.full_like(self._psi_NV, _LOG_ZERO)
-        tokens_NC, inputs_NFC = self._candidates(log_probs_NV)
-        psi_NC = (total_NF[:, :-1, None] + inputs_NFC).logsumexp(1)
+        tokens_NC, inputs_NCF = self._candidates(log_probs_NV)
+        psi_NC = (total_NF[:, None, :-1] + inputs_NCF).logsumexp(2)
         # A repeated label needs a blank in between, so phi is p_b.
-        last_NF = self._inputs_of(self._last_N.clamp(min=0)[:, None])[..., 0]
+        last_NF = self._inputs_of(self._last_N.clamp(min=0))
         repeat_N = (self._blank_NF[:, :-1] + last_NF).logsumexp(1)
         psi_NC = torch.where(tokens_NC == self._last_N[:, None], repeat_N[:, None], psi_NC)
         psi_NV.scatter_(1, tokens_NC, psi_NC)
@@ -93,22 +94,21 @@ class CtcPrefixScorer:
         size = self._psi_NV.shape[1]
         if self.candidates is None or self.candidates >= size:
             tokens_NC = torch.arange(size, device=self._psi_NV.device).expand_as(self._psi_NV)
-            return tokens_NC, self._inputs_BFV[self._utterance_N]
+            return tokens_NC, self._inputs_BVF[self._utterance_N]
         tokens_NC = log_probs_NV.topk(self.candidates, dim=1).indices
-        return tokens_NC, self._inputs_of(tokens_NC)
+        return tokens_NC, self._inputs_BVF[self._utterance_N[:, None], tokens_NC]
 
-    def _inputs_of(self, tokens_NC: Tensor) -> Tensor:
-        """Log-probabilities ``inputs_NFC`` of tokens in each frame."""
-        inputs_NFV = self._inputs_BFV[self._utterance_N]
-        return inputs_NFV.gather(2, tokens_NC[:, None].expand(-1, inputs_NFV.shape[1], -1))
+    def _inputs_of(self, tokens_N: Tensor) -> Tensor:
+        """Log-probabilities ``inputs_NF`` of one token of each row."""
+        return self._inputs_BVF[self._utterance_N, tokens_N]
 
     def select(self, rows_N: Tensor, tokens_N: Tensor) -> None:
         """Forward variables of the chosen prefixes."""
         self._psi_N = self._psi_NV[rows_N, tokens_N]
         blank_NF, label_NF, last_N = self._blank_NF[rows_N], self._label_NF[rows_N], self._last_N[rows_N]
         phi_NF = torch.where((last_N == tokens_N)[:, None], blank_NF, torch.logaddexp(label_NF, blank_NF))
-        self._label_NF = _forward(phi_NF, self._inputs_of(tokens_N[:, None])[..., 0])
-        self._blank_NF = _forward(self._label_NF, self._inputs_BFV[self._utterance_N, :, self.blank])
+        self._label_NF = _forward(phi_NF, self._inputs_of(tokens_N))
+        self._blank_NF = _forward(self._label_NF, self._inputs_BVF[self._utterance_N, self.blank])
         self._last_N = tokens_N
 
     def keep(self, rows_N: Tensor) -> None:

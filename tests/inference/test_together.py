@@ -192,8 +192,12 @@ def test_an_interruption_ends_recordings_at_the_next_part_that_they_read():
     def waits(model, check):
         model.encode(collate([example("x", 1.0, 1)]))
 
-    with pytest.raises(KeyboardInterrupt):
-        list(run_together(Model(), [Job(reads, 1.0), Job(waits, 1.0)], max_batch_s=None))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_together(Model(), [Job(reads, 1.0), Job(waits, 1.0)], max_batch_s=None))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert threads() == []
     assert 4 <= len(blocks) < 1000
 
