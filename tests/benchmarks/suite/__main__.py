@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from ssl_asr.training.memory import return_freed_memory
 from tests.benchmarks.suite import checkpoints, encoders, loops, parts, recognition, training
 from tests.benchmarks.suite.rows import Options, Row
 
@@ -108,6 +109,9 @@ def main() -> None:
         parser.error(f"unknown parts: {', '.join(unknown)}. The parts are {', '.join(PARTS)}")
     transformers.logging.set_verbosity_error()
     options = Options(pairs=1 if arguments.quick else 5, quick=arguments.quick)
+    today, commit_id = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", commit()
+    path = FOLDER / "results" / f"{today}-{machine()}-{commit_id}.json"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "commit": commit_id}
     rows: list[Row] = []
     for name in chosen:
         torch.manual_seed(0)
@@ -116,14 +120,13 @@ def main() -> None:
         print("\n".join(table(found)[2:]), f"\n{name} took {time.perf_counter() - began:.0f} s", flush=True)
         rows += found
         gc.collect()
-    if arguments.quick:
-        return
-    today, commit_id = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", commit()
-    path = FOLDER / "results" / f"{today}-{machine()}-{commit_id}.json"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "commit": commit_id}
-    content = {**versions, "date": today, "machine": machine(), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if set(chosen) == set(PARTS):
+        # Our commands let the process keep freed memory, which would be that of the largest part.
+        return_freed_memory()
+        if not arguments.quick:
+            # After each part, so that a run that is stopped leaves what it has measured.
+            content = {**versions, "date": today, "machine": machine(), "rows": [asdict(row) for row in rows]}
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if set(chosen) == set(PARTS) and not arguments.quick:
         heading = f"[{machine()}, {today}, {commit_id}](results/{path.name})"
         write_table(FOLDER / "README.md", ["", f"{heading}:", "", *table(rows), ""])
 
