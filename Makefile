@@ -47,7 +47,7 @@ test: lint  ## lint, types and the fast tests
 test-all: lint $(VENV)/.8bit  ## lint, types and all tests, also on real weights and speech
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal -m "not benchmark"
 
-bench: $(VENV)/.bench  ## speed against other libraries (forty minutes on two cores)
+bench: $(VENV)/.bench  ## speed against other libraries (an hour on two cores)
 	HF_HUB_OFFLINE=1 BENCH_PEERS=$(CURDIR)/$(VENV)/peers/bin/python $(PY) -m tests.benchmarks.suite
 
 bench-full: $(VENV)/.bench  ## speed against other libraries on whole test sets (hours on two cores)

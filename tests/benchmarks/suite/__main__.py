@@ -1,6 +1,6 @@
 """The CPU benchmarks: one run, one JSON file, and the table in tests/benchmarks/README.md.
 
-    make bench                                              (all, sized for forty minutes on two cores)
+    make bench                                              (all, sized for an hour on two cores)
     python -m tests.benchmarks.suite --only B14,B15         (some; the table is not written)
     python -m tests.benchmarks.suite --quick --only B3      (small shapes and one turn: checks that it runs)
 
