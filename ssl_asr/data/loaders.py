@@ -100,6 +100,9 @@ class ResumableLoader(NoticingLoader):
         sampler: Batches of the first epoch.
         notices, device: See `NoticingLoader`.
         options: Further options of the DataLoader.
+
+    Attributes:
+        utterances: Those of the dataset.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class ResumableLoader(NoticingLoader):
         device: torch.device,
         **options: Unpack[LoaderOptions],
     ) -> None:
+        self.utterances = dataset.utterances
         self._batches = EpochBatches(epoch, sampler)
         super().__init__(
             dataset=dataset, sampler=self._batches, notices=notices, device=device, persistent=True, **options

@@ -312,7 +312,8 @@ class ASRDataModule(L.LightningDataModule):
         assert trainer is not None
         epoch, states = trainer.current_epoch, self._states("train")
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
-        if self._train_loader is None or self._train_loader[0] != states:
+        kept = self._train_loader
+        if kept is None or kept[0] != states or kept[1].utterances is not self.train_kept:
             changes = EpochChanges(self.speeds, self._augmentation, self.seed)
             loader = ResumableLoader(
                 dataset=self._dataset("train", changes),
