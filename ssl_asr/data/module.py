@@ -312,11 +312,10 @@ class ASRDataModule(L.LightningDataModule):
         assert trainer is not None
         epoch, states = trainer.current_epoch, self._states("train")
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
-        kept = self._train_loader
-        if kept is None or kept[0] != states or kept[1].utterances is not self.train_kept:
-            changes = EpochChanges(self.speeds, self._augmentation, self.seed)
+        known, loader = self._train_loader or (None, None)
+        if loader is None or known != states or loader.utterances is not self.train_kept:
             loader = ResumableLoader(
-                dataset=self._dataset("train", changes),
+                dataset=self._dataset("train", EpochChanges(self.speeds, self._augmentation, self.seed)),
                 epoch=epoch,
                 sampler=sampler,
                 notices=self.notices,
@@ -324,7 +323,6 @@ class ASRDataModule(L.LightningDataModule):
                 **self._options(),
             )
             self._train_loader = states, loader
-        loader = self._train_loader[1]
         loader.begin(epoch, sampler)
         return loader
 
