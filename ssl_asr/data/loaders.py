@@ -100,9 +100,6 @@ class ResumableLoader(NoticingLoader):
         sampler: Batches of the first epoch.
         notices, device: See `NoticingLoader`.
         options: Further options of the DataLoader.
-
-    Attributes:
-        utterances: Those of the dataset.
     """
 
     def __init__(
@@ -115,7 +112,6 @@ class ResumableLoader(NoticingLoader):
         device: torch.device,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        self.utterances = dataset.utterances
         self._batches = EpochBatches(epoch, sampler)
         super().__init__(
             dataset=dataset, sampler=self._batches, notices=notices, device=device, persistent=True, **options

@@ -108,9 +108,9 @@ class ASRDataModule(L.LightningDataModule):
         self.concatenation: Concatenation | None = None
         self.notices: dict[Notice, None] = {}
         self._device = torch.device("cpu")
-        # The loaders of the last epoch, and the number of states that their workers know.
-        self._train_loader: tuple[int | None, ResumableLoader] | None = None
-        self._dev_loader: tuple[int | None, NoticingLoader] | None = None
+        # The loaders of the last epoch, and what their workers know.
+        self._train_loader: tuple[tuple[int | None, int], ResumableLoader] | None = None
+        self._dev_loader: tuple[tuple[int | None, int], NoticingLoader] | None = None
         # A test split with fewer batches than ranks leaves some ranks without a batch. No utterance is repeated.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -246,13 +246,14 @@ class ASRDataModule(L.LightningDataModule):
             changes=changes,
         )
 
-    def _states(self, name: str) -> int | None:
-        """Number of states in the store that a split reads from. None if it reads from none."""
+    def _known(self, name: str) -> tuple[int | None, int]:
+        """What workers know of a split: the number of states in its store, and which utterances it has."""
+        kept = id(self.selections[name].kept)
         if self.state_store is None or name not in self._with_states(self.state_store):
-            return None
+            return None, kept
         # Other ranks may have added states in the last epoch.
         self.state_store.refresh()
-        return len(self.state_store)
+        return len(self.state_store), kept
 
     def _options(self) -> LoaderOptions:
         return {
@@ -310,10 +311,9 @@ class ASRDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
-        epoch, states = trainer.current_epoch, self._states("train")
+        epoch, known = trainer.current_epoch, self._known("train")
         sampler = self.train_sampler(epoch, trainer.global_rank, trainer.world_size)
-        known, loader = self._train_loader or (None, None)
-        if loader is None or known != states or loader.utterances is not self.train_kept:
+        if self._train_loader is None or self._train_loader[0] != known:
             loader = ResumableLoader(
                 dataset=self._dataset("train", EpochChanges(self.speeds, self._augmentation, self.seed)),
                 epoch=epoch,
@@ -322,7 +322,8 @@ class ASRDataModule(L.LightningDataModule):
                 device=self._device,
                 **self._options(),
             )
-            self._train_loader = states, loader
+            self._train_loader = known, loader
+        loader = self._train_loader[1]
         loader.begin(epoch, sampler)
         return loader
 
@@ -357,9 +358,9 @@ class ASRDataModule(L.LightningDataModule):
         """Loader of the dev split. Empty list if there is no dev split. See `train_dataloader` for its workers."""
         if "dev" not in self.selections:
             return []
-        states = self._states("dev")
-        if self._dev_loader is None or self._dev_loader[0] != states:
-            self._dev_loader = states, self._eval_loader("dev", persistent=True)
+        known = self._known("dev")
+        if self._dev_loader is None or self._dev_loader[0] != known:
+            self._dev_loader = known, self._eval_loader("dev", persistent=True)
         return [self._dev_loader[1]]
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:

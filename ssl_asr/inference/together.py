@@ -110,7 +110,7 @@ class _Rounds(Generic[Result]):
                 return
 
     def stop(self) -> None:
-        """End all threads. Those that read audio end when they next need the model."""
+        """End all threads. Those that read audio end before the next part that they would read."""
         with self._changed:
             self._stopped = True
             left = [task for tasks in self._waiting.values() for task in tasks]

@@ -171,7 +171,7 @@ class Items:
     """A dataset in memory."""
 
     def __init__(self, items):
-        self.items = self.utterances = items
+        self.items = items
 
     def __getitem__(self, index):
         return self.items[getattr(index, "unit", index)]

@@ -25,8 +25,8 @@ from ssl_asr.decoding.fusion.state_tables import Extended, StateTable
 _MAX_CELLS = 100_000_000
 
 
-class ReachedRows(StateTable):
-    """The sum of automata without tables. Rows are computed on the host when a search reaches their state.
+class _Reached(StateTable):
+    """The sum of automata without tables.
 
     The result of `extend` holds ``-1 - (state * labels + label)`` for steps, which `arrive` turns into states.
 
@@ -37,10 +37,19 @@ class ReachedRows(StateTable):
     """
 
     begin = (0,)
+    _keys: list[tuple[Hashable, ...]]
 
     def __init__(self, parts: Sequence[Automaton[Any]], *, size: int, device: torch.device) -> None:
         self.parts, self.size, self.device = list(parts), size, device
         self._clear()
+
+    def _clear(self) -> None:
+        """Forget all keys but the first one."""
+        raise NotImplementedError
+
+
+class ReachedRows(_Reached):
+    """The sum of automata without tables. Rows are computed on the host when a search reaches their state."""
 
     def restart(self) -> None:
         """Call it before a search. Clears all rows if they are too many."""
@@ -71,7 +80,7 @@ class ReachedRows(StateTable):
         return torch.tensor([self._ends[state] for state in flat], device=self.device).view(states_PX.shape[1:])
 
     def _clear(self) -> None:
-        self._keys: list[tuple[Hashable, ...]] = []
+        self._keys = []
         self._rows_SV = torch.zeros(0, self.size, device=self.device)
         self._nexts_SV = torch.zeros(0, self.size, dtype=torch.int64, device=self.device)
         self._ends: dict[int, float] = {}
@@ -119,27 +128,15 @@ class ReachedRows(StateTable):
         self._rows_SV[first:last] = torch.from_numpy(rows_NV).to(self.device, torch.float32)
 
 
-class ReachedKeys(StateTable):
+class ReachedKeys(_Reached):
     """The sum of automata without tables, for large vocabularies. Only the labels that are asked for are scored.
 
-    States are the numbers of the keys of the present step. The result of `extend` holds
-    ``-1 - (state * labels + label)`` for steps, which `arrive` turns into states.
-
-    Args:
-        parts: Automata.
-        size: Number of labels of the vocabulary.
-        device: Device of the search.
+    States are the numbers of the keys of the present step.
     """
-
-    begin = (0,)
-
-    def __init__(self, parts: Sequence[Automaton[Any]], *, size: int, device: torch.device) -> None:
-        self.parts, self.size, self.device = list(parts), size, device
-        self.restart()
 
     def restart(self) -> None:
         """Call it before a search."""
-        self._keys: list[tuple[Hashable, ...]] = [tuple(part.begin for part in self.parts)]
+        self._clear()
 
     def extend(self, states_PX: Tensor, labels_XC: Tensor) -> Extended:
         """See `StateTable`. Forbidden labels keep the state, so that no automaton is asked for what follows them."""
@@ -170,6 +167,9 @@ class ReachedKeys(StateTable):
         flat = states_PX.flatten().tolist()
         totals = {state: _ends(self.parts, self._keys[state]) for state in set(flat)}
         return torch.tensor([totals[state] for state in flat], device=self.device).view(states_PX.shape[1:])
+
+    def _clear(self) -> None:
+        self._keys = [tuple(part.begin for part in self.parts)]
 
     def _row(self, key: tuple[Hashable, ...], labels: tuple[int, ...]) -> Float64s:
         row_C = np.zeros(len(labels))

@@ -7,9 +7,9 @@
 Both sides of a comparison take turns in one run, and each has an equality check. BENCH_PEERS is the interpreter of the
 environment that has pyctcdecode.
 
-B1 to B25 are the benchmarks of the plan, P1 and P2 are further ones. B20, the WER of fine-tuning with real lengths and
-with 30-s windows, is not here: its two runs take half an hour. Its commands are in tests/benchmarks/README.md, section
-"Fine-tuning" (``experiment=an4_whisper freeze=false seed=6`` with and without ``backbone.window=30s``).
+B20, the WER of fine-tuning with real lengths and with 30-s windows, is not here: its two runs take half an hour. Its
+commands are in tests/benchmarks/README.md, section "Fine-tuning" (``experiment=an4_whisper freeze=false seed=6`` with
+and without ``backbone.window=30s``).
 """
 
 import argparse
