@@ -26,8 +26,8 @@ from ssl_asr.types import Batch, Notice, Skip, Utterance
 
 # Bytes. Each tensor starts at a multiple of it, which suits the widest loads of CPUs and GPUs.
 _ALIGNMENT = 64
-# Bytes. A smaller piece takes less time through the pipe than as a shared memory file, whose descriptor is sent over a
-# new socket connection. Measured: a third of the time for 16 kB, half for 256 kB, as much for 1 MB.
+# Bytes. A smaller piece takes less CPU time through the pipe than as a shared memory file, whose descriptor needs a new
+# connection. Measured for worker and main process together: half for 256 kB and less, as much for 1 MB.
 _SMALL = 1 << 19
 # Samples of 16-bit audio are multiples of one over this.
 _FULL_SCALE = 1 << 15
