@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_asr.types import on_device
+from ssl_asr.types import HostCopy, on_device
 
 # Tokens between two checks on a GPU, and the share of the batch to which it shrinks at most.
 _GPU_EVERY = 4
@@ -52,7 +52,7 @@ class FinishedRows:
         self._tokens += 1
         if self._tokens % self._every:
             return None
-        copy: _Copy | None = _Copy.of(finished_B)
+        copy: _Copy | None = _Copy(HostCopy.of(finished_B))
         if self._every > 1:
             copy, self._copy = self._copy, copy
         if copy is None:
@@ -72,28 +72,15 @@ class _Copy:
     """A copy of flags on the host.
 
     Attributes:
-        flags_B: bool tensor on the CPU, complete after ``event``.
-        event: None if the copy is complete.
+        flags: The copy.
         rows: Rows of the copy that are still in the batch. None for all rows.
     """
 
-    flags_B: Tensor
-    event: torch.cuda.Event | None
+    flags: HostCopy
     rows: list[int] | None = None
-
-    @classmethod
-    def of(cls, flags_B: Tensor) -> "_Copy":
-        """Starts a copy."""
-        if flags_B.device.type != "cuda":
-            return cls(flags_B.to("cpu", copy=True), None)
-        copy_B = torch.empty(flags_B.shape, dtype=flags_B.dtype, pin_memory=True)
-        copy_B.copy_(flags_B, non_blocking=True)
-        return cls(copy_B, torch.cuda.current_stream(flags_B.device).record_event())
 
     def read(self) -> list[int]:
         """The rows of the batch whose flag is not set."""
-        if self.event is not None:
-            self.event.synchronize()
-        flags: list[bool] = self.flags_B.tolist()
+        flags: list[bool] = self.flags.read()
         kept = flags if self.rows is None else [flags[row] for row in self.rows]
         return [row for row, flag in enumerate(kept) if not flag]

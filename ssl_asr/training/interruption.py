@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.training.checkpoint_io import finish_checkpoints
 from ssl_asr.training.checkpointing import MovableCheckpoint
+from ssl_asr.training.pending import validation_follows
 from ssl_asr.training.updates import UpdateLoop
 
 _NOTE = "ssl_asr/stop"
@@ -184,15 +185,6 @@ class LastCheckpoint(MovableCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self._has_saved = True
-
-
-def validation_follows(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates after the current training batch."""
-    loop = trainer.fit_loop
-    # Lightning skips a validation without data, and calls none of its hooks.
-    if loop.epoch_loop.val_loop.skip:
-        return False
-    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def _undo_validation(trainer: L.Trainer) -> None:

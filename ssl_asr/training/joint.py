@@ -87,6 +87,11 @@ class JointModule(CTCModule):
         log_probs_BFV: Tensor = self.head.ctc(h_BFD).float().log_softmax(-1)
         return log_probs_BFV
 
+    @property
+    def loss_follows_updates(self) -> bool:
+        """Whether CTC's share of the loss changes."""
+        return self.task.ctc_weight_end is not None
+
     def loss(self, batch: Batch, out: EncoderOutput | None = None) -> Loss:
         """Weighted loss of each utterance, summed; the count is the sum of the manifest's weights."""
         h_BFD, frame_lengths_B = self._trunk(batch, out)

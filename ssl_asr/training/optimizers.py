@@ -5,11 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from ssl_asr.errors import ConfigError, optional_import
 from ssl_asr.models.encoder import LayerGroup
 from ssl_asr.types import Betas, Fraction, LayerDecay, NonNegativeFloat, PositiveFloat
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Returns all parameters that an optimizer updates."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:

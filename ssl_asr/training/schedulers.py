@@ -33,6 +33,14 @@ class UpdateScheduler:
             for group, base_lr, factor in zip(groups, self.scheduler.base_lrs, factors, strict=True):
                 group["lr"] = base_lr * factor(self.scheduler.last_epoch)
 
+    def take_back(self) -> None:
+        """Undo the last step. Only for schedulers that are a `LambdaLR`."""
+        made: Any = self.scheduler
+        made.last_epoch -= 1
+        made._step_count -= 1
+        self.follow()
+        made._last_lr = [group["lr"] for group in made.optimizer.param_groups]
+
 
 class FollowsMetric(Protocol):
     """A scheduler that is stepped with a metric, for example `torch.optim.lr_scheduler.ReduceLROnPlateau`."""

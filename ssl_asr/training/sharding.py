@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ssl_asr.models.layers import Layered
+from ssl_asr.training.optimizers import parameters_of
 from ssl_asr.training.parts import is_sharded, load_whole, sharded_like, whole
 from ssl_asr.training.updates import UpdateLoop
 
@@ -113,7 +114,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Shard the whole states of a checkpoint."""
         for optimizer, states in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parameters = parameters_of(optimizer)
             sharded = {
                 place: {key: sharded_like(parameters[place], value) for key, value in own.items()}
                 for place, own in states["state"].items()

@@ -13,14 +13,15 @@ DDP averages gradients over ranks, hence the factor ``world_size``. The constant
 of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
 With fp16, gradients also overflow while the scaler searches its scale, as it does at the start. If all losses are
 finite, the update belongs to this search, which has a limit of its own. If ``count`` is 0, because every utterance has
-weight 0 or none could be read, there is no mean and no update.
+weight 0 or none could be read, there is no mean and no update. A GPU decides this itself, see `ssl_asr.training.pending`.
 """
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -29,25 +30,34 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ssl_asr.console import shortened
 from ssl_asr.data.dataset import silence
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
 from ssl_asr.training.masters import MasterWeights
+from ssl_asr.training.optimizers import parameters_of
 from ssl_asr.training.parts import is_sharded, own_part, whole
+from ssl_asr.training.pending import (
+    Answer,
+    Part,
+    Pending,
+    count_matters,
+    device_can_decide,
+    factor_on_device,
+    not_finite,
+    take_back,
+    unless,
+)
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.step_figures import StepFigures
-from ssl_asr.types import Batch
+from ssl_asr.types import Batch, HostCopy, on_device
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
 # The search of a loss scale for fp16 starts at 2**16. Gradients that overflow at this scale are not the scale's fault.
 _SMALLEST_SCALE = 2.0**-16
-# A norm above it would not be finite on the device.
-_LARGEST = torch.finfo(torch.float32).max
 # Signals that ranks tell each other, the more particular one first.
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -63,15 +73,6 @@ class Loss:
 
     total: Tensor
     count: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What an update needs to know of a batch in its window."""
-
-    count: Tensor
-    loss: Tensor
-    ids: list[str]
 
 
 class UpdateLoop(L.LightningModule):
@@ -99,7 +100,9 @@ class UpdateLoop(L.LightningModule):
         self.noted_signal: Callable[[], int] = lambda: 0
         self.agreed_signal = 0
         self._nonfinite_in_a_row = self._overflows_in_a_row = 0
-        self._window: list[_Part] = []
+        self._window: list[Part] = []
+        self._pending: Pending | None = None
+        self._device_decides = False
         self._figures = StepFigures()
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
         self.masters: MasterWeights | None = None
@@ -117,6 +120,11 @@ class UpdateLoop(L.LightningModule):
         """``total`` and ``count`` of `loss`. The forward pass of training, which strategies may wrap."""
         loss = self.loss(batch)
         return loss.total, loss.count
+
+    @property
+    def loss_follows_updates(self) -> bool:
+        """Whether the loss depends on the number of updates that were made."""
+        return False
 
     @property
     def speech_encoder(self) -> SpeechEncoder:
@@ -163,6 +171,13 @@ class UpdateLoop(L.LightningModule):
                 scheduler.follow()
         self.train()
         self._thaw()
+        self._pending = None
+        self._device_decides = (
+            self._scaler is None
+            and not self.sides.policy.thaws
+            and not self.loss_follows_updates
+            and device_can_decide(self.trainer, self._bare_optimizers(), self._schedulers)
+        )
 
     def _thaw(self) -> None:
         progress = Progress(self.trainer.global_step, self.trainer.current_epoch)
@@ -202,8 +217,7 @@ class UpdateLoop(L.LightningModule):
         return [wrapper.optimizer for wrapper in self._wrapped_optimizers()]
 
     def _optimized(self) -> Iterator[nn.Parameter]:
-        for optimizer in self._bare_optimizers():
-            yield from _parameters(optimizer)
+        return chain(*map(parameters_of, self._bare_optimizers()))
 
     @property
     def _scaler(self) -> GradScaler | None:
@@ -222,7 +236,7 @@ class UpdateLoop(L.LightningModule):
         ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
         with nullcontext() if ends_window else self.without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
-        self._window.append(_Part(loss.count.detach(), loss.total.detach(), batch.ids))
+        self._window.append(Part(loss.count.detach(), loss.total.detach(), batch.ids))
         self.skips.add("train", batch.skipped)
         if self._figures.may_be_logged:
             if any(utterance.weight > 0 for utterance in batch.utterances):
@@ -257,36 +271,62 @@ class UpdateLoop(L.LightningModule):
     def _update(self) -> None:
         """One update of both optimizers; see the module docstring."""
         assert self.optim is not None
+        self._settle()
         window, self._window = self._window, []
         optimizers, scaler = self._bare_optimizers(), self._scaler
         self._prepare_gradients(optimizers, scaler)
-        parameters = [_parameters(optimizer) for optimizer in optimizers]
-        gradients = [[p.grad for p in own if p.grad is not None] for own in parameters]
-        count, *norms = self._agree(window, [whole(nn.utils.get_total_norm(own)) for own in gradients])
-        if count == 0:
-            _clear(parameters)
-            if scaler is not None:
-                # `unscale_` may be called once between two calls of `update`.
-                scaler.update()
-            return
-        mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
-        norm = math.hypot(*norms) * mean_factor
-        finite = norm <= _LARGEST
-        if finite:
+        parameters = [parameters_of(optimizer) for optimizer in optimizers]
+        own = [[p.grad for p in side if p.grad is not None] for side in parameters]
+        norms = [whole(nn.utils.get_total_norm(side)).to(self.device) for side in own]
+        count, shared = self._shared(torch.stack([part.count for part in window]).sum().float())
+        factor, failed = factor_on_device(count, norms, _LOSS_DIVISOR * self.trainer.world_size, self.optim.clip_norm)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        # One transfer from the device for all questions.
+        update = Pending(HostCopy.of(torch.stack([failed, count, *norms, *shared])), window, rates)
+        answer = None if self._device_decides else self._read(update)
+        if answer is None or not answer.failed:
             # Mean and clip in one pass over the gradients.
-            clip = 1.0 if self.optim.clip_norm is None else min(1.0, self.optim.clip_norm / (norm + 1e-6))
-            torch._foreach_mul_([own_part(gradient) for own in gradients for gradient in own], mean_factor * clip)
-            self._step(optimizers, scaler)
-            if self._figures.may_be_logged:
-                self._log_norms(norm, [mean_factor * own for own in norms])
+            torch._foreach_mul_([own_part(gradient) for gradient in chain(*own)], factor)
+            with unless(failed, optimizers) if answer is None else nullcontext():
+                self._step(optimizers, scaler)
         elif scaler is not None:
-            # `unscale_` has recorded the overflow, so this halves the loss scale.
+            # Ends what `unscale_` began. If it has recorded an overflow, this halves the loss scale.
             scaler.update()
-        _clear(parameters)
-        if finite:
-            self._has_updated(scaler)
+        for parameter in chain(*parameters):
+            parameter.grad = None
+        if answer is None:
+            self._pending = update
+            if self.agreed_signal or self._figures.may_be_logged or count_matters(self.trainer):
+                self._settle(logs=True)
         else:
-            self._has_skipped(window, scaler)
+            self._note(update, answer, scaler, logs=True)
+
+    def _settle(self, *, logs: bool = False) -> None:
+        """Learn the outcome of an update that the device has decided."""
+        update, self._pending = self._pending, None
+        if update is None:
+            return
+        answer = self._read(update)
+        if answer.failed:
+            take_back(self.trainer, self._schedulers)
+        self._note(update, answer, None, logs=logs)
+
+    def _read(self, update: Pending) -> Answer:
+        answer = update.read()
+        if answer.shared:
+            skipped, *told = answer.shared
+            noted = (number for number, is_told in zip(_SIGNALS, told, strict=True) if is_told)
+            self._hear(int(skipped), next(noted, 0))
+        return answer
+
+    def _note(self, update: Pending, answer: Answer, scaler: GradScaler | None, *, logs: bool) -> None:
+        """Count an update, made or not, and log the numbers of one that was made."""
+        if not answer.failed:
+            self._has_updated(scaler)
+            if logs and self._figures.may_be_logged:
+                self._log_update(update, answer)
+        elif answer.count != 0:
+            self._has_skipped(update.window, scaler)
 
     def _prepare_gradients(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         """Give the gradients to what the optimizers update, without the loss scale."""
@@ -296,31 +336,21 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
 
-    def _agree(self, window: Sequence[_Part], norms: Sequence[Tensor]) -> list[float]:
-        """Sums over ranks for an update. Also counts unreadable utterances, and sets `agreed_signal`.
+    def _shared(self, count: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Sums over ranks: the count of a window, and what ranks tell each other. One rank hears itself at once."""
+        skipped, noted = self.skips.uncounted("train"), self.noted_signal()
+        if self.trainer.world_size == 1:
+            self._hear(skipped, noted)
+            return count, []
+        # float32 counts to 2^24.
+        own = [float(skipped), *(float(noted == number) for number in _SIGNALS)]
+        numbers_N = torch.cat([count[None], on_device(torch.tensor(own), self.device)])
+        count, *shared = self._over_ranks(numbers_N).unbind()
+        return count, shared
 
-        Args:
-            window: The batches of the update.
-            norms: Norm of the gradients of each optimizer, before the mean.
-
-        Returns:
-            ``count`` of the window, and the norms. They are transferred from the device together.
-        """
-        count = torch.stack([part.count for part in window]).sum().float()
-        skipped, signal_number = float(self.skips.uncounted("train")), self.noted_signal()
-        shared: list[Tensor] = []
-        if self.trainer.world_size > 1:
-            # float32 counts to 2^24.
-            own = [skipped, *(float(signal_number == number) for number in _SIGNALS)]
-            own_N = torch.cat([count[None], torch.tensor(own, device=self.device)])
-            count, *shared = self._over_ranks(own_N).unbind()
-        numbers = torch.stack([count, *(norm.to(self.device) for norm in norms), *shared]).tolist()
-        if shared:
-            skipped, *told = numbers[-len(shared) :]
-            signal_number = next((number for number, is_told in zip(_SIGNALS, told, strict=True) if is_told), 0)
-        self.skips.count("train", int(skipped), self.current_epoch)
+    def _hear(self, skipped: int, signal_number: int) -> None:
+        self.skips.count("train", skipped, self.current_epoch)
         self.agreed_signal = signal_number
-        return [*numbers[: 1 + len(norms)]]
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """Sums over all ranks."""
@@ -343,9 +373,6 @@ class UpdateLoop(L.LightningModule):
         if self.masters is not None:
             self.masters.round()
         counter._on_after_step()
-        if self._figures.may_be_logged:
-            for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
-                self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
         for scheduler in self._schedulers:
             if isinstance(scheduler, UpdateScheduler):
                 scheduler.scheduler.step()
@@ -358,7 +385,7 @@ class UpdateLoop(L.LightningModule):
             self.print(f"fp16: loss scale {scaler.get_scale():g}, after {number} updates that overflowed were skipped")
         self._nonfinite_in_a_row = 0
 
-    def _has_skipped(self, window: Sequence[_Part], scaler: GradScaler | None) -> None:
+    def _has_skipped(self, window: Sequence[Part], scaler: GradScaler | None) -> None:
         """Count an update that was not finite, and name its utterances unless only the loss scale was too large.
 
         Raises:
@@ -366,7 +393,7 @@ class UpdateLoop(L.LightningModule):
         """
         assert self.optim is not None
         self.nonfinite_updates += 1
-        named, is_loss = self._not_finite(window)
+        named, is_loss = not_finite(window)
         if scaler is not None and not is_loss:
             self._overflows_in_a_row += 1
             if scaler.get_scale() < _SMALLEST_SCALE:
@@ -379,24 +406,6 @@ class UpdateLoop(L.LightningModule):
             what = f"{self._nonfinite_in_a_row} consecutive updates were not finite; the last had {named}"
             remedy = "check these utterances, lower the learning rate, or use bf16 or fp32"
             raise TrainingError("training", what, remedy)
-
-    def _not_finite(self, window: Sequence[_Part]) -> tuple[str, bool]:
-        """The utterances of batches whose loss is not finite, with their ranks; and whether there is any such batch.
-
-        If all losses are finite, the utterances of all batches: gradients are sums over ranks.
-        """
-        own = [(bool(torch.isfinite(part.loss)), part.ids) for part in window]
-        shares = [own]
-        if self.trainer.world_size > 1:
-            shares = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(shares, own)
-        is_loss = any(not finite for share in shares for finite, _ in share)
-        texts = []
-        for rank, share in enumerate(shares):
-            ids = [each for finite, ids in share if not (finite and is_loss) for each in ids]
-            of_rank = f" of rank {rank}" if len(shares) > 1 else ""
-            texts += [f"utterances{of_rank}: {shortened(ids, 16)}"] if ids else []
-        return "; ".join(texts), is_loss
 
     def step_on_metrics(self) -> None:
         """Step the schedulers that follow a validation metric.
@@ -418,11 +427,14 @@ class UpdateLoop(L.LightningModule):
         """In a training step, log a number of the batch or of its update, if loggers write after the step."""
         self._figures.keep(name, value, batch_size)
 
-    def _log_norms(self, norm: float, norms: Sequence[float]) -> None:
-        """Log the norm of all gradients, and the norm of each optimizer's."""
-        self.log_train("train/grad_norm", torch.tensor(norm), 1)
-        for config, own in zip(self.trainer.lr_scheduler_configs, norms, strict=True):
-            self.log_train(f"train/grad_norm/{str(config.name).removeprefix('lr/')}", torch.tensor(own), 1)
+    def _log_update(self, update: Pending, answer: Answer) -> None:
+        """Log the learning rates, the norm of all gradients, and the norm of each optimizer's."""
+        mean = _LOSS_DIVISOR * self.trainer.world_size / answer.count
+        self.log_train("train/grad_norm", torch.tensor(math.hypot(*answer.norms) * mean), 1)
+        for config, rate, norm in zip(self.trainer.lr_scheduler_configs, update.rates, answer.norms, strict=True):
+            name = str(config.name)
+            self.log_train(name, torch.tensor(rate), 1)
+            self.log_train(f"train/grad_norm/{name.removeprefix('lr/')}", torch.tensor(norm * mean), 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""
@@ -436,15 +448,3 @@ class UpdateLoop(L.LightningModule):
         """Log the number of skipped updates so far, and write and show what could not be read in this epoch."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
         self.skips.finish("train", self.current_epoch)
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """What an optimizer updates."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _clear(parameters: Iterable[Iterable[nn.Parameter]]) -> None:
-    """Free the gradients of the parameters of each optimizer."""
-    for own in parameters:
-        for parameter in own:
-            parameter.grad = None
