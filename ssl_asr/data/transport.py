@@ -5,7 +5,8 @@
     worker process                 | pinning thread      | main process          | device
     collate -> Batch -> PackedBatch ---> pin_memory() -----> to(device) -----------> Batch
                         one shared   |   one copy          | one copy, which      | views of the piece,
-                        memory file  |                     | the host starts only | samples as float32
+                        memory file, |                     | the host starts only | samples as float32
+                        or the pipe  |                     |                      |
 
 The piece holds padded rows. Without padding, it would be 1 to 2 % smaller, because batches have similar lengths. But
 the device would then copy each row by itself: a kernel for each utterance instead of one for the batch.
@@ -14,7 +15,7 @@ the device would then copy each row by itself: a kernel for each utterance inste
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from ssl_asr.types import Batch, Notice, Skip, Utterance
 
 # Bytes. Each tensor starts at a multiple of it, which suits the widest loads of CPUs and GPUs.
 _ALIGNMENT = 64
+# Bytes. A smaller piece takes less CPU time through the pipe than as a shared memory file, whose descriptor needs a new
+# connection. Measured for worker and main process together: half for 256 kB and less, as much for 1 MB.
+_SMALL = 1 << 19
 # Samples of 16-bit audio are multiples of one over this.
 _FULL_SCALE = 1 << 15
 
@@ -93,6 +97,11 @@ class PackedBatch:
             view.copy_(tensor)
         return cls(piece_N, layout, batch.utterances, batch.skipped, batch.notices)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a process sends the batch. torch sends tensors in shared memory, and NumPy arrays through the pipe."""
+        piece = self.piece_N.numpy() if self.piece_N.numel() < _SMALL else self.piece_N
+        return _received, (piece, self.layout, self.utterances, self.skipped, self.notices)
+
     def pin_memory(self) -> Self:
         """The batch in page-locked memory. The DataLoader calls this method."""
         return replace(self, piece_N=self.piece_N.pin_memory())
@@ -102,8 +111,10 @@ class PackedBatch:
 
         Every tensor is bitwise that of the batch that was packed.
         """
-        samples_BT, tokens_BU, *_ = self.layout.views(self.piece_N.to(device, non_blocking=non_blocking))
-        *_, lengths_B, token_lengths_B = self.layout.views(self.piece_N)
+        piece_N = self.piece_N.to(device, non_blocking=non_blocking)
+        samples_BT, tokens_BU, lengths_B, token_lengths_B = self.layout.views(self.piece_N)
+        if piece_N is not self.piece_N:
+            samples_BT, tokens_BU, *_ = self.layout.views(piece_N)
         is_integer = samples_BT.dtype == torch.int16
         return Batch(
             waveform_BT=samples_BT.float().mul_(1 / _FULL_SCALE) if is_integer else samples_BT,
@@ -120,6 +131,11 @@ class PackedBatch:
 def packed(found: Sequence[Item]) -> PackedBatch:
     """What `collate` returns, packed. For loaders with worker processes."""
     return PackedBatch.of(collate(found))
+
+
+def _received(piece: Tensor | np.ndarray, *others: Any) -> PackedBatch:
+    """The batch that a process has sent."""
+    return PackedBatch(torch.as_tensor(piece), *others)
 
 
 def _write(waveform_BT: Tensor, samples_BT: Tensor) -> bool:

@@ -23,6 +23,7 @@ FSDP2 = "fsdp2"
 BF16_WEIGHTS = "bf16-true"
 # Planning an epoch takes milliseconds.
 _MOST_EPOCHS = 10_000
+_STEP_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
 _SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
 Batches = Annotated[NonNegativeInt | Annotated[float, Interval(ge=0, le=1)], _SHARE_OR_NUMBER]
 ValidationInterval = Annotated[PositiveInt | Annotated[float, Interval(gt=0, le=1)], _SHARE_OR_NUMBER]
@@ -414,6 +415,7 @@ def _ready(trainer: "Trainer") -> "Trainer":
     # `ssl_asr.config.interruption` handles signals. Lightning's handlers would send them to other processes, and then
     # wait for ranks which they have not reached.
     trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
+    _skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return trainer
@@ -421,3 +423,17 @@ def _ready(trainer: "Trainer") -> "Trainer":
 
 def _no_handlers() -> None:
     """Leave signals as they are."""
+
+
+def _skip_empty_hooks(callbacks: "Iterable[Callback]") -> None:
+    """Let Lightning skip the hooks of a training step that a callback inherits from Lightning, where they do nothing.
+
+    Lightning calls each hook of all callbacks in every step, which takes some tenths of a millisecond. It skips hooks
+    that are not callable.
+    """
+    from lightning import Callback
+
+    for callback in callbacks:
+        for name in _STEP_HOOKS:
+            if name not in vars(callback) and getattr(type(callback), name) is getattr(Callback, name):
+                setattr(callback, name, None)

@@ -16,8 +16,9 @@ finite, the update belongs to this search, which has a limit of its own. If ``co
 weight 0 or none could be read, there is no mean and no update.
 """
 
+import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,15 @@ from ssl_asr.training.parts import is_sharded, own_part, whole
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
 from ssl_asr.training.skips import LateSkips
+from ssl_asr.training.step_figures import StepFigures
 from ssl_asr.types import Batch
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
 # The search of a loss scale for fp16 starts at 2**16. Gradients that overflow at this scale are not the scale's fault.
 _SMALLEST_SCALE = 2.0**-16
+# A norm above it would not be finite on the device.
+_LARGEST = torch.finfo(torch.float32).max
 # Signals that ranks tell each other, the more particular one first.
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -96,6 +100,7 @@ class UpdateLoop(L.LightningModule):
         self.agreed_signal = 0
         self._nonfinite_in_a_row = self._overflows_in_a_row = 0
         self._window: list[_Part] = []
+        self._figures = StepFigures()
         self._schedulers: list[UpdateScheduler | MetricScheduler] = []
         self.masters: MasterWeights | None = None
 
@@ -198,8 +203,7 @@ class UpdateLoop(L.LightningModule):
 
     def _optimized(self) -> Iterator[nn.Parameter]:
         for optimizer in self._bare_optimizers():
-            for group in optimizer.param_groups:
-                yield from group["params"]
+            yield from _parameters(optimizer)
 
     @property
     def _scaler(self) -> GradScaler | None:
@@ -213,20 +217,22 @@ class UpdateLoop(L.LightningModule):
         assert self.optim is not None
         if self.sides.policy.thaws and not self._window:
             self._thaw()
+        self._figures.begin(self.trainer)
         loss = Loss(*self.loss_parts(batch)) if len(batch) else self._empty_loss()
         ends_window = (batch_idx + 1) % self.optim.accumulate == 0 or self.trainer.is_last_batch
         with nullcontext() if ends_window else self.without_sync():
             self.manual_backward(loss.total / _LOSS_DIVISOR)
         self._window.append(_Part(loss.count.detach(), loss.total.detach(), batch.ids))
         self.skips.add("train", batch.skipped)
-        if any(utterance.weight > 0 for utterance in batch.utterances):
-            self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
-        if len(batch):
+        if self._figures.may_be_logged:
+            if any(utterance.weight > 0 for utterance in batch.utterances):
+                self.log_train("train/loss", loss.total.detach() / loss.count.detach(), len(batch))
             masked_share = self.speech_encoder.masked_share
-            if masked_share is not None:
+            if len(batch) and masked_share is not None:
                 self.log_train("train/masked_share", torch.tensor(masked_share), len(batch))
         if ends_window:
             self._update()
+        self._figures.log(self)
 
     def _empty_loss(self) -> Loss:
         """A zero loss over all parameters, for a batch without readable audio. DDP needs backward on every rank.
@@ -254,36 +260,29 @@ class UpdateLoop(L.LightningModule):
         window, self._window = self._window, []
         optimizers, scaler = self._bare_optimizers(), self._scaler
         self._prepare_gradients(optimizers, scaler)
-        gradients = [p.grad for p in self._optimized() if p.grad is not None]
-        norms_S = self._side_norms(optimizers)
-        own = torch.stack([part.count for part in window]).sum().float()
-        sums = self._over_ranks(torch.stack([own, self._skipped("train"), *self._noted_signals()]))
-        count, skipped, *signals = sums.unbind()
-        mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
-        norm = torch.linalg.vector_norm(norms_S) * mean_factor
-        # One transfer from the device for all questions.
-        asked = [torch.isfinite(norm).float(), (count == 0).float(), skipped, *signals]
-        finite, empty, late, *told = torch.stack(asked).tolist()
-        self.skips.count("train", int(late), self.current_epoch)
-        self.agreed_signal = next((number for number, is_told in zip(_SIGNALS, told, strict=False) if is_told), 0)
-        if not signals:
-            self.agreed_signal = self.noted_signal()
-        if empty:
-            self._without_update(optimizers, scaler)
+        parameters = [_parameters(optimizer) for optimizer in optimizers]
+        gradients = [[p.grad for p in own if p.grad is not None] for own in parameters]
+        count, *norms = self._agree(window, [whole(nn.utils.get_total_norm(own)) for own in gradients])
+        if count == 0:
+            _clear(parameters)
+            if scaler is not None:
+                # `unscale_` may be called once between two calls of `update`.
+                scaler.update()
             return
+        mean_factor = _LOSS_DIVISOR * self.trainer.world_size / count
+        norm = math.hypot(*norms) * mean_factor
+        finite = norm <= _LARGEST
         if finite:
             # Mean and clip in one pass over the gradients.
-            clip = 1.0 if self.optim.clip_norm is None else (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([own_part(gradient) for gradient in gradients], mean_factor * clip)
+            clip = 1.0 if self.optim.clip_norm is None else min(1.0, self.optim.clip_norm / (norm + 1e-6))
+            torch._foreach_mul_([own_part(gradient) for own in gradients for gradient in own], mean_factor * clip)
             self._step(optimizers, scaler)
-            self.log_train("train/grad_norm", norm, 1)
-            for config, own in zip(self.trainer.lr_scheduler_configs, (norms_S * mean_factor).unbind(), strict=True):
-                self.log_train(f"train/grad_norm/{str(config.name).removeprefix('lr/')}", own, 1)
+            if self._figures.may_be_logged:
+                self._log_norms(norm, [mean_factor * own for own in norms])
         elif scaler is not None:
             # `unscale_` has recorded the overflow, so this halves the loss scale.
             scaler.update()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        _clear(parameters)
         if finite:
             self._has_updated(scaler)
         else:
@@ -297,36 +296,37 @@ class UpdateLoop(L.LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
 
-    def _side_norms(self, optimizers: list[Optimizer]) -> Tensor:
-        """Norm of the gradients of each optimizer, before the mean."""
-        groups = [[group["params"] for group in optimizer.param_groups] for optimizer in optimizers]
-        own = [[p.grad for parameters in group for p in parameters if p.grad is not None] for group in groups]
-        return torch.stack([whole(nn.utils.get_total_norm(gradients)).to(self.device) for gradients in own])
+    def _agree(self, window: Sequence[_Part], norms: Sequence[Tensor]) -> list[float]:
+        """Sums over ranks for an update. Also counts unreadable utterances, and sets `agreed_signal`.
 
-    def _skipped(self, split: str) -> Tensor:
-        """Number of utterances of this rank that could not be read since the last call. float32 counts to 2^24."""
-        return torch.tensor(float(self.skips.uncounted(split)), device=self.device)
+        Args:
+            window: The batches of the update.
+            norms: Norm of the gradients of each optimizer, before the mean.
 
-    def _noted_signals(self) -> list[Tensor]:
-        """If there are several ranks, 1 for each signal that this rank has received, and 0 for each other one."""
-        if self.trainer.world_size == 1:
-            return []
-        noted = self.noted_signal()
-        return [torch.tensor(float(noted == number), device=self.device) for number in _SIGNALS]
+        Returns:
+            ``count`` of the window, and the norms. They are transferred from the device together.
+        """
+        count = torch.stack([part.count for part in window]).sum().float()
+        skipped, signal_number = float(self.skips.uncounted("train")), self.noted_signal()
+        shared: list[Tensor] = []
+        if self.trainer.world_size > 1:
+            # float32 counts to 2^24.
+            own = [skipped, *(float(signal_number == number) for number in _SIGNALS)]
+            own_N = torch.cat([count[None], torch.tensor(own, device=self.device)])
+            count, *shared = self._over_ranks(own_N).unbind()
+        numbers = torch.stack([count, *(norm.to(self.device) for norm in norms), *shared]).tolist()
+        if shared:
+            skipped, *told = numbers[-len(shared) :]
+            signal_number = next((number for number, is_told in zip(_SIGNALS, told, strict=True) if is_told), 0)
+        self.skips.count("train", int(skipped), self.current_epoch)
+        self.agreed_signal = signal_number
+        return [*numbers[: 1 + len(norms)]]
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """Sums over all ranks."""
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
-
-    def _without_update(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
-        """End a window in which no utterance has a weight."""
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if scaler is not None:
-            # `unscale_` may be called once between two calls of `update`.
-            scaler.update()
 
     def _step(self, optimizers: list[Optimizer], scaler: GradScaler | None) -> None:
         # Lightning increments `global_step` in these two hooks of an optimizer wrapper. They are called for one
@@ -343,8 +343,9 @@ class UpdateLoop(L.LightningModule):
         if self.masters is not None:
             self.masters.round()
         counter._on_after_step()
-        for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
+        if self._figures.may_be_logged:
+            for optimizer, config in zip(optimizers, self.trainer.lr_scheduler_configs, strict=True):
+                self.log_train(str(config.name), torch.tensor(optimizer.param_groups[0]["lr"]), 1)
         for scheduler in self._schedulers:
             if isinstance(scheduler, UpdateScheduler):
                 scheduler.scheduler.step()
@@ -414,14 +415,14 @@ class UpdateLoop(L.LightningModule):
     # Logging ---------------------------------------------------------------------------------------------------
 
     def log_train(self, name: str, value: Tensor, batch_size: int) -> None:
-        """Log a number of a training batch or update, if loggers write after this update or the epoch ends.
+        """In a training step, log a number of the batch or of its update, if loggers write after the step."""
+        self._figures.keep(name, value, batch_size)
 
-        Lightning takes some tenths of a millisecond for each number, so other updates leave it out.
-        """
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # An update that is not finite is not counted, so this update or the next one has the number that is logged.
-        if every <= 1 or self.trainer.is_last_batch or (self.trainer.global_step + 1) % every <= 1:
-            self.log(name, value.float(), on_step=True, on_epoch=False, batch_size=batch_size)
+    def _log_norms(self, norm: float, norms: Sequence[float]) -> None:
+        """Log the norm of all gradients, and the norm of each optimizer's."""
+        self.log_train("train/grad_norm", torch.tensor(norm), 1)
+        for config, own in zip(self.trainer.lr_scheduler_configs, norms, strict=True):
+            self.log_train(f"train/grad_norm/{str(config.name).removeprefix('lr/')}", torch.tensor(own), 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Set the step of the loggers to the number of updates. With manual optimization, Lightning counts batches."""
@@ -435,3 +436,15 @@ class UpdateLoop(L.LightningModule):
         """Log the number of skipped updates so far, and write and show what could not be read in this epoch."""
         self.log("train/nonfinite_updates", float(self.nonfinite_updates))
         self.skips.finish("train", self.current_epoch)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What an optimizer updates."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _clear(parameters: Iterable[Iterable[nn.Parameter]]) -> None:
+    """Free the gradients of the parameters of each optimizer."""
+    for own in parameters:
+        for parameter in own:
+            parameter.grad = None

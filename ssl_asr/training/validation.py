@@ -74,7 +74,8 @@ class ValidationLoop(UpdateLoop):
         Raises:
             TrainingError: Too many utterances of the split could not be read, so that no score stands for the split.
         """
-        self.skips.count("dev", int(self._over_ranks(self._skipped("dev"))), self.current_epoch)
+        own = torch.tensor(float(self.skips.uncounted("dev")), device=self.device)
+        self.skips.count("dev", int(self._over_ranks(own)), self.current_epoch)
         self.skips.finish("dev", self.current_epoch)
         for name, normalize in self.normalizers.items():
             both = [p.pairs(normalize) for p in self.dev_predictions]

@@ -1,6 +1,7 @@
 """Batches in one piece of memory, against `collate`."""
 
 import os
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from ssl_asr.data import transport
 from ssl_asr.data.audio import read_waveform
 from ssl_asr.data.dataset import collate
 from ssl_asr.data.loaders import NoticingLoader, ResumableLoader
@@ -164,6 +166,19 @@ def test_only_float32_samples_keep_the_piece_in_memory():
         assert storages(made.to("cpu")) == expected
 
 
+@pytest.mark.parametrize(("seconds", "by_value"), [(1, True), (8, True), (30, False)])
+def test_small_pieces_are_sent_by_value_and_others_in_shared_memory(seconds, by_value):
+    items = [example(integers(16_000 * seconds), [1, 2])]
+    made = packed(items)
+    sent = ForkingPickler.dumps(made)
+    assert (len(sent) > made.piece_N.nbytes) == by_value
+    assert len(sent) < made.piece_N.nbytes + 2000
+    received = ForkingPickler.loads(sent)
+    assert_same(received.to("cpu"), collate(items))
+    # What is received may be written to.
+    received.piece_N.zero_()
+
+
 # Worker processes ------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +264,8 @@ def shared_files():
     return sum("/torch_" in link for link in links)
 
 
-def test_a_worker_sends_one_storage_for_a_batch():
+def test_a_worker_sends_one_storage_for_a_batch(monkeypatch):
+    monkeypatch.setattr(transport, "_SMALL", 0)
     options = {"batch_sampler": BATCHES[:3], "num_workers": 1, "worker_init_fn": prepare_worker}
     before = shared_files()
     counts = {}

@@ -40,7 +40,8 @@ class Examples:
             # No file may be opened with a number of 3 or more, however many are open.
             limit = {{"FSIZE": 1000, "NOFILE": 3}}["{limit}"]
             resource.setrlimit(resource.RLIMIT_{limit}, (limit, limit))
-        return Example(Utterance("u", "", 1.0), torch.zeros(16000), [1, 2])
+        # Small batches are sent without shared memory.
+        return Example(Utterance("u", "", 60.0), torch.zeros(60 * 16000), [1, 2])
 
 options = {{"num_workers": 2, "worker_init_fn": prepare_worker, "generator": torch.Generator()}}
 batches = [[index] for index in range(4)]
