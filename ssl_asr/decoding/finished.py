@@ -7,9 +7,9 @@ device has caught up. So the flags are copied to the host in the background, and
     copy                  a           b           c         starts after these tokens
     read                              a           b         finished rows of a leave the batch after token 8
 
-A batch shrinks only when enough of it is finished: copying the cache costs as much as several tokens, and a new number
-of rows needs a new CUDA graph. Until then, finished rows are computed as well, so a search must not change their
-results.
+A batch shrinks only when enough of it is finished: copying the cache costs as much as several tokens, and a number of
+rows that is new needs a CUDA graph of its own. Until then, finished rows are computed as well, so a search must not
+change their results.
 """
 
 from dataclasses import dataclass

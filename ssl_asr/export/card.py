@@ -203,6 +203,7 @@ class Card:
                 f"Of {times['words']:,} words of {times['utterances']:,} utterances, {times['within']:,} start "
                 f"within {times['limit_s']:g} s of their start in ssl_asr. Words after a pause are not "
                 "compared, since ssl_asr moves their start to the speech."
+                + ("" if times["judged"] else " These are too few words to tell whether the times agree.")
             )
 
     def _training(self) -> Iterator[str]:

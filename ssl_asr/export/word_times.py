@@ -27,6 +27,8 @@ from ssl_asr.types import SAMPLE_RATE, Example, Seconds, Word
 
 # Utterances whose words are compared.
 MOST_TIMED = 20
+# With fewer words, one or two that are hard to place would decide.
+_LEAST_WORDS = 10
 # Times are rounded by some runtimes.
 _ROUNDING_S = 1e-3
 
@@ -55,15 +57,24 @@ class TimeComparison:
         """Median distance. 0 without words."""
         return statistics.median(self.distances) if self.distances else 0.0
 
+    @property
+    def judged(self) -> bool:
+        """Whether there are enough words to judge by, which is 10."""
+        return len(self.distances) >= _LEAST_WORDS
+
     def agrees(self) -> bool:
-        """Whether half of the words start within ``limit_s`` of each other, unlike those of wrong frames or heads."""
-        return self.median_s <= self.limit_s + _ROUNDING_S
+        """Whether half of the words start within ``limit_s`` of each other, unlike those of wrong frames or heads.
+
+        Also True if there are too few words to judge by.
+        """
+        return not self.judged or self.median_s <= self.limit_s + _ROUNDING_S
 
     def record(self) -> dict[str, Any]:
         """Plain data for ``export.json``."""
         return {
             "utterances": self.utterances,
             "words": len(self.distances),
+            "judged": self.judged,
             "within": self.within,
             "limit_s": self.limit_s,
             "median_s": round(self.median_s, 4),

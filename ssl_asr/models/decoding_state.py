@@ -9,7 +9,6 @@ tensors at fixed addresses, as a CUDA graph needs them::
     mask        1  1  1  1  1  0  0  0
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,9 @@ from torch import Tensor
 
 WIDTH = 64
 """Columns by which the width of steps of fixed shapes grows."""
+
+CACHES = ("self_k", "self_v", "cross_k", "cross_v")
+"""Attributes of `DecodingState` with a tensor for each layer."""
 
 
 def beam_rows(rows: Tensor, beams: int) -> Tensor:
@@ -36,8 +38,6 @@ class FixedStep:
         parents_N: int64 tensor of shape (batch * beams,), the row that each beam continues. The step replaces it with
             ``rows_N``. None with one beam.
         rows_N: int64 tensor of shape (batch * beams,), each row itself.
-        replay: Runs the step on the device and writes ``logits_NV``. None if the step is not recorded.
-        logits_NV: Tensor of shape (batch * beams, vocabulary). None if the step is not recorded.
     """
 
     width: int
@@ -46,11 +46,9 @@ class FixedStep:
     columns_W: Tensor
     parents_N: Tensor | None
     rows_N: Tensor
-    replay: Callable[[], object] | None = None
-    logits_NV: Tensor | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class DecodingState:
     """Key-value cache of a decoding run.
 
@@ -148,3 +146,11 @@ class DecodingState:
         """Ends steps of fixed shapes."""
         self.reorder()
         self.fixed = None
+
+    def leave(self) -> None:
+        """Ends steps of fixed shapes and copies the cache, which another batch will overwrite."""
+        self.grow()
+        for name in CACHES:
+            setattr(self, name, [tensor.clone() for tensor in getattr(self, name)])
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask.clone()

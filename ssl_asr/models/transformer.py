@@ -206,7 +206,7 @@ class TransformerDecoder(nn.Module):
         config: Any = net.config
         self.max_tokens: int = config.max_target_positions
         self.vocab_size: int = config.vocab_size
-        self._graphs = StepGraphs(self.fixed_step)
+        self._graphs = StepGraphs(self.fixed_step, net)
 
     def forward(self, tokens_BU: Tensor, h_BFD: Tensor, context_lengths_B: Tensor) -> Tensor:
         """Runs the decoder with teacher forcing.
@@ -222,6 +222,8 @@ class TransformerDecoder(nn.Module):
         Returns:
             ``states_BUD``, the state after each token. `logits` turns any selection of states into logits.
         """
+        if torch.is_grad_enabled():
+            self._graphs.release()
         cross_mask = _cross_mask(h_BFD, context_lengths_B)
         x_BUD = self._embed(tokens_BU, 0)
         recompute = self.gradient_checkpointing and self.net.training

@@ -174,7 +174,8 @@ class StateCache:
             return
         lengths_B = batch.lengths_B[new]
         waveform_BT = batch.waveform_BT[new, : int(lengths_B.max())]
-        with torch.no_grad():
+        # In float32 also under autocast: runs of any precision read the same states.
+        with torch.no_grad(), torch.autocast(waveform_BT.device.type, enabled=False):
             out = self.encoder(waveform_BT, lengths_B, layers=self._reads_all)
         if self._reads_all:
             assert out.layers is not None

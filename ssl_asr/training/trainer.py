@@ -23,10 +23,7 @@ FSDP2 = "fsdp2"
 BF16_WEIGHTS = "bf16-true"
 # Planning an epoch takes milliseconds.
 _MOST_EPOCHS = 10_000
-_BATCH_HOOKS = [
-    *("on_before_backward", "on_after_backward"),
-    *(f"on_{loop}_batch_{end}" for loop in ("train", "validation", "test") for end in ("start", "end")),
-]
+_STEP_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
 _SHARE_OR_NUMBER = Expected("a fraction from 0.0 to 1.0, or a whole number of batches")
 Batches = Annotated[NonNegativeInt | Annotated[float, Interval(ge=0, le=1)], _SHARE_OR_NUMBER]
 ValidationInterval = Annotated[PositiveInt | Annotated[float, Interval(gt=0, le=1)], _SHARE_OR_NUMBER]
@@ -429,14 +426,14 @@ def _no_handlers() -> None:
 
 
 def _skip_empty_hooks(callbacks: "Iterable[Callback]") -> None:
-    """Let Lightning skip the hooks of a batch that a callback inherits from Lightning, where they do nothing.
+    """Let Lightning skip the hooks of a training step that a callback inherits from Lightning, where they do nothing.
 
-    Lightning calls each hook of all callbacks at every batch, which takes some tenths of a millisecond. It skips hooks
+    Lightning calls each hook of all callbacks in every step, which takes some tenths of a millisecond. It skips hooks
     that are not callable.
     """
     from lightning import Callback
 
     for callback in callbacks:
-        for name in _BATCH_HOOKS:
+        for name in _STEP_HOOKS:
             if name not in vars(callback) and getattr(type(callback), name) is getattr(Callback, name):
                 setattr(callback, name, None)

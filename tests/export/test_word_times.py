@@ -24,11 +24,18 @@ def test_words_of_one_side_are_left_out():
 
 @pytest.mark.parametrize(
     ("distances", "within", "agrees"),
-    [([], 0, True), ([0.02, 0.02, 0.5], 2, True), ([0.0, 0.04, 0.04], 1, False)],
+    [([], 0, True), ([0.02] * 8 + [0.5] * 4, 8, True), ([0.0] * 4 + [0.04] * 8, 4, False), ([0.5] * 10, 0, False)],
 )
 def test_half_of_the_words_have_to_agree(distances, within, agrees):
     times = TimeComparison(utterances=1, limit_s=0.02, distances=distances)
     assert (times.within, times.agrees()) == (within, agrees)
+
+
+def test_a_few_words_are_too_few_to_judge():
+    """A single word of a weak model failed an export."""
+    times = TimeComparison(utterances=1, limit_s=0.02, distances=[0.5] * 9)
+    assert times.agrees()
+    assert times.record()["judged"] is False
 
 
 @pytest.mark.parametrize("count", [0, 1, 19, 20, 39, 40, 174])

@@ -371,8 +371,9 @@ def check_steps(model: WhisperSeq2Seq, batch: Batch, beams: int) -> None:
         for state in (fixed, grown):
             state.select(parents_N)
     if prompt_BU.device.type == "cuda":
-        assert fixed.fixed is not None
-        assert fixed.fixed.replay is not None, "steps are not replayed"
+        current = model.decoder._graphs._current
+        assert current is not None
+        assert current.replay is not None, "steps are not replayed"
 
 
 def _fixed_step(model: WhisperSeq2Seq, tokens_N1: torch.Tensor, state: DecodingState) -> torch.Tensor:

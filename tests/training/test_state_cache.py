@@ -69,6 +69,23 @@ def test_cached_states_give_the_same_losses_and_only_the_first_epoch_encodes(
     assert calls == []
 
 
+def test_states_are_computed_in_float32_whatever_the_precision_of_the_run(toy_checkpoints, toy_corpus, tmp_path):
+    """A run in float32 must not read the states of a run in bf16."""
+    overrides = [*toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus, "ctc"), "freeze=true"]
+    found = []
+    for precision in ("bf16-mixed", "32-true"):
+        folder = tmp_path / precision / "states"
+        cached = ["state_cache=disk", f"state_cache.folder={folder}", f"trainer.precision={precision}"]
+        run = build(tmp_path / precision, *overrides, *cached)
+        run.trainer.fit(run.module, datamodule=run.data)
+        store = run.module._state_cache.store
+        ids = [utterance.id for utterance in run.data.selections["train"].kept]
+        found.append({one: store[one][0] for one in ids})
+    assert len(found[0]) > 4
+    for one, states_LFD in found[0].items():
+        torch.testing.assert_close(states_LFD, found[1][one], rtol=1e-5, atol=1e-5)
+
+
 def test_float16_states_take_half_the_space_and_change_losses_by_less_than_half_a_percent(
     toy_checkpoints, toy_corpus, tmp_path
 ):

@@ -14,7 +14,6 @@ and without ``backbone.window=30s``).
 
 import argparse
 import datetime
-import gc
 import json
 import platform
 import subprocess
@@ -25,9 +24,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from ssl_asr.training.memory import return_freed_memory
 from tests.benchmarks.suite import checkpoints, encoders, loops, parts, recognition, training
-from tests.benchmarks.suite.rows import Options, Row
+from tests.benchmarks.suite.rows import Options, Row, run_alone
 
 FOLDER = Path(__file__).parent.parent
 BEGIN, END = "<!-- suite: begin -->", "<!-- suite: end -->"
@@ -107,21 +105,16 @@ def main() -> None:
     unknown = sorted(set(chosen) - set(PARTS))
     if unknown:
         parser.error(f"unknown parts: {', '.join(unknown)}. The parts are {', '.join(PARTS)}")
-    transformers.logging.set_verbosity_error()
     options = Options(pairs=1 if arguments.quick else 5, quick=arguments.quick)
     today, commit_id = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", commit()
     path = FOLDER / "results" / f"{today}-{machine()}-{commit_id}.json"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "commit": commit_id}
     rows: list[Row] = []
     for name in chosen:
-        torch.manual_seed(0)
         began = time.perf_counter()
-        found = PARTS[name](options)
+        found = run_alone(PARTS[name], options)
         print("\n".join(table(found)[2:]), f"\n{name} took {time.perf_counter() - began:.0f} s", flush=True)
         rows += found
-        gc.collect()
-        # Our commands let the process keep freed memory, which would be that of the largest part.
-        return_freed_memory()
         if not arguments.quick:
             # After each part, so that a run that is stopped leaves what it has measured.
             content = {**versions, "date": today, "machine": machine(), "rows": [asdict(row) for row in rows]}

@@ -3,9 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
+import transformers
 
 from tests.gpu.steps import Setup
 
@@ -48,6 +51,18 @@ class Options:
 
     pairs: int
     quick: bool
+
+
+def run_alone(part: Callable[[Options], list[Row]], options: Options) -> list[Row]:
+    """Runs a part in a process of its own, because our commands let a process keep the memory that it frees."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_run, part, options).result()
+
+
+def _run(part: Callable[[Options], list[Row]], options: Options) -> list[Row]:
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    return part(options)
 
 
 def cpu_setup(options: Options) -> Setup:
