@@ -13,7 +13,8 @@ DDP averages gradients over ranks, hence the factor ``world_size``. The constant
 of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
 With fp16, gradients also overflow while the scaler searches its scale, as it does at the start. If all losses are
 finite, the update belongs to this search, which has a limit of its own. If ``count`` is 0, because every utterance has
-weight 0 or none could be read, there is no mean and no update. A GPU decides this itself, see `ssl_asr.training.pending`.
+weight 0 or none could be read, there is no mean and no update. On a GPU, the device decides (see
+`ssl_asr.training.pending`).
 """
 
 import math
