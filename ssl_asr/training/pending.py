@@ -145,15 +145,14 @@ def factor_on_device(
 @contextmanager
 def unless(failed: Tensor, optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Steps of these optimizers change nothing if ``failed`` is 1."""
-    made: list[Any] = list(optimizers)
-    for optimizer in made:
+    for optimizer in optimizers:
         # torch's gradient scaler tells fused optimizers in this way.
-        optimizer.found_inf = failed
+        vars(optimizer)["found_inf"] = failed
     try:
         yield
     finally:
-        for optimizer in made:
-            del optimizer.found_inf
+        for optimizer in optimizers:
+            del vars(optimizer)["found_inf"]
 
 
 def take_back(trainer: L.Trainer, schedulers: Sequence[UpdateScheduler | MetricScheduler]) -> None:

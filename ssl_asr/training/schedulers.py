@@ -35,11 +35,10 @@ class UpdateScheduler:
 
     def take_back(self) -> None:
         """Undo the last step. Only for schedulers that are a `LambdaLR`."""
-        made: Any = self.scheduler
-        made.last_epoch -= 1
-        made._step_count -= 1
+        own = vars(self.scheduler)
+        own.update(last_epoch=own["last_epoch"] - 1, _step_count=own["_step_count"] - 1)
         self.follow()
-        made._last_lr = [group["lr"] for group in made.optimizer.param_groups]
+        own["_last_lr"] = [group["lr"] for group in self.scheduler.optimizer.param_groups]
 
 
 class FollowsMetric(Protocol):
