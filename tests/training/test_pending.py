@@ -236,3 +236,24 @@ def test_two_ranks_decide_as_their_hosts_do(toy_checkpoints, toy_corpus, tmp_pat
         assert device[rank][1] == 1
         found, expected = (torch.load(tmp_path / side / f"{rank}.pt") for side in ("device", "host"))
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_updates_do_not_wait_on_a_gpu(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = [one for one in toy_overrides(toy_checkpoints["hubert_layer"], toy_corpus) if "accelerator" not in one]
+    run = build(tmp_path, *overrides, *RARELY, "trainer.accelerator=gpu", "data.dev=null")
+    plain, late = run.module._update, []
+
+    def update():
+        # The first two and the last ones of the epochs are read at once.
+        watched = run.trainer.global_step > 1 and not run.trainer.is_last_batch
+        torch.cuda.set_sync_debug_mode("error" if watched else "default")
+        try:
+            plain()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        late.append(run.module._pending is not None)
+
+    run.module._update = update
+    run.trainer.fit(run.module, datamodule=run.data)
+    assert sum(late) == len(late) - 4
