@@ -55,6 +55,9 @@ class Watch(Callback):
     def on_validation_start(self, trainer, module):
         self._note(trainer, module, "validation")
 
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self._note(trainer, module, f"checkpoint of update {checkpoint['global_step']}")
+
 
 def trained(folder, overrides, bad=()):
     run = build(folder, *overrides)
