@@ -56,6 +56,21 @@ def test_plan_of_a_named_card(overrides):
         assert words in written.getvalue()
 
 
+@pytest.mark.parametrize("head", ["attention_gru", "attention_transformer"])
+@pytest.mark.parametrize("family", ["wav2vec2_layer", "whisper"])
+def test_plan_of_joint_training(toy_checkpoints, toy_corpus, family, head):
+    """The loss is read outside of a fit, also with a share of CTC that changes."""
+    changes = ["task.ctc_weight_end=0.9", "task.ctc_weight_updates=5"]
+    overrides = [*toy_overrides(toy_checkpoints[family], toy_corpus, "joint"), f"head={head}", "freeze=false"]
+    config = plan_config(*overrides, *changes, "gpu=24")
+    run = planned_run(config, None)
+    plan = make_plan(run, config)
+    largest = run.data.train_batch(max(run.data.train_sampler(0).batches, key=run.data.train_sampler(0).cost_s))
+    timeline, _ = step_timeline(run.module, largest, run.trainer.precision_plugin.forward_context, as_cuda=True)
+    needed = plan.memory.parameters + plan.memory.optimizer + max(timeline)
+    assert plan.memory.peak == pytest.approx(needed, rel=0.05)
+
+
 def test_largest_budget_is_on_the_border_of_the_memory(overrides):
     """The memory of a made-up card is what batches of 12 s need, and a tenth is left free."""
     config = plan_config(*overrides, "gpu=1", "data.max_batch_s=12")
