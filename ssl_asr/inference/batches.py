@@ -86,6 +86,12 @@ class Transcripts:
         self.checkpoints |= other.checkpoints
         self.notices += other.notices
 
+    def sort(self, manifests: Mapping[str, Manifest]) -> None:
+        """Put the predictions in the order of their manifests."""
+        for name, manifest in manifests.items():
+            ranks = {row_key(utterance): rank for rank, utterance in enumerate(manifest)}
+            self.predictions[name].sort(key=lambda row: ranks[row_key(row)])
+
     def renamed(self, suffix: str) -> "Transcripts":
         """The same transcripts with a suffix on every name."""
         return Transcripts(
@@ -236,9 +242,7 @@ def transcribe_manifests(
         noticed |= long_run.notices
     print_notices(noticed)
     done.notices = list(noticed)
-    for name, manifest in manifests.items():
-        ranks = {row_key(utterance): rank for rank, utterance in enumerate(manifest)}
-        done.predictions[name].sort(key=lambda row: ranks[row_key(row)])
+    done.sort(manifests)
     return done
 
 

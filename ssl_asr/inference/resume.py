@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,9 +114,9 @@ class ProgressFile:
         """Finished transcripts of files that have not changed since."""
         return {key: saved.row for key, saved in self._unchanged().items()}
 
-    def notices(self, utterance: Utterance) -> list[Notice]:
-        """Findings in the audio of a finished recording, under the id that it has now."""
-        return [Notice(utterance.id, finding) for finding in self._saved[identity(utterance)].findings]
+    def notices(self, utterances: Iterable[Utterance]) -> list[Notice]:
+        """Findings in the audio of finished recordings, under the ids that they have now."""
+        return [Notice(one.id, finding) for one in utterances for finding in self._saved[identity(one)].findings]
 
     def begin(self) -> None:
         """Rewrite the file without a partial last line. The file is replaced at once, so that no transcript is lost.
@@ -184,19 +184,10 @@ def transcribe_manifest(
     wanted = set(keys)
     done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
     left = [i for i, key in enumerate(keys) if key not in done]
+    finished = [utterance for utterance, key in zip(manifest, keys, strict=True) if key in done]
     if done and console is not None:
-        finished = len(keys) - len(left)
-        console.print(f"{finished} of {len(keys)} recordings were transcribed before the run was interrupted")
-    earlier = (
-        []
-        if progress is None
-        else [
-            notice
-            for utterance, key in zip(manifest, keys, strict=True)
-            if key in done
-            for notice in progress.notices(utterance)
-        ]
-    )
+        console.print(f"{len(finished)} of {len(keys)} recordings were transcribed before the run was interrupted")
+    earlier = [] if progress is None else progress.notices(finished)
     found = Transcripts({"input": []}, {"input": []}, notices=earlier)
     began = time.monotonic()
     if left:
