@@ -152,6 +152,8 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        # The default number of workers on a machine with one core.
+        "This DataLoader will create .* worker processes in total",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
         # A run without a dev split.

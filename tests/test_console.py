@@ -1,11 +1,14 @@
-"""Tables under titles, and progress bars."""
+"""Tables under titles, progress bars, and warnings that are not shown."""
 
 import io
+import os
+import warnings
 
 import pytest
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from ssl_asr.console import TitledTable, shows_bars, tracked
+from ssl_asr.console import TitledTable, hush, shows_bars, tracked
 
 
 def test_a_title_is_one_line_although_its_table_is_narrow():
@@ -42,3 +45,17 @@ def test_bars_are_shown_on_a_terminal_if_they_are_wanted(shown):
     console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True)
     assert list(tracked(range(3), "work", console=console, shown=shown)) == [0, 1, 2]
     assert ("work" in console.file.getvalue()) == shown
+
+
+def test_more_workers_than_cores_are_not_warned_of(monkeypatch, capsys):
+    """The default number of workers is 2, also on a machine with one core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        DataLoader([1, 2], num_workers=2)
+        assert [str(one.message)[:32] for one in seen] == ["This DataLoader will create 2 wo"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        hush()
+        DataLoader([1, 2], num_workers=2)
+    assert capsys.readouterr().err == ""

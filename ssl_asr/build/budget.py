@@ -36,13 +36,45 @@ from ssl_asr.training.step_memory import (
 from ssl_asr.training.trainer import is_first_process, make_trainer
 from ssl_asr.types import Seconds
 
-# Shares of the available memory that a step may take. Programs and files share the memory of a CPU.
+# Shares of the available memory that a run may take. Programs and files share the memory of a CPU.
 SHARE, SHARE_OF_CPU = 0.9, 0.5
 # The search ends when the number of utterances is known to this fraction.
 _EXACT = 1 / 16
 # Tells the processes that Lightning starts what the first one has chosen.
 _CHOSEN = "SSL_ASR_MAX_BATCH_S"
 _GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Memory that one process of a run may take.
+
+    Attributes:
+        available: Bytes that are available on its device.
+        share: The share of them that the run may take. The rest is for the driver, for fragmentation, and on a CPU for
+            other programs and processes.
+    """
+
+    available: int
+    share: float = SHARE
+
+    @classmethod
+    def now(cls, device: torch.device, processes: int) -> "Room | None":
+        """What is available now on a device, beside the tensors that are there already. None if it is unknown.
+
+        Args:
+            device: The device of one process.
+            processes: Number of processes of the run on this machine, which share the memory of a CPU.
+        """
+        available = available_bytes(device)
+        if available is None:
+            return None
+        return cls(available=available, share=SHARE if device.type == "cuda" else SHARE_OF_CPU / processes)
+
+    @property
+    def allowed(self) -> int:
+        """Bytes that the run may take."""
+        return int(self.share * self.available)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +240,10 @@ def with_budget(
             trainer.strategy.setup_environment()
         device, plugin = trainer.strategy.root_device, trainer.precision_plugin
         module = plugin.convert_module(module).to(device)  # type: ignore[assignment]
-        available = available_bytes(device)
-        if available is None:
+        space = Room.now(device, trainer.num_devices)
+        if space is None:
             raise ConfigError("data.max_batch_s", f"is auto, and the memory of {device} is unknown", "give a number")
-        share = SHARE if device.type == "cuda" else SHARE_OF_CPU / trainer.num_devices
-        room = int(share * available) - standing_bytes(module, config, ranks)
+        room = space.allowed - standing_bytes(module, config, ranks)
         memory = StepMemory(module, data.train_kept, plugin.forward_context, as_cuda=False)
         budgets = Budgets(module, data, memory, ranks)
         rows = min(over_ranks([budgets.proven(room, plugin.forward_context)]))
@@ -223,7 +254,7 @@ def with_budget(
         found_s = budgets.seconds(rows)
         os.environ[_CHOSEN] = repr(found_s)
         if console is not None:
-            of = f"{100 * share:.0f} % of the {available / _GB:.1f} GB that are available on {device}"
+            of = f"{100 * space.share:.0f} % of the {space.available / _GB:.1f} GB that are available on {device}"
             console.print(
                 f"data.max_batch_s=auto: chose {found_s:g} s, {rows} times the longest utterance. Its largest batch "
                 f"made a forward and backward pass in {of}.",

@@ -20,6 +20,7 @@ from ssl_asr.console import TitledTable, notify
 from ssl_asr.errors import UserError, raise_all
 from ssl_asr.models.checkpoints import cache_folder
 from ssl_asr.textfiles import why_not_made
+from ssl_asr.training.memory import machine_bytes
 from ssl_asr.training.trainer import check_accelerator, check_strategy
 
 _LIBRARIES = ("torch", "torchaudio", "lightning", "transformers", "hydra-core", "soundfile", "av")
@@ -166,8 +167,8 @@ def _checked(name: str, check: Callable[[], None], good: str) -> Finding:
 
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    seen = f"{_counted(cores, 'core')}, {_size(memory)} of memory, {_counted(torch.get_num_threads(), 'thread')}"
+    memory = _size(machine_bytes() or 0)
+    seen = f"{_counted(cores, 'core')}, {memory} of memory, {_counted(torch.get_num_threads(), 'thread')}"
     yield Finding(name="CPU", seen=seen)
     built = torch.version.cuda
     if torch.cuda.is_available():

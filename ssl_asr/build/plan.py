@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ssl_asr.build.budget import SHARE, Budgets, Planned, standing_bytes
+from ssl_asr.build.budget import Budgets, Planned, Room, standing_bytes
 from ssl_asr.build.training import TrainingRun, build_training
 from ssl_asr.build.trial import duration, time_epoch
 from ssl_asr.config.schemas import PlanConfig
 from ssl_asr.console import TitledTable
 from ssl_asr.training.flops import TrainingFlops, planned_card
 from ssl_asr.training.loggers import NoLog
-from ssl_asr.training.memory import total_bytes
 from ssl_asr.training.state_cache import NoStateCache
 from ssl_asr.training.step_memory import Shape, StepMemory, gradients_bytes, optimizer_bytes, weights_bytes
 from ssl_asr.types import Seconds
@@ -73,10 +72,13 @@ class Plan:
 
     Attributes:
         device: The device that is planned for.
-        room: Its memory in bytes, or None if it is unknown.
+        room: Its memory in bytes: of a named GPU all of it, on this machine what is available to the run. None if it is
+            unknown.
+        allowed: Bytes of it that the run may take, as for ``data.max_batch_s=auto``, see `Room`. None if it is unknown.
         memory: What the run takes of it.
         budget_s: ``data.max_batch_s``.
-        largest_budget_s: The largest budget that fits 90 % of the memory. None if the memory is unknown, 0 if none.
+        largest_budget_s: The largest budget that fits the bytes that are allowed. None if the memory is unknown. 0 if
+            the budget of the longest utterance does not fit.
         epoch_flops: Floating-point operations of an epoch, without those of padding.
         epoch_s: Seconds of an epoch. None if they are unknown.
         because: Where ``epoch_s`` comes from.
@@ -84,6 +86,7 @@ class Plan:
 
     device: str
     room: int | None
+    allowed: int | None
     memory: MemoryEstimate
     budget_s: Seconds
     largest_budget_s: Seconds | None
@@ -118,14 +121,18 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
     """
     ranks = config.trainer.ranks if config.gpu is not None else run.trainer.world_size
     device = run.trainer.strategy.root_device
+    _to_device(run)
+    card = None if config.gpu is None else planned_card(config.gpu)
+    room = Room.now(device, run.trainer.num_devices) if card is None else Room(available=int(card.memory_gb * _GB))
+    # On this machine, the weights are on the device already.
+    weights = weights_bytes(run.module)
+    there = weights if card is None else 0
     memory = step_memory(run, as_cuda=config.gpu is not None)
     budgets = Budgets(run.module, run.data, memory, ranks)
-    card = None if config.gpu is None else planned_card(config.gpu)
-    room = total_bytes(device) if card is None else int(card.memory_gb * _GB)
     rows = None
     if room is not None:
-        standing = weights_bytes(run.module) + standing_bytes(run.module, run.config, ranks)
-        rows = budgets.estimated(int(SHARE * room) - standing)
+        standing = weights + standing_bytes(run.module, run.config, ranks)
+        rows = budgets.estimated(room.allowed + there - standing)
     best_s = None if rows is None else budgets.seconds(rows)
     budget_s = (best_s or budgets.longest_s) if config.data.max_batch_s == "auto" else run.config.data.batch_s
     run.data.config = replace(run.data.config, max_batch_s=budget_s)
@@ -142,7 +149,8 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
             epoch_s, because = None, "unknown: name the card, as in gpu='RTX 4090'"
     return Plan(
         device=name,
-        room=room,
+        room=None if room is None else room.available + there,
+        allowed=None if room is None else room.allowed + there,
         memory=estimate,
         budget_s=budget_s,
         largest_budget_s=best_s,
@@ -154,9 +162,12 @@ def make_plan(run: TrainingRun, config: PlanConfig) -> Plan:
 
 def step_memory(run: TrainingRun, *, as_cuda: bool = False) -> StepMemory:
     """The memory of the batches of a run on its device, to which the model is moved. See `StepMemory`."""
-    plugin, device = run.trainer.precision_plugin, run.trainer.strategy.root_device
-    plugin.convert_module(run.module).to(device)
-    return StepMemory(run.module, run.data.train_kept, plugin.forward_context, as_cuda=as_cuda)
+    _to_device(run)
+    return StepMemory(run.module, run.data.train_kept, run.trainer.precision_plugin.forward_context, as_cuda=as_cuda)
+
+
+def _to_device(run: TrainingRun) -> None:
+    run.trainer.precision_plugin.convert_module(run.module).to(run.trainer.strategy.root_device)
 
 
 def _epoch_flops(run: TrainingRun) -> float:
@@ -177,7 +188,7 @@ def print_plan(plan: Plan, precision: str, console: Console) -> None:
     rows = {"parameters": one.parameters, "gradients": one.gradients, "optimizer states": one.optimizer}
     rows |= {f"activations of the largest batch: {batch}": one.activations}
     rows |= {"peak of an update, with temporary results": one.peak}
-    rows |= {} if plan.room is None else {"the device": plan.room}
+    rows |= {} if plan.room is None else {"available on the device": plan.room}
     for name, size in rows.items():
         table.add_row(name, f"{size / _GB:.3f}")
     console.print(table)
@@ -193,14 +204,23 @@ def print_plan(plan: Plan, precision: str, console: Console) -> None:
 
 def verdict(plan: Plan) -> str:
     """Whether a run fits its device, and which budget would."""
-    if plan.room is None:
+    if plan.room is None or plan.allowed is None:
         return f"The memory of {plan.device} is unknown. The run takes about {plan.memory.peak / _GB:.2f} GB."
     needed = f"{plan.memory.peak / _GB:.2f} of {plan.room / _GB:.2f} GB"
-    best = f"data.max_batch_s={plan.largest_budget_s:g} is the largest that leaves {100 * (1 - SHARE):.0f} %."
-    if not plan.largest_budget_s:
-        best = "Not even one utterance fits: use a smaller model, freeze_policy=lora, or gradient checkpointing."
-    if plan.memory.peak <= SHARE * plan.room:
+    within = f"{plan.allowed / _GB:.2f} GB"
+    fits, may_fit = plan.memory.peak <= plan.allowed, plan.memory.peak <= plan.room
+    remedy = "use a smaller model, freeze_policy=lora, or gradient checkpointing"
+    if plan.largest_budget_s:
+        best = f"data.max_batch_s={plan.largest_budget_s:g} is the largest that takes at most {within}."
+    elif fits:
+        # Smaller than the longest utterance, which then has a batch of its own.
+        best = f"data.max_batch_s of the longest utterance would take more than {within}."
+    elif may_fit or plan.memory.largest.rows > 1:
+        best = f"No batch with the longest utterance takes at most {within}: {remedy}."
+    else:
+        best = f"Not even one utterance fits: {remedy}."
+    if fits:
         return f"It fits: about {needed}. {best}"
-    if plan.memory.peak <= plan.room:
-        return f"It may fit: about {needed}, which leaves little for the driver and for fragmentation. {best}"
+    if may_fit:
+        return f"It may fit: about {needed}, and at most {within} is safe. {best}"
     return f"It does not fit: about {needed}. {best}"

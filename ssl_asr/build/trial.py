@@ -16,6 +16,7 @@ from ssl_asr.console import TitledTable, tracked
 from ssl_asr.errors import TrainingError
 from ssl_asr.training.masters import check_measurable
 from ssl_asr.training.memory import peak_gb
+from ssl_asr.training.probing import unlogged
 from ssl_asr.training.step_memory import tensor_bytes
 from ssl_asr.types import Batch, Seconds
 
@@ -148,7 +149,7 @@ def _optimizers(run: TrainingRun) -> list[Optimizer]:
 
 def _update(run: TrainingRun, batch: Batch, optimizers: list[Optimizer]) -> float:
     """One update on one batch. Returns the loss before it."""
-    with run.trainer.precision_plugin.forward_context():
+    with unlogged(run.module), run.trainer.precision_plugin.forward_context():
         loss = run.module.loss(batch)
         mean = loss.total / loss.count
     value = float(mean.detach())

@@ -35,10 +35,10 @@ def transcribe(config: TranscribeConfig, folder: Path) -> float | None:  # noqa:
     )
     # Without a readable recording, the model is not loaded.
     done = _transcribe(config, given.manifest, outputs, console) if len(given.manifest) else None
-    rows, skips = (done.rows, done.skips) if done is not None else ([], [])
+    rows, skips, noticed = (done.rows, done.skips, done.notices) if done is not None else ([], [], [])
     fast = outputs.write(rows, config) if rows else []
     silent = [f"{row.id}: no speech was found. vad=false decodes it anyway" for row in rows if row.no_speech]
-    summary = Summary(given.count, len(rows), [*given.skips, *skips], [*given.notes, *silent, *fast])
+    summary = Summary(given.count, len(rows), [*given.skips, *skips], [*given.notes, *silent, *fast], notices=noticed)
     if outputs.summary is not None:
         summary.write(outputs.summary)
     if outputs.progress is not None:

@@ -11,7 +11,7 @@ over_range           the peak is above 1.25, but not above 8          kept; a no
 silent               no sample is above -70 dB                        kept; a notice
 clipped              over 1 % of the samples are above 1 (with no     kept; a notice
                      peak above 1.25), or in a run of three or more
-                     at the positive or negative peak
+                     at the positive or negative peak, see `at_peaks`
 dc_offset            the mean of the samples is above 0.05            kept; a notice
 opposite_phase       channels cancel when mixed, see `cancels`        the first channel, or the loudest if the first
                                                                       has less than half its power; a notice
@@ -33,6 +33,8 @@ from ssl_asr.types import Downmix, Hertz, Notice, Samples
 
 _INTEGER_PEAK, _OVER_PEAK, _SILENT_PEAK = 8.0, 1.25, 10 ** (-70 / 20)
 _CLIPPED_SHARE, _DC = 0.01, 0.05
+# Distance of a peak from the mean, as a share of the distance of the other one, below which it is no peak of sound.
+_FAINT = 0.25
 _SCALES = (2.0**15, 2.0**23, 2.0**31)
 # Power of a mix, as a share of the mix of channels that have nothing in common. Below it, the channels cancel.
 _CANCELLED = 0.19
@@ -132,6 +134,16 @@ def notice_lines(found: Iterable[Notice], shown: int = 3) -> list[str]:
     return lines
 
 
+def notice_record(notice: Notice) -> dict[str, str]:
+    """Plain data for JSON, without the id.
+
+    Example:
+        >>> notice_record(Notice("a", "cut_off"))
+        {'code': 'cut_off', 'message': 'the file ends before its header says, and the rest is missing.'}
+    """
+    return {"code": notice.finding, "message": f"{said_of(notice)}."}
+
+
 def print_notices(found: Iterable[Notice]) -> None:
     """Print notices on standard error, once per command."""
     for line in notice_lines(found):
@@ -173,13 +185,30 @@ def measured(samples_T: NDArray[np.float32], signal: Signal) -> Signal:
     high, low = samples_T.max(), samples_T.min()
     peak = max(float(high), -float(low))
     clipped = np.abs(samples_T) > 1 if 1 < peak <= _OVER_PEAK else np.zeros(len(samples_T), dtype=bool)
+    total = float(samples_T.sum(dtype=np.float64))
     if peak > _SILENT_PEAK:
-        at_peak = (samples_T == high) | (samples_T == low)
+        at_peak = at_peaks(samples_T, total / len(samples_T))
         runs = at_peak[2:] & at_peak[1:-1] & at_peak[:-2]
         for first in range(3):
             clipped[first : first + len(runs)] |= runs
-    total = float(samples_T.sum(dtype=np.float64))
     return replace(signal, samples=len(samples_T), peak=peak, total=total, clipped=int(clipped.sum()))
+
+
+def at_peaks(samples_T: NDArray[np.float32], mean: float) -> NDArray[np.bool_]:
+    """Which samples are at the positive or negative peak of sound.
+
+    Sound goes to both sides of its mean, and clipping cuts it far from the mean. Samples that rest, as those of a
+    constant and of the pauses between pulses, are at the mean or close to it. So a peak counts if its distance from the
+    mean is more than -70 dB of full scale, and at least a quarter of that of the other peak.
+    """
+    high, low = samples_T.max(), samples_T.min()
+    above, below = float(high) - mean, mean - float(low)
+    least = max(_SILENT_PEAK, _FAINT * max(above, below))
+    found = np.zeros(len(samples_T), dtype=bool)
+    for value, distance in ((high, above), (low, below)):
+        if distance >= least:
+            found |= samples_T == value
+    return found
 
 
 def cancels(samples_TC: NDArray[np.float32], mean_T: NDArray[np.float32], rate: Hertz) -> bool:

@@ -30,8 +30,9 @@ from ssl_asr.training.skips import over_ranks
 from ssl_asr.training.trainer import make_inference_trainer
 from ssl_asr.types import Batch, Notice, Skip, Tokenizer
 
-PredictionsCallback = Callable[[Sequence[Prediction]], None]
-"""Called with the predictions of each finished batch, and of each finished long recording."""
+PredictionsCallback = Callable[[Sequence[Prediction], Sequence[Notice]], None]
+"""Called with the predictions of each finished batch, and of each finished long recording, and with the findings in
+their audio."""
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Transcripts:
         batching: Figures of the batches of each manifest. Long recordings, which have batches of their own, are not in
             them.
         checkpoints: File of the weights that transcribed each manifest, if it is a checkpoint of a run.
+        notices: Findings in the audio.
     """
 
     predictions: dict[str, list[Prediction]] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Transcripts:
     refused: list[ManifestError] = field(default_factory=list)
     batching: dict[str, Batching] = field(default_factory=dict)
     checkpoints: dict[str, str] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
 
     def refuse(
         self, manifests: Mapping[str, Manifest], max_skip_fraction: float, *, prefix: str, folder: Path | None = None
@@ -81,6 +84,13 @@ class Transcripts:
         self.refused += other.refused
         self.batching |= other.batching
         self.checkpoints |= other.checkpoints
+        self.notices += other.notices
+
+    def sort(self, manifests: Mapping[str, Manifest]) -> None:
+        """Put the predictions in the order of their manifests."""
+        for name, manifest in manifests.items():
+            ranks = {row_key(utterance): rank for rank, utterance in enumerate(manifest)}
+            self.predictions[name].sort(key=lambda row: ranks[row_key(row)])
 
     def renamed(self, suffix: str) -> "Transcripts":
         """The same transcripts with a suffix on every name."""
@@ -90,6 +100,7 @@ class Transcripts:
             self.refused,
             {f"{name}{suffix}": one for name, one in self.batching.items()},
             {f"{name}{suffix}": path for name, path in self.checkpoints.items()},
+            self.notices,
         )
 
     def about(self, model: str | None) -> dict[str, Any]:
@@ -99,7 +110,7 @@ class Transcripts:
         return {key: value for key, value in found.items() if value}
 
 
-def ignore_predictions(_: Sequence[Prediction]) -> None:
+def ignore_predictions(_: Sequence[Prediction], __: Sequence[Notice]) -> None:
     """A `PredictionsCallback` that does nothing."""
 
 
@@ -152,7 +163,7 @@ class TranscriptionLoop(L.LightningModule):
         pairs = zip(ready.batch.utterances, hypotheses, strict=True)
         rows = [Prediction.of(utterance, hypothesis) for utterance, hypothesis in pairs]
         self.predictions[ready.key] += rows
-        self._on_predictions(rows)
+        self._on_predictions(rows, ready.batch.notices)
 
 
 def transcribe_splits(
@@ -182,6 +193,7 @@ def transcribe_manifests(
     options: TranscribeOptions = TEXT_ONLY,
     long_form: LongForm | None = None,
     on_predictions: PredictionsCallback = ignore_predictions,
+    earlier: Sequence[Notice] = (),
     console: Console | None,
     tables: bool = True,
 ) -> Transcripts:
@@ -196,6 +208,7 @@ def transcribe_manifests(
         options: What is returned besides text.
         long_form: Settings for recordings that are too long for one pass; None skips these recordings.
         on_predictions: Called after each batch and each long recording.
+        earlier: Findings in recordings that an interrupted run transcribed. They are printed with the others.
         console: Shows progress; None shows nothing.
         tables: Also show the numbers of kept and dropped utterances.
 
@@ -208,7 +221,7 @@ def transcribe_manifests(
     done = Transcripts({name: [] for name in manifests}, {name: [] for name in manifests})
     short = {name: one.select(np.flatnonzero(one.durations_N <= limit).tolist()) for name, one in manifests.items()}
     short = {name: one for name, one in short.items() if len(one)}
-    noticed: dict[Notice, None] = {}
+    noticed = dict.fromkeys(earlier)
     if short:
         encoder, shown = module.speech_encoder, console if tables else None
         data = inference_data(
@@ -217,20 +230,19 @@ def transcribe_manifests(
         done.batching = data.batching()
         trainer = make_inference_trainer(accelerator=run.accelerator, console=console)
         done.add(transcribe_splits(trainer, module, data, options, on_predictions, long_form or NO_VAD))
-        noticed = data.notices
+        noticed |= data.notices
     if long_form is not None:
         long_run = LongRun(module, run, options, long_form, console)
-        for name, result in long_run(manifests, limit):
+        for name, result, found in long_run(manifests, limit):
             if isinstance(result, Skip):
                 done.skips[name].append(result)
             else:
                 done.predictions[name].append(result)
-                on_predictions([result])
+                on_predictions([result], found)
         noticed |= long_run.notices
     print_notices(noticed)
-    for name, manifest in manifests.items():
-        ranks = {row_key(utterance): rank for rank, utterance in enumerate(manifest)}
-        done.predictions[name].sort(key=lambda row: ranks[row_key(row)])
+    done.notices = list(noticed)
+    done.sort(manifests)
     return done
 
 

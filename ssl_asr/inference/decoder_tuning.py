@@ -100,7 +100,9 @@ def record(
     recorder = Recorder()
     module.set_decoder(recorder)
     rows: list[Prediction] = []
-    done = transcribe_manifests(module, manifests, run=run, on_predictions=rows.extend, console=console)
+    done = transcribe_manifests(
+        module, manifests, run=run, on_predictions=lambda done, _: rows.extend(done), console=console
+    )
     done.refuse(manifests, run.max_skip_fraction, prefix="")
     raise_all(done.refused)
     return Recording(tokenizer=tokenizer, rows=list(zip(recorder.log_probs, rows, strict=True)))

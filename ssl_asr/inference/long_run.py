@@ -41,8 +41,10 @@ class LongRun:
 
     def __call__(
         self, manifests: Mapping[str, Manifest], longest_s: Seconds
-    ) -> Iterator[tuple[str, Prediction | Skip]]:
-        """Name of the manifest and prediction of each recording as it ends, or why it could not be read.
+    ) -> Iterator[tuple[str, Prediction | Skip, Sequence[Notice]]]:
+        """Each recording as it ends: the name of its manifest, its prediction, and findings in its audio.
+
+        A recording that could not be read has a `Skip` in place of a prediction, and no findings.
 
         Args:
             manifests: Manifests by name.
@@ -64,7 +66,7 @@ class LongRun:
             ]
             for place, result in run_together(self._module, jobs, max_batch_s=self._long_form.batch_s):
                 bar.end(place)
-                yield names[place], result
+                yield names[place], result, self._noticed.get(place, ())
 
     @property
     def notices(self) -> dict[Notice, None]:

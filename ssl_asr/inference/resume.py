@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from ssl_asr.config.options import plain, plain_option
 from ssl_asr.config.schemas import TranscribeConfig
 from ssl_asr.data.identity import Identity, content_digest, identity
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.signal import print_notices
 from ssl_asr.errors import ConfigError
 from ssl_asr.inference.batches import Transcripts, ignore_predictions, transcribe_manifests
 from ssl_asr.inference.long_form import LongForm
@@ -23,7 +24,7 @@ from ssl_asr.inference.running import RunOptions
 from ssl_asr.metrics.report import Prediction
 from ssl_asr.textfiles import to_json, written_whole
 from ssl_asr.training.module import ASRModule, TranscribeOptions
-from ssl_asr.types import Seconds, Skip, Utterance
+from ssl_asr.types import Notice, Seconds, Skip, Utterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,32 @@ class Transcribed:
         skips: Recordings that could not be transcribed.
         audio_s: Seconds of audio transcribed in this run.
         busy_s: Seconds of this run for reading and decoding, without loading the model.
+        notices: Findings in the audio of all recordings, in the order of the manifest.
     """
 
     rows: list[Prediction]
     skips: list[Skip]
     audio_s: Seconds
     busy_s: Seconds
+    notices: list[Notice]
 
     @property
     def rtfx(self) -> float:
         """Inverse real-time factor: seconds of audio per second."""
         return self.audio_s / max(1e-9, self.busy_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A finished transcript, a digest of the audio's content, and the names of the findings in the audio."""
+
+    row: Prediction
+    content: str | None
+    findings: list[str]
+
+    def line(self) -> str:
+        """A line of the progress file."""
+        return to_json({"content": self.content, "findings": self.findings} | self.row.record()) + "\n"
 
 
 class ProgressFile:
@@ -64,7 +80,7 @@ class ProgressFile:
     def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
         self.path = path
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
-        self._rows: dict[Identity, tuple[str | None, Prediction]] = {}
+        self._saved: dict[Identity, _Saved] = {}
         if path.is_file():
             self._read()
 
@@ -82,17 +98,25 @@ class ProgressFile:
         for line in lines[1:]:
             try:
                 record = json.loads(line)
-                content = record.pop("content", None)
+                content, findings = record.pop("content", None), record.pop("findings", [])
                 row = Prediction.from_record(record)
             except (json.JSONDecodeError, TypeError, AttributeError):
                 # The run was interrupted while it wrote this line.
                 break
-            self._rows[identity(row)] = content, row
+            self._saved[identity(row)] = _Saved(row, content, findings)
+
+    def _unchanged(self) -> dict[Identity, _Saved]:
+        """What is saved of files that have not changed since."""
+        return {key: saved for key, saved in self._saved.items() if saved.content == _content(saved.row)}
 
     @property
     def done(self) -> dict[Identity, Prediction]:
         """Finished transcripts of files that have not changed since."""
-        return {key: row for key, (content, row) in self._rows.items() if content == _content(row)}
+        return {key: saved.row for key, saved in self._unchanged().items()}
+
+    def notices(self, utterances: Iterable[Utterance]) -> list[Notice]:
+        """Findings in the audio of finished recordings, under the ids that they have now."""
+        return [Notice(one.id, finding) for one in utterances for finding in self._saved[identity(one)].findings]
 
     def begin(self) -> None:
         """Rewrite the file without a partial last line. The file is replaced at once, so that no transcript is lost.
@@ -102,16 +126,18 @@ class ProgressFile:
         """
         with self._written(), written_whole(self.path) as file:
             file.write(f"{self._head()}\n")
-            file.writelines(map(_line, self.done.values()))
+            file.writelines(saved.line() for saved in self._unchanged().values())
 
-    def add(self, rows: Sequence[Prediction]) -> None:
-        """Append transcripts.
+    def add(self, rows: Sequence[Prediction], notices: Sequence[Notice]) -> None:
+        """Append transcripts, with the findings in their audio.
 
         Raises:
             ConfigError: The file cannot be written.
         """
         with self._written(), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, rows))
+            for row in rows:
+                findings = [notice.finding for notice in notices if notice.id == row.id]
+                file.write(_Saved(row, _content(row), findings).line())
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -131,11 +157,6 @@ def _content(row: Prediction) -> str | None:
     return content_digest(row.audio_filepath)
 
 
-def _line(row: Prediction) -> str:
-    """A line of the file: the transcript, and a digest of the audio's content."""
-    return to_json({"content": _content(row)} | row.record()) + "\n"
-
-
 def transcribe_manifest(
     module: ASRModule,
     manifest: Manifest,
@@ -147,6 +168,8 @@ def transcribe_manifest(
     console: Console | None,
 ) -> Transcribed:
     """Transcribe a manifest, except recordings that are already in the progress file.
+
+    Findings in the audio of all recordings are printed on standard error at the end.
 
     Args:
         module: The model.
@@ -161,10 +184,11 @@ def transcribe_manifest(
     wanted = set(keys)
     done = {} if progress is None else {key: row for key, row in progress.done.items() if key in wanted}
     left = [i for i, key in enumerate(keys) if key not in done]
+    finished = [utterance for utterance, key in zip(manifest, keys, strict=True) if key in done]
     if done and console is not None:
-        finished = len(keys) - len(left)
-        console.print(f"{finished} of {len(keys)} recordings were transcribed before the run was interrupted")
-    found = Transcripts({"input": []}, {"input": []})
+        console.print(f"{len(finished)} of {len(keys)} recordings were transcribed before the run was interrupted")
+    earlier = [] if progress is None else progress.notices(finished)
+    found = Transcripts({"input": []}, {"input": []}, notices=earlier)
     began = time.monotonic()
     if left:
         if progress is not None:
@@ -176,15 +200,20 @@ def transcribe_manifest(
             options=options,
             long_form=long_form,
             on_predictions=ignore_predictions if progress is None else progress.add,
+            earlier=earlier,
             console=console,
             tables=False,
         )
+    else:
+        print_notices(earlier)
     busy_s = time.monotonic() - began
     new = found.predictions["input"]
     by_key = done | {identity(row): row for row in new}
     found_rows = ((utterance, by_key.get(key)) for utterance, key in zip(manifest, keys, strict=True))
     rows = [_renamed(row, utterance) for utterance, row in found_rows if row is not None]
-    return Transcribed(rows, found.skips["input"], sum(row.duration for row in new), busy_s)
+    ranks = {utterance.id: rank for rank, utterance in enumerate(manifest)}
+    noticed = sorted(found.notices, key=lambda notice: ranks[notice.id])
+    return Transcribed(rows, found.skips["input"], sum(row.duration for row in new), busy_s, noticed)
 
 
 def _renamed(row: Prediction, utterance: Utterance) -> Prediction:

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from ssl_asr.console import TitledTable
 from ssl_asr.data.manifest import Manifest
+from ssl_asr.data.signal import notice_record
 from ssl_asr.errors import ConfigError
 from ssl_asr.textfiles import to_json, written_whole
-from ssl_asr.types import Skip
+from ssl_asr.types import Notice, Skip
 
 if TYPE_CHECKING:
     from ssl_asr.inference.batches import Transcripts
@@ -36,6 +37,7 @@ class Summary:
         notes: What searched folders hold besides recordings.
         key: Key of the inputs, for the error if nothing came out.
         verb: What the command does with recordings, for the same error.
+        notices: Findings in the audio of recordings that came out. They are written, and not printed.
     """
 
     count: int
@@ -44,6 +46,7 @@ class Summary:
     notes: Sequence[str] = ()
     key: str = "input"
     verb: str = "transcribed"
+    notices: Sequence[Notice] = ()
 
     @classmethod
     def of(cls, manifests: Mapping[str, Manifest], transcripts: "Transcripts") -> "Summary":
@@ -71,7 +74,8 @@ class Summary:
             {"id": skip.id, "where": skip.where, "reason": skip.reason, "detail": skip.detail} for skip in self.skips
         ]
         numbers = {"in": self.count, "out": self.done, "skipped": len(self.skips)}
-        return {**numbers, "reasons": self.reasons, "skips": skipped, "notes": list(self.notes)}
+        warnings = [{"id": notice.id} | notice_record(notice) for notice in self.notices]
+        return {**numbers, "reasons": self.reasons, "skips": skipped, "warnings": warnings, "notes": list(self.notes)}
 
     def write(self, path: Path) -> None:
         """Write the summary as one JSON object."""

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ssl_asr.config.parts import SubtitleStyle
-from ssl_asr.data.signal import said_of
+from ssl_asr.data.signal import notice_record
 from ssl_asr.errors import UserError
 from ssl_asr.inference.formats.segments import segments_in
 from ssl_asr.inference.formats.text import clean
@@ -103,7 +103,7 @@ def json_reply(found: Transcript, form: TranscriptionForm, served: ServedModel, 
         if "word" in form.granularities:
             reply["words"] = words_reply(timed_words(row))
     if found.notices:
-        reply["warnings"] = [{"code": one.finding, "message": f"{said_of(one)}."} for one in found.notices]
+        reply["warnings"] = [notice_record(one) for one in found.notices]
     return reply | {kind: render([row], kind, style) for kind in form.include}
 
 

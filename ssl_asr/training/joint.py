@@ -104,7 +104,7 @@ class JointModule(CTCModule):
             batch.token_lengths_B + 1,
             label_smoothing=self.task.label_smoothing if self.training else 0.0,
         )
-        share = self.task.ctc_share(self.trainer.global_step)
+        share = self.task.ctc_share(self.global_step)
         weight_B = on_device(batch.weights_B, ctc_B.device)
         if self.training:
             for name, part_B in (("ctc", ctc_B), ("attention", attention_B)):

@@ -65,17 +65,20 @@ def peak_gb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def total_bytes(device: torch.device) -> int | None:
-    """Memory of a CUDA device, or of the machine for the CPU. None if it is unknown."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
+def machine_bytes() -> int | None:
+    """Memory of the machine, or of the control groups of this process if it is less. None if it is unknown."""
+    if not hasattr(os, "sysconf"):
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [limit for limit, _ in group_limits()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that new tensors can have: on the CPU, what Linux says is available. None if it is unknown."""
+    """Memory that new tensors can have. None if it is unknown.
+
+    On the CPU, this is what Linux says is available, or what the control groups of this process have left if it is
+    less. Docker and Slurm limit the memory of a job by control groups.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -83,7 +86,55 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     with Path("/proc/meminfo").open() as file:
         found = next((line for line in file if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
+    left = [max(0, limit - used) for limit, used in group_limits()]
+    return None if found is None else min([int(found.split()[1]) * 1024, *left])
+
+
+# Version 1 of control groups says so where there is no limit.
+_UNLIMITED = 2**60
+# Names of the files of a group with the limit and the use, and the key of `memory.stat` for the part of the use that
+# is copies of files, which the system frees when memory is needed.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def group_limits(root: Path = Path("/")) -> list[tuple[int, int]]:
+    """Limit and use of memory in bytes, of each Linux control group of this process that has a limit.
+
+    A group is inside of others, whose limits hold for it too. In a container, the path of a group can be that on the
+    host, and only the outermost folder exists.
+
+    Args:
+        root: Folder that has ``proc`` and ``sys``. Default: ``/``.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        kind = "memory" if "memory" in controllers.split(",") else controllers
+        if kind not in _GROUP_FILES:
+            continue
+        mount, own = root / "sys/fs/cgroup" / kind, Path(path.lstrip("/"))
+        found += [_group_limit(mount / folder, *_GROUP_FILES[kind]) for folder in (own, *own.parents)]
+    return [one for one in dict.fromkeys(found) if one is not None]
+
+
+def _group_limit(folder: Path, limit_name: str, use_name: str, file_key: str) -> tuple[int, int] | None:
+    """Limit and use of one group. None if it has no limit."""
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        if limit == "max" or int(limit) >= _UNLIMITED:
+            return None
+        use = int((folder / use_name).read_text())
+        figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(limit), use - int(figures.get(file_key, 0))
+    except (OSError, ValueError):
+        return None
 
 
 _ATEN = torch.ops.aten

@@ -43,20 +43,27 @@ def probing(module: ASRModule) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     for parameter in trained:
         parameter.grad = None
-    # What a loss logs belongs to training steps.
-    module.log_train = _no_log  # type: ignore[method-assign]
-    with torch.cuda.device(module.device) if module.device.type == "cuda" else nullcontext():
+    with unlogged(module), torch.cuda.device(module.device) if module.device.type == "cuda" else nullcontext():
         random = random_state()
         try:
             yield
         finally:
             restore_random_state(random)
-            del module.log_train
             module.train(was_training)
             for buffer, value in buffers:
                 buffer.copy_(value)
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
+
+
+@contextmanager
+def unlogged(module: ASRModule) -> Iterator[None]:
+    """In this context, the loss logs nothing. Lightning warns of a loss that logs outside of a training step."""
+    module.log_train = _no_log  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.log_train
 
 
 def _no_log(name: str, value: Tensor, batch_size: int) -> None:

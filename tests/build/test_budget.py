@@ -109,6 +109,15 @@ def test_largest_budget_in_the_memory_is_chosen_proven_and_saved(overrides, avai
     assert resolved(*overrides, f"data.max_batch_s={chosen_s}") == replace(run.config, run_dir="unused")
 
 
+def test_a_budget_is_found_for_joint_training(toy_checkpoints, toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.delenv("SSL_ASR_MAX_BATCH_S", raising=False)
+    overrides = toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus, "joint")
+    run = build(tmp_path, *overrides, "head=attention_gru", AUTO)
+    total_s = float(run.data.train_kept.durations_N.sum())
+    # All fits, and the budget is a number of the longest utterance.
+    assert total_s <= run.config.data.max_batch_s < 2 * total_s + 2
+
+
 def test_memory_without_room_for_one_utterance_is_an_error(overrides, available, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "available_bytes", lambda _: available[0] // 20)
     with pytest.raises(ConfigError, match=r"data.max_batch_s: is auto, and not even one utterance of \d"):

@@ -7,14 +7,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from ssl_asr.build.plan import make_plan, planned_run, print_plan, verdict
+from ssl_asr.build import budget
+from ssl_asr.build.plan import MemoryEstimate, Plan, make_plan, planned_run, print_plan, verdict
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.nodes import register_schemas
 from ssl_asr.config.resolve import resolve_command
 from ssl_asr.errors import ConfigError
 from ssl_asr.training.flops import TrainingFlops
-from ssl_asr.training.step_memory import step_timeline
-from tests.training.toy_runs import toy_overrides
+from ssl_asr.training.step_memory import Shape, step_timeline
+from tests.training.toy_runs import build, toy_overrides
+
+AUTO = "data.max_batch_s=auto"
 
 
 @pytest.fixture
@@ -56,6 +59,21 @@ def test_plan_of_a_named_card(overrides):
         assert words in written.getvalue()
 
 
+@pytest.mark.parametrize("head", ["attention_gru", "attention_transformer"])
+@pytest.mark.parametrize("family", ["wav2vec2_layer", "whisper"])
+def test_plan_of_joint_training(toy_checkpoints, toy_corpus, family, head):
+    """The loss is read outside of a fit, also with a share of CTC that changes."""
+    changes = ["task.ctc_weight_end=0.9", "task.ctc_weight_updates=5"]
+    overrides = [*toy_overrides(toy_checkpoints[family], toy_corpus, "joint"), f"head={head}", "freeze=false"]
+    config = plan_config(*overrides, *changes, "gpu=24")
+    run = planned_run(config, None)
+    plan = make_plan(run, config)
+    largest = run.data.train_batch(max(run.data.train_sampler(0).batches, key=run.data.train_sampler(0).cost_s))
+    timeline, _ = step_timeline(run.module, largest, run.trainer.precision_plugin.forward_context, as_cuda=True)
+    needed = plan.memory.parameters + plan.memory.optimizer + max(timeline)
+    assert plan.memory.peak == pytest.approx(needed, rel=0.05)
+
+
 def test_largest_budget_is_on_the_border_of_the_memory(overrides):
     """The memory of a made-up card is what batches of 12 s need, and a tenth is left free."""
     config = plan_config(*overrides, "gpu=1", "data.max_batch_s=12")
@@ -67,11 +85,67 @@ def test_largest_budget_is_on_the_border_of_the_memory(overrides):
     assert made.memory.peak <= 0.9 * made.room
     assert made.epoch_s is None
     assert "It fits" in verdict(made)
-    full = replace(made, room=int(made.memory.peak * 1.01))
-    assert verdict(full).startswith("It may fit: about")
-    small = replace(made, room=made.memory.peak // 2, largest_budget_s=0.0)
-    assert verdict(small).startswith("It does not fit: about")
-    assert "Not even one utterance fits" in verdict(small)
+    assert f"data.max_batch_s={made.budget_s:g} is the largest that takes at most" in verdict(made)
+
+
+# What a batch takes and is allowed to take, of a device of 20 GB, with and without a budget that fits.
+@pytest.mark.parametrize(
+    ("peak_gb", "rows", "largest_s", "expected"),
+    [
+        (
+            17.0,
+            3,
+            40.0,
+            "It fits: about 17.00 of 20.00 GB. data.max_batch_s=40 is the largest that takes at most 18.00",
+        ),
+        (17.0, 3, 0.0, "It fits: about 17.00 of 20.00 GB. data.max_batch_s of the longest utterance would take more"),
+        (19.0, 3, 40.0, "It may fit: about 19.00 of 20.00 GB, and at most 18.00 GB is safe. data.max_batch_s=40 is"),
+        (19.0, 1, 0.0, "It may fit: about 19.00 of 20.00 GB, and at most 18.00 GB is safe. No batch with the longest"),
+        (21.0, 3, 40.0, "It does not fit: about 21.00 of 20.00 GB. data.max_batch_s=40 is the largest"),
+        (21.0, 3, 0.0, "It does not fit: about 21.00 of 20.00 GB. No batch with the longest utterance takes at most"),
+        (21.0, 1, 0.0, "It does not fit: about 21.00 of 20.00 GB. Not even one utterance fits: use a smaller"),
+    ],
+)
+def test_verdicts_do_not_contradict_themselves(peak_gb, rows, largest_s, expected):
+    shape = Shape(rows=rows, computed_s=9.0, width=5, tokens=5 * rows, sum_s=9.0 * rows, sum_s2=81.0 * rows)
+    memory = MemoryEstimate(
+        parameters=1, gradients=1, optimizer=1, activations=1, peak=int(peak_gb * 1e9), largest=shape, batches=1
+    )
+    plan = Plan(
+        device="a GPU",
+        room=int(20e9),
+        allowed=int(18e9),
+        memory=memory,
+        budget_s=9.0 * rows,
+        largest_budget_s=largest_s,
+        epoch_flops=1.0,
+        epoch_s=None,
+        because="",
+    )
+    assert verdict(plan).startswith(expected)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_plan_of_this_machine_allows_what_training_takes(overrides, tmp_path, monkeypatch, devices):
+    """The largest budget is what the search for data.max_batch_s=auto starts at."""
+    available = [0]
+    monkeypatch.setattr(budget, "available_bytes", lambda _: available[0])
+    monkeypatch.delenv("SSL_ASR_MAX_BATCH_S", raising=False)
+    more = [f"trainer.devices={devices}", "trainer.strategy=auto"]
+    config = plan_config(*overrides, *more, AUTO)
+    run = planned_run(config, None)
+    available[0] = 10**9
+    needed = make_plan(run, config).memory.peak
+    available[0] = int(needed * 2 * devices)
+    plan = make_plan(planned_run(config, None), config)
+    estimates, real = [], budget.Budgets.estimated
+    monkeypatch.setattr(
+        budget.Budgets, "estimated", lambda own, room: estimates.append(real(own, room)) or estimates[-1]
+    )
+    monkeypatch.setattr(budget.Budgets, "proven", lambda own, room, _: own.estimated(room))
+    chosen_s = build(tmp_path, *overrides, *more, AUTO).config.data.max_batch_s
+    assert plan.largest_budget_s == chosen_s
+    assert estimates[0] > 0
 
 
 def test_several_devices_share_an_epoch_and_copy_gradients(overrides):

@@ -41,6 +41,30 @@ def test_sizes_are_those_of_the_model_and_time_grows_with_the_run(overrides, tmp
         assert words in written.getvalue()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("wav2vec2_layer", "joint", "head=attention_gru"),
+        ("wav2vec2_layer", "joint", "head=attention_transformer"),
+        ("whisper", "joint", "head=attention_transformer"),
+        ("whisper", "seq2seq", "task.ctc_weight=0.3"),
+    ],
+    ids=" ".join,
+)
+def test_tasks_whose_loss_has_two_parts_are_measured_without_a_warning(
+    toy_checkpoints, toy_corpus, tmp_path, options, recwarn
+):
+    """The parts are logged in training steps only. A share of CTC that changes is that of the first update."""
+    family, task, more = options
+    changes = ["task.ctc_weight_end=0.9", "task.ctc_weight_updates=5"] if task == "joint" else []
+    rates = [f"optimizers.{side}.lr=1e-3" for side in ("encoder", "rest")]
+    overrides = [*toy_overrides(toy_checkpoints[family], toy_corpus, task), more, *changes, *rates, "freeze=false"]
+    run = build(tmp_path, *overrides)
+    recwarn.clear()
+    assert measure(run, None).last_loss > 0
+    assert not [str(warning.message) for warning in recwarn if "self.log" in str(warning.message)]
+
+
 def test_a_run_that_does_not_learn_is_an_error(overrides, tmp_path):
     rates = [f"optimizers.{side}.lr=0" for side in ("encoder", "rest")]
     run = build(tmp_path, *overrides, *rates, "backbone.hidden_dropout=0", "head.dropout=0", "backbone.layerdrop=0")

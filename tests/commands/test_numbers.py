@@ -22,7 +22,7 @@ from ssl_asr.inference.extraction import _print_totals
 from ssl_asr.inference.resume import Transcribed
 from ssl_asr.metrics.report import Prediction, write_predictions
 from ssl_asr.training.sides import GroupRow
-from ssl_asr.types import Skip, Token, Word
+from ssl_asr.types import Notice, Skip, Token, Word
 from tests.tables import cells, heads, wide_console
 
 SHARED = {"model": "toy", "accelerator": "cpu", "num_workers": 0}
@@ -36,7 +36,8 @@ def test_transcribe_prints_how_much_faster_than_the_speech_it_was(tmp_path, monk
     for name in ("a.wav", "b.wav"):
         _audio(tmp_path / name)
     row = Prediction("a", "", "hello", 0.0, 0.5, str(tmp_path / "a.wav"))
-    done = Transcribed([row], [Skip("b", "", "too_short", "0.01 s")], audio_s=90.04, busy_s=1.6)
+    skips, notices = [Skip("b", "", "too_short", "0.01 s")], [Notice("a", "cut_off")]
+    done = Transcribed([row], skips, audio_s=90.04, busy_s=1.6, notices=notices)
     monkeypatch.setattr(transcribe_command, "_transcribe", lambda *_: done)
     parts = {"chunk_s": 2.0, "stride_s": 0.25, "vad": False, "verbose": True}
     parts["max_skip_fraction"] = 0.5
@@ -47,6 +48,8 @@ def test_transcribe_prints_how_much_faster_than_the_speech_it_was(tmp_path, monk
     assert "recordings: 2 in, 1 out, 1 skipped (too_short 1)" in said
     written = json.loads((tmp_path / "o.jsonl.summary.json").read_text())
     assert (written["in"], written["out"], written["skipped"]) == (2, 1, 1)
+    message = "the file ends before its header says, and the rest is missing."
+    assert written["warnings"] == [{"id": "a", "code": "cut_off", "message": message}]
 
 
 def test_align_prints_the_number_of_words_and_of_words_without_a_label(tmp_path, monkeypatch, capsys):

@@ -130,6 +130,22 @@ def test_findings_are_named(tmp_path):
     assert found_in(tmp_path / "a.wav", 0.5 * np.sin(np.arange(RATE) * 0.1), "PCM_16")[1] == []
 
 
+@pytest.mark.parametrize(
+    "samples",
+    [np.full(10, 0.1), np.r_[np.full(RATE, 0.04), 0.0], np.tile(np.r_[np.zeros(200), 0.4 * np.hanning(51)], 200)],
+    ids=["a constant", "a constant and a click", "pulses with pauses"],
+)
+def test_samples_that_rest_are_not_clipped(tmp_path, samples):
+    assert "clipped" not in found_in(tmp_path / "a.wav", samples, "PCM_16")[1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.2, 0.2), (-0.3, 0.8), (-1.0, 0.2), (-0.05, 0.95)])
+def test_clipping_is_found_at_any_level_and_on_one_side(tmp_path, low, high):
+    assert "clipped" in found_in(tmp_path / "a.wav", np.clip(20 * SPEECH, low, high), "PCM_16")[1]
+    one_side = np.minimum(SPEECH, 0.3 * SPEECH.max())
+    assert "clipped" in found_in(tmp_path / "a.wav", one_side, "PCM_16")[1]
+
+
 def test_samples_above_every_format_are_refused(tmp_path):
     with pytest.raises(AudioError, match="samples up to 1e"):
         found_in(tmp_path / "a.wav", SPEECH * 1e20 / np.abs(SPEECH).max())
@@ -347,7 +363,8 @@ def test_samples_above_every_integer_format_are_an_overflow():
         # Three equal samples at the peak are clipped, two are not.
         ([0.0, 0.5, 0.5, 0.0, -0.4], (5, 0.5, 0.6, 0)),
         ([0.0, 0.5, 0.5, 0.5, 0.0, -0.4], (6, 0.5, 1.1, 3)),
-        ([0.5, 0.5, 0.5, 0.5], (4, 0.5, 2.0, 4)),
+        # A constant is no sound.
+        ([0.5, 0.5, 0.5, 0.5], (4, 0.5, 2.0, 0)),
         ([0.1, -0.5, -0.5, -0.5, 0.0, 0.2], (6, 0.5, -1.2, 3)),
         ([0.0, 0.25, 0.25, 0.25, 0.5, -0.1], (6, 0.5, 1.15, 0)),
         # Samples above 1 are clipped, but not those of a recording that is far above full scale.

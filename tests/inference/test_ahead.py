@@ -122,7 +122,12 @@ def test_predictions_are_the_same_and_none_is_lost(toy_checkpoints, toy_corpus, 
     def predictions():
         written = []
         found = transcribe_manifests(
-            module, manifests, run=run, long_form=long_form, on_predictions=written.append, console=None
+            module,
+            manifests,
+            run=run,
+            long_form=long_form,
+            on_predictions=lambda rows, _: written.append(rows),
+            console=None,
         )
         rows = {name: [(row.id, row.hyp) for row in own] for name, own in found.predictions.items()}
         return rows, [[row.id for row in rows] for rows in written]

@@ -2,9 +2,12 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from rich.console import Console
 
@@ -76,6 +79,60 @@ def test_finished_recordings_are_not_transcribed_again(module, toy_corpus, tmp_p
     assert deep.path.is_file()
 
 
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_findings_in_the_audio_survive_an_interruption(module, tmp_path, monkeypatch, capsys, stop):
+    """In one pass and in windows, under the ids that the recordings have when the run ends."""
+    tone = np.sin(np.arange(16000) * 0.1) * 0.5
+    samples = {"half": tone, "silence": tone * 0, "long": np.tile(tone, 4), "quiet": np.zeros(48000), "good": tone}
+    samples["last"] = tone[:9000]
+    for name, own in samples.items():
+        soundfile.write(tmp_path / f"{name}.wav", own, 16000, subtype="PCM_16")
+    for name in ("half", "long"):
+        path = tmp_path / f"{name}.wav"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    expected = [("half", "cut_off"), ("silence", "silent"), ("long", "cut_off"), ("quiet", "silent")]
+
+    def manifest(prefix):
+        path = tmp_path / f"{prefix}manifest.jsonl"
+        lines = [
+            {
+                "id": f"{prefix}{name}",
+                "audio_filepath": f"{name}.wav",
+                "duration": soundfile.info(tmp_path / f"{name}.wav").duration,
+                "text": "",
+            }
+            for name in samples
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return read_manifest(path)
+
+    form = LongForm(chunk_s=1.2, stride_s=0.1, batch_s=60.0, vad=False)
+    options = OPTIONS | {"long_form": form, "run": replace(OPTIONS["run"], on_bad_audio="skip")}
+    whole = transcribe_manifest(module, manifest(""), progress=None, **options)
+    assert [(one.id, one.finding) for one in whole.notices] == expected
+    said = capsys.readouterr().err
+    assert "warning: cut_off: half, long (2 recordings): the file ends before" in said
+    path = tmp_path / "p.jsonl"
+    real, count = ProgressFile.add, []
+
+    def stops(progress, rows, notices):
+        real(progress, rows, notices)
+        count.extend(rows)
+        if len(count) >= stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressFile, "add", stops)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        transcribe_manifest(module, manifest(""), progress=ProgressFile(path, {}), **options)
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr(ProgressFile, "add", real)
+    again = transcribe_manifest(module, manifest("new-"), progress=ProgressFile(path, {}), **options)
+    assert [(one.id, one.finding) for one in again.notices] == [(f"new-{name}", what) for name, what in expected]
+    said = capsys.readouterr().err
+    assert said.count("warning: cut_off: ") == said.count("warning: silent: ") == 1
+    assert all(f"new-{name}" in said for name, _ in expected)
+
+
 def test_progress_is_found_by_the_recording_and_not_by_its_id(module, toy_corpus, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in toy_corpus["dev"].read_text().splitlines()]
     folder = toy_corpus["dev"].parent
@@ -110,7 +167,7 @@ def test_a_file_that_has_changed_is_transcribed_again(tmp_path):
     rows = [Prediction(path.stem, "", "one", -0.1, 4.0, str(path)) for path in paths]
     progress = ProgressFile(tmp_path / "p.jsonl", {})
     progress.begin()
-    progress.add(rows)
+    progress.add(rows, [])
     assert list(ProgressFile(tmp_path / "p.jsonl", {}).done.values()) == rows
     paths[0].write_bytes(bytes(999) + b"1")
     again = ProgressFile(tmp_path / "p.jsonl", {})
@@ -161,7 +218,7 @@ def test_progress_that_is_rewritten_or_cannot_be_written_is_kept(tmp_path, monke
     progress = ProgressFile(path, {"model": "a"})
     progress.begin()
     row = Prediction("u1", "", "one", -0.1, 4.0, "/talks/a.wav")
-    progress.add([row])
+    progress.add([row], [])
     before = path.read_bytes()
 
     def full(_):
@@ -169,7 +226,7 @@ def test_progress_that_is_rewritten_or_cannot_be_written_is_kept(tmp_path, monke
 
     monkeypatch.setattr("ssl_asr.inference.resume.to_json", full)
     again = ProgressFile(path, {"model": "a"})
-    for write in (again.begin, lambda: again.add([row])):
+    for write in (again.begin, lambda: again.add([row], [])):
         with pytest.raises(ConfigError, match=r"p.jsonl: cannot be written: No space left.*same command continues"):
             write()
     assert path.read_bytes() == before

@@ -6,7 +6,15 @@ import sys
 import pytest
 import torch
 
-from ssl_asr.training.memory import LiveMemory, available_bytes, keep_freed_memory, peak_gb, total_bytes
+from ssl_asr.training import memory
+from ssl_asr.training.memory import (
+    LiveMemory,
+    available_bytes,
+    group_limits,
+    keep_freed_memory,
+    machine_bytes,
+    peak_gb,
+)
 
 _PAGES_OF = """
 import resource, sys, torch
@@ -100,9 +108,67 @@ def test_live_memory_has_a_limit():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_available_memory_is_part_of_all():
-    total, available = total_bytes(torch.device("cpu")), available_bytes(torch.device("cpu"))
+    total, available = machine_bytes(), available_bytes(torch.device("cpu"))
     assert total is not None
     assert available is not None
     assert 0 < available < total
     assert available_bytes(torch.device("meta")) is None
-    assert total_bytes(torch.device("meta")) is None
+
+
+def tree(root, files):
+    """Files under a folder, by path, with a number for each text that is not one already."""
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(str(text))
+
+
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+
+
+def v2(folder, limit, use, files):
+    return {
+        f"{V2}/{folder}memory.max": f"{limit}\n",
+        f"{V2}/{folder}memory.current": f"{use}\n",
+        f"{V2}/{folder}memory.stat": f"anon 5\nfile 9\ninactive_file {files}\n",
+    }
+
+
+def v1(folder, limit, use, files):
+    return {
+        f"{V1}/{folder}memory.limit_in_bytes": limit,
+        f"{V1}/{folder}memory.usage_in_bytes": use,
+        f"{V1}/{folder}memory.stat": f"inactive_file 1\ntotal_inactive_file {files}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/job/step\n", v2("job/step/", "max", 700, 100) | v2("job/", 4000, 900, 300), [(4000, 600)]),
+        ("0::/a\n", v2("a/", 3000, 900, 0) | v2("", 2000, 1000, 50), [(3000, 900), (2000, 950)]),
+        # In a container, the path is that on the host.
+        ("0::/docker/123\n", v2("", 2000, 1000, 50), [(2000, 950)]),
+        ("5:cpu:/x\n4:hugetlb,memory:/slurm/job\n0::/\n", v1("slurm/job/", 8000, 900, 200), [(8000, 700)]),
+        ("4:memory:/docker/123\n", v1("", 8000, 900, 200), [(8000, 700)]),
+        ("4:memory:/a\n", v1("a/", 9223372036854771712, 900, 200), []),
+        ("0::/a:b\n", v2("a:b/", 3000, 900, 0), [(3000, 900)]),
+        ("0::/\n", {}, []),
+    ],
+    ids=["parent", "both", "container", "slurm", "container of version 1", "no limit", "colon", "no files"],
+)
+def test_limits_of_control_groups(tmp_path, groups, files, expected):
+    tree(tmp_path, {"proc/self/cgroup": groups} | files)
+    assert group_limits(tmp_path) == expected
+
+
+def test_a_system_without_control_groups_has_no_limits(tmp_path):
+    assert group_limits(tmp_path) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_the_least_of_all_limits(monkeypatch):
+    monkeypatch.setattr(memory, "group_limits", lambda: [(5000, 2000), (4000, 3500)])
+    assert machine_bytes() == 4000
+    assert available_bytes(torch.device("cpu")) == 500
+    monkeypatch.setattr(memory, "group_limits", lambda: [(5000, 5001)])
+    assert available_bytes(torch.device("cpu")) == 0
