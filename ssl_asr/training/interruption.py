@@ -177,7 +177,8 @@ class LastCheckpoint(MovableCheckpoint):
             # With max_steps, Lightning would call the hooks of the end of the epoch again.
             loop.epoch_progress.increment_completed()
             loop.reset_restart_stage()
-            loop._restarting = loop.epoch_loop.restarting = False
+            for each in (loop, loop.epoch_loop):
+                each.on_iteration_done()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
