@@ -95,9 +95,7 @@ def test_a_missing_checkpoint_names_the_newest_of_its_folder(tmp_path):
     for name, when in (("last", 2), ("average", 1)):
         (tmp_path / f"{name}.ckpt").touch()
         os.utime(tmp_path / f"{name}.ckpt", (when, when))
-    with pytest.raises(
-        CheckpointError, match=r"no such checkpoint. Use .*last.ckpt, which is the newest"
-    ):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint. Use .*last.ckpt, which is the newest"):
         read_checkpoint(tmp_path / "best.ckpt")
 
 
