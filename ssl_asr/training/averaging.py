@@ -49,6 +49,8 @@ class BestCheckpoints(MovableCheckpoint):
             monitor=monitor,
             mode="min",
             save_top_k=count,
+            # A resumed run writes the file of a killed run again, under the same name.
+            enable_version_counter=False,
             # It would write "epoch=", and "=" in a name is hard to type on a command line.
             auto_insert_metric_name=False,
         )

@@ -45,12 +45,10 @@ class EarlyStopping:
     min_delta: NonNegativeFloat
 
     def build(self) -> "Callback":
-        """Lightning's EarlyStopping."""
-        from lightning.pytorch import callbacks
+        """Lightning's EarlyStopping, whose runs can be resumed."""
+        from ssl_asr.training import early_stopping
 
-        return callbacks.EarlyStopping(
-            self.monitor, mode="min", patience=self.patience, min_delta=self.min_delta, check_finite=False
-        )
+        return early_stopping.EarlyStopping(self.monitor, patience=self.patience, min_delta=self.min_delta)
 
     def conflicts(self, run: "TrainConfig") -> Iterable[ConfigError]:
         """A metric that is never logged."""

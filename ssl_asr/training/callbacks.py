@@ -92,6 +92,11 @@ class Throughput(Callback):
         self._began = 0.0
         self._waited_s = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock if the run is resumed within an epoch, since the epoch does not start again."""
+        if trainer.fit_loop.restarted_mid_epoch or trainer.fit_loop.restarted_on_epoch_end:
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._prepare_flops(trainer, pl_module)
@@ -269,7 +274,8 @@ def checkpointing(
     Args:
         folder: Folder of the checkpoints.
         monitor: Metric of the best checkpoint, lower is better; None saves only the last.
-        every_n_updates: Also save ``last.ckpt`` within an epoch, after this many updates; None for no such saves.
+        every_n_updates: Number of updates after which ``last.ckpt`` is also saved within an epoch. None saves it only
+            at the end of each epoch.
         average_best: Number of best checkpoints to keep for their average; None for none.
     """
     callbacks: list[Callback] = []

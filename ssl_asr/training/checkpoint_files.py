@@ -136,7 +136,7 @@ def read_undamaged(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise CheckpointError(str(path), "is a folder", f"give a file, as {path / 'checkpoints' / 'last.ckpt'}")
     if not path.is_file():
-        raise CheckpointError(str(path), "no such checkpoint")
+        raise CheckpointError(str(path), "no such checkpoint", _instead_of(path))
     try:
         verified = _is_verified(path)
     except OSError as error:
@@ -153,6 +153,12 @@ def read_undamaged(path: Path) -> dict[str, Any]:
     if verified is None:
         raise CheckpointError(str(path), "is damaged: its sha256 is missing at its end", "use another checkpoint")
     return checkpoint
+
+
+def _instead_of(path: Path) -> str:
+    """What to do if a checkpoint is missing."""
+    others = sorted(path.parent.glob("*.ckpt"), key=lambda each: each.stat().st_mtime)
+    return f"use {others[-1]}, which is the newest in its folder" if others else "check the path"
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -63,6 +63,11 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
+def ends_epoch(trainer: L.Trainer) -> bool:
+    """Whether the epoch, or the whole run, ends after the current training batch and its validation."""
+    return trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
+
+
 def best_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
     """The callback that saves ``best.ckpt``, or None if there is no dev split."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]

@@ -1,6 +1,7 @@
 """Stops training after an update, on all ranks together, when a signal asks for it.
 
     after an update        save last.ckpt, stop
+    after an epoch         stop, last.ckpt is already saved
     during a validation    leave out its remaining batches, save last.ckpt as it is before the validation, stop
     during a test          leave out its remaining batches, stop
 
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ssl_asr.config.interruption import Interruption
 from ssl_asr.training.checkpoint_io import finish_checkpoints
-from ssl_asr.training.checkpointing import MovableCheckpoint
+from ssl_asr.training.checkpointing import MovableCheckpoint, ends_epoch
 from ssl_asr.training.pending import validation_follows
 from ssl_asr.training.updates import UpdateLoop
 
@@ -54,14 +55,19 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after an update, unless a validation follows, which stops at its first batch."""
+        """Stop after an update, unless a validation follows, which stops at its first batch, or the epoch ends."""
         self.interruption.moved()
         assert isinstance(pl_module, UpdateLoop)
         number = pl_module.agreed_signal
-        if number and not validation_follows(trainer):
+        if number and not validation_follows(trainer) and not ends_epoch(trainer):
             # Lightning logs the metrics of an update after this hook.
             trainer._logger_connector.update_train_step_metrics()
             self._leave(trainer, number, save=True)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between two epochs. The last checkpoint is written."""
+        if trainer.global_step > 0:
+            self._agree_and_leave(trainer, save=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop between training and test. The last checkpoint is written."""
@@ -134,14 +140,25 @@ class StopOnSignal(Callback):
 
 
 class LastCheckpoint(MovableCheckpoint):
-    """Saves ``last.ckpt`` at the end of each epoch, or every few updates.
+    """Saves ``last.ckpt`` at the end of each epoch, and every few updates within an epoch.
 
-    If a validation follows the update, the checkpoint is saved after it. Lightning does not validate when it resumes
-    from a checkpoint that was saved between the two.
+    A checkpoint is saved after what follows its update. If it were saved before a validation, Lightning would leave out
+    the validation when it resumes. If it were saved before the end of an epoch, Lightning would leave it out, or repeat
+    it without the metrics of the validation.
+
+        update                                     save
+        update, validation                         save after the validation
+        update, (validation,) end of the epoch     save at the end of the epoch
+
+    This callback follows those of the best checkpoints, so that ``last.ckpt`` has their scores of this validation.
 
     Args:
         folder: Folder of the checkpoint.
-        every_n_updates: Number of updates between checkpoints, or None to save at the end of each epoch.
+        every_n_updates: Number of updates between checkpoints within an epoch, or None to save only at the end of each
+            epoch.
+
+    Attributes:
+        every_n_updates: See above.
     """
 
     def __init__(self, folder: Path, *, every_n_updates: int | None) -> None:
@@ -149,13 +166,23 @@ class LastCheckpoint(MovableCheckpoint):
             dirpath=folder,
             filename="last",
             save_top_k=1,
-            every_n_train_steps=every_n_updates,
-            save_on_train_epoch_end=True if every_n_updates is None else None,
+            save_on_train_epoch_end=True,
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self._every_n_updates = every_n_updates
+        self.every_n_updates = every_n_updates
         self._due = self._has_saved = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the next epoch if the run is resumed at the end of one."""
+        super().on_train_start(trainer, pl_module)
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end and loop.epoch_loop._num_ready_batches_reached():
+            # With max_steps, Lightning would call the hooks of the end of the epoch again.
+            loop.epoch_progress.increment_completed()
+            loop.reset_restart_stage()
+            for each in (loop, loop.epoch_loop):
+                each.on_iteration_done()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -170,16 +197,21 @@ class LastCheckpoint(MovableCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, or note that a checkpoint is due after the validation."""
-        due = self._every_n_updates is not None and trainer.global_step % self._every_n_updates == 0
+        due = self.every_n_updates is not None and trainer.global_step % self.every_n_updates == 0
         self._due = due and validation_follows(trainer)
-        if due and not self._due:
+        if due and not self._due and not ends_epoch(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save if a checkpoint is due."""
-        if self._due and not trainer.sanity_checking:
-            self._due = False
+        """Save if a checkpoint is due, unless the epoch ends here."""
+        if self._due and not ends_epoch(trainer):
             self._save(trainer)
+        self._due = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, and note that metrics follow."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._has_saved = True
 
     def _save(self, trainer: L.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):

@@ -14,7 +14,6 @@ Where the number of updates matters at once (logs, checkpoints, validation, the 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
@@ -106,8 +105,10 @@ def device_can_decide(
 def count_matters(trainer: L.Trainer) -> bool:
     """Whether something that follows the current batch depends on the number of updates."""
     updates = trainer.global_step
-    saves: list[Any] = [one for one in trainer.callbacks if isinstance(one, Checkpoint)]  # type: ignore[attr-defined]
-    intervals = [getattr(one, "_every_n_train_steps", 0) for one in saves]
+    # Intervals of our last checkpoint and of Lightning's checkpoints, in updates.
+    names = ("every_n_updates", "_every_n_train_steps")
+    saves = [one for one in trainer.callbacks if isinstance(one, Checkpoint)]  # type: ignore[attr-defined]
+    intervals = [getattr(one, name, None) for one in saves for name in names]
     return (
         trainer.is_last_batch
         or updates == trainer.max_steps

@@ -55,7 +55,8 @@ class TrainerConfig:
         limit_test_batches: Fraction or number of the batches of each test set that are used.
         num_sanity_val_steps: Dev batches before training starts. -1 is all of them.
         log_every_n_steps: Updates between log entries.
-        checkpoint_every_n_updates: Updates between checkpoints in an epoch. None saves only after epochs.
+        checkpoint_every_n_updates: Updates between checkpoints in an epoch, besides the one after each epoch. None
+            saves only after epochs.
         max_nonfinite: Consecutive non-finite updates that are skipped before training stops with an error.
         monitor: Metric that chooses ``best.ckpt``. Lower is better.
         ema_decay: Decay of an exponential moving average of the weights, which is then validated, tested and saved.

@@ -87,8 +87,16 @@ def test_files_of_other_programs_raise_checkpoint_error_and_run_no_code(tmp_path
         torch.save(other, tmp_path / "other.ckpt")
         with pytest.raises(CheckpointError, match="was not written by"):
             read_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_missing_checkpoint_names_the_newest_of_its_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=r"best.ckpt: no such checkpoint. Check the path\.$"):
+        read_checkpoint(tmp_path / "best.ckpt")
+    for name, when in (("last", 2), ("average", 1)):
+        (tmp_path / f"{name}.ckpt").touch()
+        os.utime(tmp_path / f"{name}.ckpt", (when, when))
+    with pytest.raises(CheckpointError, match=r"no such checkpoint. Use .*last.ckpt, which is the newest"):
+        read_checkpoint(tmp_path / "best.ckpt")
 
 
 def test_a_file_that_is_no_checkpoint_gets_no_advice_of_torch(tmp_path):
