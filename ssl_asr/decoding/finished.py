@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_asr.types import HostCopy, on_device
+from ssl_asr.decoding.host_copy import HostCopy
+from ssl_asr.types import on_device
 
 # Tokens between two checks on a GPU, and the share of the batch to which it shrinks at most.
 _GPU_EVERY = 4

@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_asr.console import shortened
+from ssl_asr.decoding.host_copy import HostCopy
 from ssl_asr.training.parts import is_sharded
 from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
-from ssl_asr.types import HostCopy
 
 DEVICE_TYPES = frozenset({"cuda"})
 """Devices that work ahead of the host."""

@@ -13,8 +13,7 @@ DDP averages gradients over ranks, hence the factor ``world_size``. The constant
 of fp16 and cancels in the mean. If ``norm`` is not finite, no optimizer steps on any rank and the update is counted.
 With fp16, gradients also overflow while the scaler searches its scale, as it does at the start. If all losses are
 finite, the update belongs to this search, which has a limit of its own. If ``count`` is 0, because every utterance has
-weight 0 or none could be read, there is no mean and no update. On a GPU, the device decides (see
-`ssl_asr.training.pending`).
+weight 0 or none could be read, there is no mean and no update. On a GPU, see also `ssl_asr.training.pending`.
 """
 
 import math
@@ -32,6 +31,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from ssl_asr.data.dataset import silence
+from ssl_asr.decoding.host_copy import HostCopy
 from ssl_asr.errors import TrainingError
 from ssl_asr.models.encoder import EncoderOutput, SpeechEncoder
 from ssl_asr.models.freezing import Progress
@@ -53,7 +53,7 @@ from ssl_asr.training.schedulers import MetricScheduler, UpdateScheduler
 from ssl_asr.training.sides import GroupRow, OptimConfig, Sides
 from ssl_asr.training.skips import LateSkips
 from ssl_asr.training.step_figures import StepFigures
-from ssl_asr.types import Batch, HostCopy, on_device
+from ssl_asr.types import Batch, on_device
 
 # Divides summed losses before backward, so that fp16 gradients stay in range. The mean multiplies it out again.
 _LOSS_DIVISOR = 64.0
@@ -343,8 +343,7 @@ class UpdateLoop(L.LightningModule):
         if self.trainer.world_size == 1:
             self._hear(skipped, noted)
             return count, []
-        # float32 counts to 2^24.
-        own = [float(skipped), *(float(noted == number) for number in _SIGNALS)]
+        own = [float(skipped), *(float(noted == number) for number in _SIGNALS)]  # float32 counts to 2^24
         numbers_N = torch.cat([count[None], on_device(torch.tensor(own), self.device)])
         count, *shared = self._over_ranks(numbers_N).unbind()
         return count, shared

@@ -4,10 +4,10 @@ import pytest
 import torch
 from lightning import Callback
 
+from ssl_asr.decoding.host_copy import HostCopy
 from ssl_asr.errors import TrainingError
 from ssl_asr.training import pending
 from ssl_asr.training.csv_log import read_curves
-from ssl_asr.types import HostCopy
 from tests.ranks import on_ranks
 from tests.training.toy_runs import build, toy_overrides
 from tests.waits import count_waits
