@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ssl_asr.build.plan import MemoryEstimate, step_memory
 from ssl_asr.build.training import TrainingRun
+from ssl_asr.config.run_folder import AUTO
 from ssl_asr.config.schemas import TrainConfig
 from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Selection
@@ -19,13 +20,13 @@ from ssl_asr.metrics.provenance import Clock
 from ssl_asr.training.checkpointing import best_checkpoint
 from ssl_asr.training.sides import GroupRow
 from ssl_asr.training.step_memory import gradients_bytes, weights_bytes
-from ssl_asr.training.trainer import FSDP2
+from ssl_asr.training.trainer import BF16_WEIGHTS, FSDP2
 
 _GB, _MILLION, _HOUR_S = 1e9, 1e6, 3600
 
 
-def print_start(run: TrainingRun, folder: Path, console: Console) -> None:
-    """Print what a run trains, on what, and where it writes."""
+def print_start(run: TrainingRun, folder: Path, checkpoint: Path | None, console: Console) -> None:
+    """Print what a run trains, on what, where it writes, and the checkpoint that it continues from."""
     config, options = run.config, run.config.trainer
     rows = run.module.group_table()
     table = _table("Run")
@@ -39,6 +40,10 @@ def print_start(run: TrainingRun, folder: Path, console: Console) -> None:
     _row(table, "memory", _memory(run))
     writes = "nothing (fast_dev_run)" if options.fast_dev_run is not False else str(folder)
     _row(table, "writes to", writes)
+    if checkpoint is not None:
+        _row(table, "continues from", str(checkpoint))
+    elif config.resume == AUTO:
+        _row(table, "continues from", "nothing: no checkpoint is saved yet")
     console.print(table)
 
 
@@ -87,11 +92,18 @@ def _split(selection: Selection) -> str:
 def _memory(run: TrainingRun) -> str:
     """The estimate of `ssl_asr.build.plan`. Sizes of weights and gradients if it does not hold for the run."""
     device, options = run.trainer.strategy.root_device, run.config.trainer
-    is_plain = options.compile is None and options.strategy != FSDP2 and not run.module.caches_states
+    is_plain = (
+        options.compile is None
+        and options.strategy != FSDP2
+        and options.precision != BF16_WEIGHTS
+        and not run.module.caches_states
+    )
     if not is_plain or device.type not in ("cpu", "cuda"):
         sizes = {"weights": weights_bytes(run.module), "gradients": gradients_bytes(run.module)}
         known = ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in sizes.items())
-        return f"{known}; more in training: ssl-asr doctor measures it"
+        # `ssl-asr doctor` refuses weights in bfloat16.
+        how = "" if options.precision == BF16_WEIGHTS else ": ssl-asr doctor measures it"
+        return f"{known}; more in training{how}"
     one = MemoryEstimate.of(run, step_memory(run), run.trainer.world_size)
     sizes = {"weights": one.parameters, "gradients": one.gradients, "optimizers": one.optimizer}
     sizes |= {"largest batch": one.activations}

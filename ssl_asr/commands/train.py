@@ -33,8 +33,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     console = make_console() if config.verbose and first else None
     run, checkpoint = start_run(config, run_dir, console)
     if console is not None:
-        _print_overview(run, run_dir, console)
-    failed = True
+        _print_overview(run, run_dir, checkpoint, console)
+    failed, evaluations = True, {}
     try:
         with current().deferred():
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
@@ -54,8 +54,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
                 about=tested.about(config.backbone.source),
             )
             log_results(run.trainer, evaluations, run_dir)
-            if console is not None:
-                print_end(run, run_dir, evaluations, clock, console)
+        if console is not None and config.trainer.fast_dev_run is False:
+            print_end(run, run_dir, evaluations, clock, console)
         raise_all(tested.refused)
         failed = False
     finally:
@@ -66,7 +66,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:  # noqa: ARG001
     return best_score(run.trainer)
 
 
-def _print_overview(run: "TrainingRun", folder: Path, console: "Console") -> None:
+def _print_overview(run: "TrainingRun", folder: Path, checkpoint: Path | None, console: "Console") -> None:
     """What trains at which learning rate, how full the batches are, and the run as a whole."""
     from ssl_asr.build.summary import print_start
     from ssl_asr.data.batching import print_batching
@@ -74,4 +74,4 @@ def _print_overview(run: "TrainingRun", folder: Path, console: "Console") -> Non
 
     print_groups(run.module.group_table(), type(run.config.freeze_policy).__name__, console)
     print_batching(run.data.batching(run.trainer.world_size), console)
-    print_start(run, folder, console)
+    print_start(run, folder, checkpoint, console)

@@ -52,11 +52,11 @@ def how_to_go_on(name: str, folder: str | None, output: str | None) -> str:
 
     Example:
         >>> how_to_go_on("train", "runs/a", None)
-        'to continue from the last checkpoint, add resume=auto run_dir=runs/a to the command'
+        'to continue from the last checkpoint, if one is saved yet, add resume=auto run_dir=runs/a to the command'
     """
     if name == "train" and folder is not None:
         added = shlex.join(["resume=auto", f"run_dir={folder}"])
-        return f"to continue from the last checkpoint, add {added} to the command"
+        return f"to continue from the last checkpoint, if one is saved yet, add {added} to the command"
     if name == "serve":
         return "the server has stopped"
     if name == "extract" or (name == "transcribe" and output is not None):

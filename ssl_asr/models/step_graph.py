@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_asr.console import verified
+from ssl_asr.models.cache_block import CacheBlock, StepShape
 from ssl_asr.models.decoding_state import DecodingState, FixedStep
-from ssl_asr.models.step_memory import StepMemory, StepShape
 
 # A graph is recorded if at least this number of tokens fits into the width. Recording costs as much as two steps.
 _LEAST_TOKENS = 8
@@ -65,7 +65,7 @@ class StepGraphs:
         self._net = net
         self._works: bool | None = None
         self._weights: object = None
-        self._memory = StepMemory()
+        self._memory = CacheBlock()
         self._kept: OrderedDict[tuple[StepShape, bool], _Kept] = OrderedDict()
         self._current: _Kept | None = None
         # All graphs share the memory of their logits and that of their intermediate results, because only one runs at a
@@ -113,7 +113,7 @@ class StepGraphs:
     def release(self) -> None:
         """Frees the memory of all graphs. The next search records new ones."""
         self._drop()
-        self._memory = StepMemory()
+        self._memory = CacheBlock()
 
     def _place(self, state: DecodingState, *, same_search: bool) -> FixedStep:
         """Moves a batch to the memory of its shape."""

@@ -27,7 +27,7 @@ def run(toy_checkpoints, toy_corpus, tmp_path_factory):
 
 def test_start_names_data_model_updates_memory_and_folder(run, tmp_path):
     console = narrow()
-    summary.print_start(run, tmp_path / "[my] run", console)
+    summary.print_start(run, tmp_path / "[my] run", tmp_path / "last.ckpt", console)
     text = " ".join(console.export_text().replace("│", " ").split())
     rows = run.module.group_table()
     total, trains = sum(row.total for row in rows), sum(row.trainable for row in rows)
@@ -41,9 +41,30 @@ def test_start_names_data_model_updates_memory_and_folder(run, tmp_path):
         "batches of up to 3 s, 2 in an update",
         "cpu, 32-true",
         "at its peak (weights 0.00, gradients",
+        "continues from",
     ):
         assert part in text
     assert "[my] run" in text.replace(" ", "").replace("[my]run", "[my] run")
+
+
+def test_weights_in_bfloat16_and_a_first_start_with_resume_are_shown(toy_checkpoints, toy_corpus, tmp_path):
+    """The estimate of memory takes float32 weights. It ended every run with weights in bfloat16."""
+    overrides = toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus)
+    own = build(tmp_path, *overrides, "trainer.precision=bf16-true", "resume=auto")
+    console = narrow()
+    summary.print_start(own, tmp_path, None, console)
+    text = " ".join(console.export_text().replace("│", " ").split())
+    assert "cpu, bf16-true" in text
+    assert "GB; more in training " in text
+    assert "nothing: no checkpoint is saved yet" in text
+
+
+def test_a_run_that_scores_nothing_says_that_it_is_finished(run, tmp_path):
+    console = narrow()
+    summary.print_end(run, tmp_path, {}, Clock(), console)
+    text = console.export_text()
+    assert "Finished in" in text
+    assert "last.ckpt" in text.replace("\n", "")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ssl_asr.console import Notice
 from ssl_asr.decoding.beam import beam_search
 from ssl_asr.decoding.greedy import greedy_decode
 from ssl_asr.decoding.step_model import Constraints
-from ssl_asr.models import decoding_state, step_graph, step_memory
+from ssl_asr.models import cache_block, decoding_state, step_graph
 from ssl_asr.models.attention import TransformerAttentionHead
 from ssl_asr.models.step_graph import StepGraphs
 from tests.waits import no_waits
@@ -446,11 +446,11 @@ def test_the_graph_used_least_recently_is_dropped(decoder, monkeypatch):
 
 def test_rounded_rows_leave_little_padding():
     for rows in range(1, 300):
-        rounded = step_memory._round_rows(rows)
+        rounded = cache_block._round_rows(rows)
         assert rows <= rounded < 2 * rows
         assert rows < 25 or rounded - rows <= rounded / 4
-        assert step_memory._round_rows(rounded) == rounded
-    assert len({step_memory._round_rows(rows) for rows in range(1, 300)}) < 25
+        assert cache_block._round_rows(rounded) == rounded
+    assert len({cache_block._round_rows(rows) for rows in range(1, 300)}) < 25
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -62,7 +62,7 @@ class StepShape:
         )
 
 
-class StepMemory:
+class CacheBlock:
     """A block of memory for the cache of one batch at a time."""
 
     def __init__(self) -> None:
