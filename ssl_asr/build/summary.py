@@ -17,6 +17,7 @@ from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Selection
 from ssl_asr.metrics.evaluation import Evaluation
 from ssl_asr.metrics.provenance import Clock
+from ssl_asr.training.callbacks import Throughput
 from ssl_asr.training.checkpointing import best_checkpoint
 from ssl_asr.training.sides import GroupRow
 from ssl_asr.training.step_memory import gradients_bytes, weights_bytes
@@ -120,6 +121,7 @@ def print_end(
         score = evaluation.scores[0]
         interval = f"{100 * score.wer_low:.2f} - {100 * score.wer_high:.2f}"
         _row(table, f"{split} WER", f"{100 * score.wer:.2f} % ({interval}), {score.normalizer}")
+    _row(table, "speed, last epoch", _speed(run))
     best = best_checkpoint(run.trainer)
     name = "best" if best is not None and best.best_model_path else "last"
     _row(table, f"{name} checkpoint", str(folder / "checkpoints" / f"{name}.ckpt"))
@@ -128,6 +130,21 @@ def print_end(
     for command in next_commands(run, folder):
         # Lines that wrap by themselves could not be copied.
         console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _speed(run: TrainingRun) -> str:
+    """What the last epoch logged of speed and memory."""
+    found: dict[str, float] = {}
+    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Throughput):
+            found |= callback.figures
+    formats = {
+        "train/audio_s_per_s": "{:.1f} s of audio a second",
+        "train/mfu": "MFU {:.1%}",
+        "train/loader_wait": "{:.1%} of the time waiting for the loader",
+        "train/peak_gb": "{:.2f} GB at the peak",
+    }
+    return ", ".join(form.format(found[name]) for name, form in formats.items() if name in found) or "not measured"
 
 
 def next_commands(run: TrainingRun, folder: Path) -> list[str]:

@@ -80,9 +80,13 @@ class Throughput(Callback):
 
     Args:
         precision: Lightning's precision. None counts no operations.
+
+    Attributes:
+        figures: What was logged at the end of the last epoch, by name.
     """
 
     def __init__(self, precision: str | None = None) -> None:
+        self.figures: dict[str, float] = {}
         self._precision = precision
         self._peak: float | None = None
         self._flops: TrainingFlops | None = None
@@ -130,14 +134,17 @@ class Throughput(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's figures."""
         busy_s = max(1e-9, self._busy_s + time.monotonic() - self._began)
-        pl_module.log("train/epoch_s", busy_s)
-        pl_module.log("train/audio_s_per_s", self._audio_s / busy_s)
-        pl_module.log("train/loader_wait", (_waited_s(trainer) - self._waited_s) / busy_s)
-        peak = peak_gb(pl_module.device)
-        if peak is not None:
-            pl_module.log("train/peak_gb", peak)
+        found = {
+            "train/epoch_s": busy_s,
+            "train/audio_s_per_s": self._audio_s / busy_s,
+            "train/loader_wait": (_waited_s(trainer) - self._waited_s) / busy_s,
+            "train/peak_gb": peak_gb(pl_module.device),
+        }
         if self._flops is not None and self._peak is not None:
-            pl_module.log("train/mfu", self._flops.of(*self._lengths) / (busy_s * self._peak))
+            found["train/mfu"] = self._flops.of(*self._lengths) / (busy_s * self._peak)
+        self.figures = {name: value for name, value in found.items() if value is not None}
+        for name, value in self.figures.items():
+            pl_module.log(name, value)
 
     def _prepare_flops(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Count the operations of what trains now. Not on the CPU, and not of sharded weights or cached states."""

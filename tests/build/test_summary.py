@@ -11,6 +11,7 @@ from ssl_asr.data.text import get_normalizers
 from ssl_asr.metrics.evaluation import evaluate_split
 from ssl_asr.metrics.provenance import Clock
 from ssl_asr.metrics.report import Prediction, print_scores
+from ssl_asr.training.csv_log import read_curves
 from tests.training.toy_runs import build, resolved, toy_overrides
 
 
@@ -59,12 +60,22 @@ def test_weights_in_bfloat16_and_a_first_start_with_resume_are_shown(toy_checkpo
     assert "nothing: no checkpoint is saved yet" in text
 
 
-def test_a_run_that_scores_nothing_says_that_it_is_finished(run, tmp_path):
-    console = narrow()
-    summary.print_end(run, tmp_path, {}, Clock(), console)
+def test_a_run_that_scores_nothing_says_that_it_is_finished_and_its_speed(toy_checkpoints, toy_corpus, tmp_path):
+    overrides = toy_overrides(toy_checkpoints["wav2vec2_layer"], toy_corpus)
+    own, console = build(tmp_path, *overrides, "data.dev=null", "logger=csv"), Console(record=True, width=200)
+    summary.print_end(own, tmp_path, {}, Clock(), console)
+    assert "not measured" in console.export_text()
+    own.trainer.fit(own.module, datamodule=own.data)
+    summary.print_end(own, tmp_path, {}, Clock(), console)
     text = console.export_text()
     assert "Finished in" in text
-    assert "last.ckpt" in text.replace("\n", "")
+    assert "last.ckpt" in text
+    curves = read_curves(tmp_path)
+    last = {name: values[-1][1] for name, values in curves.items()}
+    shown = (
+        f"{last['train/audio_s_per_s']:.1f} s of audio a second, {last['train/loader_wait']:.1%} of the time waiting"
+    )
+    assert f"{shown} for the loader, {last['train/peak_gb']:.2f} GB at the peak" in text
 
 
 @pytest.mark.parametrize(
