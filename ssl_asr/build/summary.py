@@ -17,7 +17,7 @@ from ssl_asr.console import TitledTable
 from ssl_asr.data.filters import Selection
 from ssl_asr.metrics.evaluation import Evaluation
 from ssl_asr.metrics.provenance import Clock
-from ssl_asr.training.callbacks import Throughput
+from ssl_asr.training.callbacks import speed_figures
 from ssl_asr.training.checkpointing import best_checkpoint
 from ssl_asr.training.sides import GroupRow
 from ssl_asr.training.step_memory import gradients_bytes, weights_bytes
@@ -134,10 +134,7 @@ def print_end(
 
 def _speed(run: TrainingRun) -> str:
     """What the last epoch logged of speed and memory."""
-    found: dict[str, float] = {}
-    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Throughput):
-            found |= callback.figures
+    found = speed_figures(run.trainer)
     formats = {
         "train/audio_s_per_s": "{:.1f} s of audio a second",
         "train/mfu": "MFU {:.1%}",

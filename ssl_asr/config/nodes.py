@@ -14,7 +14,9 @@ from yaml import YAMLError
 
 from ssl_asr.config.folders import config_folder
 from ssl_asr.config.literals import escaped
+from ssl_asr.config.run_folder import is_first
 from ssl_asr.config.schemas import SCHEMAS, annotation_of
+from ssl_asr.console import notify
 from ssl_asr.errors import ConfigError, did_you_mean
 from ssl_asr.textfiles import is_file_name, shown, written_whole
 
@@ -134,6 +136,11 @@ def fold_freeze(config: dict[str, Any]) -> dict[str, Any]:
     """
     freeze, policy = config["freeze"], config["freeze_policy"]
     if freeze is False:
+        if isinstance(policy, dict) and policy not in (_AUTO, _FOLDED["none"]) and is_first():
+            name = str(policy.get("_target_", policy)).rpartition(".")[2]
+            notify(
+                f"freeze=false trains every weight, so freeze_policy={name} has no effect. Leave out freeze to use it."
+            )
         return _FOLDED["none"]
     if policy != _AUTO:
         folded: dict[str, Any] = policy

@@ -161,6 +161,12 @@ class Throughput(Callback):
                 self._flops = TrainingFlops(module, trainer.datamodule.train_kept[0])  # type: ignore[attr-defined]
 
 
+def speed_figures(trainer: L.Trainer) -> dict[str, float]:
+    """What `Throughput` logged at the end of the last epoch, by name. Empty before."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((one.figures for one in callbacks if isinstance(one, Throughput)), {})
+
+
 def _waited_s(trainer: L.Trainer) -> Seconds:
     """Seconds for which the trainer has waited for the loader of this epoch."""
     loader = trainer.train_dataloader

@@ -11,6 +11,7 @@ from ssl_asr.config.nodes import register_schemas, write_decoder
 from ssl_asr.config.options import build_option, load_class, plain, plain_option
 from ssl_asr.config.resolve import resolve_command
 from ssl_asr.config.schemas import SCHEMAS, TrainConfig
+from ssl_asr.console import Notice
 from ssl_asr.errors import ConfigError, UserError, UserErrors
 from tests.config.options import CONF, GROUPS, OPTIONS, compose_train, overrides_of, resolved
 
@@ -80,6 +81,14 @@ def test_groups_that_can_be_empty_have_none(group):
 )
 def test_freeze_folds_into_one_policy(overrides, expected):
     assert policy(*overrides) == expected
+
+
+def test_a_policy_that_freeze_false_overrides_is_named(recwarn):
+    for overrides in (["freeze=false"], ["freeze=false", "freeze_policy=none"], ["freeze=true", "freeze_policy=lora"]):
+        policy(*overrides)
+    assert [one for one in recwarn if one.category is Notice] == []
+    with pytest.warns(Notice, match="freeze=false trains every weight, so freeze_policy=LoRA has no effect"):
+        policy("freeze=false", "freeze_policy=lora")
 
 
 def test_freeze_false_and_policy_none_are_the_same_node():
