@@ -83,7 +83,7 @@ def test_train_prints_how_full_its_batches_are(monkeypatch):
     )
     console = wide_console()
     monkeypatch.setattr(summary, "print_start", lambda *_: None)
-    _print_overview(run, Path("run"), console)
+    _print_overview(run, Path("run"), None, console)
     text = " ".join(console.export_text(clear=False).split())
     assert "1,000 of 4,000 parameters train (25.0 %)" in text
     # 20 s of 32 s are computed. 3 s of them are padding. One rank waits while the other one computes 4 s.
