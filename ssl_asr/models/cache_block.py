@@ -74,7 +74,7 @@ class CacheBlock:
         device = state.self_k[0].device
         if device.type != "cuda":
             return True
-        needed = sum(_sizes(state, StepShape.of(state))) * len(state.self_k) * 2 * state.self_k[0].element_size()
+        needed = _elements(state, StepShape.of(state)) * state.self_k[0].element_size()
         return _HEADROOM * needed <= _SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def has_place(self, state: DecodingState, shape: StepShape) -> bool:
@@ -84,7 +84,7 @@ class CacheBlock:
             block is not None
             and block.device == cache.device
             and block.dtype == cache.dtype
-            and len(block) >= sum(_sizes(state, shape)) * 2 * len(state.self_k)
+            and len(block) >= _elements(state, shape)
         )
 
     def is_owner(self, state: DecodingState) -> bool:
@@ -97,7 +97,7 @@ class CacheBlock:
         if not self.has_place(state, shape):
             self._free(state)
             self._block = None
-            size = round(_HEADROOM * sum(_sizes(state, shape)) * 2 * layers)
+            size = round(_HEADROOM * _elements(state, shape))
             # A tensor of inference mode could not be written to outside of it.
             with torch.inference_mode(False):
                 self._block = state.self_k[0].new_zeros(size)
@@ -105,7 +105,7 @@ class CacheBlock:
         own, cross = _shapes(state, shape)
         parts = [cross] * 2 * layers + [own] * 2 * layers
         with torch.inference_mode(False):
-            flat = torch.split(self._block[: sum(map(prod, parts))], [prod(part) for part in parts])
+            flat = torch.split(self._block[: _elements(state, shape)], [prod(part) for part in parts])
             tensors = [one.view(part) for one, part in zip(flat, parts, strict=True)]
             mask = self._block.new_ones((shape.rows, 1, 1, shape.frames), dtype=torch.bool) if shape.masked else None
             place = DecodingState(
@@ -195,9 +195,9 @@ def _shapes(state: DecodingState, shape: StepShape) -> tuple[tuple[int, ...], tu
     return (shape.rows * shape.beams, heads, shape.columns, dim), (shape.rows, heads, shape.frames, dim)
 
 
-def _sizes(state: DecodingState, shape: StepShape) -> tuple[int, int]:
-    own, cross = _shapes(state, shape)
-    return prod(own), prod(cross)
+def _elements(state: DecodingState, shape: StepShape) -> int:
+    """The number of elements of the cache, keys and values of all layers."""
+    return 2 * len(state.self_k) * sum(map(prod, _shapes(state, shape)))
 
 
 def _round_up(value: int, step: int) -> int:
